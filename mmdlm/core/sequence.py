@@ -1,0 +1,223 @@
+"""From segments to a batch: interleaved text, image codes and feature slots, in any number and order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
+
+NO_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens of one modality; `target` marks the ones a model is to produce.
+
+    ids       [n] int64
+    target    [n] bool; part of a segment may be target (a hole in the middle)
+    features  [n, D], FEATURE segments only
+    """
+
+    modality: Modality
+    ids: Tensor
+    target: Tensor
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.target.shape:
+            raise ValueError(
+                f"segment: {tuple(self.ids.shape)} ids but {tuple(self.target.shape)} target marks"
+            )
+        if (self.features is not None) != (self.modality == Modality.FEATURE):
+            raise ValueError(f"segment: features belong to FEATURE, not to {self.modality.name}")
+        if self.features is not None and len(self.features) != len(self.ids):
+            raise ValueError(f"segment: {len(self.ids)} slots but {len(self.features)} features")
+        if self.modality not in GENERATED and bool(self.target.any()):
+            raise ValueError(f"segment: {self.modality.name} tokens cannot be targets")
+
+
+def text_segment(ids: Iterable[int] | Tensor, *, target: bool | Tensor = False) -> Segment:
+    """Text tokens [n]; `target` for all of them or token by token."""
+    return _segment(Modality.TEXT, ids, target)
+
+
+def image_segments(
+    codes: Tensor, vocabulary: Vocabulary, *, target: bool | Tensor = False
+) -> tuple[Segment, Segment, Segment]:
+    """Codes [K] of one image -> begin marker, its ids, end marker."""
+    image = _segment(Modality.IMAGE, vocabulary.image_ids(codes.flatten()), target)
+    return control_segment(vocabulary.begin_image_id), image, control_segment(vocabulary.end_image_id)
+
+
+def control_segment(*ids: int) -> Segment:
+    """Structure: always context, never generated, kept when the context is dropped."""
+    return _segment(Modality.CONTROL, ids, False)
+
+
+def feature_segment(features: Tensor, vocabulary: Vocabulary) -> Segment:
+    """Slots [n] that carry the features [n, D] of a vision adapter."""
+    n = len(features)
+    ids = torch.full((n,), vocabulary.pad_id)
+    return Segment(Modality.FEATURE, ids, torch.zeros(n, dtype=torch.bool), features)
+
+
+def _segment(
+    modality: Modality, ids: Iterable[int] | Tensor, target: bool | Tensor
+) -> Segment:
+    ids = torch.as_tensor(ids if isinstance(ids, Tensor) else list(ids), dtype=torch.int64)
+    if isinstance(target, bool):
+        target = torch.full(ids.shape, target)
+    return Segment(modality, ids, target.to(torch.bool))
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One document: segments in reading order."""
+
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        return sum(len(segment.ids) for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one or several documents, clean (x_0); everything a task says is in `target`.
+
+    ids       [B, L] int64
+    modality  [B, L] int64, values of `Modality`; CONTROL at padding
+    target    [B, L] bool
+    document  [B, L] int64, number of the document within its row; -1 at padding
+    segment   [B, L] int64, number of the segment within its row; -1 at padding
+    position  [B, L] int64, counts from 0 in each document
+    features  [F, D] in the order of the FEATURE slots (row by row), or None
+    """
+
+    ids: Tensor
+    modality: Tensor
+    target: Tensor
+    document: Tensor
+    segment: Tensor
+    position: Tensor
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        slots = int((self.modality == Modality.FEATURE).sum())
+        given = 0 if self.features is None else len(self.features)
+        if slots != given:
+            raise ValueError(
+                f"batch: {slots} FEATURE slots but {given} feature rows; every image placeholder "
+                "needs its features, and the reverse"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def is_padding(self) -> Tensor:
+        """[B, L] bool."""
+        return self.document == NO_DOCUMENT
+
+    def of(self, modality: Modality) -> Tensor:
+        """[B, L] bool: positions of one modality."""
+        return self.modality == modality
+
+    def only(self, modality: Modality) -> Batch:
+        """The same batch in which only tokens of `modality` are targets."""
+        return replace(self, target=self.target & self.of(modality))
+
+    def without_context(self, vocabulary: Vocabulary) -> Batch:
+        """The unconditional twin for classifier-free guidance: context text and codes are masked.
+
+        Structure (CONTROL) stays, and so do feature slots, whose features become zero.
+        Source: arXiv:2410.18514, section 3.3 (the prompt is replaced by mask tokens).
+        """
+        generated = self.of(Modality.TEXT) | self.of(Modality.IMAGE)
+        ids = self.ids.masked_fill(generated & ~self.target, vocabulary.mask_id)
+        features = None if self.features is None else torch.zeros_like(self.features)
+        return replace(self, ids=ids, features=features)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (the hook that torch's DataLoader calls)."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else function(v) for k, v in values.items()})
+
+
+def collate(
+    sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int | None = None
+) -> Batch:
+    """One sequence a row, padded on the right to `length` (default: the longest)."""
+    rows = [[sequence] for sequence in sequences]
+    if not rows:
+        raise ValueError("collate: no sequences")
+    longest = max(len(sequence) for (sequence,) in rows)
+    return _lay_out(rows, vocabulary, length=length or longest)
+
+
+def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) -> Batch:
+    """Several sequences a row, as few rows as first-fit decreasing finds.
+
+    Documents of a row do not see each other, and positions restart, so that a packed sequence gets
+    the logits that it has alone. Raises ValueError where a sequence is longer than `length`.
+    """
+    rows: list[list[Sequence]] = []
+    room: list[int] = []
+    for sequence in sorted(sequences, key=len, reverse=True):
+        row = next((i for i, free in enumerate(room) if free >= len(sequence)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[row].append(sequence)
+        room[row] -= len(sequence)
+    return _lay_out(rows, vocabulary, length=length)
+
+
+def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int) -> Batch:
+    shape = (len(rows), length)
+    ids = torch.full(shape, vocabulary.pad_id)
+    modality = torch.full(shape, int(Modality.CONTROL))
+    target = torch.zeros(shape, dtype=torch.bool)
+    document = torch.full(shape, NO_DOCUMENT)
+    segment_of = torch.full(shape, NO_DOCUMENT)
+    position = torch.zeros(shape, dtype=torch.int64)
+    features: list[Tensor] = []
+    for b, row in enumerate(rows):
+        start, segment_count = 0, 0
+        for d, sequence in enumerate(row):
+            if start + len(sequence) > length:
+                raise ValueError(
+                    f"a sequence of {len(sequence)} tokens does not fit in a row of {length}; "
+                    "shorten it or raise the row length"
+                )
+            document[b, start : start + len(sequence)] = d
+            position[b, start : start + len(sequence)] = torch.arange(len(sequence))
+            for segment in sequence.segments:
+                here = (b, slice(start, start + len(segment.ids)))
+                ids[here] = segment.ids
+                modality[here] = int(segment.modality)
+                target[here] = segment.target
+                segment_of[here] = segment_count
+                if segment.features is not None:
+                    features.append(segment.features)
+                start += len(segment.ids)
+                segment_count += 1
+    return Batch(
+        ids=ids,
+        modality=modality,
+        target=target,
+        document=document,
+        segment=segment_of,
+        position=position,
+        features=torch.cat(features) if features else None,
+    )

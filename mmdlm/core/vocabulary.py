@@ -1,0 +1,97 @@
+"""One id space for everything that a denoiser reads and writes: text, special ids and image codes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor
+
+
+class Modality(IntEnum):
+    """What a position holds. CONTROL is structure (padding, image borders) and is never a target."""
+
+    CONTROL = 0
+    TEXT = 1
+    IMAGE = 2
+    FEATURE = 3  # a slot that a vision adapter fills; it has no id of its own
+
+
+GENERATED = (Modality.TEXT, Modality.IMAGE)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The id ranges of a checkpoint; no integer literal stands in for an id anywhere else.
+
+    `text` and `image` are half-open ranges `(start, stop)`; `eos_id` lies inside `text`, so that a
+    model can end a text. A text-only vocabulary has an empty `image` range.
+    """
+
+    size: int
+    text: tuple[int, int]
+    image: tuple[int, int]
+    mask_id: int
+    pad_id: int
+    eos_id: int
+    begin_image_id: int
+    end_image_id: int
+
+    def __post_init__(self) -> None:
+        for name in ("text", "image"):
+            start, stop = getattr(self, name)
+            if not 0 <= start <= stop <= self.size:
+                raise ValueError(
+                    f"vocabulary: the {name} range ({start}, {stop}) does not fit in {self.size} ids"
+                )
+            object.__setattr__(self, name, (int(start), int(stop)))  # JSON gives lists
+        if max(self.text[0], self.image[0]) < min(self.text[1], self.image[1]):
+            raise ValueError(f"vocabulary: text {self.text} and image {self.image} ranges overlap")
+        for name in ("mask_id", "pad_id", "begin_image_id", "end_image_id"):
+            value = getattr(self, name)
+            if not 0 <= value < self.size:
+                raise ValueError(f"vocabulary: {name} {value} is not one of {self.size} ids")
+        if not self.text[0] <= self.eos_id < self.text[1]:
+            raise ValueError(f"vocabulary: eos_id {self.eos_id} lies outside the text range {self.text}")
+
+    @classmethod
+    def build(cls, *, text_size: int, eos_id: int, image_codes: int = 0) -> Vocabulary:
+        """Lay out `text | mask, pad, begin image, end image | image codes`."""
+        mask_id, pad_id, begin_image_id, end_image_id = range(text_size, text_size + 4)
+        first_code = text_size + 4
+        return cls(
+            size=first_code + image_codes,
+            text=(0, text_size),
+            image=(first_code, first_code + image_codes),
+            mask_id=mask_id,
+            pad_id=pad_id,
+            eos_id=eos_id,
+            begin_image_id=begin_image_id,
+            end_image_id=end_image_id,
+        )
+
+    @property
+    def image_codes(self) -> int:
+        """Number of image codes; zero for a text-only vocabulary."""
+        return self.image[1] - self.image[0]
+
+    def range(self, modality: Modality) -> tuple[int, int]:
+        """Half-open id range in which tokens of a generated modality live."""
+        if modality == Modality.TEXT:
+            return self.text
+        if modality == Modality.IMAGE:
+            return self.image
+        raise ValueError(f"{Modality(modality).name} positions hold no generated ids")
+
+    def image_ids(self, codes: Tensor) -> Tensor:
+        """Codes of an image tokenizer, any shape -> ids."""
+        return codes + self.image[0]
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """Ids -> codes of the image tokenizer; the inverse of `image_ids`."""
+        return ids - self.image[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form a checkpoint's config stores; `Vocabulary(**d)` reads it back."""
+        return asdict(self)
