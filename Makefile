@@ -1,0 +1,61 @@
+# Each command works on a machine that has only CPython >= 3.11 with venv: the first one creates
+# .venv and installs, the next ones start at once. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check format train-emoji clean
+
+help:
+	@echo "make demo         draw, caption and inpaint with the bundled model: demo/index.html"
+	@echo "make test         run the tests"
+	@echo "make check        ruff and mypy"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make train-emoji  train the bundled model from nothing into runs/emoji"
+	@echo "make clean        remove what the commands wrote, except runs/"
+
+install: $(INSTALLED)
+
+# The stamp is written last: an interrupted installation starts again.
+$(INSTALLED): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "mmdlm: no '$(PYTHON)' found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mmdlm: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "mmdlm: '$(PYTHON)' has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[vision,train,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m eval.demo --output demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mmdlm
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Every step skips or continues what is already there, so an interrupted run starts again with the
+# same command.
+EMOJI := runs/emoji
+train-emoji: $(INSTALLED)
+	$(BIN)/python -m data_pipelines.write_shards --config configs/pretrain/emoji_shards.yaml
+	$(BIN)/python -m data_pipelines.train_text_tokenizer --config configs/pretrain/emoji_text_tokenizer.yaml
+	$(BIN)/accelerate launch -m train.image_tokenizer --config configs/pretrain/emoji_image_tokenizer.yaml
+	$(BIN)/accelerate launch -m data_pipelines.tokenize_images --config configs/pretrain/emoji_codes.yaml
+	$(BIN)/accelerate launch -m train.pretrain --config configs/pretrain/emoji.yaml
+	$(BIN)/python -m train.export --run $(EMOJI)/pretrain --output $(EMOJI)/checkpoint
+	$(BIN)/python -m eval.emoji --model $(EMOJI)/checkpoint --output $(EMOJI)/eval.json
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
