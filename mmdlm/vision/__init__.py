@@ -1,0 +1,1 @@
+"""Pictures: their pixels, and the tokenizers that turn them into codes and back."""

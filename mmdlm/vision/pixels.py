@@ -1,0 +1,109 @@
+"""Between picture files and tensors of pixels in [-1, 1].
+
+How a picture meets the square that a tokenizer was trained on is the `fit` of `to_pixels`:
+"crop" scales the short side to the size and cuts the long side evenly (MMaDA, Show-o and most
+tokenizers were trained so), "pad" scales the long side and fills the rest with white (nothing is
+lost; for pictures on white, such as emoji), "stretch" ignores the aspect ratio. A picture that
+already has the size passes through unchanged, to the last bit.
+"""
+
+from __future__ import annotations
+
+import struct
+from os import PathLike
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Fit = Literal["crop", "pad", "stretch"]
+WHITE = (255, 255, 255)
+
+
+def open_image(path: str | PathLike[str]) -> Image.Image:
+    """Read a picture file as upright RGB on white (first frame of an animation).
+
+    Raises ValueError that names the path when the file is missing or is not a readable picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(image)
+    except FileNotFoundError as error:
+        raise ValueError(f"no image file at {str(path)!r}; check the path") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{str(path)!r} is a folder; give one image file in it") from error
+    except PermissionError as error:
+        raise ValueError(f"no permission to read {str(path)!r}; check its mode") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"the image {str(path)!r} is too large ({error}); scale it down"
+        ) from error
+    # what Pillow's decoders raise on files that are cut off or are no pictures at all
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
+        raise ValueError(
+            f"cannot read {str(path)!r} as an image; it is damaged, cut off or of an unknown "
+            "format (PNG, JPEG and WebP work)"
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture -> RGB: turned as its EXIF orientation says, transparency on white.
+
+    16-bit grey values are scaled to 8 bits (Pillow alone would clip them).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
+        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to LA alone
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (*WHITE, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def to_pixels(
+    image: Image.Image, size: int | tuple[int, int] | None = None, *, fit: Fit = "crop"
+) -> Tensor:
+    """A picture of any mode -> [3, H, W] float32 pixels in [-1, 1].
+
+    `size` is the edge of a square or (height, width); None keeps the picture's own. Resampling is
+    bicubic with antialiasing. Raises ValueError for a size below 1 or an unknown `fit`.
+    """
+    image = to_rgb(image)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        image = _resize(image, (width, height), fit)
+    array = np.array(image, dtype=np.float32) / 127.5 - 1  # [H, W, 3]
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """[3, H, W] pixels -> RGB picture; values outside [-1, 1] are clamped.
+
+    The inverse of `to_pixels` to the last bit. Raises ValueError for another shape.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"pixels of one picture have shape [3, H, W], not {list(pixels.shape)}")
+    levels = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def _resize(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """RGB picture -> RGB picture of `size` (width, height)."""
+    if min(size) < 1:
+        raise ValueError(f"an image size must be positive, not {size[1]}x{size[0]}")
+    resampling = Image.Resampling.BICUBIC
+    match fit:
+        case "crop":
+            return ImageOps.fit(image, size, method=resampling)
+        case "pad":
+            return ImageOps.pad(image, size, method=resampling, color=WHITE)
+        case "stretch":
+            return image.resize(size, resampling)
+    raise ValueError(f"fit must be 'crop', 'pad' or 'stretch', not {fit!r}")
