@@ -1,0 +1,470 @@
+"""The command line: draw, caption, inpaint and infill.
+
+    mmdlm draw "red heart" -o heart.png --animate heart.gif
+    mmdlm caption heart.png
+    mmdlm inpaint heart.png --box 0,0,64,32 --prompt "blue heart" -o half.png
+    mmdlm infill "woman [MASK] [MASK] skin tone"
+
+What the user got wrong ends in one sentence on stderr and exit status 2, and it is looked for
+before the slow work starts. Output files appear whole or not at all. torch and Pillow are imported
+where they are used, so that `mmdlm --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mmdlm
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+USER_ERROR = 2
+INTERRUPTED = 130
+CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
+FRAME_MS = 120
+LAST_FRAME_MS = 2000
+PICTURE_FORMATS = {  # a file's ending -> Pillow's name
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for a user's error, 130 when interrupted."""
+    try:
+        options, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            raise ValueError(
+                f"unknown option {unknown[0]!r} (see 'mmdlm {options.command} --help')"
+            )
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left (mmdlm caption ... | head): not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"mmdlm: {_sentence(error)}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("mmdlm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Words -> one or more pictures, and on request the denoising as an animation."""
+    outputs = _numbered(options.output, options.num_images)
+    for path in outputs:
+        _check_place(path, "--output", PICTURE_FORMATS)
+    if options.animate is not None:
+        _check_place(options.animate, "--animate", ANIMATED_FORMATS)
+        if options.animate.resolve() in [path.resolve() for path in outputs]:
+            raise ValueError(
+                f"--animate and --output both name {str(options.animate)!r}; "
+                "give two different files"
+            )
+
+    model = mmdlm.load(options.model)
+    draw_pictures = partial(
+        model.text_to_image if options.animate is None else model.draw_trajectory,
+        options.prompt,
+        num_images_per_prompt=options.num_images,
+        generator=_generator(options.seed),
+        **_given(
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            negative_prompt=options.negative_prompt,
+        ),
+    )
+    files: list[tuple[Path, bytes]] = []
+    if options.animate is None:
+        pictures = draw_pictures()
+    else:
+        frames = list(_progress(draw_pictures(), "drawing", total=options.steps))
+        pictures = frames[-1]
+        files.append((options.animate, _animation(frames, options.animate)))
+    files += [
+        (path, _encode(picture, path)) for path, picture in zip(outputs, pictures, strict=True)
+    ]
+    _write(files)
+
+
+def caption(options: argparse.Namespace) -> None:
+    """Pictures -> one line each; the line starts with the picture's path when there are several."""
+    for path in options.pictures:  # a broken picture is found before the first forward pass
+        _open_picture(path)
+
+    model = mmdlm.load(options.model)
+    generator = _generator(options.seed)
+    given = _given(num_inference_steps=options.steps)
+    starts = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
+    for start in _progress(starts, "captioning") if len(starts) > 1 else starts:
+        paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
+        pictures = [_open_picture(path) for path in paths]
+        for path, text in zip(
+            paths, model.caption(pictures, generator=generator, **given), strict=True
+        ):
+            print(text if len(options.pictures) == 1 else f"{path}\t{text}", flush=True)
+
+
+def inpaint(options: argparse.Namespace) -> None:
+    """A picture, a hole in it and words -> the picture with the hole filled."""
+    _check_place(options.output, "--output", PICTURE_FORMATS)
+    picture = _open_picture(options.picture)
+    if options.box is None:
+        mask = _open_picture(options.mask).convert("L")
+    else:
+        mask = _box_mask(options.box, picture.size)
+    if mask.size != picture.size:
+        raise ValueError(
+            f"mask {str(options.mask)!r} is {_size(mask.size)} but the picture is "
+            f"{_size(picture.size)}; give a mask of the picture's size"
+        )
+    if mask.getbbox() is None:
+        raise ValueError(
+            f"mask {str(options.mask)!r} has no hole: all of it is black; paint white what is "
+            "to be drawn anew"
+        )
+
+    model = mmdlm.load(options.model)
+    result = model.inpaint(
+        picture,
+        mask,
+        options.prompt,
+        generator=_generator(options.seed),
+        **_given(num_inference_steps=options.steps, guidance_scale=options.guidance_scale),
+    )
+    _write([(options.output, _encode(result, options.output))])
+
+
+def infill(options: argparse.Namespace) -> None:
+    """Text with [MASK]s -> the text with words in their place, on stdout."""
+    model = mmdlm.load(options.model)
+    given = _given(num_inference_steps=options.steps)
+    print(model.infill(options.text, generator=_generator(options.seed), **given))
+
+
+# --- the options ----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors go to main as ValueError, in one sentence; argparse would print the usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see '{self.prog} --help')")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mmdlm",
+        description="One model that draws and describes.",
+        epilog="'mmdlm COMMAND --help' lists the options of a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mmdlm {mmdlm.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+
+    command = _command(commands, draw, "draw pictures from words")
+    command.add_argument("prompt", type=_words, metavar="PROMPT", help="what to draw")
+    _add_output(command)
+    command.add_argument(
+        "--negative-prompt", type=str, metavar="TEXT", help="what to stay away from"
+    )
+    _add_guidance_scale(command)
+    command.add_argument(
+        "--num-images",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="how many to draw; above 1 they are numbered: out-1.png, out-2.png, ...",
+    )
+    command.add_argument(
+        "--animate", type=Path, metavar="FILE", help="show the denoising too: a .gif or .webp file"
+    )
+
+    command = _command(commands, caption, "describe pictures, one line each")
+    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+
+    command = _command(commands, inpaint, "draw a part of a picture anew")
+    command.add_argument("picture", type=Path, metavar="PICTURE")
+    hole = command.add_mutually_exclusive_group(required=True)
+    hole.add_argument(
+        "--mask",
+        type=Path,
+        metavar="PICTURE",
+        help="white where the picture is drawn anew, black where it is kept",
+    )
+    hole.add_argument(
+        "--box", type=_box, metavar="X0,Y0,X1,Y1", help="the same as a rectangle, in pixels"
+    )
+    command.add_argument(
+        "--prompt", type=_words, required=True, metavar="TEXT", help="what the picture shows"
+    )
+    _add_output(command)
+    _add_guidance_scale(command)
+
+    command = _command(commands, infill, "fill the gaps in a text")
+    command.add_argument(
+        "text", type=_words, metavar="TEXT", help='for example "woman [MASK] [MASK] skin tone"'
+    )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[Any],
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """A command with the options that all of them share."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        run.__name__, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--model",
+        default="emoji",
+        metavar="NAME|FOLDER",
+        help="a bundled model, or a checkpoint folder (default: %(default)s)",
+    )
+    command.add_argument(
+        "--steps",
+        type=_count,
+        metavar="N",
+        help="denoising steps (default: the model's own number)",
+    )
+    command.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same result (default: %(default)s)",
+    )
+    return command
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="for example out.png"
+    )
+
+
+def _add_guidance_scale(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--guidance-scale",
+        type=_finite,
+        metavar="X",
+        help="how strongly to follow the words; 1 is off (default: the model's own value)",
+    )
+
+
+def _words(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the text is empty; give at least one word")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    numbers = [part.strip() for part in text.split(",")]
+    if len(numbers) != 4 or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not four whole numbers x0,y0,x1,y1")
+    x0, y0, x1, y1 = map(int, numbers)
+    if x0 >= x1 or y0 >= y1:
+        raise argparse.ArgumentTypeError(f"{text!r} has no hole: x0 < x1 and y0 < y1 are needed")
+    return x0, y0, x1, y1
+
+
+def _given(**options: object) -> dict[str, Any]:
+    """What the user gave; the model's own defaults stand for the rest."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _generator(seed: int) -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+# --- pictures in ----------------------------------------------------------------------------------
+
+
+def _open_picture(path: Path) -> Image.Image:
+    """The decoded picture; ValueError when the file is missing, broken or not a picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.copy()
+    except FileNotFoundError:
+        raise ValueError(f"no picture at {str(path)!r}; check the path") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(
+            f"{str(path)!r} is not a picture in a format that can be read; give a PNG, JPEG or WebP"
+        ) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow reports a broken PNG as SyntaxError
+        raise ValueError(
+            f"cannot read the picture {str(path)!r} ({_sentence(error)}); is the file complete?"
+        ) from None
+
+
+def _box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+    """White inside the box, black elsewhere, of the picture's size (width, height)."""
+    from PIL import Image
+
+    if box[2] > size[0] or box[3] > size[1]:
+        raise ValueError(
+            f"--box {','.join(map(str, box))} leaves the picture, which is {_size(size)} pixels"
+        )
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    return mask
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+# --- files out ------------------------------------------------------------------------------------
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """[out.png], or [out-1.png, out-2.png, ...]."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
+
+
+def _check_place(path: Path, option: str, formats: dict[str, str]) -> None:
+    """Find out before the slow work that the result would have no place or no format."""
+    if path.suffix.lower() not in formats:
+        raise ValueError(
+            f"{option} {str(path)!r} does not end in one of {' '.join(formats)}; "
+            f"try {str(path.with_suffix(next(iter(formats))))!r}"
+        )
+    if path.is_dir():
+        raise ValueError(f"{option} {str(path)!r} is a folder; name a file in it")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {str(path)!r}: there is no folder {str(folder)!r}; create it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{option} {str(path)!r}: the folder {str(folder)!r} may not be written to; "
+            "choose another"
+        )
+
+
+def _encode(picture: Image.Image, path: Path) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=95)
+    return buffer.getvalue()
+
+
+def _animation(frames: Sequence[list[Image.Image]], path: Path) -> bytes:
+    """One frame per denoising step, its pictures side by side; the last frame stays longer."""
+    sheets = [_side_by_side(pictures) for pictures in frames]
+    durations = [FRAME_MS] * (len(sheets) - 1) + [LAST_FRAME_MS]
+    buffer = io.BytesIO()
+    sheets[0].save(
+        buffer,
+        ANIMATED_FORMATS[path.suffix.lower()],
+        save_all=True,
+        append_images=sheets[1:],
+        duration=durations,
+        loop=0,
+    )
+    return buffer.getvalue()
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    from PIL import Image
+
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * len(pictures), height))
+    for n, picture in enumerate(pictures):
+        sheet.paste(picture, (n * width, 0))
+    return sheet
+
+
+def _write(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write all beside their places, then rename: each file is whole, or as it was before."""
+    places = [path.resolve() for path, _ in files]  # a link stays a link
+    parts = [place.with_name(f".{place.name}.{os.getpid()}.part") for place in places]
+    try:
+        for part, (_, content) in zip(parts, files, strict=True):
+            part.write_bytes(content)
+        for part, place in zip(parts, places, strict=True):
+            part.replace(place)
+    except OSError as error:
+        named = " and ".join(repr(str(path)) for path, _ in files)
+        raise ValueError(
+            f"cannot write {named} ({_sentence(error)}); free some space or choose another place"
+        ) from None
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    for path, _ in files:
+        print(path)
+
+
+# --- the screen -----------------------------------------------------------------------------------
+
+
+def _progress(items: Iterable[Any], what: str, *, total: int | None = None) -> Iterable[Any]:
+    """A bar with rate and time left on stderr, when that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, total=total, leave=False, disable=None)
+
+
+def _sentence(error: BaseException) -> str:
+    """One line, without the number that the operating system gives to an error."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror.lower()
+        return f"{text}: {error.filename!r}" if error.filename else text
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

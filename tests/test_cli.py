@@ -1,0 +1,354 @@
+"""The command line, with a fake model; with the bundled one where it is in the tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import mmdlm
+from mmdlm import cli
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
+
+
+class FakeModel:
+    """Draws one plain colour that depends on all that a picture may depend on."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, object]] = []
+
+    def text_to_image(
+        self,
+        prompt: str,
+        *,
+        num_inference_steps: int = 4,
+        guidance_scale: float = 2.0,
+        negative_prompt: str = "",
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator,
+    ) -> list[Image.Image]:
+        *_, last = self.draw_trajectory(
+            prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+        )
+        return last
+
+    def draw_trajectory(
+        self,
+        prompt: str,
+        *,
+        num_inference_steps: int = 4,
+        guidance_scale: float = 2.0,
+        negative_prompt: str = "",
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator,
+    ) -> Iterator[list[Image.Image]]:
+        self.calls.append({"prompt": prompt, "steps": num_inference_steps, "scale": guidance_scale})
+        if "too long" in prompt:
+            raise ValueError(f"prompt {prompt!r} is too long; use fewer words")
+        for _ in range(num_inference_steps):
+            colours = torch.randint(0, 256, (num_images_per_prompt, 3), generator=generator)
+            yield [Image.new("RGB", (8, 8), tuple(colour)) for colour in colours.tolist()]
+
+    def caption(
+        self,
+        image: list[Image.Image],
+        *,
+        num_inference_steps: int = 4,
+        generator: torch.Generator,
+    ) -> list[str]:
+        self.calls.append({"pictures": len(image)})
+        return [f"a picture {one.width} wide" for one in image]
+
+    def infill(self, text: str, *, num_inference_steps: int = 4, generator: torch.Generator) -> str:
+        return text.replace("[MASK]", "dark")
+
+    def inpaint(
+        self,
+        image: Image.Image,
+        mask: Image.Image,
+        prompt: str,
+        *,
+        num_inference_steps: int = 4,
+        guidance_scale: float = 2.0,
+        generator: torch.Generator,
+    ) -> Image.Image:
+        result = image.convert("RGB")
+        result.paste((0, 0, 255), mask=mask)
+        return result
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
+    """A fake behind every name but "missing"; the current folder is an empty one."""
+    fake = FakeModel()
+
+    def load(name_or_path: str) -> FakeModel:
+        if name_or_path == "missing":
+            raise ValueError("no model 'missing'; give a bundled name (emoji) or a folder")
+        return fake
+
+    monkeypatch.setattr(mmdlm, "load", load)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+@pytest.fixture
+def picture(model: FakeModel) -> str:
+    Image.new("RGB", (8, 8), (255, 0, 0)).save("picture.png")
+    return "picture.png"
+
+
+def files() -> set[str]:
+    return set(os.listdir())
+
+
+def test_draw_writes_the_picture(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["draw", "red heart", "-o", "heart.png"]) == 0
+    assert capsys.readouterr().out == "heart.png\n"
+    assert files() == {"heart.png"}
+    with Image.open("heart.png") as drawn:
+        assert drawn.size == (8, 8)
+
+
+def test_options_reach_the_model_and_its_defaults_stand(model: FakeModel) -> None:
+    assert cli.main(["draw", "heart", "-o", "a.png"]) == 0
+    assert cli.main(["draw", "heart", "-o", "a.png", "--steps", "7", "--guidance-scale", "3"]) == 0
+    assert model.calls == [
+        {"prompt": "heart", "steps": 4, "scale": 2.0},
+        {"prompt": "heart", "steps": 7, "scale": 3.0},
+    ]
+
+
+def test_output_is_a_function_of_inputs_and_seed(model: FakeModel) -> None:
+    for name, seed in [("a.png", "1"), ("b.png", "1"), ("c.png", "2")]:
+        assert cli.main(["draw", "heart", "-o", name, "--seed", seed]) == 0
+    a, b, c = (Path(name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert a == b
+    assert a != c
+
+
+def test_several_pictures_are_numbered(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["draw", "heart", "-o", "heart.webp", "--num-images", "3"]) == 0
+    names = ["heart-1.webp", "heart-2.webp", "heart-3.webp"]
+    assert files() == set(names)
+    assert capsys.readouterr().out.split() == names
+
+
+def test_animation_shows_each_step_and_ends_in_the_picture(model: FakeModel) -> None:
+    draw = ["draw", "heart", "--num-images", "2", "--steps", "5"]
+    assert cli.main([*draw, "-o", "with.png", "--animate", "heart.gif"]) == 0
+    assert cli.main([*draw, "-o", "without.png"]) == 0
+    assert Path("with-1.png").read_bytes() == Path("without-1.png").read_bytes()
+    with Image.open("heart.gif") as animation:
+        assert animation.n_frames == 5
+        assert animation.size == (16, 8)
+
+
+def test_caption_of_one_picture_is_the_caption(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["caption", picture]) == 0
+    assert capsys.readouterr().out == "a picture 8 wide\n"
+
+
+def test_captions_of_many_pictures_name_them_and_run_in_groups(
+    model: FakeModel, picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = cli.CAPTIONS_AT_ONCE + 1
+    assert cli.main(["caption", *[picture] * count]) == 0
+    assert capsys.readouterr().out == f"{picture}\ta picture 8 wide\n" * count
+    assert model.calls == [{"pictures": cli.CAPTIONS_AT_ONCE}, {"pictures": 1}]
+
+
+def test_infill_prints_the_text(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["infill", "woman [MASK] skin tone"]) == 0
+    assert capsys.readouterr().out == "woman dark skin tone\n"
+
+
+def test_box_and_mask_say_the_same(picture: str) -> None:
+    mask = Image.new("1", (8, 8))
+    mask.paste(1, (2, 0, 8, 4))
+    mask.save("mask.png")
+    inpaint = ["inpaint", picture, "--prompt", "heart"]
+    assert cli.main([*inpaint, "-o", "a.png", "--box", "2,0,8,4"]) == 0
+    assert cli.main([*inpaint, "-o", "b.png", "--mask", "mask.png"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    with Image.open("a.png") as painted:
+        assert painted.getpixel((2, 0)) == (0, 0, 255)
+        assert painted.getpixel((1, 0)) == (255, 0, 0)
+
+
+DRAW = ["draw", "heart", "-o", "out.png"]
+INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "COMMAND"),
+        (["paint"], "paint"),
+        (["draw", "heart"], "--output"),
+        (["draw", " ", "-o", "out.png"], "empty"),
+        (["draw", "too long", "-o", "out.png"], "too long"),
+        ([*DRAW, "--stepz", "3"], "--stepz"),
+        ([*DRAW, "--step", "3"], "--step"),
+        ([*DRAW, "--steps", "0"], "'0'"),
+        ([*DRAW, "--steps", "many"], "'many'"),
+        ([*DRAW, "--seed", "-1"], "'-1'"),
+        ([*DRAW, "--guidance-scale", "nan"], "'nan'"),
+        ([*DRAW, "--model", "missing"], "'missing'"),
+        ([*DRAW, "--animate", "out.mp4"], ".gif"),
+        ([*DRAW[:3], "out.gif", "--animate", "out.gif"], "two different files"),
+        (["draw", "heart", "-o", "out"], "'out.png'"),
+        (["draw", "heart", "-o", "out.txt"], "'out.png'"),
+        (["draw", "heart", "-o", "nowhere/out.png"], "nowhere"),
+        (["draw", "heart", "-o", "folder.png"], "is a folder"),
+        (["caption", "missing.png"], "missing.png"),
+        (["caption", "picture.png", "text.png"], "text.png"),
+        (["caption", "picture.png", "cut.png"], "cut.png"),
+        (["caption", "folder.png"], "folder.png"),
+        (["infill", ""], "empty"),
+        (INPAINT, "--mask"),
+        ([*INPAINT, "--mask", "missing.png"], "missing.png"),
+        ([*INPAINT, "--mask", "black.png"], "no hole"),
+        ([*INPAINT, "--mask", "small.png"], "4 x 4"),
+        ([*INPAINT, "--mask", "black.png", "--box", "0,0,1,1"], "not allowed with"),
+        ([*INPAINT, "--box", "0,0,9,9"], "8 x 8"),
+        ([*INPAINT, "--box", "4,4,4,8"], "no hole"),
+        ([*INPAINT, "--box", "1,2,3"], "x0,y0,x1,y1"),
+        ([*INPAINT[:3], "", "-o", "out.png", "--box", "0,0,1,1"], "empty"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    picture: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    Path("folder.png").mkdir()
+    Path("text.png").write_text("not a picture")
+    content = Image.effect_noise((64, 64), 50)
+    content.save("noise.png")
+    Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:600])
+    Image.new("L", (8, 8)).save("black.png")
+    Image.new("L", (4, 4), 255).save("small.png")
+    before = files()
+
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("mmdlm: ")
+    assert shown.err.count("\n") == 1
+    assert says in shown.err
+    assert files() == before
+
+
+def test_errors_that_need_no_model_come_before_it_is_loaded(
+    picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmdlm, "load", lambda _: pytest.fail("loaded"))
+    assert cli.main(["draw", "heart", "-o", "nowhere/out.png"]) == 2
+    assert cli.main(["caption", picture, "missing.png"]) == 2
+    assert cli.main([*INPAINT, "--box", "0,0,9,9"]) == 2
+
+
+def test_full_disk_leaves_the_previous_picture(
+    model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("out.png").write_bytes(b"previous")
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    assert cli.main(DRAW) == 2
+    assert "no space left on device" in capsys.readouterr().err
+    assert files() == {"out.png"}
+    assert Path("out.png").read_bytes() == b"previous"
+
+
+def test_interrupt_is_quiet(
+    model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "text_to_image", interrupt)
+    assert cli.main(DRAW) == 130
+    assert capsys.readouterr().err == "mmdlm: interrupted\n"
+    assert files() == set()
+
+
+def test_our_own_mistakes_are_not_hidden(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "text_to_image", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(DRAW)
+
+
+def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mmdlm.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_from_a_shell(tmp_path: Path) -> None:
+    wrong = shell("draw", "heart", "-o", "out.txt", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("mmdlm: ")
+    version = shell("--version", cwd=tmp_path)
+    assert (version.returncode, version.stdout) == (0, f"mmdlm {mmdlm.__version__}\n")
+
+
+def test_help_is_instant_because_torch_stays_out(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    assert shell("--help", cwd=tmp_path).returncode == 0
+    seconds = time.perf_counter() - start
+    assert seconds < 5  # 0.1 s on an idle machine; torch alone takes longer than this
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import mmdlm.cli, sys; print('torch' in sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout == "False\n"
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="no bundled model in this tree")
+def test_the_bundled_model_draws_describes_and_mends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--steps", "4", "--seed", "3"]
+    assert cli.main(["draw", "red heart", "-o", "a.png", "--animate", "a.gif", *few]) == 0
+    assert cli.main(["draw", "red heart", "-o", "b.png", *few]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["caption", "a.png", *few]) == 0
+    assert capsys.readouterr().out.strip()
+    box = ["--box", "0,0,64,32", "--prompt", "blue heart"]
+    assert cli.main(["inpaint", "a.png", *box, "-o", "c.png", *few]) == 0
+    capsys.readouterr()
+    assert cli.main(["infill", "woman [MASK] [MASK] skin tone", *few]) == 0
+    filled = capsys.readouterr().out.strip()
+    assert filled.startswith("woman ")
+    assert "[MASK]" not in filled
