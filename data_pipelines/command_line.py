@@ -1,0 +1,35 @@
+"""How every job of this folder reads its options and says what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jsonargparse
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """One sentence on stderr and exit status 2 where jsonargparse prints usage and a tip as well."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sentence = re.sub(r"\s+", " ", str(message)).strip().removeprefix("error: ")
+        print(f"{self.prog}: {sentence} (options: --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(job: Callable[..., Any] | dict[str, Callable[..., Any]]) -> None:
+    """Run a function, or one of several by name, with its parameters as options.
+
+    `--config x.yaml` reads them from a file, later options win, `--print_config` shows the result.
+    What the user can mend (ValueError) and what the system refuses (a full disk) end with status 2.
+    """
+    try:
+        jsonargparse.auto_cli(job, as_positional=False, parser_class=_Parser)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
