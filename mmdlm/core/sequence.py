@@ -1,8 +1,8 @@
-"""From segments to a batch: interleaved text, image codes and feature slots, in any number and order."""
+"""From segments to a batch: text, image codes and feature slots, in any number and order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -50,7 +50,11 @@ def image_segments(
 ) -> tuple[Segment, Segment, Segment]:
     """Codes [K] of one image -> begin marker, its ids, end marker."""
     image = _segment(Modality.IMAGE, vocabulary.image_ids(codes.flatten()), target)
-    return control_segment(vocabulary.begin_image_id), image, control_segment(vocabulary.end_image_id)
+    return (
+        control_segment(vocabulary.begin_image_id),
+        image,
+        control_segment(vocabulary.end_image_id),
+    )
 
 
 def control_segment(*ids: int) -> Segment:
@@ -65,9 +69,7 @@ def feature_segment(features: Tensor, vocabulary: Vocabulary) -> Segment:
     return Segment(Modality.FEATURE, ids, torch.zeros(n, dtype=torch.bool), features)
 
 
-def _segment(
-    modality: Modality, ids: Iterable[int] | Tensor, target: bool | Tensor
-) -> Segment:
+def _segment(modality: Modality, ids: Iterable[int] | Tensor, target: bool | Tensor) -> Segment:
     ids = torch.as_tensor(ids if isinstance(ids, Tensor) else list(ids), dtype=torch.int64)
     if isinstance(target, bool):
         target = torch.full(ids.shape, target)
@@ -149,9 +151,22 @@ class Batch:
         """The batch in page-locked memory (the hook that torch's DataLoader calls)."""
         return self._map(lambda x: x.pin_memory())
 
-    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else function(v) for k, v in values.items()})
+        return replace(self, **{k: function(v) for k, v in values.items() if v is not None})
+
+
+def concatenate(batches: Iterable[Batch]) -> Batch:
+    """The rows of several batches of one length, batch after batch; features keep their order."""
+    batches = list(batches)
+    lengths = sorted({batch.ids.shape[1] for batch in batches})
+    if len(lengths) != 1:
+        raise ValueError(f"concatenate: rows of lengths {lengths}; one length is needed")
+    parts = {
+        f.name: [getattr(batch, f.name) for batch in batches if getattr(batch, f.name) is not None]
+        for f in fields(Batch)
+    }
+    return replace(batches[0], **{name: torch.cat(part) for name, part in parts.items() if part})
 
 
 def collate(

@@ -1,4 +1,4 @@
-"""One id space for everything that a denoiser reads and writes: text, special ids and image codes."""
+"""One id space for all that a denoiser reads and writes: text, special ids and image codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Modality(IntEnum):
-    """What a position holds. CONTROL is structure (padding, image borders) and is never a target."""
+    """What a position holds. CONTROL is structure (padding, image borders), never a target."""
 
     CONTROL = 0
     TEXT = 1
@@ -43,7 +43,7 @@ class Vocabulary:
             start, stop = getattr(self, name)
             if not 0 <= start <= stop <= self.size:
                 raise ValueError(
-                    f"vocabulary: the {name} range ({start}, {stop}) does not fit in {self.size} ids"
+                    f"vocabulary: the {name} range ({start}, {stop}) is not within {self.size} ids"
                 )
             object.__setattr__(self, name, (int(start), int(stop)))  # JSON gives lists
         if max(self.text[0], self.image[0]) < min(self.text[1], self.image[1]):
@@ -53,7 +53,9 @@ class Vocabulary:
             if not 0 <= value < self.size:
                 raise ValueError(f"vocabulary: {name} {value} is not one of {self.size} ids")
         if not self.text[0] <= self.eos_id < self.text[1]:
-            raise ValueError(f"vocabulary: eos_id {self.eos_id} lies outside the text range {self.text}")
+            raise ValueError(
+                f"vocabulary: eos_id {self.eos_id} lies outside the text range {self.text}"
+            )
 
     @classmethod
     def build(cls, *, text_size: int, eos_id: int, image_codes: int = 0) -> Vocabulary:

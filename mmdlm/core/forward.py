@@ -1,0 +1,196 @@
+"""The forward process: from clean tokens x_0 to noisy tokens x_t, at target positions only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.schedule import MaskSchedule
+from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import Modality, Vocabulary
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """x_t and what a loss needs to know about it; all [B, L].
+
+    x_t     int64, noisy ids; equal to the clean ids wherever nothing was noised
+    masked  bool, positions whose token was noised and which the loss covers
+    t       time in [0, 1] of each position
+    p_mask  share of noised targets at that time: the probability, or the exact share
+    weight  p_mask'(t) / p_mask, the factor of a covered token's cross-entropy in the bound
+    """
+
+    x_t: Tensor
+    masked: Tensor
+    t: Tensor
+    p_mask: Tensor
+    weight: Tensor
+
+
+class ForwardProcess(ABC):
+    """q(x_t | x_0), independent from token to token given the time."""
+
+    @abstractmethod
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        """Noise the targets of a batch at times t, [B] (one a row) or [B, L]."""
+
+    @abstractmethod
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        """Noise exactly the targets that `corruption` left clean.
+
+        Between the two every target is covered once. The weight is p_mask'(t) / (1 - p_mask): for a
+        schedule that is linear, the bound's own weight at 1 - t.
+        Source: arXiv:2505.16839, section 2.3 (complementary masking), which leaves the weight out.
+        """
+
+
+@dataclass(frozen=True)
+class Absorbing(ForwardProcess):
+    """Noised tokens become the mask token.
+
+    By default each target is masked with probability p_mask(t), independently (LLaDA's text).
+
+    With `exact_count` a random subset of fixed size is: k of the n targets that belong to the same
+    document and modality and share a time. `rounding` "up" takes k = ceil(n p_mask), which makes k
+    uniform on 1..n when p_mask is uniform, so that the weight p_mask'(t) n / k gives the bound
+    exactly (arXiv:2502.09992, appendix A.2). "nearest" takes k = max(1, round(n p_mask)), as
+    MaskGIT and MMaDA do.
+    """
+
+    schedule: MaskSchedule
+    exact_count: bool = False
+    rounding: Literal["up", "nearest"] = "up"
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        t = _per_token(t, batch)
+        p_mask = self.schedule.p_mask(t)  # [B, L]
+        draw = torch.rand(t.shape, generator=generator, device=t.device)
+        if self.exact_count:
+            masked, share = _exact_count(batch, t, p_mask, draw, nearest=self.rounding == "nearest")
+            weight = self.schedule.slope(t) / share.clamp_min(torch.finfo(share.dtype).tiny)
+        else:
+            masked, share = batch.target & (draw < p_mask), p_mask
+            weight = self.schedule.weight(t)
+        x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, weight=weight)
+
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        masked = batch.target & ~corruption.masked
+        x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
+        return _complementary(corruption, x_t=x_t, masked=masked)
+
+
+@dataclass(frozen=True)
+class PerModality(ForwardProcess):
+    """A process for text and another for image codes, so that each keeps its published schedule."""
+
+    text: ForwardProcess
+    image: ForwardProcess
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        text = self.text.corrupt(batch.only(Modality.TEXT), t, vocabulary, generator=generator)
+        image = self.image.corrupt(batch.only(Modality.IMAGE), t, vocabulary, generator=generator)
+        return _merge(text, image, batch)
+
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        text, image = (
+            process.complement(batch.only(modality), corruption, vocabulary, generator=generator)
+            for process, modality in ((self.text, Modality.TEXT), (self.image, Modality.IMAGE))
+        )
+        return _merge(text, image, batch)
+
+
+def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
+    """The image corruption at image positions, the text corruption everywhere else."""
+    is_image = batch.of(Modality.IMAGE)
+    return Corruption(
+        x_t=torch.where(is_image, image.x_t, text.x_t),
+        masked=torch.where(is_image, image.masked, text.masked),
+        t=torch.where(is_image, image.t, text.t),
+        p_mask=torch.where(is_image, image.p_mask, text.p_mask),
+        weight=torch.where(is_image, image.weight, text.weight),
+    )
+
+
+def _complementary(corruption: Corruption, *, x_t: Tensor, masked: Tensor) -> Corruption:
+    share = 1 - corruption.p_mask
+    slope = corruption.weight * corruption.p_mask
+    weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
+    return Corruption(x_t=x_t, masked=masked, t=corruption.t, p_mask=share, weight=weight)
+
+
+def _per_token(t: Tensor, batch: Batch) -> Tensor:
+    """Times [B] or [B, L] -> [B, L]."""
+    if t.shape == batch.ids.shape:
+        return t
+    if t.shape == batch.ids.shape[:1]:
+        return t[:, None].expand(batch.ids.shape)
+    raise ValueError(
+        f"corrupt: times of shape {tuple(t.shape)} do not fit a batch of {tuple(batch.ids.shape)}; "
+        "give one a row or one a token"
+    )
+
+
+def _exact_count(
+    batch: Batch, t: Tensor, p_mask: Tensor, draw: Tensor, *, nearest: bool
+) -> tuple[Tensor, Tensor]:
+    """Mask k of n targets in each group (document, modality, time) -> masked, share k / n; [B, L].
+
+    One sort puts the groups side by side, each in random order; the first k of a group are masked.
+    """
+    rows, length = batch.ids.shape
+    number = rows * length
+    row = torch.arange(rows, device=t.device)[:, None]
+    group = (row * length + batch.document) * len(Modality) + batch.modality
+    group = group.masked_fill(~batch.target, -1).flatten()
+
+    order = draw.flatten().argsort()
+    order = order[t.flatten()[order].argsort(stable=True)]
+    order = order[group[order].argsort(stable=True)]  # by group, then time, then draw
+
+    group, time = group[order], t.flatten()[order]
+    first = torch.ones(number, dtype=torch.bool, device=t.device)
+    first[1:] = (group[1:] != group[:-1]) | (time[1:] != time[:-1])
+    run = first.cumsum(0) - 1  # [N] number of the group in sorted order
+    place = torch.arange(number, device=t.device)
+    start = torch.zeros_like(place).scatter_reduce(0, run, place, "amin", include_self=False)
+    n = torch.zeros_like(place).scatter_add(0, run, torch.ones_like(place))[run]
+    expected = n * p_mask.flatten()[order]
+    k = expected.round().clamp_min(1) if nearest else expected.ceil()
+    chosen = (place - start[run] < k) & (group >= 0)
+
+    masked = torch.zeros_like(chosen).scatter(0, order, chosen).view(rows, length)
+    share = torch.zeros_like(expected).scatter(0, order, k / n).view(rows, length)
+    return masked, share

@@ -1,0 +1,278 @@
+"""The masked-diffusion losses: times, noise, token loss and normaliser, each a part to swap."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.forward import Corruption, ForwardProcess
+from mmdlm.core.sequence import Batch, concatenate
+from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
+
+Normaliser = Literal["tokens", "masked", "answer", "sequence"]
+
+
+# ---- times --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Times(ABC):
+    """Draws the time of each document, or of each segment.
+
+    `per` "segment" lets text and image of one document carry independent noise, so that one network
+    learns the joint, both conditionals and both marginals. Source: arXiv:2303.06555, section 3.
+    """
+
+    per: Literal["document", "segment"] = "document"
+
+    def __call__(self, batch: Batch, *, generator: torch.Generator) -> Tensor:
+        """[B, L] times in [0, 1), one a document or segment; 0 where that has no target."""
+        rows, length = batch.ids.shape
+        number = batch.document if self.per == "document" else batch.segment
+        row = torch.arange(rows, device=number.device)[:, None]
+        unit = (row * length + number).clamp_min(0)  # [B, L]; padding holds no target
+        t = torch.zeros(rows * length, device=number.device)
+        for target in self._strata(batch):
+            present = torch.zeros(rows * length, dtype=torch.bool, device=number.device)
+            present = present.index_fill(0, unit[target], True)
+            t = torch.where(present, self.draw(present, generator=generator), t)
+        return t[unit]
+
+    def _strata(self, batch: Batch) -> list[Tensor]:
+        """Targets [B, L] whose units are drawn together: a segment is of one modality."""
+        if self.per == "document":
+            return [batch.target]
+        return [batch.only(modality).target for modality in GENERATED]
+
+    @abstractmethod
+    def draw(self, present: Tensor, *, generator: torch.Generator) -> Tensor:
+        """[N] bool, which units exist -> [N] times; those of absent units are ignored."""
+
+
+@dataclass(frozen=True)
+class Independent(Times):
+    """t ~ U(0, 1) for each unit."""
+
+    def draw(self, present: Tensor, *, generator: torch.Generator) -> Tensor:
+        return torch.rand(present.shape, generator=generator, device=present.device)
+
+
+@dataclass(frozen=True)
+class LowVariance(Times):
+    """t = (u + i / n) mod 1 with one u ~ U(0, 1): the n units of a batch cover [0, 1] evenly.
+
+    Which unit gets which i is random, so that the times of two segments of a document do not follow
+    from each other. Source: arXiv:2107.00630, appendix I.1; the permutation is ours.
+    """
+
+    def draw(self, present: Tensor, *, generator: torch.Generator) -> Tensor:
+        u = torch.rand((), generator=generator, device=present.device)
+        key = torch.rand(present.shape, generator=generator, device=present.device)
+        i = key.masked_fill(~present, 2.0).argsort().argsort()  # present units come first
+        return (u + i / present.sum()) % 1.0
+
+
+# ---- token losses -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The M covered tokens of one modality; ids count from the first column of the logits.
+
+    x_0, x_t        [M] int64; x_t of a masked token lies outside the logits
+    p_mask, weight  [M], see `Corruption`
+    """
+
+    x_0: Tensor
+    x_t: Tensor
+    p_mask: Tensor
+    weight: Tensor
+
+
+class TokenLoss(ABC):
+    """Logits [M, R] and the tokens they should predict -> [M] losses in nats."""
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class WeightedCrossEntropy(TokenLoss):
+    """p_mask'(t) / p_mask(t) * -log p(x_0 | x_t): summed, the negative ELBO of absorbing diffusion.
+
+    Source: arXiv:2406.07524, equation 11.
+    """
+
+    def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        return tokens.weight * F.cross_entropy(logits.float(), tokens.x_0, reduction="none")
+
+
+@dataclass(frozen=True)
+class CrossEntropy(TokenLoss):
+    """-log p(x_0 | x_t), unweighted: MaskGIT's loss, and what MMaDA trains its images with."""
+
+    def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        return F.cross_entropy(logits.float(), tokens.x_0, reduction="none")
+
+
+@dataclass(frozen=True)
+class ScoreEntropy(TokenLoss):
+    """SEDD's score entropy under absorbing diffusion.
+
+    The logits, less log R, are read as log-scores without normalisation: the ratio of p(y) to
+    p(mask) is s_y = alpha / p_mask * exp(l_y). Then
+
+        sigma' (sum_y s_y - r log s_{x_0} + r (log r - 1)) = weight * (sum_y exp(l_y) - 1 - l_{x_0})
+
+    with r = alpha / p_mask. It exceeds the weighted cross-entropy by Z - 1 - log Z >= 0 for
+    Z = sum_y exp(l_y): the same bound where the scores happen to be normalised.
+    Source: arXiv:2310.16834, equation 10 and section 4; log R (their log(V - 1)) makes an untrained
+    network start near Z = 1.
+    """
+
+    def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        logits = logits.float() - torch.tensor(float(logits.shape[-1])).log()
+        log_z = logits.logsumexp(-1)
+        score = logits.gather(-1, tokens.x_0[:, None]).squeeze(-1)
+        return tokens.weight * (torch.expm1(log_z) - score)
+
+
+# ---- the objective ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModalityLoss:
+    """What is summed over the covered tokens of one modality, and what the sum is divided by.
+
+    normaliser  "tokens"    all target tokens: nats per token, LLaDA's pretraining
+                "masked"    the covered tokens: a plain mean, MMaDA's images
+                "answer"    each document's own target tokens, then the number of documents: a short
+                            answer counts as much as a long one, LLaDA's fine-tuning
+                "sequence"  the number of documents: nats per document
+    """
+
+    loss: TokenLoss = WeightedCrossEntropy()
+    normaliser: Normaliser = "tokens"
+
+    def __post_init__(self) -> None:
+        known = ("tokens", "masked", "answer", "sequence")
+        if self.normaliser not in known:
+            raise ValueError(f"normaliser {self.normaliser!r} is not one of {', '.join(known)}")
+
+    def count(self, batch: Batch, masked: Tensor) -> Tensor:
+        """The denominator, a scalar int64, over the targets that `batch` has."""
+        if self.normaliser == "tokens":
+            return batch.target.sum()
+        if self.normaliser == "masked":
+            return masked.sum()
+        return (_targets_of_document(batch) > 0).sum()
+
+    def divisor(self, batch: Batch) -> Tensor | None:
+        """[B, L] what each token's loss is divided by before it is summed; None for 1."""
+        if self.normaliser != "answer":
+            return None
+        return _targets_of_document(batch).gather(1, batch.document.clamp_min(0))
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Sums and counts by modality ("text", "image"), never means: the training loop divides once,
+    after it has added the counts of all processes and accumulation steps. Sums carry gradient."""
+
+    sums: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training step minimises.
+
+    process          the forward process, one for all or `PerModality`
+    text, image      token loss and normaliser of each modality
+    times            how times are drawn
+    complementary    every document twice, the second copy with the complementary mask, so that each
+                     target is covered once; twice the rows
+    full_vocabulary  logits over all ids, not over the range of the position's modality
+    """
+
+    process: ForwardProcess
+    text: ModalityLoss = ModalityLoss()
+    image: ModalityLoss = ModalityLoss()
+    times: Times = LowVariance()
+    complementary: bool = False
+    full_vocabulary: bool = False
+
+    def __call__(
+        self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator
+    ) -> LossTerms:
+        """Draw times and noise, then compute the loss of each modality."""
+        corruption = self.corrupt(batch, denoiser.vocabulary, generator=generator)
+        return self.terms(denoiser, batch, corruption)
+
+    @torch.no_grad()
+    def corrupt(
+        self, batch: Batch, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        """Draw times and noise, [B, L], or [2 B, L] with complementary masks."""
+        t = self.times(batch, generator=generator)
+        first = self.process.corrupt(batch, t, vocabulary, generator=generator)
+        if not self.complementary:
+            return first
+        second = self.process.complement(batch, first, vocabulary, generator=generator)
+        return Corruption(
+            *(torch.cat([getattr(c, f.name) for c in (first, second)]) for f in fields(Corruption))
+        )
+
+    def counts(self, batch: Batch, corruption: Corruption) -> dict[str, Tensor]:
+        """The denominators, int64 scalars, known before any forward pass."""
+        batch = _copies(batch, corruption)
+        return {
+            name: loss.count(batch.only(modality), corruption.masked & batch.of(modality))
+            for name, modality, loss in self._parts()
+        }
+
+    def terms(self, denoiser: Denoiser, batch: Batch, corruption: Corruption) -> LossTerms:
+        """One pass of the body; the head runs at the covered tokens of each modality alone."""
+        counts = self.counts(batch, corruption)
+        batch = _copies(batch, corruption)
+        hidden = denoiser.hidden(corruption.x_t, batch)  # [B, L, D]
+        sums = {}
+        for name, modality, loss in self._parts():
+            ids = denoiser.vocabulary.range(modality)
+            if ids[0] == ids[1]:  # a text-only vocabulary
+                sums[name] = hidden.new_zeros(())
+                continue
+            start = 0 if self.full_vocabulary else ids[0]
+            here = corruption.masked & batch.of(modality)
+            logits = denoiser.logits_at(hidden, here, ids=None if self.full_vocabulary else ids)
+            tokens = Tokens(
+                x_0=batch.ids[here] - start,
+                x_t=corruption.x_t[here] - start,
+                p_mask=corruption.p_mask[here],
+                weight=corruption.weight[here],
+            )
+            values = loss.loss(logits, tokens)  # [M]
+            divisor = loss.divisor(batch.only(modality))
+            sums[name] = (values if divisor is None else values / divisor[here]).sum()
+        return LossTerms(sums=sums, counts=counts)
+
+    def _parts(self) -> tuple[tuple[str, Modality, ModalityLoss], ...]:
+        return (("text", Modality.TEXT, self.text), ("image", Modality.IMAGE, self.image))
+
+
+def _targets_of_document(batch: Batch) -> Tensor:
+    """[B, L]: at column d, the number of target tokens of document d of the row."""
+    zeros = torch.zeros_like(batch.document)
+    return zeros.scatter_add(1, batch.document.clamp_min(0), batch.target.long())
+
+
+def _copies(batch: Batch, corruption: Corruption) -> Batch:
+    """The batch, once for each copy that the corruption holds."""
+    copies = len(corruption.x_t) // len(batch)
+    return batch if copies == 1 else concatenate([batch] * copies)

@@ -1,0 +1,120 @@
+"""How much is masked at time t: 0 is clean, 1 is (nearly) all noise."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class MaskSchedule(ABC):
+    """An increasing function p_mask: [0, 1] -> [0, 1] and what follows from it.
+
+    All functions work element by element on times of any shape. "Cosine" alone means different
+    curves in different projects, so each subclass states its formula.
+    """
+
+    @abstractmethod
+    def p_mask(self, t: Tensor) -> Tensor:
+        """Probability that a target token is masked at time t."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """p_mask'(t), the rate at which tokens are masked; never negative."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Probability that a target token is still clean, 1 - p_mask(t)."""
+        return 1 - self.p_mask(t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """p_mask'(t) / p_mask(t): what makes the cross-entropy of masked tokens a bound in nats.
+
+        Finite everywhere: where p_mask is zero nothing is masked, and the value is never used.
+        Source: arXiv:2406.07524, equation 11.
+        """
+        p_mask = self.p_mask(t)
+        return self.slope(t) / p_mask.clamp_min(torch.finfo(p_mask.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Linear(MaskSchedule):
+    """p_mask(t) = (1 - eps) t + eps.
+
+    eps = 1e-3 is LLaDA's, which bounds the weight by 1 / eps; 0 leaves nothing of the bound out.
+    Source: arXiv:2502.09992, section 2.2 (eps: its published training guide).
+    """
+
+    eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_eps(self)
+
+    def p_mask(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) * t + self.eps
+
+    def slope(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 - self.eps)
+
+
+@dataclass(frozen=True)
+class Cosine(MaskSchedule):
+    """MaskGIT's cosine schedule, p_mask(t) = sin(pi t / 2): 0.71 at t = 0.5.
+
+    Source: arXiv:2202.04200, section 3.3, with t = 1 - r.
+    """
+
+    def p_mask(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)
+
+    def slope(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * torch.cos(0.5 * math.pi * t).clamp_min(0.0)  # pi / 2 is rounded up
+
+
+@dataclass(frozen=True)
+class Polynomial(MaskSchedule):
+    """p_mask(t) = t ** power. Source: arXiv:2406.04329, section 3 (polynomial schedules of MD4)."""
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise ValueError(f"Polynomial: power must be above 0, got {self.power}")
+
+    def p_mask(self, t: Tensor) -> Tensor:
+        return t**self.power
+
+    def slope(self, t: Tensor) -> Tensor:
+        tiny = torch.finfo(t.dtype).tiny  # a power below 1 is vertical at 0
+        return self.power * t.clamp_min(tiny) ** (self.power - 1)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """power / t; written out, because t ** power underflows long before t does."""
+        return self.power / t.clamp_min(torch.finfo(t.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class LogLinear(MaskSchedule):
+    """p_mask(t) = 1 - exp(-sigma(t)) with sigma(t) = -log(1 - (1 - eps) t), that is (1 - eps) t.
+
+    The total noise sigma stays finite: a share eps of the tokens is clean even at t = 1.
+    Source: arXiv:2310.16834, section 5.1.
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_eps(self)
+
+    def p_mask(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) * t
+
+    def slope(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 - self.eps)
+
+
+def _check_eps(schedule: Linear | LogLinear) -> None:
+    if not 0 <= schedule.eps < 1:
+        raise ValueError(f"{type(schedule).__name__}: eps must lie in [0, 1), got {schedule.eps}")
