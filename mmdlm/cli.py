@@ -110,8 +110,10 @@ def draw(options: argparse.Namespace) -> None:
 
 def caption(options: argparse.Namespace) -> None:
     """Pictures -> one line each; the line starts with the picture's path when there are several."""
+    from mmdlm.vision.pixels import open_image
+
     for path in options.pictures:  # a broken picture is found before the first forward pass
-        _open_picture(path)
+        open_image(path)
 
     model = mmdlm.load(options.model)
     generator = _generator(options.seed)
@@ -119,7 +121,7 @@ def caption(options: argparse.Namespace) -> None:
     starts = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
     for start in _progress(starts, "captioning") if len(starts) > 1 else starts:
         paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
-        pictures = [_open_picture(path) for path in paths]
+        pictures = [open_image(path) for path in paths]
         for path, text in zip(
             paths, model.caption(pictures, generator=generator, **given), strict=True
         ):
@@ -128,10 +130,12 @@ def caption(options: argparse.Namespace) -> None:
 
 def inpaint(options: argparse.Namespace) -> None:
     """A picture, a hole in it and words -> the picture with the hole filled."""
+    from mmdlm.vision.pixels import open_image
+
     _check_place(options.output, "--output", PICTURE_FORMATS)
-    picture = _open_picture(options.picture)
+    picture = open_image(options.picture)
     if options.box is None:
-        mask = _open_picture(options.mask).convert("L")
+        mask = open_image(options.mask).convert("L")
     else:
         mask = _box_mask(options.box, picture.size)
     if mask.size != picture.size:
@@ -325,28 +329,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --- pictures in ----------------------------------------------------------------------------------
-
-
-def _open_picture(path: Path) -> Image.Image:
-    """The decoded picture; ValueError when the file is missing, broken or not a picture."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.copy()
-    except FileNotFoundError:
-        raise ValueError(f"no picture at {str(path)!r}; check the path") from None
-    except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{str(path)!r} is not a picture in a format that can be read; give a PNG, JPEG or WebP"
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow reports a broken PNG as SyntaxError
-        raise ValueError(
-            f"cannot read the picture {str(path)!r} ({_sentence(error)}); is the file complete?"
-        ) from None
+# --- the hole -------------------------------------------------------------------------------------
 
 
 def _box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:

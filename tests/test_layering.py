@@ -1,0 +1,235 @@
+"""The import rules of the house, read from the source: which room may know which."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# room -> the rooms of ours that it may import; "mmdlm" is the top floor: generate, cli, __init__
+MAY_IMPORT = {
+    "mmdlm.core": {"mmdlm.core"},
+    "mmdlm.models": {"mmdlm.core", "mmdlm.models"},
+    "mmdlm.vision": {"mmdlm.core", "mmdlm.vision"},
+    "mmdlm.rl": {"mmdlm.core", "mmdlm.rl"},
+    "mmdlm": {"mmdlm", "mmdlm.core", "mmdlm.models", "mmdlm.vision", "mmdlm.rl"},
+}
+WHEEL = set(MAY_IMPORT)
+MAY_IMPORT["data_pipelines"] = WHEEL | {"data_pipelines"}
+MAY_IMPORT["train"] = WHEEL | {"data_pipelines", "train"}
+MAY_IMPORT["eval"] = WHEEL | {"data_pipelines", "eval"}
+
+TOP_LEVEL = {"mmdlm", "configs", "data_pipelines", "train", "eval", "tests"}
+NOT_A_ROOM = {"checkpoints"}  # folders of mmdlm that hold data
+
+CORE_KNOWS = {"torch", "einops"}
+ONLY_IN = {"accelerate": ("train", "eval"), "webdataset": ("data_pipelines",)}
+LAZY_ONLY_IN = {
+    "open_clip": ("mmdlm.vision", "mmdlm.rl.rewards"),
+    "diffusers": ("mmdlm.vision", "mmdlm.rl.rewards"),
+}
+DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name; `lazy` when it runs inside a function, or for the type checker alone."""
+
+    name: str
+    line: int
+    lazy: bool
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+
+def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[Import]:
+    """All imports of a source: statements, relative or not, and import_module("name")."""
+
+    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        match node:
+            case ast.Import(names=names):
+                yield from (Import(alias.name, node.lineno, lazy) for alias in names)
+            case ast.ImportFrom(module=target, names=names, level=level):
+                parts = module.split(".") if is_package else module.split(".")[:-1]
+                base = parts[: len(parts) - level + 1] if level else []
+                prefix = ".".join([*base, *([target] if target else [])])
+                yield from (Import(f"{prefix}.{alias.name}", node.lineno, lazy) for alias in names)
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__")
+                | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield Import(name, node.lineno, lazy)
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, lazy or inside or typing_only)
+
+    yield from visit(ast.parse(source), False)
+
+
+def room_of(name: str) -> str | None:
+    """The room that a dotted name lies in; None for what is not ours."""
+    parts = name.split(".")
+    for length in (2, 1):
+        room = ".".join(parts[:length])
+        if room in MAY_IMPORT:
+            return room
+    return None
+
+
+def violations(
+    source: str, module: str, *, runtime: set[str], is_package: bool = False
+) -> list[str]:
+    """One sentence for each import that breaks a rule; `runtime` are the wheel's dependencies."""
+    room = room_of(module)
+    assert room is not None, f"{module} lies in no room"
+    found = []
+    for one in imports(source, module, is_package=is_package):
+
+        def report(rule: str, one: Import = one) -> None:
+            found.append(f"{module}, line {one.line}: imports {one.name}, but {rule}")
+
+        target = room_of(one.name)
+        if target is not None:
+            if target not in MAY_IMPORT[room]:
+                report(f"{room} may import of ours only {sorted(MAY_IMPORT[room])}")
+            continue
+        if one.package in sys.stdlib_module_names:
+            continue
+        if one.package == "tests":
+            report("nothing outside tests imports tests")
+        elif room == "mmdlm.core" and one.package not in CORE_KNOWS:
+            report(f"core knows only {sorted(CORE_KNOWS)} and the standard library")
+        elif one.package in ONLY_IN:
+            if room not in ONLY_IN[one.package]:
+                report(f"only {' and '.join(ONLY_IN[one.package])} may")
+        elif one.package in LAZY_ONLY_IN:
+            if not _within(module, LAZY_ONLY_IN[one.package]):
+                report(f"only {' and '.join(LAZY_ONLY_IN[one.package])} may")
+            elif not one.lazy:
+                report("it must be imported inside a function, so that others never load it")
+        elif room in WHEEL and not one.lazy and _distribution(one.package) not in runtime:
+            report("it is no runtime dependency in pyproject.toml")
+    return found
+
+
+def _within(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def _distribution(package: str) -> str:
+    return DISTRIBUTION.get(package, package).lower().replace("_", "-")
+
+
+@pytest.fixture(scope="module")
+def runtime() -> set[str]:
+    """Names of the wheel's dependencies, without extras and versions."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = (re.match(r"[\w.-]+", one) for one in project["dependencies"])
+    return {name.group().lower().replace("_", "-") for name in names if name}
+
+
+def test_every_import_keeps_the_rules(project_files: list[Path], runtime: set[str]) -> None:
+    sources = [
+        path
+        for path in project_files
+        if path.suffix == ".py" and len(path.parts) > 1 and path.parts[0] in TOP_LEVEL - {"tests"}
+    ]
+    assert sources
+    found = []
+    for path in sources:
+        is_package = path.name == "__init__.py"
+        parts = path.parent.parts if is_package else path.with_suffix("").parts
+        source = (ROOT / path).read_text()
+        found += violations(source, ".".join(parts), runtime=runtime, is_package=is_package)
+    assert not found, "\n".join(found)
+
+
+def test_top_level_is_fixed(project_files: list[Path]) -> None:
+    folders = {path.parts[0] for path in project_files if len(path.parts) > 1}
+    assert {folder for folder in folders if not folder.startswith(".")} <= TOP_LEVEL
+
+
+def test_every_folder_of_the_wheel_is_a_room_with_rules(project_files: list[Path]) -> None:
+    folders = {p.parts[1] for p in project_files if p.parts[0] == "mmdlm" and len(p.parts) > 2}
+    unknown = {folder for folder in folders - NOT_A_ROOM if f"mmdlm.{folder}" not in MAY_IMPORT}
+    assert not unknown, f"give {sorted(unknown)} a line in MAY_IMPORT"
+
+
+@pytest.mark.parametrize("folder", ["data_pipelines", "train", "eval"])
+def test_folders_outside_the_wheel_have_a_docstring_and_nothing_else(folder: str) -> None:
+    body = ast.parse((ROOT / folder / "__init__.py").read_text()).body
+    assert len(body) == 1
+    assert ast.get_docstring(ast.Module(body, []))
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("mmdlm.core.sampler", "import numpy"),
+        ("mmdlm.core.sampler", "from mmdlm.models.transformer import MmdlmConfig"),
+        ("mmdlm.core.sampler", "from mmdlm import generate"),
+        ("mmdlm.core.sampler", "from ..vision import pixels"),
+        ("mmdlm.core.sampler", "def draw():\n    from mmdlm.vision import pixels"),
+        ("mmdlm.core.sampler", "if TYPE_CHECKING:\n    from mmdlm.generate import Model"),
+        ("mmdlm.models.llada", "from mmdlm.vision.pixels import to_pixels"),
+        ("mmdlm.models.llada", "import accelerate"),
+        ("mmdlm.models.llada", "import diffusers"),
+        ("mmdlm.models.llada", "import pandas"),
+        ("mmdlm.vision.vq", "from diffusers import VQModel"),
+        ("mmdlm.vision.vq", "VQModel = importlib.import_module('diffusers').VQModel"),
+        ("mmdlm.rl.advantage", "def score():\n    import open_clip"),
+        ("mmdlm.rl.rewards.clip", "import open_clip"),
+        ("mmdlm.generate", "from data_pipelines.emoji import draw_emoji"),
+        ("mmdlm.generate", "import webdataset"),
+        ("data_pipelines.shards", "from accelerate import Accelerator"),
+        ("data_pipelines.shards", "from train.loop import fit"),
+        ("train.loop", "from eval.emoji import evaluate"),
+        ("train.loop", "import webdataset as wds"),
+        ("eval.emoji", "import train.loop"),
+        ("eval.emoji", "from tests.fakes import Fake"),
+    ],
+)
+def test_a_broken_rule_is_seen(module: str, source: str) -> None:
+    assert len(violations(source, module, runtime={"torch", "einops", "numpy", "pillow"})) == 1
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        (
+            "mmdlm.core.sampler",
+            "import math, torch.nn.functional as F\nfrom einops import rearrange",
+        ),
+        ("mmdlm.core.sampler", "from mmdlm.core.sequence import Batch\nfrom . import schedule"),
+        ("mmdlm.models.llada", "from mmdlm.core.denoiser import Denoiser\nimport torch"),
+        ("mmdlm.vision.vq", "def load():\n    from diffusers import VQModel"),
+        ("mmdlm.vision.pixels", "from PIL import Image"),
+        ("mmdlm.rl.rewards.clip", "def score():\n    import open_clip"),
+        ("mmdlm.generate", "from mmdlm.vision.pixels import to_pixels"),
+        ("mmdlm.cli", "import mmdlm"),
+        ("data_pipelines.shards", "import webdataset\nfrom mmdlm.core.sequence import Batch"),
+        ("train.loop", "import accelerate\nfrom data_pipelines.shards import stream"),
+        ("eval.emoji", "import mmdlm\nfrom eval.metrics import psnr"),
+    ],
+)
+def test_what_is_allowed_passes(module: str, source: str) -> None:
+    assert violations(source, module, runtime={"torch", "einops", "numpy", "pillow"}) == []
+
+
+def test_relative_imports_are_resolved() -> None:
+    names = [one.name for one in imports("from . import a\nfrom ..b import c", "x.y.z")]
+    assert names == ["x.y.a", "x.b.c"]
+    names = [one.name for one in imports("from . import a", "x.y", is_package=True)]
+    assert names == ["x.y.a"]
