@@ -7,7 +7,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -78,16 +78,24 @@ class ImageTokenizer(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build an untrained tokenizer; keys that begin with an underscore are bookkeeping.
+        """Build an untrained tokenizer from the content of a config.json.
 
         Raises ValueError for an option that the family does not have, or one that it lacks.
+        """
+        return cls(**cls.options(config, cls))
+
+    @classmethod
+    def options(cls, config: Mapping[str, Any], constructor: Callable[..., Any]) -> dict[str, Any]:
+        """The entries of a config that `constructor` takes; an underscore marks bookkeeping.
+
+        Raises ValueError for an option that it does not have, or one that it lacks.
         """
         options = {
             name: value
             for name, value in config.items()
             if not name.startswith("_") and name != "model_type"
         }
-        parameters = dict(inspect.signature(cls).parameters)
+        parameters = inspect.signature(constructor).parameters
         for name in options:
             if name not in parameters:
                 raise ValueError(
@@ -96,7 +104,7 @@ class ImageTokenizer(nn.Module, ABC):
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in options:
                 raise ValueError(f"option {name!r} is missing; {cls.family} needs it")
-        return cls(**options)
+        return options
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> Self:

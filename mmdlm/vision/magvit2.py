@@ -107,14 +107,17 @@ class Magvit2Tokenizer(ImageTokenizer):
 
     @property
     def config(self) -> dict[str, Any]:
+        """See `ImageTokenizer.config`."""
         return dict(self._config)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
+        """See `ImageTokenizer.encode`; any size of whole codes."""
         self.check_pixels(pixels)
         return rearrange(self.quantize.codes(self.encoder(pixels)), "n h w -> n (h w)")
 
     def decode(self, codes: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
+        """See `ImageTokenizer.decode`; any grid."""
         rows, columns = self.check_codes(codes, grid)
         bits = self.quantize.bits(codes)  # [N, K, C]
         return self.decoder(rearrange(bits, "n (h w) c -> n c h w", h=rows, w=columns))
