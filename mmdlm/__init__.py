@@ -1,8 +1,8 @@
 """Masked diffusion over text and image tokens: one model that draws and describes.
 
-    >>> import mmdlm
-    >>> model = mmdlm.load("emoji")
-    >>> model.text_to_image("red heart")[0].save("heart.png")
+>>> import mmdlm
+>>> model = mmdlm.load("emoji")
+>>> model.text_to_image("red heart")[0].save("heart.png")
 """
 
 from __future__ import annotations
