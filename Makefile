@@ -26,8 +26,9 @@ $(INSTALLED): pyproject.toml
 	  echo "mmdlm: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "mmdlm: '$(PYTHON)' has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[vision,train,dev]'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "mmdlm: installing into $(VENV); torch is large, so the first time takes minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[vision,train,dev]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -37,13 +38,13 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy mmdlm
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy mmdlm
 
 format: $(INSTALLED)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 # Every step skips or continues what is already there, so an interrupted run starts again with the
 # same command.
@@ -51,9 +52,9 @@ EMOJI := runs/emoji
 train-emoji: $(INSTALLED)
 	$(BIN)/python -m data_pipelines.write_shards --config configs/pretrain/emoji_shards.yaml
 	$(BIN)/python -m data_pipelines.train_text_tokenizer --config configs/pretrain/emoji_text_tokenizer.yaml
-	$(BIN)/accelerate launch -m train.image_tokenizer --config configs/pretrain/emoji_image_tokenizer.yaml
-	$(BIN)/accelerate launch -m data_pipelines.tokenize_images --config configs/pretrain/emoji_codes.yaml
-	$(BIN)/accelerate launch -m train.pretrain --config configs/pretrain/emoji.yaml
+	$(BIN)/python -m train.image_tokenizer --config configs/pretrain/emoji_image_tokenizer.yaml
+	$(BIN)/python -m data_pipelines.tokenize_images --config configs/pretrain/emoji_codes.yaml
+	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji.yaml
 	$(BIN)/python -m train.export --run $(EMOJI)/pretrain --output $(EMOJI)/checkpoint
 	$(BIN)/python -m eval.emoji --model $(EMOJI)/checkpoint --output $(EMOJI)/eval.json
 
