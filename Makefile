@@ -14,7 +14,7 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make train-emoji  train the bundled model from nothing into runs/emoji"
-	@echo "make clean        remove what the commands wrote, except runs/"
+	@echo "make clean        remove what the commands wrote, except data and runs"
 
 install: $(INSTALLED)
 
