@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdlm.core.schedule import MaskSchedule
 from mmdlm.core.sequence import Batch
-from mmdlm.core.vocabulary import Modality, Vocabulary
+from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,65 @@ class Corruption:
     t: Tensor
     p_mask: Tensor
     weight: Tensor
+
+
+class Noise(ABC):
+    """What stands at a position whose token was noised; a sampler starts from it, too."""
+
+    @abstractmethod
+    def fill(
+        self,
+        x_0: Tensor,
+        where: Tensor,
+        *,
+        p_mask: Tensor,
+        modality: Tensor,
+        vocabulary: Vocabulary,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """x_0 with noise at the positions `where`; all [B, L].
+
+        p_mask  how noisy those positions are; at 1 nothing of x_0 is left
+        """
+
+
+@dataclass(frozen=True)
+class MaskNoise(Noise):
+    """The mask token."""
+
+    def fill(
+        self,
+        x_0: Tensor,
+        where: Tensor,
+        *,
+        p_mask: Tensor,
+        modality: Tensor,
+        vocabulary: Vocabulary,
+        generator: torch.Generator,
+    ) -> Tensor:
+        return x_0.masked_fill(where, vocabulary.mask_id)
+
+
+@dataclass(frozen=True)
+class UniformNoise(Noise):
+    """Any id of the range of the position's modality, all equally likely, whatever x_0 was."""
+
+    def fill(
+        self,
+        x_0: Tensor,
+        where: Tensor,
+        *,
+        p_mask: Tensor,
+        modality: Tensor,
+        vocabulary: Vocabulary,
+        generator: torch.Generator,
+    ) -> Tensor:
+        u = torch.rand(x_0.shape, generator=generator, device=x_0.device, dtype=torch.float64)
+        for kind in GENERATED:
+            start, stop = vocabulary.range(kind)
+            drawn = start + (u * (stop - start)).long()
+            x_0 = torch.where(where & (modality == kind), drawn, x_0)
+        return x_0
 
 
 class ForwardProcess(ABC):
@@ -59,10 +118,10 @@ class ForwardProcess(ABC):
 
 
 @dataclass(frozen=True)
-class Absorbing(ForwardProcess):
-    """Noised tokens become the mask token.
+class _TokenNoising(ForwardProcess):
+    """Choose which targets to noise, then fill them with noise.
 
-    By default each target is masked with probability p_mask(t), independently (LLaDA's text).
+    By default each target is noised with probability p_mask(t), independently (LLaDA's text).
 
     With `exact_count` a random subset of fixed size is: k of the n targets that belong to the same
     document and modality and share a time. `rounding` "up" takes k = ceil(n p_mask), which makes k
@@ -74,6 +133,11 @@ class Absorbing(ForwardProcess):
     schedule: MaskSchedule
     exact_count: bool = False
     rounding: Literal["up", "nearest"] = "up"
+
+    @property
+    @abstractmethod
+    def noise(self) -> Noise:
+        """What a noised token becomes."""
 
     def corrupt(
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
@@ -87,7 +151,7 @@ class Absorbing(ForwardProcess):
         else:
             masked, share = batch.target & (draw < p_mask), p_mask
             weight = self.schedule.weight(t)
-        x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
+        x_t = self._fill(batch, masked, share, vocabulary, generator)
         return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, weight=weight)
 
     def complement(
@@ -99,8 +163,52 @@ class Absorbing(ForwardProcess):
         generator: torch.Generator,
     ) -> Corruption:
         masked = batch.target & ~corruption.masked
-        x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
-        return _complementary(corruption, x_t=x_t, masked=masked)
+        share = 1 - corruption.p_mask
+        slope = corruption.weight * corruption.p_mask
+        weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
+        x_t = self._fill(batch, masked, share, vocabulary, generator)
+        return Corruption(x_t=x_t, masked=masked, t=corruption.t, p_mask=share, weight=weight)
+
+    def _fill(
+        self,
+        batch: Batch,
+        masked: Tensor,
+        p_mask: Tensor,
+        vocabulary: Vocabulary,
+        generator: torch.Generator,
+    ) -> Tensor:
+        return self.noise.fill(
+            batch.ids,
+            masked,
+            p_mask=p_mask,
+            modality=batch.modality,
+            vocabulary=vocabulary,
+            generator=generator,
+        )
+
+
+@dataclass(frozen=True)
+class Absorbing(_TokenNoising):
+    """Noised tokens become the mask token. Source: arXiv:2107.03006, section 3.1 (absorbing)."""
+
+    @property
+    def noise(self) -> Noise:
+        return MaskNoise()
+
+
+@dataclass(frozen=True)
+class Uniform(_TokenNoising):
+    """Noised tokens become any token of their modality, by chance the same one.
+
+    The loss covers the noised positions: a noised token says nothing of x_0, so there the network
+    learns p(x_0 | all other tokens), which is what the sampler asks for at uncommitted positions.
+    Source: arXiv:2107.03006, section 3.1 (uniform). Weighted cross-entropy is not the bound of this
+    process; it is the x_0-prediction loss of that paper's section 3.4, reweighted.
+    """
+
+    @property
+    def noise(self) -> Noise:
+        return UniformNoise()
 
 
 @dataclass(frozen=True)
@@ -142,13 +250,6 @@ def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
         p_mask=torch.where(is_image, image.p_mask, text.p_mask),
         weight=torch.where(is_image, image.weight, text.weight),
     )
-
-
-def _complementary(corruption: Corruption, *, x_t: Tensor, masked: Tensor) -> Corruption:
-    share = 1 - corruption.p_mask
-    slope = corruption.weight * corruption.p_mask
-    weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
-    return Corruption(x_t=x_t, masked=masked, t=corruption.t, p_mask=share, weight=weight)
 
 
 def _per_token(t: Tensor, batch: Batch) -> Tensor:

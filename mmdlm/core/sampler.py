@@ -1,0 +1,530 @@
+"""The one unmasking loop: which tokens first, how many at a time, and which to think over again.
+
+A sampler is put together from an order (which positions are surest), a commit rule (how many of
+them are committed in a step), a block length, a temperature, and at will guidance and re-masking.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.forward import MaskNoise, Noise
+from mmdlm.core.guidance import ClassifierFreeGuidance
+from mmdlm.core.schedule import MaskSchedule
+from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import GENERATED, Vocabulary
+
+_CHUNK = 1 << 22  # elements of float64 noise drawn at a time (32 MB)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where each row stands in its current block; all [B] int64.
+
+    size   targets of the block
+    open   those not committed yet
+    step   steps taken in this block before the present one
+    steps  steps the block may take
+    """
+
+    size: Tensor
+    open: Tensor
+    step: Tensor
+    steps: Tensor
+
+
+# ---- order: which positions first ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The M open positions of one modality and the token drawn for each.
+
+    logits    [M, R] float32, guided, before temperature, top-k and top-p
+    log_prob  [M] log softmax(logits) of the drawn token
+    column    [M] place in the row
+    step      [M] as in `Progress`
+    steps     [M]
+    """
+
+    logits: Tensor
+    log_prob: Tensor
+    column: Tensor
+    step: Tensor
+    steps: Tensor
+
+
+class Order(ABC):
+    """Scores the candidates; those of highest score are committed first."""
+
+    @abstractmethod
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """[M] scores."""
+
+
+@dataclass(frozen=True)
+class Confidence(Order):
+    """The probability of the drawn token (LLaDA's low-confidence re-masking, MaskGIT).
+
+    temperature  Gumbel noise on log p, MaskGIT's; it decays to zero at the last step of a block
+    decay        "linear": temperature * (1 - (step + 1) / steps). "compounding" multiplies these
+                 factors from step to step, as Show-o and MMaDA do; only to reproduce their results
+
+    Source: arXiv:2202.04200, section 3.2; noise: its published code.
+    """
+
+    temperature: float = 0.0
+    decay: Literal["linear", "compounding"] = "linear"
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        score = candidates.log_prob.double()
+        if self.temperature == 0.0:
+            return score
+        return score + self.temperature * self._decay(candidates) * _gumbel_like(score, generator)
+
+    def _decay(self, candidates: Candidates) -> Tensor:
+        done, steps = (candidates.step + 1).double(), candidates.steps.double()
+        if self.decay == "linear":
+            return 1 - done / steps
+        # prod_{i = 1 .. done} (1 - i / steps) = (steps - 1)! / (steps - done - 1)! / steps^done
+        return (torch.lgamma(steps) - torch.lgamma(steps - done) - done * steps.log()).exp()
+
+
+@dataclass(frozen=True)
+class Margin(Order):
+    """The gap between the two most likely tokens. Source: arXiv:2502.06768, section 4.1."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        log_z = candidates.logits.logsumexp(-1, keepdim=True)
+        best = candidates.logits.topk(min(2, candidates.logits.shape[-1]), dim=-1).values
+        probability = (best - log_z).exp()
+        return (probability[:, 0] - probability[:, 1:].sum(-1)).double()
+
+
+@dataclass(frozen=True)
+class Entropy(Order):
+    """Least entropy first. Source: arXiv:2508.15487 (Dream), decoding strategies."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        return -torch.special.entr(candidates.logits.softmax(-1)).sum(-1).double()
+
+
+@dataclass(frozen=True)
+class Random(Order):
+    """Uniformly at random: the ancestral sampler's order."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        like = candidates.log_prob
+        return torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LeftToRight(Order):
+    """In reading order."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        return -candidates.column.double()
+
+
+# ---- commit rule: how many ----------------------------------------------------------------------
+
+
+class CommitRule(ABC):
+    """How many tokens of the current block are committed in a step."""
+
+    @abstractmethod
+    def remaining(self, progress: Progress) -> Tensor:
+        """[B] how many of the block's `size` targets may be open after this step.
+
+        The sampler sees to it that none is after the last one, and that each step commits one.
+        """
+
+    def at_once(self, probability: Tensor) -> Tensor:
+        """[B, L] bool: what is committed whatever the count, by probability of the drawn token."""
+        return torch.zeros_like(probability, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class EvenSplit(CommitRule):
+    """The same number each step, the remainder one by one in the first steps (LLaDA)."""
+
+    def remaining(self, progress: Progress) -> Tensor:
+        each, rest = progress.size // progress.steps, progress.size % progress.steps
+        done = progress.step + 1
+        return progress.size - each * done - torch.minimum(done, rest)
+
+
+@dataclass(frozen=True)
+class ScheduledCount(CommitRule):
+    """floor(size * p_mask(t)) stay open, t falling evenly from 1 to 0 (MaskGIT with `Cosine()`).
+
+    Source: arXiv:2202.04200, section 3.2.
+    """
+
+    schedule: MaskSchedule
+
+    def remaining(self, progress: Progress) -> Tensor:
+        t = 1 - (progress.step + 1).double() / progress.steps
+        return (progress.size * self.schedule.p_mask(t)).floor().long()
+
+
+@dataclass(frozen=True)
+class Threshold(CommitRule):
+    """Every token of at least this probability, and as many as `otherwise` asks for.
+
+    With as many steps as tokens that is one at least (Fast-dLLM); with fewer, the budget still
+    suffices (Dimple's confident decoding). Source: arXiv:2505.22618, section 3.3.
+    """
+
+    threshold: float = 0.9
+    otherwise: CommitRule = EvenSplit()
+
+    def remaining(self, progress: Progress) -> Tensor:
+        return self.otherwise.remaining(progress)
+
+    def at_once(self, probability: Tensor) -> Tensor:
+        return probability >= self.threshold
+
+
+# ---- re-masking: a change of mind ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remasking:
+    """Committed tokens of the current block become noise again with probability sigma.
+
+    More tokens are committed in return, so that the number open follows the commit rule all the
+    same; that caps sigma at sigma_max = min(1, (1 - alpha_s) / alpha_t).
+
+    rule           "cap": sigma = min(eta, sigma_max); "rescale": sigma = eta * sigma_max
+    by_confidence  choose them by softmax(-probability at which they were committed), not uniformly
+    between        times (1 at the start of a block, 0 at its end) between which it happens
+
+    With more steps than tokens use `ScheduledCount`, which leaves room to the end.
+    Source: arXiv:2503.00307, section 4.1; counts are rounded at random where the paper draws each
+    token on its own.
+    """
+
+    eta: float
+    rule: Literal["cap", "rescale"] = "cap"
+    by_confidence: bool = False
+    between: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"Remasking: eta must lie in [0, 1], got {self.eta}")
+
+    def choose(
+        self,
+        committed: Tensor,
+        probability: Tensor,
+        *,
+        remaining: Tensor,
+        progress: Progress,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """[B, L] bool, which `committed` tokens go back; at most `remaining` [B] in a row."""
+        number = committed.sum(1)
+        sigma_max = (remaining / number.clamp_min(1)).clamp_max(1.0)
+        sigma = self.eta * sigma_max if self.rule == "rescale" else sigma_max.clamp_max(self.eta)
+        t = 1 - progress.step / progress.steps
+        sigma = sigma * ((t >= self.between[0]) & (t <= self.between[1]))
+        u = torch.rand(sigma.shape, generator=generator, device=sigma.device)
+        count = torch.minimum((sigma * number + u).floor().long(), remaining)
+        score = _gumbel_like(probability.double(), generator)
+        return _highest(score - probability if self.by_confidence else score, committed, count)
+
+
+# ---- the loop -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleStep:
+    """The state after one denoising step.
+
+    ids        [B, L] committed and given tokens; noise where a target is still open
+    committed  [B, L] bool, targets committed so far
+    step       0, 1, ... ; at most `steps` of them, fewer where everything was committed before
+    """
+
+    ids: Tensor
+    committed: Tensor
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """What became of a batch.
+
+    ids    [B, L] the batch's ids with the targets filled
+    steps  [B, L] the step at which each target was committed (for good), -1 elsewhere
+    """
+
+    ids: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Fills the targets of a batch; whatever is not a target is context and stays as it is.
+
+    steps           denoising steps for a row, spread evenly over its blocks, remainder first
+    block_length    blocks are runs of this many targets of a row, in reading order, one finished
+                    before the next begins; None: all of them at once
+    order, commit   which of the open tokens are committed, and how many
+    temperature     of the draw of tokens; 0 takes the most likely one. It never decays
+    top_k, top_p    restrict the draw; the order looks at the unrestricted probabilities
+    guidance_scale  see `ClassifierFreeGuidance`; 1 is off
+    remask          lets committed tokens become noise again
+    noise           what stands at open positions: the mask token, or for a model of the uniform
+                    process a token drawn anew each step
+    suppressed      ids that are never generated
+
+    Logits are restricted to the id range of each position's modality, and the mask token is never
+    drawn. The result is a function of the arguments and the generator alone.
+    """
+
+    steps: int
+    block_length: int | None = None
+    order: Order = Confidence()
+    commit: CommitRule = EvenSplit()
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float = 1.0
+    remask: Remasking | None = None
+    noise: Noise = MaskNoise()
+    suppressed: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"sampler: steps must be at least 1, got {self.steps}")
+        if self.block_length is not None and self.block_length < 1:
+            raise ValueError(f"sampler: block_length must be at least 1, got {self.block_length}")
+        if self.temperature < 0:
+            raise ValueError(f"sampler: temperature must not be negative, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"sampler: top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"sampler: top_p must lie in (0, 1], got {self.top_p}")
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        generator: torch.Generator,
+        unconditional: Batch | None = None,
+    ) -> SampleOutput:
+        """Run `trajectory` to its end."""
+        ids, steps = batch.ids.clone(), torch.full_like(batch.ids, -1)
+        committed = torch.zeros_like(batch.target)
+        for state in self.trajectory(
+            denoiser, batch, generator=generator, unconditional=unconditional
+        ):
+            steps = steps.masked_fill(state.committed & ~committed, state.step)
+            ids, committed = state.ids, state.committed
+        return SampleOutput(ids=ids, steps=steps)
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        generator: torch.Generator,
+        unconditional: Batch | None = None,
+    ) -> Iterator[SampleStep]:
+        """One item for each denoising step.
+
+        unconditional  the other branch of guidance; default: the batch without its context
+        """
+        vocabulary, target = denoiser.vocabulary, batch.target
+        _check_ranges(batch, vocabulary)
+        block_of, blocks = self._blocks(target)
+        guidance = ClassifierFreeGuidance(self.guidance_scale)
+        denoiser = guidance(denoiser, batch, unconditional=unconditional)
+        fill = partial(
+            self.noise.fill, modality=batch.modality, vocabulary=vocabulary, generator=generator
+        )
+
+        all_noise = torch.ones(target.shape, device=target.device)
+        x_t = fill(batch.ids, target, p_mask=all_noise)
+        committed = torch.zeros_like(target)
+        probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
+        block = torch.zeros_like(blocks)  # [B] the block each row is at
+        taken = torch.zeros_like(blocks)  # [B] steps it has taken there
+
+        for step in range(self.steps):
+            if bool((block >= blocks).all()):
+                return
+            here = target & (block_of == block[:, None])  # [B, L]
+            still_open = here & ~committed
+            progress = Progress(
+                size=here.sum(1),
+                open=still_open.sum(1),
+                step=taken,
+                steps=self.steps // blocks.clamp_min(1)
+                + (block < self.steps % blocks.clamp_min(1)),
+            )
+            hidden = denoiser.hidden(x_t, batch)
+            drawn = self._draw(denoiser, hidden, still_open, batch, progress, generator)
+
+            remaining = self._remaining(progress)  # [B]
+            again = torch.zeros_like(target)
+            if self.remask is not None:
+                again = self.remask.choose(
+                    here & committed,
+                    probability,
+                    remaining=remaining,
+                    progress=progress,
+                    generator=generator,
+                )
+            count = progress.open + again.sum(1) - remaining
+            chosen = _highest(drawn.score, still_open, count)
+            chosen |= still_open & self.commit.at_once(drawn.probability)
+
+            committed = (committed & ~again) | chosen
+            probability = torch.where(chosen, drawn.probability, probability)
+            left = (here & ~committed).sum(1)
+            noisiness = torch.where(here, (left / progress.size.clamp_min(1))[:, None], all_noise)
+            x_t = torch.where(still_open, drawn.ids, x_t)
+            x_t = fill(x_t, target & ~committed, p_mask=noisiness)
+            yield SampleStep(ids=x_t, committed=committed, step=step, steps=self.steps)
+
+            finished = left == 0
+            if self.remask is not None:
+                finished &= remaining == 0  # until then the plan leaves room for second thoughts
+            block = block + finished
+            taken = torch.where(finished, 0, taken + 1)
+
+    def _blocks(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L] number of the block of each target, [B] number of blocks of each row."""
+        place = target.cumsum(1) - 1
+        length = self.block_length or target.shape[1]
+        blocks = (target.sum(1) + length - 1) // length
+        most = int(blocks.max()) if len(blocks) else 0
+        if most > self.steps:
+            raise ValueError(
+                f"sampler: {self.steps} steps are too few for {most} blocks of {length} tokens; "
+                "raise steps or block_length"
+            )
+        return place // length, blocks
+
+    def _remaining(self, progress: Progress) -> Tensor:
+        """[B] the commit rule's count, such that each step commits one and the last one all."""
+        remaining = self.commit.remaining(progress).clamp_min(0)
+        if self.remask is None:
+            remaining = torch.minimum(remaining, (progress.open - 1).clamp_min(0))
+        return remaining.masked_fill(progress.step + 1 >= progress.steps, 0)
+
+    def _draw(
+        self,
+        denoiser: Denoiser,
+        hidden: Tensor,
+        still_open: Tensor,
+        batch: Batch,
+        progress: Progress,
+        generator: torch.Generator,
+    ) -> _Drawn:
+        """A token for each open position of the current blocks, its probability and its score."""
+        vocabulary = denoiser.vocabulary
+        ids = torch.zeros_like(batch.ids)
+        score = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
+        probability = torch.zeros(ids.shape, device=ids.device)
+        for modality in GENERATED:
+            start, stop = vocabulary.range(modality)
+            if start == stop:
+                continue
+            here = still_open & batch.of(modality)
+            logits = denoiser.logits_at(hidden, here, ids=(start, stop)).float()  # [M, R]
+            logits = _without(logits, [i - start for i in self.suppressed if start <= i < stop])
+            mask_column = [vocabulary.mask_id - start] if start <= vocabulary.mask_id < stop else []
+            token = self._categorical(_without(logits, mask_column), generator)  # [M]
+            log_prob = logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
+            row, column = here.nonzero(as_tuple=True)
+            candidates = Candidates(
+                logits=logits,
+                log_prob=log_prob,
+                column=column,
+                step=progress.step[row],
+                steps=progress.steps[row],
+            )
+            ids = ids.masked_scatter(here, token + start)
+            score = score.masked_scatter(here, self.order.score(candidates, generator=generator))
+            probability = probability.masked_scatter(here, log_prob.exp())
+        return _Drawn(ids=ids, score=score, probability=probability)
+
+    def _categorical(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """[M, R] -> [M] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
+        if self.temperature == 0.0:
+            return logits.argmax(-1)
+        rows = max(1, _CHUNK // logits.shape[-1])
+        return torch.cat([self._gumbel_max(part, generator) for part in logits.split(rows)])
+
+    def _gumbel_max(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        logits = logits.double() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, index = logits.sort(dim=-1, descending=True)
+            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass above each token
+            dropped = torch.zeros_like(before >= self.top_p).scatter(
+                -1, index, before >= self.top_p
+            )
+            logits = logits.masked_fill(dropped, -math.inf)
+        return (logits + _gumbel_like(logits, generator)).argmax(-1)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """All [B, L]; meaningful at open positions of the current block."""
+
+    ids: Tensor
+    score: Tensor
+    probability: Tensor
+
+
+def _highest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """[B, L] bool: the `count` [B] positions of highest score; ties go to the left."""
+    lowest = torch.finfo(score.dtype).min
+    score = score.clamp_min(lowest).masked_fill(~among, -math.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter(
+        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
+    )
+    return among & (rank < count[:, None])
+
+
+def _gumbel_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise of the shape of `like`, float64."""
+    u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
+    return -(-u.log()).log()
+
+
+def _without(logits: Tensor, columns: list[int]) -> Tensor:
+    """Logits in which some columns cannot be drawn."""
+    if not columns:
+        return logits
+    return logits.index_fill(-1, torch.tensor(columns, device=logits.device), -math.inf)
+
+
+def _check_ranges(batch: Batch, vocabulary: Vocabulary) -> None:
+    for modality in GENERATED:
+        start, stop = vocabulary.range(modality)
+        if start == stop and bool((batch.target & batch.of(modality)).any()):
+            raise ValueError(
+                f"sampler: the batch asks for {modality.name} tokens, but the model's vocabulary "
+                "has none; take a model that was trained with them"
+            )
