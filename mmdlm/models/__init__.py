@@ -1,0 +1,1 @@
+"""The Transformer, and one file per published family."""

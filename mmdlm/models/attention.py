@@ -1,0 +1,72 @@
+"""Attention patterns: who sees whom. One mask function a pattern, the same for SDPA and FlexAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+# (batch, head, query, key) indices -> bool; torch's `mask_mod`
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def same_document(document: Tensor) -> MaskFunction:
+    """Bidirectional within each document of a packed row: document [B, L], -1 at padding.
+
+    Padding sees only padding, so that no row of the softmax is empty and no real token sees it.
+    """
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return document[b, q] == document[b, k]
+
+    return allowed
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """A mask function in the form that the chosen kernel wants; both None: everybody sees everybody.
+
+    dense  [B, 1, L, L] bool, True where attention is allowed (SDPA)
+    block  torch's BlockMask (FlexAttention)
+    """
+
+    dense: Tensor | None = None
+    block: BlockMask | None = None
+
+    @classmethod
+    def of(cls, document: Tensor, *, flex: bool) -> AttentionPattern:
+        """The pattern of `same_document`, or the empty one where every row is one full document."""
+        if not flex and bool((document == document[:, :1]).all()):
+            return cls()
+        rows, length = document.shape
+        allowed = same_document(document)
+        if flex:
+            block = create_block_mask(
+                allowed, rows, None, length, length, device=str(document.device)
+            )
+            return cls(block=block)
+        index = torch.arange(length, device=document.device)
+        row = torch.arange(rows, device=document.device)[:, None, None, None]
+        return cls(dense=allowed(row, row, index[:, None], index))  # [B, 1, L, L]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:
+    """Softmax attention: [B, H, L, d], [B, H_kv, L, d], [B, H_kv, L, d] -> [B, H, L, d]."""
+    grouped = query.shape[1] != key.shape[1]
+    if pattern.block is not None:
+        flex = _compiled_flex_attention() if query.is_cuda else flex_attention
+        return flex(query, key, value, block_mask=pattern.block, enable_gqa=grouped)  # type: ignore[no-any-return]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=pattern.dense, enable_gqa=grouped
+    )
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    # Uncompiled FlexAttention materialises the scores; compiled, it is one fused kernel.
+    return torch.compile(flex_attention)  # type: ignore[return-value]
