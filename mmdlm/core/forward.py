@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmdlm.core.noise import (
+    IdNeighbourhood,
+    MaskNoise,
+    Neighbourhood,
+    NeighbourNoise,
+    Noise,
+    UniformNoise,
+)
 from mmdlm.core.schedule import MaskSchedule
 from mmdlm.core.sequence import Batch
-from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
+from mmdlm.core.vocabulary import Modality, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -32,67 +40,12 @@ class Corruption:
     weight: Tensor
 
 
-class Noise(ABC):
-    """What stands at a position whose token was noised; a sampler starts from it, too."""
-
-    @abstractmethod
-    def fill(
-        self,
-        x_0: Tensor,
-        where: Tensor,
-        *,
-        p_mask: Tensor,
-        modality: Tensor,
-        vocabulary: Vocabulary,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """x_0 with noise at the positions `where`; all [B, L].
-
-        p_mask  how noisy those positions are; at 1 nothing of x_0 is left
-        """
-
-
-@dataclass(frozen=True)
-class MaskNoise(Noise):
-    """The mask token."""
-
-    def fill(
-        self,
-        x_0: Tensor,
-        where: Tensor,
-        *,
-        p_mask: Tensor,
-        modality: Tensor,
-        vocabulary: Vocabulary,
-        generator: torch.Generator,
-    ) -> Tensor:
-        return x_0.masked_fill(where, vocabulary.mask_id)
-
-
-@dataclass(frozen=True)
-class UniformNoise(Noise):
-    """Any id of the range of the position's modality, all equally likely, whatever x_0 was."""
-
-    def fill(
-        self,
-        x_0: Tensor,
-        where: Tensor,
-        *,
-        p_mask: Tensor,
-        modality: Tensor,
-        vocabulary: Vocabulary,
-        generator: torch.Generator,
-    ) -> Tensor:
-        u = torch.rand(x_0.shape, generator=generator, device=x_0.device, dtype=torch.float64)
-        for kind in GENERATED:
-            start, stop = vocabulary.range(kind)
-            drawn = start + (u * (stop - start)).long()
-            x_0 = torch.where(where & (modality == kind), drawn, x_0)
-        return x_0
-
-
 class ForwardProcess(ABC):
     """q(x_t | x_0), independent from token to token given the time."""
+
+    def of(self, modality: Modality) -> ForwardProcess:
+        """The process that noises tokens of a modality."""
+        return self
 
     @abstractmethod
     def corrupt(
@@ -146,7 +99,14 @@ class _TokenNoising(ForwardProcess):
         p_mask = self.schedule.p_mask(t)  # [B, L]
         draw = torch.rand(t.shape, generator=generator, device=t.device)
         if self.exact_count:
-            masked, share = _exact_count(batch, t, p_mask, draw, nearest=self.rounding == "nearest")
+            masked, share = exact_count(
+                batch.target,
+                p_mask,
+                draw,
+                group=_document_and_modality(batch),
+                t=t,
+                nearest=self.rounding == "nearest",
+            )
             weight = self.schedule.slope(t) / share.clamp_min(torch.finfo(share.dtype).tiny)
         else:
             masked, share = batch.target & (draw < p_mask), p_mask
@@ -200,15 +160,54 @@ class Absorbing(_TokenNoising):
 class Uniform(_TokenNoising):
     """Noised tokens become any token of their modality, by chance the same one.
 
-    The loss covers the noised positions: a noised token says nothing of x_0, so there the network
-    learns p(x_0 | all other tokens), which is what the sampler asks for at uncommitted positions.
-    Source: arXiv:2107.03006, section 3.1 (uniform). Weighted cross-entropy is not the bound of this
-    process; it is the x_0-prediction loss of that paper's section 3.4, reweighted.
+    By default the loss covers the noised positions: a noised token says nothing of x_0, so there
+    the network learns p(x_0 | all other tokens), which is what the sampler asks for at open
+    positions. Weighted cross-entropy is then a reweighted x_0-prediction loss, not the bound.
+
+    With `cover_all` the loss covers every target, noised or not: what `UniformScoreEntropy`, which
+    is the bound, needs, and D3PM's auxiliary loss.
+
+    Source: arXiv:2107.03006, section 3.1 (uniform) and 3.4 (auxiliary loss).
     """
+
+    cover_all: bool = False
 
     @property
     def noise(self) -> Noise:
         return UniformNoise()
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        corruption = super().corrupt(batch, t, vocabulary, generator=generator)
+        return replace(corruption, masked=batch.target) if self.cover_all else corruption
+
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        if self.cover_all:
+            raise ValueError("Uniform: complementary masks need cover_all=False")
+        return super().complement(batch, corruption, vocabulary, generator=generator)
+
+
+@dataclass(frozen=True)
+class TokenNeighbour(_TokenNoising):
+    """Noised tokens drift to similar ones first and are forgotten in the end (`NeighbourNoise`).
+
+    Sample from a model of it with the same noise. Source: arXiv:2107.03006, section 3.1.
+    """
+
+    neighbourhood: Neighbourhood = IdNeighbourhood()
+    uniform: float = 0.25
+
+    @property
+    def noise(self) -> Noise:
+        return NeighbourNoise(self.neighbourhood, uniform=self.uniform)
 
 
 @dataclass(frozen=True)
@@ -217,6 +216,9 @@ class PerModality(ForwardProcess):
 
     text: ForwardProcess
     image: ForwardProcess
+
+    def of(self, modality: Modality) -> ForwardProcess:
+        return self.image if modality == Modality.IMAGE else self.text
 
     def corrupt(
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
@@ -264,34 +266,39 @@ def _per_token(t: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def _exact_count(
-    batch: Batch, t: Tensor, p_mask: Tensor, draw: Tensor, *, nearest: bool
+def _document_and_modality(batch: Batch) -> Tensor:
+    """[B, L] a number for each document and modality of the batch."""
+    row = torch.arange(len(batch), device=batch.ids.device)[:, None]
+    return (row * batch.ids.shape[1] + batch.document) * len(Modality) + batch.modality
+
+
+def exact_count(
+    target: Tensor, p_mask: Tensor, draw: Tensor, *, group: Tensor, t: Tensor, nearest: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Mask k of n targets in each group (document, modality, time) -> masked, share k / n; [B, L].
+    """Choose k of the n targets in each group that share a time t -> chosen, share k / n; [B, L].
 
-    One sort puts the groups side by side, each in random order; the first k of a group are masked.
+    draw     U(0, 1), the order in which the targets of a group are chosen
+    group    int64, not negative at targets
+    nearest  k = max(1, round(n p_mask)) instead of ceil(n p_mask)
+
+    One sort puts the groups side by side, each in random order; the first k of a group are chosen.
     """
-    rows, length = batch.ids.shape
-    number = rows * length
-    row = torch.arange(rows, device=t.device)[:, None]
-    group = (row * length + batch.document) * len(Modality) + batch.modality
-    group = group.masked_fill(~batch.target, -1).flatten()
-
+    group = group.masked_fill(~target, -1).flatten()
     order = draw.flatten().argsort()
     order = order[t.flatten()[order].argsort(stable=True)]
     order = order[group[order].argsort(stable=True)]  # by group, then time, then draw
 
     group, time = group[order], t.flatten()[order]
-    first = torch.ones(number, dtype=torch.bool, device=t.device)
+    first = torch.ones_like(group, dtype=torch.bool)
     first[1:] = (group[1:] != group[:-1]) | (time[1:] != time[:-1])
-    run = first.cumsum(0) - 1  # [N] number of the group in sorted order
-    place = torch.arange(number, device=t.device)
+    run = first.cumsum(0) - 1  # [N] number of the run of each place in sorted order
+    place = torch.arange(len(run), device=run.device)
     start = torch.zeros_like(place).scatter_reduce(0, run, place, "amin", include_self=False)
     n = torch.zeros_like(place).scatter_add(0, run, torch.ones_like(place))[run]
     expected = n * p_mask.flatten()[order]
     k = expected.round().clamp_min(1) if nearest else expected.ceil()
     chosen = (place - start[run] < k) & (group >= 0)
 
-    masked = torch.zeros_like(chosen).scatter(0, order, chosen).view(rows, length)
-    share = torch.zeros_like(expected).scatter(0, order, k / n).view(rows, length)
-    return masked, share
+    chosen = torch.zeros_like(chosen).scatter(0, order, chosen)
+    share = torch.zeros_like(expected).scatter(0, order, k / n)
+    return chosen.view_as(target), share.view_as(p_mask)

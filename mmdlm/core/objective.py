@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
-from mmdlm.core.forward import Corruption, ForwardProcess
+from mmdlm.core.forward import Absorbing, Corruption, ForwardProcess, Uniform
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
@@ -98,6 +99,10 @@ class Tokens:
 class TokenLoss(ABC):
     """Logits [M, R] and the tokens they should predict -> [M] losses in nats."""
 
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+        """Raise ValueError where the loss has no meaning for a process; most have for any."""
+        return
+
     @abstractmethod
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor: ...
 
@@ -136,11 +141,67 @@ class ScoreEntropy(TokenLoss):
     network start near Z = 1.
     """
 
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+        if not isinstance(process, Absorbing):
+            raise ValueError(
+                f"ScoreEntropy is for the Absorbing process, not {type(process).__name__}; "
+                "for Uniform take UniformScoreEntropy"
+            )
+
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
-        logits = logits.float() - torch.tensor(float(logits.shape[-1])).log()
+        logits = logits.float() - math.log(logits.shape[-1])
         log_z = logits.logsumexp(-1)
         score = logits.gather(-1, tokens.x_0[:, None]).squeeze(-1)
         return tokens.weight * (torch.expm1(log_z) - score)
+
+
+@dataclass(frozen=True)
+class UniformScoreEntropy(TokenLoss):
+    """SEDD's score entropy under uniform diffusion: the negative ELBO of `Uniform(cover_all=True)`.
+
+    The softmax pi of the logits is read as p(x_0 | all other tokens), what `Uniform` teaches at
+    noised positions, so that one network serves both losses and the sampler. It implies the scores
+    s_y = (1 + c pi_y) / (1 + c pi_{x_t}) with c = R alpha / p_mask, and the loss is
+
+        sigma' / R * sum_{y != x_t} (s_y - r_y log s_y + r_y (log r_y - 1))
+
+    where r_y, the true ratio given x_0, is s_y with pi = onehot(x_0).
+    Source: arXiv:2310.16834, equation 10 with the uniform matrix of section 4.1; the reading of the
+    logits is ours, so that the network needs no time.
+    """
+
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+        if not (isinstance(process, Uniform) and process.cover_all):
+            raise ValueError(
+                "UniformScoreEntropy covers clean positions too: it needs the process "
+                f"Uniform(cover_all=True), got {process}"
+            )
+        if full_vocabulary:
+            raise ValueError(
+                "UniformScoreEntropy needs logits over the range in which tokens are noised; "
+                "set full_vocabulary to false"
+            )
+
+    def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        size = logits.shape[-1]
+        tiny = torch.finfo(torch.float32).tiny
+        p_mask, alpha = tokens.p_mask.clamp_min(tiny), (1 - tokens.p_mask).clamp_min(tiny)
+        rho = 1 + size * alpha / p_mask  # [M] the ratio at x_0 of a token that was noised
+        log_pi = logits.float().log_softmax(-1)
+        log_s = torch.log1p((rho - 1)[:, None] * log_pi.exp())  # [M, R]
+        log_s = log_s - log_s.gather(-1, tokens.x_t[:, None])
+
+        # as if r were the same for all y: 1 where x_t is noise, 1 / rho where it is x_0
+        clean = tokens.x_t == tokens.x_0
+        log_r = torch.where(clean, -rho.log(), torch.zeros_like(rho))
+        log_z = log_s - log_r[:, None]
+        gap = torch.expm1(log_z) - log_z  # >= 0, and 0 where s = r
+        loss = log_r.exp() * (gap.sum(-1) - gap.gather(-1, tokens.x_t[:, None]).squeeze(-1))
+        # y = x_0 of a noised token has r = rho
+        log_s_0 = log_s.gather(-1, tokens.x_0[:, None]).squeeze(-1)
+        extra = rho * rho.log() - (rho - 1) * (1 + log_s_0)
+        slope = tokens.weight * p_mask
+        return slope / alpha / size * (loss + torch.where(clean, torch.zeros_like(extra), extra))
 
 
 # ---- the objective ------------------------------------------------------------------------------
@@ -207,6 +268,10 @@ class Objective:
     times: Times = LowVariance()
     complementary: bool = False
     full_vocabulary: bool = False
+
+    def __post_init__(self) -> None:
+        for _, modality, loss in self._parts():
+            loss.loss.check(self.process.of(modality), full_vocabulary=self.full_vocabulary)
 
     def __call__(
         self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
-from mmdlm.core.forward import MaskNoise, Noise
 from mmdlm.core.guidance import ClassifierFreeGuidance
+from mmdlm.core.noise import MaskNoise, Noise
 from mmdlm.core.schedule import MaskSchedule
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Vocabulary
@@ -286,8 +286,8 @@ class Sampler:
     top_k, top_p    restrict the draw; the order looks at the unrestricted probabilities
     guidance_scale  see `ClassifierFreeGuidance`; 1 is off
     remask          lets committed tokens become noise again
-    noise           what stands at open positions: the mask token, or for a model of the uniform
-                    process a token drawn anew each step
+    noise           what stands at open positions: the mask token, or for a model of another
+                    process a token drawn anew each step; the model must have been trained with it
     suppressed      ids that are never generated
 
     Logits are restricted to the id range of each position's modality, and the mask token is never
