@@ -11,7 +11,7 @@ import jsonargparse
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """One sentence on stderr and exit status 2 where jsonargparse prints usage and a tip as well."""
+    """One sentence on stderr and status 2, where jsonargparse prints usage and a tip as well."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         sentence = re.sub(r"\s+", " ", str(message)).strip().removeprefix("error: ")

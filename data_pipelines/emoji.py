@@ -160,7 +160,7 @@ def _load(font: Path) -> ImageFont.FreeTypeFont:
     if not features.check("raqm"):
         raise ValueError(
             "this Pillow has no RAQM text layout, without which emoji of several code points come "
-            "apart; install Pillow's own wheel, which bundles it: pip install --force-reinstall pillow"
+            "apart; install Pillow's own wheel, which has it: pip install --force-reinstall pillow"
         )
     if not Path(font).is_file():
         raise ValueError(f"font {font}: no such file")

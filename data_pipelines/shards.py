@@ -6,9 +6,13 @@ A sample is a dict of bytes by file extension ("png", "txt", "json", "codes.npy"
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import glob
+import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
 import time
@@ -16,7 +20,6 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,12 +28,24 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 Sample = dict[str, Any]
-OPEN_ATTEMPTS = 3
-BROKEN_ARCHIVE = (tarfile.TarError, EOFError, zlib.error)
+ATTEMPTS = 3
+PAUSE = 1.0  # seconds before the next attempt, doubled each time
+END_MARK = bytes(1024)
+COMPRESSED: dict[bytes, Any] = {
+    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
 
 
 class BrokenShard(Exception):
     """A shard that ends too early or is no tar; what came before in it is good."""
+
+
+class Unreachable(OSError):
+    """A shard that cannot be opened or read to its end: nothing is known about what it holds."""
+
+    is_final = False
 
 
 def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
@@ -80,9 +95,9 @@ def _matches(url: str) -> list[str]:
 def open_shard(url: str) -> BinaryIO:
     """A shard as a byte stream: local path, `pipe:command`, http(s), or what fsspec knows (s3).
 
-    Another attempt follows where a server does not answer. Raises OSError, with the url.
+    Raises Unreachable, with the url, after another attempt or two where a server does not answer.
     """
-    for attempt in range(OPEN_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             if url.startswith("pipe:"):
                 return webdataset.gopen(url)
@@ -91,68 +106,127 @@ def open_shard(url: str) -> BinaryIO:
             if "://" in url:
                 return fsspec.open(url, "rb").open()
             return open(url, "rb")
-        except (OSError, ValueError, ImportError) as error:
-            lasting = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if lasting or refused or not isinstance(error, OSError) or attempt + 1 == OPEN_ATTEMPTS:
-                raise OSError(f"shard {url} cannot be opened: {error}") from error
-            time.sleep(2.0**attempt)
-    raise AssertionError("unreachable")
+        # what stores raise is up to their libraries
+        except Exception as error:
+            lasting = isinstance(
+                error, FileNotFoundError | PermissionError | IsADirectoryError | ValueError
+            ) or (isinstance(error, urllib.error.HTTPError) and error.code < 500)
+            if lasting or isinstance(error, ImportError) or attempt + 1 == ATTEMPTS:
+                raise Unreachable(f"shard {url} cannot be opened: {error}") from error
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError
+
+
+class _Download(io.RawIOBase):
+    """A stream whose failures to deliver are told apart from damage in what it delivers."""
+
+    def __init__(self, stream: BinaryIO, url: str) -> None:
+        self.stream = stream
+        self.url = url
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self.stream.read(len(buffer))
+            missing = 0 if data else getattr(self.stream, "length", None)  # of an HTTP response
+        except Exception as error:  # stores raise what their libraries please
+            raise Unreachable(f"shard {self.url}: {error}") from error
+        if missing:
+            raise Unreachable(f"shard {self.url}: the connection closed {missing} bytes too early")
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class _Tail(io.RawIOBase):
-    """Passes a stream on and remembers its first and last bytes, where tar marks its end."""
+    """Passes a stream on and remembers its last bytes, where a tar has its end mark."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
-        self.head = b""
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
         data = self.stream.read(size)
-        if not self.head:
-            self.head = data[:6]
-        self.last = (self.last + data)[-1024:]
+        self.last = (self.last + data)[-len(END_MARK) :]
         return data
-
-    @property
-    def is_compressed(self) -> bool:
-        return self.head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
 
 
 def read_shard(url: str) -> Iterator[Sample]:
     """Samples of a shard, in order.
 
-    Raises BrokenShard where the tar is damaged or ends before its end mark, which tarfile itself
-    passes over; the sample that the break cuts is not yielded. Raises OSError where the shard
-    cannot be opened or the connection breaks.
+    Raises BrokenShard where the tar is damaged or ends before its end mark (which tarfile itself
+    passes over in silence); the sample that the break cuts is not given out. Where a connection
+    breaks, the shard is opened again and what was given out is passed over; Unreachable follows
+    when that does not help.
     """
-    with closing(open_shard(url)) as stream:
-        tail = _Tail(stream)
-        files = ({**file, "__url__": url} for file in tar_file_iterator(tail))
+    given = failures = 0
+    while True:
+        try:
+            for number, sample in enumerate(_read_once(url)):
+                if number == given:
+                    yield sample
+                    given += 1
+            return
+        except Unreachable as error:
+            failures += 1
+            if error.is_final or failures == ATTEMPTS:
+                raise
+            time.sleep(PAUSE * 2**failures)
+
+
+def _read_once(url: str) -> Iterator[Sample]:
+    try:
+        stream = open_shard(url)
+    except Unreachable as error:
+        error.is_final = True
+        raise
+    try:
+        download = io.BufferedReader(_Download(stream, url), buffer_size=1 << 18)
+        start = download.peek(6)
+        decompress = next((d for magic, d in COMPRESSED.items() if start.startswith(magic)), None)
+        tail = _Tail(decompress(download) if decompress else download)
         held: Sample | None = None  # one behind, because the end decides whether it is whole
         try:
+            files = ({**file, "__url__": url} for file in tar_file_iterator(tail))
             for sample in group_by_keys(files):
                 if held is not None:
                     yield held
                 held = sample
-            while tail.read(1 << 16):
+            while tail.read(1 << 18):
                 pass
-        except (*BROKEN_ARCHIVE, ValueError) as error:
+        except Unreachable:
+            raise
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as e:
+            if url.startswith("pipe:"):
+                _close(stream, url)  # a command that failed is no damage to the tar
             after = f", after sample {held['__key__']}" if held else ""
-            raise BrokenShard(f"{error}{after}") from error
-        except OSError as error:
-            if url.startswith("pipe:") or "CRC" in str(error) or "gzip" in str(error):
-                raise BrokenShard(str(error)) from error
-            raise OSError(f"shard {url}: {error}") from error
-        if not tail.is_compressed and (len(tail.last) < 1024 or any(tail.last)):
-            key = held["__key__"] if held else None
-            raise BrokenShard(f"the tar ends before its end mark, in or after sample {key}")
+            raise BrokenShard(f"damaged tar: {_reason(e)}{after}") from e
+        if url.startswith("pipe:"):
+            _close(stream, url)
+        if tail.last != END_MARK:
+            at = f"in or after sample {held['__key__']}" if held else "before the first sample"
+            raise BrokenShard(f"truncated tar: it ends without its end mark, {at}")
         if held is not None:
             yield held
+    finally:
+        with contextlib.suppress(OSError):  # a command whose output was not read to its end
+            stream.close()
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _reason(error: Exception) -> str:
+    """The message without the stream objects that webdataset appends to it."""
+    return str(error.args[0] if error.args else error).split(" @ ")[0] or type(error).__name__
+
+
+def _close(stream: BinaryIO, url: str) -> None:
+    try:
+        stream.close()
+    except OSError as error:
+        raise Unreachable(f"shard {url}: the command failed: {error}") from error
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside, then rename: `path` is either whole or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -212,4 +286,4 @@ def write_shards(
 def write_json(path: Path, value: object) -> None:
     """JSON that people read, whole or not at all."""
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-    write_file(path, lambda file: file.write(text.encode()) and None)
+    write_file(path, lambda file: file.write(text.encode()))

@@ -1,13 +1,15 @@
 """Job: texts of shards -> a byte-level BPE tokenizer that transformers reads.
 
-    python -m data_pipelines.text_tokenizer --shards data/emoji/train --out data/emoji/text_tokenizer
+python -m data_pipelines.text_tokenizer --shards data/emoji/train --out data/emoji/text_tokenizer
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
@@ -71,9 +73,12 @@ def main(shards: str, out: Path, *, size: int = 2048) -> None:
         tokenizer.save_pretrained(folder)
         # tokenizer.json last: where it is, the folder is whole
         for name in ("tokenizer_config.json", "tokenizer.json"):
-            data = (Path(folder) / name).read_bytes()
-            write_file(out / name, lambda file, data=data: file.write(data) and None)
+            write_file(out / name, partial(_copy, Path(folder) / name))
     print(f"{out}: {len(tokenizer)} ids from {len(texts)} texts")
+
+
+def _copy(path: Path, file: BinaryIO) -> None:
+    file.write(path.read_bytes())
 
 
 if __name__ == "__main__":

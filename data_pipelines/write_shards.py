@@ -1,6 +1,6 @@
 """Job: any source of pictures and texts -> webdataset shards.
 
-    python -m data_pipelines.write_shards emoji --out data/emoji
+python -m data_pipelines.write_shards emoji --out data/emoji
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Train an image tokenizer: `python -m train.image_tokenizer --config configs/image_tokenizer/emoji.yaml`."""
+"""Train an image tokenizer: `python -m train.image_tokenizer --config X.yaml`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class PixelLoss:
 class ReconstructionStage(Stage):
     """Pictures in, the same pictures out; the quantizer's own loss is added, already weighted."""
 
-    coefficients = {"pixels": 1.0, "quantizer": 1.0}
+    coefficients: ClassVar = {"pixels": 1.0, "quantizer": 1.0}
 
     def __init__(self, tokenizer: ImageTokenizer, loss: PixelLoss) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The training loop: one for every stage, over accelerate; a run that is killed goes on as if it had not been."""
+"""The one training loop, over accelerate. A killed run goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class FitSettings:
     ema               decay of the averaged weights
     mixed_precision   "no", "bf16", or "auto": bf16 on an accelerator, float32 on a CPU
     compile           torch.compile the layers
-    checkpoint_every  steps between checkpoints (newest `keep` stay); one is always written at the end
+    checkpoint_every  steps between checkpoints (the newest `keep` stay); the last step has one
     sample_every      steps between sample sheets; 0 for none
     log_every         steps between lines of the log
     trackers          of accelerate: tensorboard, wandb, trackio
@@ -223,7 +223,7 @@ def _step(
                 weight * sums[name] / counts[name].clamp_min(1)
                 for name, weight in stage.coefficients.items()
             )
-            # Data-parallel wrappers average gradients over processes; the counts are global already.
+            # Data-parallel wrappers average over processes, but the counts are global already.
             accelerator.backward(loss * accelerator.num_processes)
         for name, value in sums.items():
             totals[name] = totals[name] + value.detach()

@@ -1,4 +1,4 @@
-"""Which parameters decay, how fast each learns at which step, and the average that is kept of them."""
+"""How parameters move: optimizers, learning rate over the run, and the running average."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def orthogonalise(matrices: Tensor, *, iterations: int) -> Tensor:
 
 
 def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters to decay, and those to leave alone: biases, norms, embeddings, positions.
+    """Trainable parameters to decay, and those not to: biases, norms, embeddings, positions.
 
     Told by the module that owns the parameter, not by its name; each parameter is in one group, a
     tied one in the group of its embedding.

@@ -1,10 +1,11 @@
-"""Attention patterns: who sees whom. One mask function a pattern, the same for SDPA and FlexAttention."""
+"""Attention patterns: who sees whom. One mask function each, the same for every kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ def same_document(document: Tensor) -> MaskFunction:
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """A mask function in the form that the chosen kernel wants; both None: everybody sees everybody.
+    """A mask function in the form that the kernel wants; both None: everybody sees everybody.
 
     dense  [B, 1, L, L] bool, True where attention is allowed (SDPA)
     block  torch's BlockMask (FlexAttention)
@@ -59,14 +60,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern)
     """Softmax attention: [B, H, L, d], [B, H_kv, L, d], [B, H_kv, L, d] -> [B, H, L, d]."""
     grouped = query.shape[1] != key.shape[1]
     if pattern.block is not None:
-        flex = _compiled_flex_attention() if query.is_cuda else flex_attention
-        return flex(query, key, value, block_mask=pattern.block, enable_gqa=grouped)  # type: ignore[no-any-return]
+        return _flex_attention(query.is_cuda)(
+            query, key, value, block_mask=pattern.block, enable_gqa=grouped
+        )
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=pattern.dense, enable_gqa=grouped
     )
 
 
 @cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
+def _flex_attention(on_gpu: bool) -> Callable[..., Tensor]:
     # Uncompiled FlexAttention materialises the scores; compiled, it is one fused kernel.
-    return torch.compile(flex_attention)  # type: ignore[return-value]
+    return torch.compile(flex_attention) if on_gpu else cast(Callable[..., Tensor], flex_attention)

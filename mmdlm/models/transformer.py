@@ -1,10 +1,10 @@
-"""The one bidirectional Transformer, as a transformers model: a weight map and a config make it a family."""
+"""The one bidirectional Transformer, as a model of the transformers library."""
 
 from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ class MmdlmConfig(PreTrainedConfig):
     vocabulary             fields of `Vocabulary`
     attention_bias         bias on the query, key and value projections (Qwen2, Dream)
     qk_norm                RMSNorm on every query and key head (Qwen3)
-    full_vocabulary        trained and sampled over all ids instead of those of the position's modality
-    text_slots             text positions of the layout the checkpoint was trained on; None: any length
+    full_vocabulary        trained and sampled over all ids, not those of the position's modality
+    text_slots             text positions of the layout it was trained on; None: any length
     """
 
     model_type = "mmdlm"
@@ -94,7 +94,7 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """[B, L] positions -> cosine and sine [B, 1, L, head_dim], float32."""
-        # Computed here and not kept as a buffer, so that meta-device loading has nothing to restore.
+        # Computed here, not kept as a buffer: meta-device loading has nothing to restore.
         channel = torch.arange(0, self.head_dim, 2, device=position.device, dtype=torch.float32)
         angle = position[:, None, :, None] * self.theta ** (-channel / self.head_dim)
         angle = torch.cat((angle, angle), dim=-1)
@@ -176,7 +176,7 @@ class MmdlmPreTrainedModel(PreTrainedModel):
     config_class = MmdlmConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Layer"]
+    _no_split_modules: ClassVar = ["Layer"]
     _supports_sdpa = True
     _supports_flex_attn = True
 
@@ -201,7 +201,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
         self.post_init()
 
     def forward(self, embeddings: Tensor, position: Tensor, document: Tensor) -> Tensor:
-        """Embeddings [B, L, D], positions and documents [B, L] -> normed hidden states [B, L, D]."""
+        """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D]."""
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(document, flex=flex)
         rotation = self.rotary(position)
@@ -218,7 +218,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     `logits_at`, which run the head only where it is needed.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: MmdlmConfig) -> None:
         super().__init__(config)
@@ -251,7 +251,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Tensor]:
-        """Plain transformers contract: ids [B, L], mask [B, L] with 0 at padding -> logits [B, L, V].
+        """ids [B, L] and a mask [B, L], 0 at padding -> logits [B, L, V], as transformers has it.
 
         Padding, on either side, changes no other logits: positions are counted over real tokens.
         """
@@ -267,7 +267,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         return MaskedLMOutput(logits=logits)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *args: Any,

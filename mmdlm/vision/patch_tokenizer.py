@@ -1,4 +1,4 @@
-"""A small image tokenizer whose work is matrix products: patches, attention, scalar quantization."""
+"""A small image tokenizer made of matrix products: patches, attention, scalar quantization."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 class PatchTokenizer(ImageTokenizer):
-    """Patch -> Transformer -> finite scalar quantizer -> Transformer -> patch, then a thin convolution.
+    """Patch -> Transformer -> finite scalar quantizer -> Transformer -> patch, then seams mended.
 
     After arXiv:2110.04627 (ViT-VQGAN) without its adversarial and perceptual losses, with a finite
     scalar quantizer in place of its codebook. Departures: the decoder reads a learned embedding of
@@ -140,14 +140,12 @@ class PatchTokenizer(ImageTokenizer):
         self.decoder_position = nn.Parameter(0.02 * torch.randn(cells, width))
         self.decoder = nn.Sequential(*(Block(width, heads) for _ in range(decoder_depth)))
         self.patch_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, pixels))
-        self.seams = nn.Sequential(
-            nn.Conv2d(3, seam_width, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(seam_width, 3, 3, padding=1),
-        )
+        last = nn.Conv2d(seam_width, 3, 3, padding=1)
+        self.seams = nn.Sequential(nn.Conv2d(3, seam_width, 3, padding=1), nn.GELU(), last)
         nn.init.zeros_(self.code_embedding.weight)
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
 
     @property
     def config(self) -> dict[str, Any]:
