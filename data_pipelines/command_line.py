@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -19,8 +18,8 @@ class _Parser(jsonargparse.ArgumentParser):
         sys.exit(2)
 
 
-def run(job: Callable[..., Any] | dict[str, Callable[..., Any]]) -> None:
-    """Run a function, or one of several by name, with its parameters as options.
+def run(job: Any) -> None:
+    """Run a function, or one of a dict of functions by name, with its parameters as options.
 
     `--config x.yaml` reads them from a file, later options win, `--print_config` shows the result.
     What the user can mend (ValueError) and what the system refuses (a full disk) end with status 2.

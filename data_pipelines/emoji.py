@@ -85,9 +85,8 @@ def draw_emoji(font: Path | None = None, *, size: int = 64) -> Iterator[Emoji | 
     side, left, top = _canvas(face)
     blank = _draw(face, UNASSIGNED, side, left, top)
     emoji_package.config.load_language()  # all of them; only English is there before
-    for characters, entry in emoji_package.EMOJI_DATA.items():
-        if entry["status"] != emoji_package.STATUS["fully_qualified"]:
-            continue
+    for characters in fully_qualified():
+        entry = emoji_package.EMOJI_DATA[characters]
         names = {
             language: _readable(entry[language])
             for language in emoji_package.LANGUAGES
@@ -110,6 +109,12 @@ def draw_emoji(font: Path | None = None, *, size: int = 64) -> Iterator[Emoji | 
             image=picture.resize((size, size), Image.Resampling.LANCZOS),
             held_out=is_held_out(characters),
         )
+
+
+def fully_qualified() -> list[str]:
+    """All emoji of the `emoji` package in the form that is meant for display."""
+    wanted = emoji_package.STATUS["fully_qualified"]
+    return [c for c, entry in emoji_package.EMOJI_DATA.items() if entry["status"] == wanted]
 
 
 def is_held_out(characters: str) -> bool:
@@ -194,12 +199,20 @@ def _readable(name: str) -> str:
     return name.strip(":").replace("_", " ")
 
 
-def report(drawn: Iterable[Emoji | LeftOut]) -> tuple[list[Emoji], list[LeftOut]]:
-    """Take the drawn emoji apart, with a progress bar, and say on stderr which were left out."""
-    everything = list(tqdm(drawn, desc="drawing emoji", unit=" emoji"))
-    pictures = [one for one in everything if isinstance(one, Emoji)]
-    left_out = [one for one in everything if isinstance(one, LeftOut)]
+def draw_with_report(
+    font: Path | None = None, *, size: int = 64
+) -> tuple[list[Emoji], list[LeftOut]]:
+    """`draw_emoji`, with a progress bar; says on stderr which emoji the font has left out."""
+    total = len(fully_qualified())
+    bar = tqdm(draw_emoji(font, size=size), total=total, desc="drawing", unit=" emoji")
+    pictures: list[Emoji] = []
+    left_out: list[LeftOut] = []
+    for one in bar:
+        if isinstance(one, Emoji):
+            pictures.append(one)
+        else:
+            left_out.append(one)
     if left_out:
         listed = ", ".join(f"{one.name} ({one.reason})" for one in left_out)
-        print(f"left out {len(left_out)} of {len(everything)}: {listed}", file=sys.stderr)
+        print(f"left out {len(left_out)} of {total}: {listed}", file=sys.stderr)
     return pictures, left_out

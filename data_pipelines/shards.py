@@ -228,7 +228,10 @@ def _close(stream: BinaryIO, url: str) -> None:
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside, then rename: `path` is either whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"folder {path.parent} cannot be made: {error.strerror}") from error
     beside = path.with_name(path.name + ".part")
     try:
         with open(beside, "wb") as file:
@@ -238,7 +241,12 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, Unreachable) or error.filename not in (None, str(beside)):
+            raise  # where the samples come from has failed, and says so itself
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:

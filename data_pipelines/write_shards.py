@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from tqdm import tqdm
 
 from data_pipelines import command_line
 from data_pipelines import emoji as emoji_source
+from data_pipelines.coco import coco_entries, coco_samples
+from data_pipelines.folder import folder_samples, picture_files
 from data_pipelines.shards import Sample, write_json, write_shards
+from data_pipelines.text import count_lines, jsonl_samples
 
+SHARD_BYTES = 1 << 30
 INDEX = "index.json"  # written last: where it is, the shards are whole
 
 
@@ -43,7 +47,7 @@ def emoji(
     }
     if _is_done(out, settings):
         return
-    pictures, left_out = emoji_source.report(emoji_source.draw_emoji(font, size=size))
+    pictures, left_out = emoji_source.draw_with_report(font, size=size)
 
     def samples(held_out: bool) -> Iterator[Sample]:
         for drawn in pictures:
@@ -65,12 +69,84 @@ def emoji(
                 }
 
     _write(
-        {"train": lambda: samples(False), "held_out": lambda: samples(True)},
+        {
+            split: tqdm(samples(held_out), total=total, desc=f"writing {split}", unit=" samples")
+            for split, held_out, total in (
+                ("train", False, sum(not one.held_out for one in pictures)),
+                ("held_out", True, sum(one.held_out for one in pictures)),
+            )
+        },
         out,
         settings,
-        samples_per_shard=samples_per_shard,
         notes={"left_out": {one.name: one.reason for one in left_out}},
     )
+
+
+def folder(images: Path, out: Path, *, samples_per_shard: int = 1000) -> None:
+    """Pack a folder of pictures, with the texts beside them (name.txt, name.json) or their names.
+
+    Args:
+        images: Folder with png, jpg or webp pictures, at any depth.
+        out: Folder for the shards.
+        samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
+    """
+    settings = {
+        "source": "folder",
+        "images": str(images),
+        "samples_per_shard": samples_per_shard,
+    }
+    if not _is_done(out, settings):
+        total = len(picture_files(images))
+        samples = tqdm(folder_samples(images), total=total, desc="packing", unit=" pictures")
+        _write({"": samples}, out, settings)
+
+
+def coco(captions: Path, images: Path, out: Path, *, samples_per_shard: int = 1000) -> None:
+    """Pack pictures with the captions of a COCO captions JSON.
+
+    Args:
+        captions: The JSON file, such as captions_train2017.json.
+        images: Folder with the pictures that it names.
+        out: Folder for the shards.
+        samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
+    """
+    settings = {
+        "source": "coco",
+        "captions": str(captions),
+        "images": str(images),
+        "samples_per_shard": samples_per_shard,
+    }
+    if not _is_done(out, settings):
+        total = len(coco_entries(captions))
+        samples = tqdm(
+            coco_samples(captions, images), total=total, desc="packing", unit=" pictures"
+        )
+        _write({"": samples}, out, settings)
+
+
+def text(file: Path, out: Path, *, field: str = "text", samples_per_shard: int = 10000) -> None:
+    """Pack the texts of a file of JSON lines.
+
+    Args:
+        file: One JSON object a line.
+        out: Folder for the shards.
+        field: Name of the text in the object.
+        samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
+    """
+    settings = {
+        "source": "text",
+        "file": str(file),
+        "field": field,
+        "samples_per_shard": samples_per_shard,
+    }
+    if not _is_done(out, settings):
+        samples = tqdm(
+            jsonl_samples(file, field=field),
+            total=count_lines(file),
+            desc="packing",
+            unit=" texts",
+        )
+        _write({"": samples}, out, settings)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -99,31 +175,28 @@ def _is_done(out: Path, settings: dict[str, Any]) -> bool:
 
 
 def _write(
-    splits: dict[str, Callable[[], Iterator[Sample]]],
+    splits: dict[str, Iterable[Sample]],
     out: Path,
     settings: dict[str, Any],
     *,
-    samples_per_shard: int,
-    bytes_per_shard: int = 1 << 30,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard is {samples_per_shard}; it must be 1 or more")
+    if settings["samples_per_shard"] < 1:
+        raise ValueError(f"samples_per_shard is {settings['samples_per_shard']}; 1 is the least")
     shards = {}
     for split, samples in splits.items():
         counts = write_shards(
-            tqdm(samples(), desc=f"writing {split}", unit=" samples"),
+            samples,
             out / split,
-            samples_per_shard=samples_per_shard,
-            bytes_per_shard=bytes_per_shard,
+            samples_per_shard=settings["samples_per_shard"],
+            bytes_per_shard=SHARD_BYTES,
         )
-        if counts:
-            shards[split] = counts
-            print(f"{out / split}: {sum(counts.values())} samples in {len(counts)} shards")
-    if not shards:
+        shards[split] = counts
+        print(f"{out / split}: {sum(counts.values())} samples in {len(counts)} shards")
+    if not any(shards.values()):
         raise ValueError(f"{settings['source']}: no samples found, so {out} stays empty")
     write_json(out / INDEX, {"settings": settings, "shards": shards, **(notes or {})})
 
 
 if __name__ == "__main__":
-    command_line.run({"emoji": emoji})
+    command_line.run({"emoji": emoji, "folder": folder, "coco": coco, "text": text})

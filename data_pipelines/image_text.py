@@ -1,0 +1,126 @@
+"""Pictures, as codes, with texts: drawing, captioning, both at once, or the text alone."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from data_pipelines.shards import Sample
+from data_pipelines.source import TextTokenizer, ToSequence, field_codes, field_text
+from mmdlm.core.sequence import Segment, Sequence, image_segments, text_segment
+from mmdlm.core.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """How often, relative to each other, a sample becomes each task.
+
+    draw     text -> picture
+    caption  picture -> text
+    joint    both are targets
+    text     the text alone, without a picture
+    """
+
+    draw: float = 1.0
+    caption: float = 1.0
+    joint: float = 0.0
+    text: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(astuple(self)) < 0 or sum(astuple(self)) <= 0:
+            raise ValueError(f"tasks {self}: weights are not negative, and one is positive")
+
+    def choose(self, *, generator: torch.Generator) -> str:
+        """The name of one task, by weight."""
+        weights = {"draw": self.draw, "caption": self.caption, "joint": self.joint}
+        drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
+        drawn *= sum(weights.values()) + self.text
+        for task, weight in weights.items():
+            drawn -= weight
+            if drawn < 0:
+                return task
+        return "text"
+
+
+@dataclass(frozen=True)
+class ImageText(ToSequence):
+    """`begin image, codes, end image, text_slots tokens of text`; the text is closed by eos.
+
+    The picture comes first, so that codes keep their positions whatever the text, and the text
+    fills a fixed number of slots (its tokens, then eos to the end), so that a captioning model
+    decides itself where a text ends. An empty text is all eos.
+
+    tasks           which of the two is target
+    text_slots      tokens of text, the closing eos included
+    drop_condition  share of drawing and captioning samples whose context is masked, as
+                    `Batch.without_context` masks it for classifier-free guidance
+    text            field of the text: "txt", or a place in a JSON field such as "json.names.de"
+    codes           field of the codes
+    cut_long_text   cut a text that needs more than text_slots; otherwise such a sample counts as
+                    broken and is skipped
+    """
+
+    tasks: Tasks = Tasks()
+    text_slots: int = 16
+    drop_condition: float = 0.1
+    text: str = "txt"
+    codes: str = "codes.npy"
+    cut_long_text: bool = False
+
+    def __post_init__(self) -> None:
+        if self.text_slots < 1:
+            raise ValueError(f"text_slots is {self.text_slots}; at least 1 is needed for eos")
+        if not 0 <= self.drop_condition <= 1:
+            raise ValueError(f"drop_condition is {self.drop_condition}; a share lies in [0, 1]")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.text.split(".")[0], self.codes)
+
+    def __call__(
+        self,
+        sample: Sample,
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        task = self.tasks.choose(generator=generator)
+        text = text_segment(
+            self.text_ids(sample, vocabulary, tokenizer=tokenizer, generator=generator),
+            target=task != "draw",
+        )
+        if task == "text":
+            return Sequence((text,))
+        codes = field_codes(sample, vocabulary, field=self.codes)
+        begin, image, end = image_segments(codes, vocabulary, target=task != "caption")
+        if task != "joint" and float(torch.rand((), generator=generator)) < self.drop_condition:
+            text, image = masked_context(text, vocabulary), masked_context(image, vocabulary)
+        return Sequence((begin, image, end, text))
+
+    def text_ids(
+        self,
+        sample: Sample,
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The text of a sample -> [text_slots] ids, closed and filled up by eos."""
+        text = field_text(sample, self.text, generator=generator)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) >= self.text_slots:
+            if not self.cut_long_text:
+                raise ValueError(
+                    f"its text needs {len(ids)} tokens and eos but text_slots is {self.text_slots} "
+                    f"({text[:60]!r}); raise text_slots or set cut_long_text"
+                )
+            ids = ids[: self.text_slots]
+        return torch.tensor([*ids, *[vocabulary.eos_id] * (self.text_slots - len(ids))])
+
+
+def masked_context(segment: Segment, vocabulary: Vocabulary) -> Segment:
+    """A segment whose context tokens are mask ids; targets stay."""
+    return replace(segment, ids=segment.ids.masked_fill(~segment.target, vocabulary.mask_id))

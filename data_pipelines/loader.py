@@ -1,0 +1,318 @@
+"""Batches for training: the sequences of all sources in rows, over worker processes, resumable.
+
+torchdata's StatefulDataLoader would do the part of the workers, but it reaches into the internals
+of torch's DataLoader and is no longer kept up with torch; here each batch simply brings along the
+state that its worker has after it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from data_pipelines.shards import expand_urls
+from data_pipelines.source import Source, TextTokenizer
+from data_pipelines.stream import Reader, SequenceStream, State
+from mmdlm.core.sequence import Batch, Sequence, collate, pack
+from mmdlm.core.vocabulary import Vocabulary
+
+
+def build_loader(
+    sources: Iterable[Source],
+    vocabulary: Vocabulary,
+    *,
+    tokenizer: TextTokenizer,
+    batch_size: int,
+    length: int,
+    packed: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle_buffer: int = 4096,
+    repeat: bool = True,
+    max_broken: float = 0.01,
+    cache_bytes: int = 1 << 28,
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches [batch_size, length] of this process, mixed from `sources` by weight.
+
+    No sample goes to two processes or workers in an epoch, and all go to one. The samples follow
+    from the arguments alone, and after `load_state_dict` the very same ones follow that would have.
+
+    tokenizer       of texts; its ids are those of `vocabulary.text`
+    batch_size      rows of a batch of this process
+    packed          several documents in a row, as many as fit; otherwise one, padded to `length`
+    num_workers     processes that read ahead; 0 reads in this one
+    rank, world_size  this process among all that train
+    shuffle_buffer  samples that are shuffled together, per worker and source; 0 keeps the order
+                    of samples and shards
+    repeat          epoch after epoch without end; otherwise one pass, whose last batch may have
+                    fewer rows (and processes may differ in their number of batches)
+    max_broken      share of broken samples that are skipped and listed; more stop the run
+    cache_bytes     a data set that fits in so much memory, per worker, is read only once
+    pin_memory      give out batches in page-locked memory (needs num_workers > 0)
+
+    Raises ValueError for an empty list of sources or shards, or a number out of its range.
+    """
+    sources = list(sources)
+    if not sources:
+        raise ValueError("the list of sources is empty; name at least one")
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("length", length, 1),
+        ("num_workers", num_workers, 0),
+        ("shuffle_buffer", shuffle_buffer, 0),
+        ("cache_bytes", cache_bytes, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be {least} or more")
+    if not 0 <= max_broken <= 1:
+        raise ValueError(f"max_broken is {max_broken}; a share lies in [0, 1]")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}; it must be 0 ... {world_size - 1}")
+    # Shards are looked up once, so that all workers deal the same list.
+    sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
+    settings = {
+        "shards": [len(source.urls) for source in sources],
+        "weights": [source.weight for source in sources],
+        "batch_size": batch_size,
+        "length": length,
+        "packed": packed,
+        "seed": seed,
+        "num_workers": num_workers,
+        "rank": rank,
+        "world_size": world_size,
+        "shuffle_buffer": shuffle_buffer,
+        "repeat": repeat,
+    }
+    stream = partial(
+        SequenceStream,
+        sources,
+        vocabulary,
+        tokenizer=tokenizer,
+        length=length,
+        seed=seed,
+        shuffle_buffer=shuffle_buffer,
+        repeat=repeat,
+        max_broken=max_broken,
+        cache_bytes=cache_bytes,
+    )
+    recipe = _Recipe(
+        stream, vocabulary, batch_size, length, packed, rank, max(1, num_workers), world_size
+    )
+    return Loader(recipe, settings, num_workers=num_workers, pin_memory=pin_memory)
+
+
+class Loader:
+    """An iterable of `Batch` whose state says which batch comes next; see `build_loader`.
+
+    `state_dict()` covers the batches that were given out, not those that workers hold ready. It
+    belongs to one process (rank): each saves and loads its own. Iterating again goes on from the
+    state; after the end of a single pass it starts over.
+    """
+
+    def __init__(
+        self, recipe: _Recipe, settings: State, *, num_workers: int, pin_memory: bool
+    ) -> None:
+        self.recipe = recipe
+        self.settings = settings
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._reset()
+
+    def _reset(self) -> None:
+        self._next = 0  # the worker whose turn it is
+        self._workers: list[State | None] = [None] * max(1, self.num_workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.num_workers == 0:
+            parts: Iterable[_Part] = self.recipe.parts(0, self._workers[0])
+        else:
+            parts = DataLoader(
+                _WorkerDataset(self.recipe, list(self._workers), self._next),
+                batch_size=None,
+                collate_fn=_as_it_is,
+                num_workers=self.num_workers,
+                pin_memory=self.pin_memory and torch.cuda.is_available(),
+            )
+        for part in parts:
+            if part.error is not None:
+                raise part.error
+            assert part.batch is not None
+            self._workers[part.worker] = part.state
+            self._next = (part.worker + 1) % len(self._workers)
+            yield part.batch
+        if not any(self._workers) and self.settings["world_size"] == 1:
+            raise ValueError("the shards hold no sample that can be used; see what was skipped")
+        self._reset()
+
+    def state_dict(self) -> State:
+        """Where the data stands, as JSON can hold it."""
+        return copy.deepcopy(
+            {"settings": self.settings, "next": self._next, "workers": self._workers}
+        )
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where another loader with the same settings stood; call before iterating.
+
+        Raises ValueError where the settings differ, as then other samples would follow.
+        """
+        differing = [
+            f"{name} was {state['settings'].get(name)} and is {value}"
+            for name, value in self.settings.items()
+            if state["settings"].get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"the data cannot go on where it stood: {'; '.join(differing)}. Set them back, or "
+                "start a new run from the weights"
+            )
+        state = copy.deepcopy(state)
+        self._next, self._workers = state["next"], state["workers"]
+
+    def tally(self) -> list[dict[str, Any]]:
+        """For each source: how many samples were good and broken so far, and which were broken."""
+        totals: list[dict[str, Any]] = [
+            {"good": 0, "broken": 0, "listed": []} for _ in self.settings["shards"]
+        ]
+        for worker in self._workers:
+            for total, source in zip(totals, worker["sources"] if worker else [], strict=False):
+                for name in total:
+                    total[name] += source["tally"][name]
+        return totals
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a worker hands over: a batch and the state after it, or what stopped it."""
+
+    worker: int
+    batch: Batch | None = None
+    state: State | None = None
+    error: Exception | None = None
+
+    def pin_memory(self) -> _Part:
+        """The hook that torch's DataLoader calls."""
+        return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that a worker needs to make its batches."""
+
+    stream: partial[SequenceStream]
+    vocabulary: Vocabulary
+    batch_size: int
+    length: int
+    packed: bool
+    rank: int
+    workers: int
+    world_size: int
+
+    def parts(self, worker: int, state: State | None) -> Iterator[_Part]:
+        """Batches of one worker from a state on, each with the state after it."""
+        reader = Reader(self.rank * self.workers + worker, self.world_size * self.workers)
+        rows = _PackedRows if self.packed else _SingleRows
+        batches = rows(self.stream(reader=reader), self)
+        if state is not None:
+            batches.stream.load_state_dict(state)
+        for batch in batches:
+            yield _Part(worker, batch, batches.state_dict())
+
+
+class _SingleRows:
+    """Batches with one sequence a row."""
+
+    def __init__(self, stream: SequenceStream, recipe: _Recipe) -> None:
+        self.stream = stream
+        self.recipe = recipe
+
+    def __iter__(self) -> Iterator[Batch]:
+        while sequences := list(islice(self.stream, self.recipe.batch_size)):
+            yield collate(sequences, self.recipe.vocabulary, length=self.recipe.length)
+
+    def state_dict(self) -> State:
+        return self.stream.state_dict()
+
+
+class _PackedRows:
+    """Batches with as many sequences a row as fit; the first that does not opens the next batch."""
+
+    def __init__(self, stream: SequenceStream, recipe: _Recipe) -> None:
+        self.stream = stream
+        self.recipe = recipe
+        self._state: State = stream.state_dict()
+
+    def __iter__(self) -> Iterator[Batch]:
+        over: Sequence | None = None
+        while True:
+            rows: list[list[Sequence]] = [[] for _ in range(self.recipe.batch_size)]
+            free = [self.recipe.length] * len(rows)
+            if over is not None:
+                rows[0].append(over)
+                free[0] -= len(over)
+                over = None
+            while over is None:
+                # The state of a batch is from before the sequence that did not fit into it, so
+                # that this one is drawn again, and is the same.
+                self._state = self.stream.state_dict()
+                sequence = next(self.stream, None)
+                if sequence is None:
+                    break
+                row = next((i for i, room in enumerate(free) if room >= len(sequence)), None)
+                if row is None:
+                    over = sequence
+                else:
+                    rows[row].append(sequence)
+                    free[row] -= len(sequence)
+            filled = [row for row in rows if row]
+            if filled:
+                yield self._stack(filled)
+            if over is None:
+                return
+
+    def _stack(self, rows: list[list[Sequence]]) -> Batch:
+        """Row by row, as `pack` on its own may need another number of rows."""
+        batches = [pack(row, self.recipe.vocabulary, length=self.recipe.length) for row in rows]
+        columns: dict[str, Any] = {}
+        for name in (each.name for each in fields(Batch)):
+            parts = [part for b in batches if (part := getattr(b, name)) is not None]
+            columns[name] = torch.cat(parts) if parts else None
+        return Batch(**columns)
+
+    def state_dict(self) -> State:
+        return self._state
+
+
+class _WorkerDataset(IterableDataset[_Part]):
+    """DataLoader asks its workers in turn from the first; after resuming, another is the first."""
+
+    def __init__(self, recipe: _Recipe, states: list[State | None], first: int) -> None:
+        self.recipe = recipe
+        self.states = states
+        self.first = first
+
+    def __iter__(self) -> Iterator[_Part]:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
+        info = get_worker_info()
+        assert info is not None
+        worker = (info.id + self.first) % info.num_workers
+        try:
+            yield from self.recipe.parts(worker, self.states[worker])
+        except ValueError as error:  # sent as it is: DataLoader would wrap it in a traceback
+            yield _Part(worker, error=ValueError(str(error)))
+        except OSError as error:
+            yield _Part(worker, error=OSError(str(error)))
+
+
+def _as_it_is(part: Any) -> Any:
+    return part

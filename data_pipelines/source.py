@@ -1,0 +1,163 @@
+"""What a source is: shards, and the one function that makes a Sequence of each of their samples."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipelines.shards import Sample
+from mmdlm.core.sequence import Sequence
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.vision.pixels import to_rgb
+
+PICTURES = ("png", "jpg", "jpeg", "webp")
+# What a damaged picture, text or array raises; anything else is a mistake in the code.
+BROKEN_CONTENT = (
+    ValueError,  # bad JSON, bad UTF-8, a field that is missing or does not fit
+    OSError,  # Pillow: truncated or unknown picture
+    SyntaxError,  # Pillow: broken PNG
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class TextTokenizer(Protocol):
+    """The part of transformers' tokenizers that sources use."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+
+class ToSequence(ABC):
+    """Makes one document of one sample: which segments there are, and which are targets.
+
+    A new data set is one frozen dataclass of this kind; YAML names it by its class path. Raises
+    ValueError for a sample that it cannot use, which is then counted, reported and skipped.
+    """
+
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        """Extensions of the fields that are read, to spare the memory of others; None: all."""
+        return None
+
+    @abstractmethod
+    def __call__(
+        self,
+        sample: Sample,
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        """`generator` is seeded anew for each sample, so that any choice can be repeated."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards (see `expand_urls`), how to read them, and how often relative to other sources."""
+
+    urls: str | list[str]
+    to_sequence: ToSequence
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"source {self.urls}: weight {self.weight} must be positive")
+
+
+def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str:
+    """The text of a sample: "txt", or a place in a JSON field such as "json.names.de".
+
+    A list of texts (the captions of one picture) gives one of them. Raises ValueError where there
+    is no such text.
+    """
+    extension, *path = field.split(".")
+    if extension not in sample:
+        raise ValueError(f"no {extension!r} among its fields ({', '.join(field_names(sample))})")
+    if not path:
+        return sample[extension].decode("utf-8")
+    value: Any = json.loads(sample[extension])
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(f"its {extension} has no {'.'.join(path)!r}")
+        value = value[name]
+    if isinstance(value, list) and value:
+        value = value[int(torch.randint(len(value), (), generator=generator))]
+    if not isinstance(value, str):
+        raise ValueError(f"its {field!r} is no text but {type(value).__name__}")
+    return value
+
+
+def field_codes(sample: Sample, vocabulary: Vocabulary, *, field: str = "codes.npy") -> Tensor:
+    """Image codes of a sample -> [K] int64 in raster order; ValueError where they do not fit."""
+    if field not in sample:
+        raise ValueError(
+            f"no {field!r} among its fields ({', '.join(field_names(sample))}); "
+            "data_pipelines.tokenize_images adds the codes"
+        )
+    codes = read_array(sample[field]).reshape(-1)
+    if codes.dtype.kind not in "iu":
+        raise ValueError(f"its {field} holds {codes.dtype}, not codes")
+    if codes.size == 0 or codes.min() < 0 or codes.max() >= vocabulary.image_codes:
+        raise ValueError(
+            f"its {field} does not fit a vocabulary of {vocabulary.image_codes} image codes"
+        )
+    return torch.from_numpy(codes.astype(np.int64))
+
+
+def field_image(sample: Sample) -> Image.Image:
+    """The picture of a sample, RGB; ValueError where there is none."""
+    for extension in PICTURES:
+        if extension in sample:
+            with Image.open(io.BytesIO(sample[extension])) as image:
+                return to_rgb(image)
+    raise ValueError(f"no picture among its fields ({', '.join(field_names(sample))})")
+
+
+def field_names(sample: Sample) -> list[str]:
+    """Extensions of a sample's fields."""
+    return [name for name in sample if not name.startswith("_")]
+
+
+def read_array(data: bytes) -> np.ndarray:
+    """A .npy file. The header is parsed once per shape and dtype, which saves most of the time."""
+    if data[:6] != b"\x93NUMPY" or len(data) < 12:
+        raise ValueError("a .npy field is no numpy array")
+    start, size = (10, 2) if data[6] == 1 else (12, 4)
+    stop = start + int.from_bytes(data[8 : 8 + size], "little")
+    dtype, shape, is_fortran = _header(data[start:stop])
+    if is_fortran or len(data) - stop != dtype.itemsize * int(np.prod(shape)):
+        raise ValueError("a .npy field is truncated or in Fortran order")
+    return np.frombuffer(data, dtype, offset=stop).reshape(shape)
+
+
+@lru_cache(maxsize=256)
+def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
+    try:
+        header = ast.literal_eval(text.decode("latin1"))
+        dtype = np.dtype(header["descr"])
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError(f"a .npy field has a damaged header: {error}") from None
+    if dtype.hasobject:
+        raise ValueError("a .npy field holds Python objects, which are not read")
+    return dtype, tuple(header["shape"]), bool(header["fortran_order"])
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """An array as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array))
+    return file.getvalue()
