@@ -38,8 +38,8 @@ class ClassifierFreeGuidance:
         if not torch.equal(unconditional.target, batch.target):
             raise ValueError(
                 "guidance: the unconditional batch must have its targets where the batch has them; "
-                f"shapes {tuple(unconditional.ids.shape)} and {tuple(batch.ids.shape)}, "
-                f"{int(unconditional.target.sum())} and {int(batch.target.sum())} targets"
+                f"it has {int(unconditional.target.sum())} in {tuple(unconditional.ids.shape)}, "
+                f"the batch {int(batch.target.sum())} in {tuple(batch.ids.shape)}"
             )
         return GuidedDenoiser(denoiser, batch, unconditional=unconditional, scale=self.scale)
 

@@ -36,8 +36,9 @@ class Times(ABC):
         """[B, L] times in [0, 1), one a document or segment; 0 where that has no target."""
         rows, length = batch.ids.shape
         number = batch.document if self.per == "document" else batch.segment
+        first = F.pad(number[:, 1:] != number[:, :-1], (1, 0))  # an empty segment leaves no trace
         row = torch.arange(rows, device=number.device)[:, None]
-        unit = (row * length + number).clamp_min(0)  # [B, L]; padding holds no target
+        unit = row * length + first.cumsum(1)  # [B, L]
         t = torch.zeros(rows * length, device=number.device)
         for target in self._strata(batch):
             present = torch.zeros(rows * length, dtype=torch.bool, device=number.device)
@@ -184,24 +185,23 @@ class UniformScoreEntropy(TokenLoss):
 
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
         size = logits.shape[-1]
-        tiny = torch.finfo(torch.float32).tiny
-        p_mask, alpha = tokens.p_mask.clamp_min(tiny), (1 - tokens.p_mask).clamp_min(tiny)
-        rho = 1 + size * alpha / p_mask  # [M] the ratio at x_0 of a token that was noised
-        log_pi = logits.float().log_softmax(-1)
-        log_s = torch.log1p((rho - 1)[:, None] * log_pi.exp())  # [M, R]
+        p_mask = tokens.p_mask.clamp(2.0**-24, 1 - 2.0**-24)
+        c = size * (1 - p_mask) / p_mask  # [M]
+        log_rho = torch.log1p(c)  # the ratio at x_0 of a token that was noised
+        log_s = torch.log1p(c[:, None] * logits.float().softmax(-1))  # [M, R]
         log_s = log_s - log_s.gather(-1, tokens.x_t[:, None])
 
         # as if r were the same for all y: 1 where x_t is noise, 1 / rho where it is x_0
         clean = tokens.x_t == tokens.x_0
-        log_r = torch.where(clean, -rho.log(), torch.zeros_like(rho))
+        log_r = torch.where(clean, -log_rho, 0.0)
         log_z = log_s - log_r[:, None]
         gap = torch.expm1(log_z) - log_z  # >= 0, and 0 where s = r
         loss = log_r.exp() * (gap.sum(-1) - gap.gather(-1, tokens.x_t[:, None]).squeeze(-1))
         # y = x_0 of a noised token has r = rho
         log_s_0 = log_s.gather(-1, tokens.x_0[:, None]).squeeze(-1)
-        extra = rho * rho.log() - (rho - 1) * (1 + log_s_0)
-        slope = tokens.weight * p_mask
-        return slope / alpha / size * (loss + torch.where(clean, torch.zeros_like(extra), extra))
+        extra = (1 + c) * log_rho - c * (1 + log_s_0)
+        sigma_slope = tokens.weight * p_mask / (1 - p_mask)
+        return sigma_slope / size * (loss + torch.where(clean, 0.0, extra))
 
 
 # ---- the objective ------------------------------------------------------------------------------

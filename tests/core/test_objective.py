@@ -1,0 +1,411 @@
+"""The losses are what their equations say: bounds in nats, as sums and counts, in one pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdlm.core.forward import Absorbing, PerModality, TokenNeighbour, Uniform
+from mmdlm.core.objective import (
+    CrossEntropy,
+    Independent,
+    LowVariance,
+    ModalityLoss,
+    Normaliser,
+    Objective,
+    ScoreEntropy,
+    Tokens,
+    UniformScoreEntropy,
+    WeightedCrossEntropy,
+)
+from mmdlm.core.schedule import Cosine, Linear, LogLinear, MaskSchedule, Polynomial
+from mmdlm.core.sequence import Batch, collate, pack
+from mmdlm.core.vocabulary import Modality, Vocabulary
+from tests.core.fakes import (
+    CODES,
+    TEXT,
+    VOCABULARY,
+    Factorised,
+    TinyDenoiser,
+    copies,
+    document,
+    ragged,
+    rng,
+    with_features,
+)
+
+ABSORBING = Absorbing(Linear())
+
+
+def packed() -> Batch:
+    documents = [document(n, k, seed=n, prompt=2) for n, k in ((20, 10), (7, 10), (9, 0), (2, 3))]
+    return pack(documents, VOCABULARY, length=48)
+
+
+# ---- times --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [LowVariance(), Independent()], ids=str)
+def test_one_time_for_each_document(times):
+    batch = packed()
+    t = times(batch, generator=rng())
+    values = set()
+    for row in range(len(batch)):
+        for number in range(int(batch.document[row].max()) + 1):
+            here = t[row][batch.document[row] == number]
+            assert (here == here[0]).all()
+            values.add(float(here[0]))
+    assert len(values) == 4
+    assert ((t >= 0) & (t < 1)).all()
+
+
+@pytest.mark.parametrize("times", [LowVariance("segment"), Independent("segment")], ids=str)
+def test_one_time_for_each_segment(times):
+    batch = collate([document(4, 4, seed=s) for s in range(3)], VOCABULARY)
+    t = times(batch, generator=rng())
+    text = t[batch.only(Modality.TEXT).target].view(3, 4)
+    image = t[batch.only(Modality.IMAGE).target].view(3, 4)
+    assert (text == text[:, :1]).all()
+    assert (image == image[:, :1]).all()
+    assert len({*text[:, 0].tolist(), *image[:, 0].tolist()}) == 6
+
+
+def test_low_variance_times_cover_the_interval_evenly():
+    batch = collate([document(3, 2, seed=s) for s in range(20)], VOCABULARY)
+    for seed in range(5):
+        t = LowVariance()(batch, generator=rng(seed))[:, 3].sort().values
+        torch.testing.assert_close(t.diff(), torch.full((19,), 1 / 20))
+        segments = LowVariance("segment")(batch, generator=rng(seed))
+        for modality in (Modality.TEXT, Modality.IMAGE):
+            times = segments[batch.only(modality).target].unique()
+            torch.testing.assert_close(times.diff(), torch.full((19,), 1 / 20))
+
+
+def test_low_variance_times_are_uniform_and_independent_between_segments():
+    batch = collate([document(1, 1, seed=s) for s in range(4)], VOCABULARY)
+    draws = torch.stack([LowVariance("segment")(batch, generator=rng(s)) for s in range(3000)])
+    text, image = draws[:, 0, batch.ids.shape[1] - 1], draws[:, 0, 1]
+    for t in (text, image):
+        histogram = torch.histc(t, bins=10, min=0, max=1) / len(t)
+        torch.testing.assert_close(histogram, torch.full((10,), 0.1), atol=0.02, rtol=0)
+    assert abs(float(torch.corrcoef(torch.stack([text, image]))[0, 1])) < 0.06
+
+
+def test_rows_without_targets_take_no_time():
+    batch = ragged()
+    t = LowVariance()(batch, generator=rng())
+    assert (t[4] == 0).all()
+    torch.testing.assert_close(t[:4].amax(1).sort().values.diff(), torch.full((3,), 0.25))
+
+
+# ---- token losses -------------------------------------------------------------------------------
+
+
+def tokens(m: int, size: int, *, weight: float = 1.0) -> Tokens:
+    x_0 = torch.randint(size, (m,), generator=rng())
+    return Tokens(
+        x_0=x_0,
+        x_t=torch.randint(size, (m,), generator=rng(1)),
+        p_mask=torch.rand(m, generator=rng(2)),
+        weight=torch.full((m,), weight),
+    )
+
+
+def test_score_entropy_is_cross_entropy_where_scores_are_normalised():
+    logits, these = torch.randn(50, 9, generator=rng()), tokens(50, 9, weight=1.7)
+    normalised = logits.log_softmax(-1) + math.log(9)
+    torch.testing.assert_close(
+        ScoreEntropy()(normalised, these), WeightedCrossEntropy()(normalised, these)
+    )
+    assert (ScoreEntropy()(logits, these) >= WeightedCrossEntropy()(logits, these)).all()
+
+
+@pytest.mark.parametrize("p_mask", [1e-3, 0.3, 0.9])
+def test_score_entropy_is_the_published_expression(p_mask: float):
+    """sigma' * (sum_y s_y - r log s_{x_0} + K(r)), with s = alpha / p_mask * exp(logits) / R."""
+    logits = torch.randn(20, 9, generator=rng(), dtype=torch.float64)
+    these = tokens(20, 9)
+    alpha, slope = 1 - p_mask, 0.8
+    ratio, sigma_slope = alpha / p_mask, slope / alpha
+    score = ratio * logits.exp() / 9
+    chosen = score.gather(1, these.x_0[:, None])[:, 0]
+    expected = score.sum(1) - ratio * chosen.log() + ratio * (math.log(ratio) - 1)
+    weighted = replace(these, weight=torch.full((20,), slope / p_mask))
+    actual = ScoreEntropy()(logits, weighted)
+    torch.testing.assert_close(actual, (sigma_slope * expected).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("p_mask", [0.05, 0.5, 0.95])
+def test_uniform_score_entropy_is_the_published_expression(p_mask: float):
+    size, slope = 6, 0.8
+    alpha = 1 - p_mask
+    logits = torch.randn(40, size, generator=rng(), dtype=torch.float64)
+    these = tokens(40, size)
+    these = replace(
+        these, p_mask=torch.full((40,), p_mask), weight=torch.full((40,), slope / p_mask)
+    )
+
+    def ratios(pi: Tensor) -> Tensor:
+        p_t = alpha * pi + p_mask / size  # marginal at time t of a token with prior pi
+        return p_t / p_t.gather(1, these.x_t[:, None])
+
+    s, r = ratios(logits.softmax(-1)), ratios(F.one_hot(these.x_0, size).double())
+    terms = s - r * s.log() + r * (r.log() - 1)
+    terms.scatter_(1, these.x_t[:, None], 0.0)
+    expected = slope / alpha / size * terms.sum(1)
+    actual = UniformScoreEntropy()(logits, these)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_uniform_score_entropy_is_tight_for_the_true_posterior():
+    """A single token's posterior given all others is its prior: the bound is then its entropy."""
+    prior = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    p = torch.linspace(0, 1, 2001)[:-1] + 1 / 4000  # linear schedule, midpoints
+    total = 0.0
+    for x_0 in range(4):
+        for x_t in range(4):
+            here = p / 4 + (1 - p) * (x_0 == x_t)
+            these = Tokens(
+                x_0=torch.full_like(p, x_0).long(),
+                x_t=torch.full_like(p, x_t).long(),
+                p_mask=p,
+                weight=1 / p,
+            )
+            loss = UniformScoreEntropy()(prior.log().expand(len(p), 4), these)
+            total += float(prior[x_0] * (here * loss).mean())
+    assert total == pytest.approx(-float((prior * prior.log()).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [WeightedCrossEntropy(), ScoreEntropy(), UniformScoreEntropy()])
+def test_losses_and_gradients_are_finite_at_both_ends(loss):
+    for p in (0.0, 1e-38, 1e-7, 1 - 1e-7, 1.0):
+        p_mask = torch.full((8,), p)
+        weight = Linear().weight(p_mask.clamp_min(2.0**-24))  # what can be masked at all
+        logits = torch.randn(8, 5, generator=rng(), requires_grad=True)
+        these = replace(tokens(8, 5), p_mask=p_mask, weight=weight)
+        value = loss(logits, these).sum()
+        value.backward()
+        assert torch.isfinite(value)
+        assert torch.isfinite(logits.grad).all()
+
+
+# ---- the bound ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exact_count", [False, True])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(2), LogLinear(1e-4)], ids=str)
+def test_weighted_cross_entropy_is_the_likelihood_of_a_factorised_model(
+    schedule: MaskSchedule, exact_count: bool
+):
+    """For such a model the bound is tight, whatever the schedule."""
+    denoiser = Factorised(torch.randn(8, VOCABULARY.size, generator=rng()))
+    one = collate([document(3, 0, seed=4)], VOCABULARY)  # two borders, three tokens
+    batch = copies(document(3, 0, seed=4), 20_000)
+    objective = Objective(Absorbing(schedule, exact_count=exact_count))
+    loss = objective(denoiser, batch, generator=rng()).sums["text"] / len(batch)
+    log_prob = denoiser.logits[:, :TEXT].log_softmax(-1)
+    exact = -sum(log_prob[place, one.ids[0, place]] for place in (2, 3, 4))
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+
+
+def test_complementary_masks_keep_the_bound():
+    denoiser = Factorised(torch.randn(8, VOCABULARY.size, generator=rng()))
+    batch = copies(document(3, 0, seed=4), 20_000)
+    once, twice = (
+        Objective(Absorbing(Cosine()), complementary=c)(denoiser, batch, generator=rng())
+        for c in (False, True)
+    )
+    mean_once = once.sums["text"] / once.counts["text"]
+    mean_twice = twice.sums["text"] / twice.counts["text"]
+    assert int(twice.counts["text"]) == 2 * int(once.counts["text"])
+    torch.testing.assert_close(mean_twice, mean_once, rtol=0.03, atol=0)
+
+
+# ---- sums and counts ----------------------------------------------------------------------------
+
+
+def by_hand(denoiser: TinyDenoiser, batch: Batch, corruption, normaliser: Normaliser):
+    """Sum and count of weighted cross-entropy over text, with loops."""
+    text = batch.of(Modality.TEXT)
+    everywhere = torch.ones_like(batch.target)
+    hidden = denoiser.hidden(corruption.x_t, batch)
+    logits = denoiser.logits_at(hidden, everywhere, ids=VOCABULARY.text)
+    log_prob = logits.log_softmax(-1).view(*batch.ids.shape, -1)
+    total, documents, targets, masked = 0.0, 0, 0, 0
+    for row in range(len(batch)):
+        for number in range(int(batch.document[row].max()) + 1):
+            here = (batch.document[row] == number) & text[row] & batch.target[row]
+            n = int(here.sum())
+            if n == 0:
+                continue
+            documents, targets = documents + 1, targets + n
+            places = (here & corruption.masked[row]).nonzero().flatten().tolist()
+            masked += len(places)
+            for place in places:
+                value = -corruption.weight[row, place] * log_prob[row, place, batch.ids[row, place]]
+                total += float(value) / (n if normaliser == "answer" else 1)
+    count = {"tokens": targets, "masked": masked}.get(normaliser, documents)
+    return total, count
+
+
+@pytest.mark.parametrize("normaliser", ["tokens", "masked", "answer", "sequence"])
+@torch.no_grad()
+def test_normalisers_by_hand(normaliser: Normaliser):
+    denoiser, batch = TinyDenoiser(), packed()
+    objective = Objective(ABSORBING, text=ModalityLoss(WeightedCrossEntropy(), normaliser))
+    corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
+    terms = objective.terms(denoiser, batch, corruption)
+    total, count = by_hand(denoiser, batch, corruption, normaliser)
+    assert float(terms.sums["text"]) == pytest.approx(total, rel=1e-5)
+    assert int(terms.counts["text"]) == count
+
+
+def test_counts_are_known_before_the_forward_pass():
+    denoiser, batch = TinyDenoiser(), packed()
+    objective = Objective(
+        ABSORBING,
+        text=ModalityLoss(normaliser="answer"),
+        image=ModalityLoss(CrossEntropy(), "masked"),
+        complementary=True,
+    )
+    corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
+    counts = objective.counts(batch, corruption)
+    assert denoiser.calls == 0
+    terms = objective.terms(denoiser, batch, corruption)
+    for name, count in counts.items():
+        assert torch.equal(count, terms.counts[name])
+        assert not count.requires_grad
+        assert terms.sums[name].requires_grad
+    assert int(counts["image"]) == int(batch.only(Modality.IMAGE).target.sum())
+
+
+def test_complementary_rows_keep_their_features():
+    batch = with_features()
+    denoiser = TinyDenoiser()
+    objective = Objective(
+        ABSORBING, text=ModalityLoss(CrossEntropy(), "masked"), complementary=True
+    )
+    corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
+    both = objective.terms(denoiser, batch, corruption)
+    halves = [
+        objective.terms(
+            denoiser,
+            batch,
+            type(corruption)(
+                *(getattr(corruption, f).chunk(2)[i] for f in corruption.__dataclass_fields__)
+            ),
+        )
+        for i in (0, 1)
+    ]
+    torch.testing.assert_close(both.sums["text"], halves[0].sums["text"] + halves[1].sums["text"])
+
+
+# ---- efficiency, ranges, packing ----------------------------------------------------------------
+
+
+def test_one_pass_of_the_body_and_a_head_at_masked_tokens_only():
+    denoiser, batch = TinyDenoiser(), ragged()
+    objective = Objective(ABSORBING)
+    corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
+    objective.terms(denoiser, batch, corruption)
+    text = corruption.masked & batch.of(Modality.TEXT)
+    image = corruption.masked & batch.of(Modality.IMAGE)
+    assert denoiser.calls == 1
+    assert denoiser.head_rows == [int(text.sum()), int(image.sum())]
+
+
+def test_full_vocabulary_normalises_over_all_ids():
+    denoiser, batch = TinyDenoiser(), ragged()
+    restricted, full = (
+        Objective(ABSORBING, full_vocabulary=f)(denoiser, batch, generator=rng())
+        for f in (False, True)
+    )
+    for name in ("text", "image"):
+        assert float(full.sums[name].detach()) > float(restricted.sums[name].detach())
+
+    denoiser.zero_grad()
+    restricted.sums["image"].backward()
+    columns = denoiser.head.grad.abs().sum(0)
+    assert (columns[: VOCABULARY.image[0]] == 0).all()
+    assert (columns[VOCABULARY.image[0] :] > 0).all()
+
+
+@torch.no_grad()
+def test_packed_is_unpacked():
+    """The same noise gives the same loss, whether documents share a row or not."""
+    documents = [document(n, k, seed=n, prompt=2) for n, k in ((20, 10), (7, 10), (9, 0), (2, 3))]
+    objective = Objective(ABSORBING, text=ModalityLoss(normaliser="answer"))
+    together, alone = pack(documents, VOCABULARY, length=48), collate(documents, VOCABULARY)
+    denoiser = TinyDenoiser()
+    corruption = objective.corrupt(together, VOCABULARY, generator=rng())
+    moved = objective.corrupt(alone, VOCABULARY, generator=rng())
+    parts = {f: getattr(moved, f).clone() for f in moved.__dataclass_fields__}
+    rows = {tuple(alone.ids[r, : len(d)].tolist()): r for r, d in enumerate(documents)}
+    for row in range(len(together)):
+        for number in range(int(together.document[row].max()) + 1):
+            here = together.document[row] == number
+            target_row = rows[tuple(together.ids[row, here].tolist())]
+            for name, part in parts.items():
+                part[target_row, : int(here.sum())] = getattr(corruption, name)[row, here]
+    moved = type(moved)(**parts)
+    a, b = objective.terms(denoiser, together, corruption), objective.terms(denoiser, alone, moved)
+    for name in ("text", "image"):
+        torch.testing.assert_close(a.sums[name], b.sums[name], rtol=1e-5, atol=1e-5)
+        assert torch.equal(a.counts[name], b.counts[name])
+
+
+def test_text_only_model():
+    vocabulary = Vocabulary.build(text_size=TEXT, eos_id=0)
+    batch = collate([document(5, 0)], VOCABULARY)
+    terms = Objective(ABSORBING)(TinyDenoiser(vocabulary), batch, generator=rng())
+    assert float(terms.sums["image"]) == 0
+    assert int(terms.counts["image"]) == 0
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        Uniform(Linear()),
+        TokenNeighbour(Cosine(), exact_count=True),
+        PerModality(ABSORBING, Absorbing(Cosine(), exact_count=True, rounding="nearest")),
+    ],
+    ids=str,
+)
+def test_other_processes_train_too(process):
+    denoiser, batch = TinyDenoiser(), ragged()
+    objective = Objective(process, times=LowVariance("segment"), complementary=True)
+    terms = objective(denoiser, batch, generator=rng())
+    (terms.sums["text"] + terms.sums["image"]).backward()
+    assert all(torch.isfinite(p.grad).all() for p in denoiser.parameters())
+
+
+def test_is_a_function_of_the_generator_and_mutates_nothing():
+    denoiser, batch = TinyDenoiser(), ragged()
+    ids = batch.ids.clone()
+    a, b = (Objective(ABSORBING)(denoiser, batch, generator=rng(5)).sums["text"] for _ in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(batch.ids, ids)
+
+
+def test_refuses_losses_that_do_not_fit_the_process():
+    scores = ModalityLoss(ScoreEntropy())
+    uniform_scores = ModalityLoss(UniformScoreEntropy())
+    everything = Uniform(Linear(), cover_all=True)
+    with pytest.raises(ValueError, match="ScoreEntropy is for the Absorbing process"):
+        Objective(Uniform(Linear()), text=scores)
+    with pytest.raises(ValueError, match="cover_all=True"):
+        Objective(Uniform(Linear()), text=uniform_scores, image=uniform_scores)
+    with pytest.raises(ValueError, match="full_vocabulary"):
+        Objective(everything, text=uniform_scores, image=uniform_scores, full_vocabulary=True)
+    Objective(PerModality(everything, ABSORBING), text=uniform_scores, image=scores)
+    with pytest.raises(ValueError, match="'mean' is not one of"):
+        ModalityLoss(normaliser="mean")  # type: ignore[arg-type]
+
+
+def test_codes_of_the_fakes_fit():
+    assert VOCABULARY.image_codes == CODES
