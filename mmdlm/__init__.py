@@ -11,18 +11,24 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from mmdlm.generate import Model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(name_or_path: str | PathLike[str] = "emoji") -> Model:
-    """Load a model: a bundled name ("emoji"), or the folder of a checkpoint.
+def load(
+    name_or_path: str | PathLike[str] = "emoji",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Load a model: see `mmdlm.generate.load`, which this is, imported at the first call.
 
-    Raises ValueError when neither is found or a tensor is missing or misshapen.
-    torch is imported here, not by `import mmdlm`, which stays instant.
+    So `import mmdlm` is instant: torch and transformers are loaded here.
     """
     from mmdlm.generate import load as load_model
 
-    return load_model(name_or_path)
+    return load_model(name_or_path, device=device, dtype=dtype)

@@ -18,15 +18,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import mmdlm
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+Item = TypeVar("Item")
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -84,27 +85,31 @@ def draw(options: argparse.Namespace) -> None:
             )
 
     model = mmdlm.load(options.model)
-    draw_pictures = partial(
-        model.text_to_image if options.animate is None else model.draw_trajectory,
-        options.prompt,
-        num_images_per_prompt=options.num_images,
-        generator=_generator(options.seed),
-        **_given(
+    if options.animate is None and not sys.stderr.isatty():
+        frames = [
+            model.text_to_image(
+                options.prompt,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                negative_prompt=options.negative_prompt,
+                num_images_per_prompt=options.num_images,
+                generator=_generator(options.seed),
+            )
+        ]
+    else:  # the same pictures, step by step: to be kept, or to be waited for with a bar
+        steps = model.draw_trajectory(
+            options.prompt,
             num_inference_steps=options.steps,
             guidance_scale=options.guidance_scale,
             negative_prompt=options.negative_prompt,
-        ),
-    )
-    files: list[tuple[Path, bytes]] = []
-    if options.animate is None:
-        pictures = draw_pictures()
-    else:
-        frames = list(_progress(draw_pictures(), "drawing", total=options.steps))
-        pictures = frames[-1]
+            num_images_per_prompt=options.num_images,
+            generator=_generator(options.seed),
+        )
+        total = options.steps or model.defaults.text_to_image.num_inference_steps
+        frames = list(_progress(steps, "drawing", total=total))
+    files = [(path, _encode(one, path)) for path, one in zip(outputs, frames[-1], strict=True)]
+    if options.animate is not None:
         files.append((options.animate, _animation(frames, options.animate)))
-    files += [
-        (path, _encode(picture, path)) for path, picture in zip(outputs, pictures, strict=True)
-    ]
     _write(files)
 
 
@@ -117,14 +122,12 @@ def caption(options: argparse.Namespace) -> None:
 
     model = mmdlm.load(options.model)
     generator = _generator(options.seed)
-    given = _given(num_inference_steps=options.steps)
     starts = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
-    for start in _progress(starts, "captioning") if len(starts) > 1 else starts:
+    for start in _progress(starts, "captioning", total=len(starts)):
         paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
         pictures = [open_image(path) for path in paths]
-        for path, text in zip(
-            paths, model.caption(pictures, generator=generator, **given), strict=True
-        ):
+        texts = model.caption(pictures, num_inference_steps=options.steps, generator=generator)
+        for path, text in zip(paths, texts, strict=True):
             print(text if len(options.pictures) == 1 else f"{path}\t{text}", flush=True)
 
 
@@ -135,7 +138,7 @@ def inpaint(options: argparse.Namespace) -> None:
     _check_place(options.output, "--output", PICTURE_FORMATS)
     picture = open_image(options.picture)
     if options.box is None:
-        mask = open_image(options.mask).convert("L")
+        mask = open_image(options.mask).convert("L").point(_black_or_white)
     else:
         mask = _box_mask(options.box, picture.size)
     if mask.size != picture.size:
@@ -145,7 +148,7 @@ def inpaint(options: argparse.Namespace) -> None:
         )
     if mask.getbbox() is None:
         raise ValueError(
-            f"mask {str(options.mask)!r} has no hole: all of it is black; paint white what is "
+            f"mask {str(options.mask)!r} has no hole: all of it is black; make white what is "
             "to be drawn anew"
         )
 
@@ -154,17 +157,26 @@ def inpaint(options: argparse.Namespace) -> None:
         picture,
         mask,
         options.prompt,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance_scale,
         generator=_generator(options.seed),
-        **_given(num_inference_steps=options.steps, guidance_scale=options.guidance_scale),
     )
     _write([(options.output, _encode(result, options.output))])
 
 
 def infill(options: argparse.Namespace) -> None:
-    """Text with [MASK]s -> the text with words in their place, on stdout."""
+    """Text with holes -> the text with words in their place, on stdout."""
+    from mmdlm.vision.pixels import open_image
+
+    picture = None if options.image is None else open_image(options.image)
     model = mmdlm.load(options.model)
-    given = _given(num_inference_steps=options.steps)
-    print(model.infill(options.text, generator=_generator(options.seed), **given))
+    text = model.infill(
+        options.text,
+        image=picture,
+        num_inference_steps=options.steps,
+        generator=_generator(options.seed),
+    )
+    print(text)
 
 
 # --- the options ----------------------------------------------------------------------------------
@@ -221,14 +233,24 @@ def _parser() -> argparse.ArgumentParser:
         "--box", type=_box, metavar="X0,Y0,X1,Y1", help="the same as a rectangle, in pixels"
     )
     command.add_argument(
-        "--prompt", type=_words, required=True, metavar="TEXT", help="what the picture shows"
+        "--prompt",
+        type=_words,
+        default="",
+        metavar="TEXT",
+        help="what the whole picture shows (default: whatever fits the rest)",
     )
     _add_output(command)
     _add_guidance_scale(command)
 
     command = _command(commands, infill, "fill the gaps in a text")
     command.add_argument(
-        "text", type=_words, metavar="TEXT", help='for example "woman [MASK] [MASK] skin tone"'
+        "text",
+        type=_words,
+        metavar="TEXT",
+        help='[MASK] is a hole of one token, [MASK:3] of three: "woman [MASK] [MASK] skin tone"',
+    )
+    command.add_argument(
+        "--image", type=Path, metavar="PICTURE", help="a picture that the text describes"
     )
     return parser
 
@@ -246,8 +268,9 @@ def _command(
     command.add_argument(
         "--model",
         default="emoji",
-        metavar="NAME|FOLDER",
-        help="a bundled model, or a checkpoint folder (default: %(default)s)",
+        metavar="NAME",
+        help="a bundled model, a checkpoint folder, or OWNER/NAME of the Hugging Face Hub "
+        "(default: %(default)s)",
     )
     command.add_argument(
         "--steps",
@@ -318,11 +341,6 @@ def _box(text: str) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def _given(**options: object) -> dict[str, Any]:
-    """What the user gave; the model's own defaults stand for the rest."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _generator(seed: int) -> torch.Generator:
     import torch
 
@@ -343,6 +361,10 @@ def _box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Im
     mask = Image.new("L", size, 0)
     mask.paste(255, box)
     return mask
+
+
+def _black_or_white(grey: int) -> int:
+    return 255 if grey >= 128 else 0
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -434,11 +456,11 @@ def _write(files: Sequence[tuple[Path, bytes]]) -> None:
 # --- the screen -----------------------------------------------------------------------------------
 
 
-def _progress(items: Iterable[Any], what: str, *, total: int | None = None) -> Iterable[Any]:
+def _progress(items: Iterable[Item], what: str, *, total: int) -> Iterable[Item]:
     """A bar with rate and time left on stderr, when that is a terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, total=total, leave=False, disable=None)
+    return tqdm(items, desc=what, total=total, leave=False, disable=not sys.stderr.isatty())
 
 
 def _sentence(error: BaseException) -> str:

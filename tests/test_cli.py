@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,16 +25,17 @@ class FakeModel:
     """Draws one plain colour that depends on all that a picture may depend on."""
 
     def __init__(self) -> None:
+        self.defaults = SimpleNamespace(text_to_image=SimpleNamespace(num_inference_steps=4))
         self.calls: list[dict[str, object]] = []
 
     def text_to_image(
         self,
         prompt: str,
         *,
-        num_inference_steps: int = 4,
-        guidance_scale: float = 2.0,
-        negative_prompt: str = "",
-        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        negative_prompt: str | None,
+        num_images_per_prompt: int,
         generator: torch.Generator,
     ) -> list[Image.Image]:
         *_, last = self.draw_trajectory(
@@ -50,16 +52,17 @@ class FakeModel:
         self,
         prompt: str,
         *,
-        num_inference_steps: int = 4,
-        guidance_scale: float = 2.0,
-        negative_prompt: str = "",
-        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        negative_prompt: str | None,
+        num_images_per_prompt: int,
         generator: torch.Generator,
     ) -> Iterator[list[Image.Image]]:
         self.calls.append({"prompt": prompt, "steps": num_inference_steps, "scale": guidance_scale})
         if "too long" in prompt:
             raise ValueError(f"prompt {prompt!r} is too long; use fewer words")
-        for _ in range(num_inference_steps):
+        steps = num_inference_steps or self.defaults.text_to_image.num_inference_steps
+        for _ in range(steps):
             colours = torch.randint(0, 256, (num_images_per_prompt, 3), generator=generator)
             yield [Image.new("RGB", (8, 8), tuple(colour)) for colour in colours.tolist()]
 
@@ -67,14 +70,21 @@ class FakeModel:
         self,
         image: list[Image.Image],
         *,
-        num_inference_steps: int = 4,
+        num_inference_steps: int | None,
         generator: torch.Generator,
     ) -> list[str]:
         self.calls.append({"pictures": len(image)})
         return [f"a picture {one.width} wide" for one in image]
 
-    def infill(self, text: str, *, num_inference_steps: int = 4, generator: torch.Generator) -> str:
-        return text.replace("[MASK]", "dark")
+    def infill(
+        self,
+        text: str,
+        *,
+        image: Image.Image | None,
+        num_inference_steps: int | None,
+        generator: torch.Generator,
+    ) -> str:
+        return text.replace("[MASK]", "dark" if image is None else "seen")
 
     def inpaint(
         self,
@@ -82,8 +92,8 @@ class FakeModel:
         mask: Image.Image,
         prompt: str,
         *,
-        num_inference_steps: int = 4,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
         generator: torch.Generator,
     ) -> Image.Image:
         result = image.convert("RGB")
@@ -124,11 +134,11 @@ def test_draw_writes_the_picture(model: FakeModel, capsys: pytest.CaptureFixture
         assert drawn.size == (8, 8)
 
 
-def test_options_reach_the_model_and_its_defaults_stand(model: FakeModel) -> None:
+def test_options_reach_the_model_and_none_leaves_its_defaults(model: FakeModel) -> None:
     assert cli.main(["draw", "heart", "-o", "a.png"]) == 0
     assert cli.main(["draw", "heart", "-o", "a.png", "--steps", "7", "--guidance-scale", "3"]) == 0
     assert model.calls == [
-        {"prompt": "heart", "steps": 4, "scale": 2.0},
+        {"prompt": "heart", "steps": None, "scale": None},
         {"prompt": "heart", "steps": 7, "scale": 3.0},
     ]
 
@@ -181,6 +191,22 @@ def test_infill_prints_the_text(model: FakeModel, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "woman dark skin tone\n"
 
 
+def test_infill_may_look_at_a_picture(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["infill", "woman [MASK] skin tone", "--image", picture]) == 0
+    assert capsys.readouterr().out == "woman seen skin tone\n"
+
+
+def test_a_terminal_gets_a_bar_and_the_same_picture(
+    model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["draw", "heart", "-o", "a.png"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert cli.main(["draw", "heart", "-o", "b.png"]) == 0
+    assert "drawing" in capsys.readouterr().err
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
 def test_box_and_mask_say_the_same(picture: str) -> None:
     mask = Image.new("1", (8, 8))
     mask.paste(1, (2, 0, 8, 4))
@@ -224,9 +250,11 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         (["caption", "picture.png", "cut.png"], "cut.png"),
         (["caption", "folder.png"], "folder.png"),
         (["infill", ""], "empty"),
+        (["infill", "[MASK]", "--image", "missing.png"], "missing.png"),
         (INPAINT, "--mask"),
         ([*INPAINT, "--mask", "missing.png"], "missing.png"),
         ([*INPAINT, "--mask", "black.png"], "no hole"),
+        ([*INPAINT, "--mask", "dark.png"], "no hole"),
         ([*INPAINT, "--mask", "small.png"], "4 x 4"),
         ([*INPAINT, "--mask", "black.png", "--box", "0,0,1,1"], "not allowed with"),
         ([*INPAINT, "--box", "0,0,9,9"], "8 x 8"),
@@ -244,6 +272,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     content.save("noise.png")
     Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:600])
     Image.new("L", (8, 8)).save("black.png")
+    Image.new("L", (8, 8), 127).save("dark.png")
     Image.new("L", (4, 4), 255).save("small.png")
     before = files()
 
