@@ -122,8 +122,12 @@ def caption(options: argparse.Namespace) -> None:
 
     model = mmdlm.load(options.model)
     generator = _generator(options.seed)
-    starts = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
-    for start in _progress(starts, "captioning", total=len(starts)):
+    starts: Iterable[int] = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
+    if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
+        starts = _progress(
+            starts, "captioning", total=math.ceil(len(options.pictures) / CAPTIONS_AT_ONCE)
+        )
+    for start in starts:
         paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
         pictures = [open_image(path) for path in paths]
         texts = model.caption(pictures, num_inference_steps=options.steps, generator=generator)
