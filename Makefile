@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m eval.demo --output demo
+	$(BIN)/python -m eval.demo --out demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -50,13 +50,13 @@ format: $(INSTALLED)
 # same command.
 EMOJI := runs/emoji
 train-emoji: $(INSTALLED)
-	$(BIN)/python -m data_pipelines.write_shards --config configs/pretrain/emoji_shards.yaml
-	$(BIN)/python -m data_pipelines.train_text_tokenizer --config configs/pretrain/emoji_text_tokenizer.yaml
-	$(BIN)/python -m train.image_tokenizer --config configs/pretrain/emoji_image_tokenizer.yaml
-	$(BIN)/python -m data_pipelines.tokenize_images --config configs/pretrain/emoji_codes.yaml
+	$(BIN)/python -m data_pipelines.write_shards emoji --out $(EMOJI)/pictures
+	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(EMOJI)/pictures/train --out $(EMOJI)/text_tokenizer
+	$(BIN)/python -m train.image_tokenizer --config configs/image_tokenizer/emoji.yaml
+	$(BIN)/python -m data_pipelines.tokenize_images --shards $(EMOJI)/pictures/train \
+	  --tokenizer $(EMOJI)/image_tokenizer/final --out $(EMOJI)/codes/train
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji.yaml
-	$(BIN)/python -m train.export --run $(EMOJI)/pretrain --output $(EMOJI)/checkpoint
-	$(BIN)/python -m eval.emoji --model $(EMOJI)/checkpoint --output $(EMOJI)/eval.json
+	$(BIN)/python -m eval.emoji --model $(EMOJI)/model/final --out $(EMOJI)/eval/emoji.json
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = (
 )
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = {"build", "data", "demo", "dist", "runs"}  # what commands write at the top; see .gitignore
+OUTPUTS = {"build", "data", "demo", "dist", "runs"}  # of commands; see .gitignore
 
 
 @pytest.fixture(scope="session")

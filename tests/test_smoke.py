@@ -1,4 +1,8 @@
-"""Every smoke.yaml under configs runs from nothing, by the command in its first line."""
+"""Every smoke.yaml under configs runs from nothing.
+
+The recipe of configs/NAME/smoke.yaml is train.NAME, unless a comment at its top gives another
+command: "# python -m eval.emoji --config configs/eval/smoke.yaml".
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,15 @@ CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/smoke.y
 
 
 def command(config: Path) -> list[str]:
-    """The command that the first line of a configuration gives, "# python -m MODULE ..." """
-    first = (ROOT / config).read_text().splitlines()[0]
-    words = shlex.split(first.removeprefix("#"))
-    launcher = ["accelerate", "launch"]
-    if words[: len(launcher)] == launcher:  # one process is what `python -m` starts
-        words = ["python", *words[len(launcher) :]]
-    assert words[:2] == ["python", "-m"], f"{config}: the first line is no command: {first!r}"
-    assert config.as_posix() in words, f"{config}: its command runs another file: {first!r}"
-    return [sys.executable, *words[1:]]
+    """The command that a configuration is for."""
+    for line in (ROOT / config).read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        words = shlex.split(line.removeprefix("#"))
+        if words[:2] == ["python", "-m"]:
+            assert config.as_posix() in words, f"{config}: its command runs another file: {line!r}"
+            return [sys.executable, *words[1:]]
+    return [sys.executable, "-m", f"train.{config.parent.name}", "--config", config.as_posix()]
 
 
 @pytest.mark.skipif(not CONFIGS, reason="no configs/*/smoke.yaml in this tree")
@@ -42,12 +46,10 @@ def test_smoke(config: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize(
-    "config",
-    sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml")) or [None],
-    ids=str,
-)
-def test_every_configuration_starts_with_its_command(config: Path | None) -> None:
-    if config is None or config.parts[1] == "accelerate":  # given to `accelerate launch` itself
-        pytest.skip("no recipe reads it")
-    assert command(config)
+def test_a_comment_at_the_top_names_another_command(tmp_path: Path) -> None:
+    config = tmp_path / "sft" / "smoke.yaml"
+    config.parent.mkdir()
+    config.write_text(f"# A run in seconds.\n# python -m eval.emoji --config {config}\nlimit: 3\n")
+    assert command(config)[1:3] == ["-m", "eval.emoji"]
+    config.write_text("# A run in seconds.\nsteps: 3\n")
+    assert command(config)[1:] == ["-m", "train.sft", "--config", config.as_posix()]
