@@ -25,7 +25,7 @@ def run(job: Any) -> None:
     What the user can mend (ValueError) and what the system refuses (a full disk) end with status 2.
     """
     try:
-        jsonargparse.auto_cli(job, as_positional=False, parser_class=_Parser)
+        jsonargparse.auto_cli(job, as_positional=False, parser_class=_Parser, allow_abbrev=False)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

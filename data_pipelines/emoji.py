@@ -81,7 +81,10 @@ def draw_emoji(font: Path | None = None, *, size: int = 64) -> Iterator[Emoji | 
 
     Raises ValueError where no colour font is found, or Pillow cannot join code points to a glyph.
     """
-    face = _load(font or find_font())
+    return _drawn(_load(font or find_font()), size)
+
+
+def _drawn(face: ImageFont.FreeTypeFont, size: int) -> Iterator[Emoji | LeftOut]:
     side, left, top = _canvas(face)
     blank = _draw(face, UNASSIGNED, side, left, top)
     emoji_package.config.load_language()  # all of them; only English is there before

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipelines.image_text import ImageText, Tasks
+from data_pipelines.loader import build_loader
+from data_pipelines.source import Source
+from data_pipelines.text import Text
+from mmdlm.core.sequence import Batch
+
+FIELDS = ("ids", "modality", "target", "document", "segment", "position")
+
+
+@pytest.fixture
+def make(number_shards, vocabulary, tokenizer):
+    urls = number_shards(4, 12)
+
+    def build(sources=None, **options):
+        given = {"batch_size": 3, "length": 12, "shuffle_buffer": 10, "seed": 1, **options}
+        return build_loader(
+            sources or [Source(urls, ImageText(Tasks(0, 0, 1), text_slots=4))],
+            vocabulary,
+            tokenizer=tokenizer,
+            **given,
+        )
+
+    return build
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
+
+
+def texts(batches) -> list[int]:
+    """Numbers of the samples: the first token of each text."""
+    return [int(row[-4]) for batch in batches for row in batch.ids]
+
+
+def test_shapes(make, vocabulary):
+    batch = next(iter(make(length=10)))
+    assert batch.ids.shape == (3, 10)
+    assert not batch.is_padding.any()
+
+
+def test_row_length_is_fixed(make):
+    assert next(iter(make(length=30))).ids.shape == (3, 30)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_nodes_share_one_pass(make, workers):
+    loaders = [
+        make(length=10, num_workers=workers, rank=rank, world_size=2, repeat=False)
+        for rank in range(2)
+    ]
+    found = [texts(loader) for loader in loaders]
+    assert sorted(chain.from_iterable(found)) == list(range(48))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("repeat", [False, True])
+def test_resume_at_every_batch(make, packed, repeat):
+    options = {"packed": packed, "repeat": repeat, "length": 25 if packed else 12}
+    loader = make(**options)
+    states, batches = [loader.state_dict()], []
+    for batch in islice(loader, 25):
+        batches.append(batch)
+        states.append(loader.state_dict())
+    assert len(batches) > 5
+    # a single pass that is over starts again
+    for place, state in enumerate(json.loads(json.dumps(states[: len(batches)]))):
+        again = make(**options)
+        again.load_state_dict(state)
+        rest = list(islice(again, 25 - place))
+        assert len(rest) == len(batches) - place
+        assert all(map(same, rest, batches[place:]))
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_resume_with_workers(make, repeat):
+    options = {"num_workers": 2, "repeat": repeat, "batch_size": 5, "length": 10}
+    loader = make(**options)
+    states, batches = [loader.state_dict()], []
+    for batch in islice(loader, 12):
+        batches.append(batch)
+        states.append(loader.state_dict())
+    for place in (0, 1, 2, 3, 7):
+        again = make(**options)
+        again.load_state_dict(json.loads(json.dumps(states[place])))
+        rest = list(islice(again, 12 - place))
+        assert len(rest) == len(batches) - place
+        assert all(map(same, rest, batches[place:]))
+
+
+def test_iterating_again_goes_on(make):
+    loader, whole = make(), list(islice(make(), 9))
+    got = [*islice(loader, 4), *islice(loader, 5)]
+    assert all(map(same, got, whole))
+
+
+def test_a_single_pass_can_be_made_again(make):
+    loader = make(repeat=False)
+    first, second = list(loader), list(loader)
+    assert len(first) == 16
+    assert all(map(same, first, second))
+
+
+def test_state_of_other_settings(make):
+    state = make().state_dict()
+    with pytest.raises(ValueError, match="batch_size was 3 and is 4; num_workers was 0 and is 2"):
+        make(batch_size=4, num_workers=2).load_state_dict(state)
+
+
+def test_a_state_does_not_change_afterwards(make):
+    loader = make()
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    before = json.dumps(state)
+    list(islice(batches, 5))
+    assert json.dumps(state) == before
+
+
+def test_packing_fills_rows_and_loses_nothing(make, number_shards, vocabulary):
+    sources = [Source(number_shards(3, 30, folder="texts"), Text(max_tokens=6))]  # 2 tokens each
+    batches = list(make(sources, packed=True, repeat=False, length=7, batch_size=4))
+    documents = [
+        int(batch.ids[row][batch.document[row] == document][0])
+        for batch in batches
+        for row in range(len(batch))
+        for document in range(int(batch.document[row].max()) + 1)
+    ]
+    assert sorted(documents) == list(range(90))
+    full = batches[:-1]
+    assert all(len(batch) == 4 and (~batch.is_padding).sum() == 4 * 6 for batch in full)
+    assert all((batch.position[batch.document >= 0] < 2).all() for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_samples_reach_the_tally_and_stop_the_run(make, workers, number_shards):
+    urls = number_shards(1, 40, folder="cut")
+    data = Path(urls[0]).read_bytes()
+    Path(urls[0]).write_bytes(data[: len(data) // 2])
+    sources = [Source(urls, Text(max_tokens=6))]
+    loader = make(sources, num_workers=workers, repeat=False)
+    list(islice(loader, 3))
+    loader = make(sources, num_workers=workers, max_broken=0.0)
+    with pytest.raises(ValueError, match=rf"{urls[0]}, rest of the shard: ") as caught:
+        list(islice(loader, 30))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_tally(make, number_shards):
+    sources = [Source(number_shards(2, 20, folder="t"), Text(max_tokens=6), w) for w in (1, 2)]
+    loader = make(sources, num_workers=2)
+    list(islice(loader, 10))
+    first, second = loader.tally()
+    assert first["good"] + second["good"] == 30
+    assert first["broken"] == 0
+
+
+def test_nothing_usable(make, number_shards):
+    sources = [Source(number_shards(1, 2, folder="t"), ImageText(text_slots=1))]
+    with pytest.raises(ValueError, match="no sample that can be used"):
+        list(make(sources, repeat=False, max_broken=1.0))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"length": 0}, "length is 0"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"max_broken": 2.0}, "max_broken is 2.0"),
+        ({"rank": 2, "world_size": 2}, "rank is 2"),
+    ],
+)
+def test_numbers_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_no_sources(vocabulary, tokenizer):
+    with pytest.raises(ValueError, match="sources is empty"):
+        build_loader([], vocabulary, tokenizer=tokenizer, batch_size=1, length=1)
+
+
+def test_no_shards(make):
+    with pytest.raises(ValueError, match=r"nowhere/\*\.tar"):
+        make([Source("nowhere/*.tar", Text(max_tokens=6))])

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data_pipelines.text import Text, count_lines, jsonl_samples
+
+
+@pytest.fixture
+def ids_of(vocabulary, tokenizer):
+    def make(to_sequence, text, seed=0):
+        (segment,) = to_sequence(
+            {"__key__": "k", "__url__": "x.tar", "txt": text.encode()},
+            vocabulary,
+            tokenizer=tokenizer,
+            generator=torch.Generator().manual_seed(seed),
+        ).segments
+        assert segment.target.all()
+        return segment.ids.tolist()
+
+    return make
+
+
+def test_text_and_eos(ids_of):
+    assert ids_of(Text(max_tokens=8), "1 2 3") == [1, 2, 3, 999]
+
+
+def test_windows_reach_all_of_a_long_text(ids_of):
+    windows = [ids_of(Text(max_tokens=4), "0 1 2 3 4 5", seed) for seed in range(60)]
+    whole = [0, 1, 2, 3, 4, 5, 999]
+    assert {tuple(w) for w in windows} == {tuple(whole[i : i + 4]) for i in range(4)}
+
+
+def test_lines(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a b", "n": 1}\n\n{"text": "ü"}\n', encoding="utf-8")
+    first, second = jsonl_samples(path)
+    assert first["txt"] == b"a b"
+    assert first["json"] == b'{"text": "a b", "n": 1}'
+    assert second["txt"].decode() == "ü"
+    assert first["__key__"] < second["__key__"]
+    assert count_lines(path) == 3
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2: no JSON"),
+        ('{"n": 1}', "line 2: no text in 'text'"),
+        ("[]", "line 2: no text"),
+    ],
+)
+def test_bad_lines(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"text": "a"}}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        list(jsonl_samples(path))
+    with pytest.raises(ValueError, match="no such file"):
+        count_lines(tmp_path / "y.jsonl")
