@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import PartialState
+from PIL import Image
 from torch import Tensor
 
-from mmdlm.vision.image_tokenizer import ImageTokenizer
-from train.loop import Stage
+from data_pipelines.command_line import run
+from data_pipelines.pictures import PictureLoader
+from mmdlm.vision.image_tokenizer import CONFIG, ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.patch_tokenizer import PatchTokenizer
+from mmdlm.vision.pixels import Fit, to_image
+from train.loop import FitSettings, Stage, fit
+
+FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
+SHOWN = 16  # pictures on a sample sheet
 
 
 @dataclass(frozen=True)
@@ -58,3 +69,85 @@ class ReconstructionStage(Stage):
         reconstruction, auxiliary = self.tokenizer.reconstruct(batch)
         loss = self.loss(reconstruction.float(), batch)
         return {"pixels": loss * len(batch), "quantizer": auxiliary * len(batch)}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Shards of pictures, and how they become batches; see `PictureLoader`."""
+
+    urls: str | list[str]
+    batch_size: int = 16
+    fit: Fit = "crop"
+    shuffle_buffer: int = 4096
+    max_broken: float = 0.01
+
+
+def main(
+    out: Path,
+    pictures: Pictures,
+    *,
+    family: str = PatchTokenizer.family,
+    options: dict[str, Any] | None = None,
+    start_from: Path | None = None,
+    loss: PixelLoss = PixelLoss(),
+    fit_settings: FitSettings = FitSettings(),
+    threads: int | None = None,
+) -> None:
+    """Train, and write the averaged weights to `out`/final.
+
+    Args:
+        out: Folder of checkpoints, log and samples; a run found there is continued.
+        pictures: What to train on.
+        family: PatchTokenizer or MAGVITv2.
+        options: Of a new tokenizer of the family; an unknown one is an error.
+        start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
+        loss: Weights of the reconstruction loss.
+        fit_settings: Steps, optimizer, checkpoints.
+        threads: CPU threads; all by default.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if family not in FAMILIES:
+        raise ValueError(f"family {family!r} cannot be trained; choose {' or '.join(FAMILIES)}")
+    state = PartialState()
+    with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
+        torch.manual_seed(fit_settings.seed)
+        tokenizer: ImageTokenizer = (
+            load_image_tokenizer(start_from)
+            if start_from is not None
+            else FAMILIES[family].from_config(options or {})
+        )
+    loader = PictureLoader(
+        pictures.urls,
+        batch_size=pictures.batch_size,
+        image_size=tokenizer.image_size,
+        fit=pictures.fit,
+        seed=fit_settings.seed,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        shuffle_buffer=pictures.shuffle_buffer,
+        max_broken=pictures.max_broken,
+    )
+
+    def reconstructions(step: int) -> None:
+        """Real pictures above, what the tokenizer makes of them below."""
+        fixed = PictureLoader(pictures.urls, batch_size=SHOWN, image_size=tokenizer.image_size)
+        real = next(iter(fixed)).to(state.device)
+        with torch.no_grad():
+            again, _ = tokenizer.reconstruct(real)
+        rows = [torch.cat(list(each), dim=-1) for each in (real, again)]
+        image = to_image(torch.cat(rows, dim=-2).cpu())
+        folder = out / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        larger = (2 * image.width, 2 * image.height)
+        image.resize(larger, Image.Resampling.NEAREST).save(folder / f"step_{step:08d}.png")
+
+    stage = ReconstructionStage(tokenizer, loss)
+    fit(stage, loader, settings=fit_settings, out=out, on_sample=reconstructions)
+    if state.is_main_process:
+        tokenizer.save_pretrained(out / "final")
+        print(f"trained tokenizer: {out / 'final' / CONFIG}")
+
+
+if __name__ == "__main__":
+    run(main)

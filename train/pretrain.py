@@ -1,0 +1,220 @@
+"""Pretrain one denoiser on text -> image, image -> text and text, mixed in every batch.
+
+`python -m train.pretrain --config configs/pretrain/emoji.yaml`, on several GPUs under
+`accelerate launch -m`. Start it again after a kill and it continues.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from data_pipelines.command_line import run
+from data_pipelines.loader import build_loader
+from data_pipelines.source import Source
+from mmdlm.core.forward import Corruption
+from mmdlm.core.objective import Objective
+from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from train.loop import FitSettings, Stage, fit
+from train.samples import SampleSheet
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of a new Transformer; the fields are those of `MmdlmConfig`."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    attention_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
+    text_slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the samples come from and how they make a batch; see `build_loader`.
+
+    batch_size  rows a batch, per process
+    length      tokens a row
+    packed      several documents a row
+    """
+
+    sources: list[Source]
+    batch_size: int = 64
+    length: int = 82
+    packed: bool = False
+    num_workers: int = 0
+    shuffle_buffer: int = 4096
+    max_broken: float = 0.01
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Weight of each modality in the loss."""
+
+    text: float = 1.0
+    image: float = 1.0
+
+
+class DenoisingStage(Stage):
+    """A batch is corrupted, denoised, and scored by an objective."""
+
+    def __init__(
+        self,
+        denoiser: MmdlmForMaskedDiffusion,
+        objective: Objective,
+        coefficients: Coefficients,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.objective = denoiser, objective
+        self.coefficients = asdict(coefficients)
+
+    def draw(self, batch: Batch, *, generator: torch.Generator) -> Corruption:
+        """Times and noise."""
+        return self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
+
+    def counts(self, batch: Batch, noise: Corruption) -> dict[str, Tensor]:
+        """As the objective's normalisers say."""
+        return self.objective.counts(batch, noise)
+
+    def forward(self, batch: Batch, noise: Corruption) -> dict[str, Tensor]:
+        """Loss sums by modality."""
+        return self.objective.terms(self.denoiser, batch, noise).sums
+
+    def compile_layers(self) -> None:
+        """One compiled layer serves the whole depth."""
+        for layer in self.denoiser.model.layers:
+            layer.compile()
+
+
+def main(
+    out: Path,
+    data: Data,
+    text_tokenizer: Path,
+    objective: Objective,
+    *,
+    image_tokenizer: Path | None = None,
+    start_from: Path | None = None,
+    model: Shape = Shape(),
+    coefficients: Coefficients = Coefficients(),
+    fit_settings: FitSettings = FitSettings(),
+    prompts: list[str] | None = None,
+    attention: Literal["sdpa", "flex_attention"] = "sdpa",
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    threads: int | None = None,
+) -> None:
+    """Train, and write the averaged weights with all that they need to `out`/final.
+
+    Args:
+        out: Folder of checkpoints, log and samples; a run found there is continued.
+        data: What to train on.
+        text_tokenizer: Folder of a transformers tokenizer with an end-of-text token.
+        objective: Forward process, losses and times.
+        image_tokenizer: Folder of the tokenizer that made the codes; none for text alone.
+        start_from: Checkpoint to start from, in place of `model` and random weights.
+        model: Shape of a new Transformer.
+        coefficients: Weight of each modality.
+        fit_settings: Steps, optimizer, checkpoints.
+        prompts: What to draw (and caption back) on every sample sheet.
+        attention: Kernel; flex_attention for packed rows on a GPU.
+        save_dtype: Of the final weights.
+        threads: CPU threads; all by default.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    state = PartialState()
+    words = PreTrainedTokenizerFast.from_pretrained(text_tokenizer)
+    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    denoiser = _denoiser(start_from, model, words, pictures, fit_settings.seed, attention)
+    denoiser.config.full_vocabulary = objective.full_vocabulary
+
+    loader = build_loader(
+        data.sources,
+        denoiser.vocabulary,
+        tokenizer=words,
+        batch_size=data.batch_size,
+        length=data.length,
+        packed=data.packed,
+        seed=fit_settings.seed,
+        num_workers=data.num_workers,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        shuffle_buffer=data.shuffle_buffer,
+        max_broken=data.max_broken,
+        pin_memory=state.device.type == "cuda" and data.num_workers > 0,
+    )
+    sheet = None
+    if pictures is not None and prompts:
+        sheet = SampleSheet(denoiser, words, pictures, prompts, out / "samples")
+    stage = DenoisingStage(denoiser, objective, coefficients)
+    fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
+    if state.is_main_process:
+        save(denoiser, words, image_tokenizer, out / "final", dtype=save_dtype)
+        print(f"trained weights: {out / 'final'}")
+
+
+def save(
+    denoiser: MmdlmForMaskedDiffusion,
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Write all that `mmdlm.load` needs, beside and then renamed."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    weights = {k: v.to(getattr(torch, dtype)) for k, v in denoiser.state_dict().items()}
+    denoiser.save_pretrained(part, state_dict=weights)
+    words.save_pretrained(part)
+    if image_tokenizer is not None:
+        load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _denoiser(
+    start_from: Path | None,
+    shape: Shape,
+    words: PreTrainedTokenizerFast,
+    pictures: ImageTokenizer | None,
+    seed: int,
+    attention: str,
+) -> MmdlmForMaskedDiffusion:
+    if start_from is not None:
+        return MmdlmForMaskedDiffusion.from_pretrained(start_from, attn_implementation=attention)
+    if words.eos_token_id is None:
+        raise ValueError("the text tokenizer has no end-of-text token; set its eos_token")
+    vocabulary = Vocabulary.build(
+        text_size=len(words),
+        eos_id=words.eos_token_id,
+        image_codes=pictures.codebook_size if pictures is not None else 0,
+    )
+    config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **asdict(shape))
+    config._attn_implementation = attention
+    with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
+        torch.manual_seed(seed)
+        return MmdlmForMaskedDiffusion(config)
+
+
+if __name__ == "__main__":
+    run(main)
