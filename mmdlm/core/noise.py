@@ -131,7 +131,7 @@ class EmbeddingNeighbourhood(Neighbourhood):
         nearest = []
         for rows in own.split(1024):  # [1024, K] distances at a time
             distance = torch.cdist(embedding[rows].float(), embedding.float())
-            distance[torch.arange(len(rows)), rows] = torch.inf
+            distance[own[: len(rows)], rows] = torch.inf
             nearest.append(distance.topk(k, largest=False).indices)
         near = torch.cat(nearest)  # [K, k]
         mutual = (near[near] == own[:, None, None]).any(-1)  # [K, k]

@@ -1,0 +1,610 @@
+"""Whatever the parts: no mask is left, the context is untouched, and the seed decides the rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmdlm.core.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
+from mmdlm.core.sampler import (
+    Candidates,
+    Confidence,
+    Entropy,
+    EvenSplit,
+    LeftToRight,
+    Margin,
+    Progress,
+    Random,
+    Remasking,
+    Sampler,
+    ScheduledCount,
+    Threshold,
+)
+from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
+from mmdlm.core.vocabulary import Modality, Vocabulary
+from tests.core.fakes import (
+    TEXT,
+    VOCABULARY,
+    Factorised,
+    TinyDenoiser,
+    copies,
+    document,
+    ragged,
+    rng,
+    with_features,
+)
+
+COSINE = ScheduledCount(Cosine())
+SAMPLERS = [
+    Sampler(steps=6),
+    Sampler(steps=100),
+    Sampler(steps=1, temperature=1.0),
+    Sampler(steps=9, block_length=3, temperature=0.5),
+    Sampler(steps=13, block_length=4, order=Random(), temperature=1.0),
+    Sampler(steps=5, order=Margin(), temperature=1.0),
+    Sampler(steps=5, order=Entropy(), temperature=1.0),
+    Sampler(steps=7, order=LeftToRight(), temperature=1.0),
+    Sampler(steps=8, order=Confidence(1.0), commit=COSINE, temperature=1.0, guidance_scale=4.5),
+    Sampler(steps=8, order=Confidence(2.0, "compounding"), commit=COSINE, temperature=1.0),
+    Sampler(steps=4, commit=Threshold(0.3)),
+    Sampler(steps=20, commit=Threshold(0.5, otherwise=COSINE), block_length=5, temperature=1.0),
+    Sampler(steps=6, temperature=0.8, top_k=3, top_p=0.7),
+    Sampler(steps=8, noise=UniformNoise(), temperature=1.0),
+    Sampler(steps=8, noise=NeighbourNoise(IdNeighbourhood(2)), block_length=7, temperature=1.0),
+    Sampler(steps=30, remask=Remasking(0.3), commit=COSINE, temperature=1.0),
+    Sampler(steps=30, remask=Remasking(1.0, "rescale"), commit=COSINE, block_length=5),
+    Sampler(steps=12, remask=Remasking(0.5, by_confidence=True), noise=UniformNoise()),
+    Sampler(steps=12, remask=Remasking(0.5, between=(0.2, 0.6)), commit=Threshold(0.4)),
+]
+
+
+def in_range(ids: Tensor, batch: Batch) -> bool:
+    """Whether every target holds an id of its own modality."""
+    for modality in (Modality.TEXT, Modality.IMAGE):
+        start, stop = VOCABULARY.range(modality)
+        drawn = ids[batch.target & batch.of(modality)]
+        if not ((drawn >= start) & (drawn < stop)).all():
+            return False
+    return True
+
+
+# ---- what holds for every sampler ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
+@pytest.mark.parametrize("batch", [ragged(), with_features()], ids=["ragged", "features"])
+def test_fills_targets_and_nothing_else(sampler: Sampler, batch: Batch):
+    before = {name: value for name, value in vars(batch).items() if value is not None}
+    kept = {name: value.clone() for name, value in before.items()}
+    out = sampler(TinyDenoiser(), batch, generator=rng())
+    assert torch.equal(out.ids[~batch.target], batch.ids[~batch.target])
+    assert (out.steps[~batch.target] == -1).all()
+    assert in_range(out.ids, batch)  # so that no mask is left
+    assert ((out.steps >= 0) & (out.steps < sampler.steps))[batch.target].all()
+    assert all(torch.equal(kept[name], getattr(batch, name)) for name in kept)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
+def test_is_a_function_of_its_inputs_and_the_generator(sampler: Sampler):
+    batch, denoiser = ragged(), TinyDenoiser()
+    torch.manual_seed(1)
+    one = sampler(denoiser, batch, generator=rng(3))
+    torch.manual_seed(2)  # the global seed plays no part, nor does what stands at targets
+    blank = replace(batch, ids=batch.ids.masked_fill(batch.target, VOCABULARY.mask_id))
+    two = sampler(denoiser, blank, generator=rng(3))
+    assert torch.equal(one.ids, two.ids)
+    assert torch.equal(one.steps, two.steps)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
+def test_trajectory_ends_where_the_call_does(sampler: Sampler):
+    batch = ragged()
+    states = list(sampler.trajectory(TinyDenoiser(), batch, generator=rng()))
+    assert [state.step for state in states] == list(range(len(states)))
+    assert len(states) <= sampler.steps
+    assert torch.equal(states[-1].committed, batch.target)
+    assert torch.equal(states[-1].ids, sampler(TinyDenoiser(), batch, generator=rng()).ids)
+    for state in states:
+        open_ = batch.target & ~state.committed
+        if sampler.noise == MaskNoise():
+            assert (state.ids[open_] == VOCABULARY.mask_id).all()
+            assert (state.ids[~open_] != VOCABULARY.mask_id).all()
+        else:
+            assert in_range(state.ids, batch)
+    if sampler.remask is None:
+        for before, after in pairwise(states):
+            assert not (before.committed & ~after.committed).any()
+            kept = before.committed
+            assert torch.equal(before.ids[kept], after.ids[kept])
+
+
+@pytest.mark.parametrize("commit", [EvenSplit(), COSINE], ids=str)
+@pytest.mark.parametrize("block_length", [None, 3])
+def test_rows_are_sampled_as_if_alone(commit, block_length):
+    """Ragged rows: each goes through its own blocks at its own pace."""
+    denoiser, batch = TinyDenoiser(), ragged()
+    sampler = Sampler(steps=8, block_length=block_length, commit=commit)
+    together = sampler(denoiser, batch, generator=rng())
+    for row in range(len(batch)):
+        parts = {k: v[row : row + 1] for k, v in vars(batch).items() if v is not None}
+        alone = sampler(denoiser, Batch(**parts), generator=rng())
+        assert torch.equal(alone.ids[0], together.ids[row])
+        assert torch.equal(alone.steps[0], together.steps[row])
+
+
+def test_nothing_to_do():
+    denoiser = TinyDenoiser()
+    batch = collate([Sequence((text_segment([1, 2, 3]),))], VOCABULARY)
+    out = Sampler(steps=4)(denoiser, batch, generator=rng())
+    assert torch.equal(out.ids, batch.ids)
+    assert denoiser.calls == 0
+
+
+# ---- published loops, written out ---------------------------------------------------------------
+
+
+@torch.no_grad()
+def llada(denoiser, batch: Batch, *, steps: int, block_length: int) -> Tensor:
+    """Low-confidence re-masking in blocks, one row, no temperature (arXiv:2502.09992)."""
+    x = batch.ids.masked_fill(batch.target, VOCABULARY.mask_id)
+    places = batch.target[0].nonzero().flatten().tolist()
+    blocks = [places[i : i + block_length] for i in range(0, len(places), block_length)]
+    assert steps % len(blocks) == 0
+    for block in blocks:
+        in_block = steps // len(blocks)
+        counts = [len(block) // in_block + (i < len(block) % in_block) for i in range(in_block)]
+        for count in counts:
+            everywhere = torch.ones_like(batch.target)
+            hidden = denoiser.hidden(x, batch)
+            probability = denoiser.logits_at(hidden, everywhere, ids=(0, TEXT)).double().softmax(-1)
+            best = probability.max(-1)
+            masked = [p for p in block if int(x[0, p]) == VOCABULARY.mask_id]
+            surest = sorted(masked, key=lambda p: -float(best.values[p]))
+            for place in surest[:count]:
+                x[0, place] = best.indices[place]
+    return x
+
+
+@pytest.mark.parametrize("steps, block_length", [(12, 12), (4, 12), (12, 4), (6, 4), (9, 4)])
+def test_reproduces_llada(steps: int, block_length: int):
+    for seed in range(5):
+        denoiser = TinyDenoiser(seed=seed)
+        batch = collate([document(12, 0, seed=seed, prompt=4)], VOCABULARY)
+        sampler = Sampler(steps=steps, block_length=block_length)
+        out = sampler(denoiser, batch, generator=rng())
+        expected = llada(denoiser, batch, steps=steps, block_length=block_length)
+        assert torch.equal(out.ids, expected)
+
+
+def test_counts_of_an_even_split_put_the_remainder_first():
+    batch = collate([document(0, 14)], VOCABULARY)
+    out = Sampler(steps=4)(TinyDenoiser(), batch, generator=rng())
+    assert torch.bincount(out.steps[batch.target]).tolist() == [4, 4, 3, 3]
+
+
+def test_counts_of_maskgit_follow_the_cosine():
+    n, steps = 64, 9
+    batch = copies(document(0, n), 1)
+    sampler = Sampler(steps=steps, order=Confidence(1.0), commit=COSINE, temperature=1.0)
+    out = sampler(Factorised(torch.randn(70, VOCABULARY.size)), batch, generator=rng())
+    left = [n] + [math.floor(n * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
+    left[-1] = 0
+    expected = [before - after for before, after in pairwise(left)]
+    assert torch.bincount(out.steps[batch.target]).tolist() == expected
+
+
+def test_steps_are_split_over_blocks_remainder_first():
+    batch = collate([document(12, 0)], VOCABULARY)
+    out = Sampler(steps=8, block_length=4)(TinyDenoiser(), batch, generator=rng())
+    steps = out.steps[batch.target].view(3, 4)  # 3, 3 and 2 steps
+    assert [len(block.unique()) for block in steps] == [3, 3, 2]
+    assert int(steps[0].max()) < int(steps[1].min()) <= int(steps[1].max()) < int(steps[2].min())
+
+
+def test_more_steps_than_tokens_waste_no_forward_pass():
+    denoiser, batch = TinyDenoiser(), collate([document(5, 0)], VOCABULARY)
+    Sampler(steps=50)(denoiser, batch, generator=rng())
+    assert denoiser.calls == 5
+    denoiser.calls = 0
+    Sampler(steps=50, commit=COSINE)(denoiser, batch, generator=rng())
+    assert denoiser.calls == 5
+
+
+# ---- orders and commit rules --------------------------------------------------------------------
+
+
+def sharp(*probability: float) -> Factorised:
+    """Position i of a text gives its best token this probability, the rest is shared evenly."""
+    logits = torch.zeros(len(probability), VOCABULARY.size)
+    for place, p in enumerate(probability):
+        logits[place, 1 + place] = math.log(p * (TEXT - 1) / (1 - p))
+    return Factorised(logits)
+
+
+def free_text(n: int) -> Batch:
+    return collate([Sequence((text_segment([0] * n, target=True),))], VOCABULARY)
+
+
+def test_orders():
+    batch, denoiser = free_text(4), sharp(0.3, 0.9, 0.5, 0.7)
+    for order in (Confidence(), Margin(), Entropy()):
+        out = Sampler(steps=4, order=order)(denoiser, batch, generator=rng())
+        assert out.steps[0].tolist() == [3, 0, 2, 1]
+        assert out.ids[0].tolist() == [1, 2, 3, 4]
+    assert Sampler(steps=4, order=LeftToRight())(
+        denoiser, batch, generator=rng()
+    ).steps.tolist() == [[0, 1, 2, 3]]
+    seen = {
+        tuple(Sampler(steps=4, order=Random())(denoiser, batch, generator=rng(s)).steps[0].tolist())
+        for s in range(150)
+    }
+    assert len(seen) == 24
+
+
+def test_margin_and_entropy_differ_from_confidence_where_they_should():
+    logits = torch.full((2, VOCABULARY.size), -30.0)
+    logits[0, :2] = torch.tensor([0.5, 0.45]).log()  # confident, small margin
+    logits[0, 2] = math.log(0.05)
+    logits[1, :11] = math.log(0.056)  # less confident, clear margin, much entropy
+    logits[1, 0] = math.log(0.44)
+    batch, denoiser = free_text(2), Factorised(logits)
+    steps = {
+        type(order).__name__: Sampler(steps=2, order=order)(denoiser, batch, generator=rng())
+        .steps[0]
+        .tolist()
+        for order in (Confidence(), Margin(), Entropy())
+    }
+    assert steps == {"Confidence": [0, 1], "Margin": [1, 0], "Entropy": [0, 1]}
+
+
+def test_confidence_is_that_of_the_drawn_token_without_temperature():
+    """At a high temperature an unlikely draw is committed late."""
+    batch = free_text(6)
+    denoiser = sharp(*[0.9] * 6)
+    out = Sampler(steps=6, temperature=4.0)(denoiser, batch, generator=rng(1))
+    hit = out.ids[0] == torch.arange(1, 7)
+    assert 0 < int(hit.sum()) < 6
+    # a likely token was available in the step it was committed in, an unlikely one had to wait
+    first_miss = int(out.steps[0][~hit].min())
+    drawn = list(Sampler(steps=6, temperature=4.0).trajectory(denoiser, batch, generator=rng(1)))
+    assert int((drawn[first_miss].committed & ~hit).sum()) == 1
+
+
+def test_threshold_commits_the_sure_ones_at_once_and_one_at_least():
+    batch, denoiser = free_text(6), sharp(0.95, 0.3, 0.92, 0.5, 0.4, 0.99)
+    out = Sampler(steps=6, commit=Threshold(0.9))(denoiser, batch, generator=rng())
+    assert out.steps[0].tolist() == [0, 3, 0, 1, 2, 0]
+    assert denoiser.calls == 4
+
+
+def test_threshold_keeps_to_its_budget():
+    batch, denoiser = free_text(6), sharp(*[0.2] * 6)
+    out = Sampler(steps=3, commit=Threshold(0.9))(denoiser, batch, generator=rng())
+    assert torch.bincount(out.steps[0]).tolist() == [2, 2, 2]
+
+
+def test_threshold_moves_to_the_next_block_at_once():
+    batch, denoiser = free_text(6), sharp(0.95, 0.95, 0.95, 0.3, 0.4, 0.95)
+    sampler = Sampler(steps=6, block_length=3, commit=Threshold(0.9))
+    assert sampler(denoiser, batch, generator=rng()).steps[0].tolist() == [0, 0, 0, 3, 2, 1]
+
+
+def test_noise_of_confidence_decays():
+    """Linearly by default; the compounding product is Show-o's and MMaDA's published behaviour."""
+
+    def scale(decay, step: int) -> float:
+        n, steps = 20_000, 15
+        candidates = Candidates(
+            logits=torch.zeros(n, 1),
+            log_prob=torch.zeros(n),
+            column=torch.zeros(n).long(),
+            step=torch.full((n,), step),
+            steps=torch.full((n,), steps),
+        )
+        noise = Confidence(1.0, decay).score(candidates, generator=rng())
+        return float(noise.std() / (math.pi / math.sqrt(6)))
+
+    assert [scale("linear", i) for i in (0, 7, 14)] == pytest.approx([14 / 15, 7 / 15, 0], rel=0.03)
+    published = [0.933, 0.809, 0.647, 0.475]
+    assert [scale("compounding", i) for i in range(4)] == pytest.approx(published, rel=0.03)
+    assert scale("compounding", 14) == 0
+
+
+@pytest.mark.parametrize("rule", [EvenSplit(), COSINE, ScheduledCount(Linear()), Threshold(2.0)])
+@pytest.mark.parametrize("size, steps", [(7, 3), (3, 7), (1, 1), (64, 18)])
+def test_rules_plan_to_fill_the_block(rule, size: int, steps: int):
+    left = [
+        int(rule.remaining(Progress(*(torch.tensor([n]) for n in (size, size, step, steps)))))
+        for step in range(steps)
+    ]
+    assert left == sorted(left, reverse=True)
+    assert left[0] <= size
+    assert left[-1] == 0
+
+
+# ---- draws --------------------------------------------------------------------------------------
+
+
+def frequencies(sampler: Sampler, logits: Tensor, n: int = 10_000) -> Tensor:
+    batch = copies(Sequence((text_segment([0, 0], target=True),)), n)
+    denoiser = Factorised(logits.expand(2, -1).contiguous())
+    ids = sampler(denoiser, batch, generator=rng()).ids
+    return torch.bincount(ids.flatten(), minlength=VOCABULARY.size)[:TEXT] / ids.numel()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_draws_follow_the_softmax_at_every_step(temperature: float, steps: int):
+    logits = torch.randn(VOCABULARY.size, generator=rng(2))
+    sampler = Sampler(steps=steps, order=Random(), temperature=temperature)
+    expected = (logits[:TEXT] / temperature).softmax(-1)
+    torch.testing.assert_close(frequencies(sampler, logits), expected, atol=0.015, rtol=0)
+
+
+def test_rare_tokens_are_drawn():
+    """Float32 Gumbel noise cannot exceed 17, so that a token at e^-18 would never come."""
+    logits = torch.full((VOCABULARY.size,), -40.0)
+    logits[0] = 0.0
+    logits[1] = -7.0
+    found = frequencies(Sampler(steps=1, temperature=1.0), logits, n=40_000)
+    assert float(found[1]) == pytest.approx(math.exp(-7.0), rel=0.25)
+
+
+def test_top_k_and_top_p():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    logits = torch.cat([logits, torch.full((VOCABULARY.size - 4,), -20.0)])
+    two = torch.tensor([4 / 7, 3 / 7])
+    for part in ({"top_k": 2}, {"top_p": 0.5}, {"top_p": 0.69}, {"top_k": 2, "top_p": 0.9}):
+        found = frequencies(Sampler(steps=1, temperature=1.0, **part), logits)
+        torch.testing.assert_close(found[:2], two, atol=0.015, rtol=0)
+        assert not found[2:].any()
+    for part in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert frequencies(Sampler(steps=1, temperature=1.0, **part), logits)[0] == 1.0
+
+
+def test_top_k_beyond_the_range_is_no_restriction():
+    logits = torch.randn(VOCABULARY.size, generator=rng(2))
+    free, wide = (
+        frequencies(Sampler(steps=1, temperature=1.0, top_k=k), logits, n=200) for k in (None, 999)
+    )
+    assert torch.equal(free, wide)
+
+
+def test_suppressed_ids_are_never_drawn():
+    logits = torch.zeros(VOCABULARY.size)
+    logits[3] = 9.0
+    found = frequencies(Sampler(steps=1, temperature=1.0, suppressed=(3, 5)), logits, n=2000)
+    assert float(found[3]) == float(found[5]) == 0.0
+    assert (found[[0, 1, 2, 4]] > 0).all()
+    order = Sampler(steps=2, suppressed=(3,), order=Entropy())  # -inf in an entropy
+    assert order(Factorised(logits.expand(4, -1)), free_text(4), generator=rng()).ids.max() < TEXT
+
+
+def test_a_mask_id_inside_the_text_range_is_never_drawn():
+    """As in LLaDA's vocabulary."""
+    vocabulary = replace(VOCABULARY, mask_id=4)
+    logits = torch.zeros(6, vocabulary.size)
+    logits[:, 4] = 20.0
+    batch = collate([Sequence((text_segment([1] * 6, target=True),))], vocabulary)
+    for temperature in (0.0, 1.0):
+        out = Sampler(steps=3, temperature=temperature)(
+            Factorised(logits, vocabulary), batch, generator=rng()
+        )
+        assert (out.ids != 4).all()
+
+
+class Pair(nn.Module):
+    """The exact conditionals of a joint distribution p(a, b) over two text tokens of 3 values."""
+
+    vocabulary = VOCABULARY
+
+    def __init__(self, joint: Tensor):
+        super().__init__()
+        self.joint = joint
+
+    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+        logits = torch.full((*x_t.shape, VOCABULARY.size), -math.inf)
+        for place in (0, 1):
+            table = self.joint if place == 0 else self.joint.T  # [own, other]
+            other = x_t[:, 1 - place]
+            known = table[:, other.clamp_max(2)].T
+            free = table.sum(1).expand(len(x_t), -1)
+            logits[:, place, :3] = torch.where((other < 3)[:, None], known, free).log()
+        return logits
+
+    def logits_at(self, hidden: Tensor, positions: Tensor, *, ids=None) -> Tensor:
+        return hidden[positions][:, slice(*ids)]
+
+
+@pytest.mark.parametrize("order", [Random(), LeftToRight(), Entropy()], ids=str)
+def test_one_token_at_a_time_samples_the_joint_distribution(order):
+    joint = torch.tensor([[0.3, 0.05, 0.0], [0.05, 0.2, 0.1], [0.0, 0.05, 0.25]])
+    n = 20_000
+    batch = copies(Sequence((text_segment([0, 0], target=True),)), n)
+    ids = Sampler(steps=2, order=order, temperature=1.0)(Pair(joint), batch, generator=rng()).ids
+    found = torch.bincount(ids[:, 0] * 3 + ids[:, 1], minlength=9).view(3, 3) / n
+    torch.testing.assert_close(found, joint, atol=0.012, rtol=0)
+
+
+# ---- efficiency ---------------------------------------------------------------------------------
+
+
+def test_the_head_runs_at_open_positions_of_the_block_only():
+    denoiser, batch = TinyDenoiser(), collate([document(12, 0, prompt=9)], VOCABULARY)
+    Sampler(steps=6, block_length=4)(denoiser, batch, generator=rng())
+    assert denoiser.calls == 6
+    assert denoiser.head_rows[0::2] == [4, 2, 4, 2, 4, 2]  # text
+    assert denoiser.head_rows[1::2] == [0] * 6  # image
+
+
+def test_guidance_off_costs_nothing_and_on_costs_no_second_call():
+    batch = ragged()
+    plain, guided = TinyDenoiser(), TinyDenoiser()
+    off = Sampler(steps=4)(plain, batch, generator=rng())
+    on = Sampler(steps=4, guidance_scale=3.0)(guided, batch, generator=rng())
+    assert plain.calls == guided.calls
+    assert not torch.equal(off.ids, on.ids)
+
+
+def test_a_negative_prompt_changes_the_result():
+    batch = ragged()
+    other = replace(batch, ids=torch.where(batch.target, batch.ids, batch.ids.clamp_max(2)))
+    sampler = Sampler(steps=4, guidance_scale=3.0)
+    default = sampler(TinyDenoiser(), batch, generator=rng())
+    steered = sampler(TinyDenoiser(), batch, generator=rng(), unconditional=other)
+    assert not torch.equal(default.ids, steered.ids)
+
+
+def test_no_gradient_is_kept():
+    denoiser = TinyDenoiser()
+    states = Sampler(steps=3).trajectory(denoiser, ragged(), generator=rng())
+    next(states)
+    assert torch.is_grad_enabled()  # also between two steps
+    assert not any(state.ids.requires_grad for state in states)
+
+
+# ---- changes of mind ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [MaskNoise(), UniformNoise()], ids=str)
+def test_remasking_takes_tokens_back_and_keeps_the_plan(noise):
+    n, steps = 40, 25
+    batch = collate([document(0, n)], VOCABULARY)
+    sampler = Sampler(
+        steps=steps, commit=COSINE, remask=Remasking(0.4), noise=noise, temperature=1.0
+    )
+    states = list(sampler.trajectory(TinyDenoiser(), batch, generator=rng()))
+    assert len(states) == steps
+    taken_back = 0
+    for step, (before, after) in enumerate(pairwise(states), start=1):
+        taken_back += int((before.committed & ~after.committed).sum())
+        left = n - int(after.committed.sum())
+        plan = math.floor(n * math.cos(math.pi / 2 * (step + 1) / steps)) if step + 1 < steps else 0
+        assert left == plan
+    assert taken_back > n / 2
+    out = sampler(TinyDenoiser(), batch, generator=rng())
+    for place in batch.target[0].nonzero().flatten().tolist():
+        step = int(out.steps[0, place])
+        assert all(bool(s.committed[0, place]) for s in states[step:])
+        assert step == 0 or not bool(states[step - 1].committed[0, place])
+
+
+def test_more_steps_than_tokens_are_used_for_second_thoughts():
+    denoiser, batch = TinyDenoiser(), collate([document(0, 8)], VOCABULARY)
+    Sampler(steps=40, commit=COSINE, remask=Remasking(0.5))(denoiser, batch, generator=rng())
+    assert denoiser.calls == 37  # floor(8 cos(pi / 2 * 37 / 40)) is 0: no room after that
+
+
+def progress(size: int, open_: int, step: int = 5, steps: int = 10) -> Progress:
+    return Progress(*(torch.tensor([n]) for n in (size, open_, step, steps)))
+
+
+@pytest.mark.parametrize(
+    "remask, expected",
+    [
+        (Remasking(0.2), 0.2 * 60),
+        (Remasking(0.9), 30),  # all the room there is
+        (Remasking(0.5, "rescale"), 0.5 * 30),
+        (Remasking(0.2, between=(0.6, 1.0)), 0),
+    ],
+    ids=str,
+)
+def test_remasking_rate(remask: Remasking, expected: float):
+    committed = torch.zeros(1, 100, dtype=torch.bool)
+    committed[0, :60] = True
+    counts = [
+        int(
+            remask.choose(
+                committed,
+                torch.rand(1, 100),
+                remaining=torch.tensor([30]),
+                progress=progress(100, 40),
+                generator=rng(seed),
+            ).sum()
+        )
+        for seed in range(50)
+    ]
+    assert sum(counts) / 50 == pytest.approx(expected, abs=0.2)
+    assert max(counts) <= 30
+
+
+def test_remasking_rate_is_kept_on_average_where_it_is_a_fraction():
+    committed = torch.ones(4000, 3, dtype=torch.bool)
+    again = Remasking(0.1).choose(
+        committed,
+        torch.rand(4000, 3),
+        remaining=torch.full((4000,), 3),
+        progress=Progress(*(torch.full((4000,), n) for n in (6, 3, 5, 10))),
+        generator=rng(),
+    )
+    assert float(again.float().mean()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_remasking_by_confidence_takes_back_the_unsure():
+    committed = torch.ones(5000, 2, dtype=torch.bool)
+    probability = torch.tensor([0.9, 0.1]).expand(5000, 2)
+    again = Remasking(0.5, by_confidence=True).choose(
+        committed,
+        probability,
+        remaining=torch.full((5000,), 2),
+        progress=Progress(*(torch.full((5000,), n) for n in (4, 2, 5, 10))),
+        generator=rng(),
+    )
+    expected = torch.tensor([-0.9, -0.1]).softmax(-1)  # one of the two in each row
+    torch.testing.assert_close(again.float().mean(0), expected, atol=0.03, rtol=0)
+
+
+# ---- the uniform process ------------------------------------------------------------------------
+
+
+def test_open_positions_are_drawn_anew_each_step():
+    batch = collate([document(10, 30)], VOCABULARY)
+    sampler = Sampler(steps=5, noise=UniformNoise())
+    states = list(sampler.trajectory(TinyDenoiser(), batch, generator=rng()))
+    for before, after in pairwise(states):
+        open_ = batch.target & ~after.committed
+        if int(open_.sum()) > 5:
+            assert not torch.equal(before.ids[open_], after.ids[open_])
+        assert torch.equal(after.ids[before.committed], before.ids[before.committed])
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 4, "block_length": 0}, "block_length must be at least 1, got 0"),
+        ({"steps": 4, "temperature": -1.0}, "temperature must not be negative, got -1.0"),
+        ({"steps": 4, "top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"steps": 4, "top_p": 1.5}, "top_p must lie in"),
+    ],
+)
+def test_refuses_impossible_options(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Sampler(**options)
+
+
+def test_refuses_a_remasking_rate_beyond_1():
+    with pytest.raises(ValueError, match="eta must lie"):
+        Remasking(1.5)
+
+
+def test_refuses_fewer_steps_than_blocks():
+    batch = collate([document(12, 0)], VOCABULARY)
+    with pytest.raises(ValueError, match="2 steps are too few for 3 blocks of 4 tokens"):
+        Sampler(steps=2, block_length=4)(TinyDenoiser(), batch, generator=rng())
+
+
+def test_refuses_images_of_a_text_model():
+    vocabulary = Vocabulary.build(text_size=TEXT, eos_id=0)
+    batch = collate([document(2, 4)], VOCABULARY)
+    with pytest.raises(ValueError, match="IMAGE tokens"):
+        Sampler(steps=2)(TinyDenoiser(vocabulary), batch, generator=rng())
