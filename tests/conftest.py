@@ -1,4 +1,4 @@
-"""What all tests share: no network, and the list of the files that make up the project."""
+"""What all tests share: no network, the list of the project's files, and a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -43,3 +43,50 @@ def _is_output(path: Path) -> bool:
             for part in path.parts
         )
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole model with random weights: 16 x 16 pictures of 16 codes, 64 text slots.
+
+    Tests share it: copy it before changing it.
+    """
+    import torch  # here, so that tests without a model start at once
+
+    from data_pipelines.text_tokenizer import train_text_tokenizer
+    from mmdlm.core.vocabulary import Vocabulary
+    from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+    from mmdlm.vision.patch_tokenizer import PatchTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image_tokenizer = PatchTokenizer(
+            image_size=16, patch=4, width=16, heads=2, decoder_depth=1, levels=(5, 5), seam_width=4
+        )
+        text_tokenizer = train_text_tokenizer(
+            ["red heart", "woman dark skin tone", "woman light skin tone"] * 4, size=290
+        )
+        vocabulary = Vocabulary.build(
+            text_size=len(text_tokenizer),
+            eos_id=text_tokenizer.eos_token_id,
+            image_codes=image_tokenizer.codebook_size,
+        )
+        denoiser = MmdlmForMaskedDiffusion(
+            MmdlmConfig(
+                vocabulary=vocabulary.to_dict(),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                initializer_range=0.5,  # random weights that still say something
+                text_slots=64,
+            )
+        )
+        with torch.no_grad():
+            for parameter in image_tokenizer.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    image_tokenizer.save_pretrained(folder / "image_tokenizer")
+    text_tokenizer.save_pretrained(folder)
+    denoiser.save_pretrained(folder)
+    return folder
