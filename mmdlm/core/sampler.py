@@ -362,6 +362,7 @@ class Sampler:
         x_t = fill(batch.ids, target, p_mask=all_noise)
         committed = torch.zeros_like(target)
         probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
+        each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
         block = torch.zeros_like(blocks)  # [B] the block each row is at
         taken = torch.zeros_like(blocks)  # [B] steps it has taken there
 
@@ -374,8 +375,7 @@ class Sampler:
                 size=here.sum(1),
                 open=still_open.sum(1),
                 step=taken,
-                steps=self.steps // blocks.clamp_min(1)
-                + (block < self.steps % blocks.clamp_min(1)),
+                steps=each + (block < rest),
             )
             hidden = denoiser.hidden(x_t, batch)
             drawn = self._draw(denoiser, hidden, still_open, batch, progress, generator)
@@ -479,11 +479,9 @@ class Sampler:
             logits = logits.masked_fill(logits < least, -math.inf)
         if self.top_p is not None and self.top_p < 1:
             ordered, index = logits.sort(dim=-1, descending=True)
-            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass above each token
-            dropped = torch.zeros_like(before >= self.top_p).scatter(
-                -1, index, before >= self.top_p
-            )
-            logits = logits.masked_fill(dropped, -math.inf)
+            probability = ordered.softmax(-1)
+            dropped = probability.cumsum(-1) - probability >= self.top_p  # by the mass before each
+            logits = logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
         return (logits + _gumbel_like(logits, generator)).argmax(-1)
 
 
