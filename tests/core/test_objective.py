@@ -27,7 +27,6 @@ from mmdlm.core.schedule import Cosine, Linear, LogLinear, MaskSchedule, Polynom
 from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (
-    CODES,
     TEXT,
     VOCABULARY,
     Factorised,
@@ -88,12 +87,12 @@ def test_low_variance_times_cover_the_interval_evenly():
 
 def test_low_variance_times_are_uniform_and_independent_between_segments():
     batch = collate([document(1, 1, seed=s) for s in range(4)], VOCABULARY)
-    draws = torch.stack([LowVariance("segment")(batch, generator=rng(s)) for s in range(3000)])
+    draws = torch.stack([LowVariance("segment")(batch, generator=rng(s)) for s in range(1500)])
     text, image = draws[:, 0, batch.ids.shape[1] - 1], draws[:, 0, 1]
     for t in (text, image):
         histogram = torch.histc(t, bins=10, min=0, max=1) / len(t)
-        torch.testing.assert_close(histogram, torch.full((10,), 0.1), atol=0.02, rtol=0)
-    assert abs(float(torch.corrcoef(torch.stack([text, image]))[0, 1])) < 0.06
+        torch.testing.assert_close(histogram, torch.full((10,), 0.1), atol=0.03, rtol=0)
+    assert abs(float(torch.corrcoef(torch.stack([text, image]))[0, 1])) < 0.09
 
 
 def test_rows_without_targets_take_no_time():
@@ -405,7 +404,3 @@ def test_refuses_losses_that_do_not_fit_the_process():
     Objective(PerModality(everything, ABSORBING), text=uniform_scores, image=scores)
     with pytest.raises(ValueError, match="'mean' is not one of"):
         ModalityLoss(normaliser="mean")  # type: ignore[arg-type]
-
-
-def test_codes_of_the_fakes_fit():
-    assert VOCABULARY.image_codes == CODES
