@@ -55,6 +55,13 @@ class AttentionPattern:
         row = torch.arange(rows, device=document.device)[:, None, None, None]
         return cls(dense=allowed(row, row, index[:, None], index))  # [B, 1, L, L]
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AttentionPattern:
+        """The pattern on another device: where layers are spread over several, each moves it."""
+        return AttentionPattern(
+            dense=None if self.dense is None else self.dense.to(device, non_blocking=non_blocking),
+            block=None if self.block is None else self.block.to(device),
+        )
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:
     """Softmax attention: [B, H, L, d], [B, H_kv, L, d], [B, H_kv, L, d] -> [B, H, L, d]."""

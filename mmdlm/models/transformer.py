@@ -65,21 +65,23 @@ class MmdlmConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.vocabulary is not None:
             self.vocab_size = self.vocabulary["size"]
-        super().__post_init__(**kwargs)
-
-    def validate_architecture(self) -> None:
-        """Raises ValueError where the sizes do not fit each other."""
-        if self.num_attention_heads % (self.num_key_value_heads or 1):
+        # Here and not in transformers' validators, whose errors are no ValueError.
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if (self.head_dim or 2) % 2:
+        if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        super().__post_init__(**kwargs)
 
 
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, under a name that transformers initialises to ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape; a scale in the dtype of `x` keeps the fused kernel under autocast."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class RotaryEmbedding(nn.Module):

@@ -1,0 +1,52 @@
+"""Who sees whom, and that every kernel agrees about it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmdlm.models.attention import AttentionPattern, attend
+
+PACKED = torch.tensor([[0, 0, 1, 1, 1, 2, -1, -1], [0, 0, 0, 0, 0, 0, 0, -1]])
+
+
+def heads(count: int, *, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, count, 8, 16, generator=generator)
+
+
+def test_a_token_sees_its_own_document_and_no_other() -> None:
+    seen = AttentionPattern.of(PACKED, flex=False).dense
+    assert seen is not None
+    for b, row in enumerate(PACKED.tolist()):
+        for q, of_query in enumerate(row):
+            assert seen[b, 0, q].tolist() == [of_key == of_query for of_key in row]
+
+
+def test_one_full_document_a_row_needs_no_mask() -> None:
+    """The fastest kernels take none."""
+    assert AttentionPattern.of(torch.zeros(2, 5, dtype=torch.int64), flex=False).dense is None
+
+
+@pytest.mark.parametrize("key_value_heads", [4, 2, 1])
+@pytest.mark.parametrize("document", [PACKED, torch.zeros_like(PACKED)], ids=["packed", "full"])
+def test_flex_attention_equals_sdpa(key_value_heads: int, document: torch.Tensor) -> None:
+    query, key, value = (
+        heads(4, seed=0),
+        heads(key_value_heads, seed=1),
+        heads(key_value_heads, seed=2),
+    )
+    sdpa, flex = (
+        attend(query, key, value, AttentionPattern.of(document, flex=flex))
+        for flex in (False, True)
+    )
+    torch.testing.assert_close(flex, sdpa)
+
+
+def test_a_pattern_moves_with_the_hidden_states() -> None:
+    """Models spread over devices move what a layer is given by its `to`."""
+    from accelerate.utils import send_to_device
+
+    moved = send_to_device(AttentionPattern.of(PACKED, flex=False), "meta")
+    assert moved.dense.device.type == "meta"
+    assert send_to_device(AttentionPattern(), "meta") == AttentionPattern()
