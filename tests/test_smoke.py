@@ -34,7 +34,8 @@ def command(config: Path) -> list[str]:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_smoke(config: Path, tmp_path: Path) -> None:
     """It starts in an empty folder, where its relative outputs land too."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "mmdlm", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
     done = subprocess.run(
         command(config),
         cwd=tmp_path,
