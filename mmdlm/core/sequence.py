@@ -108,6 +108,8 @@ class Batch:
     features: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.modality.device.type != "cpu":
+            return  # checked where it was built; to ask a GPU here would make it wait each time
         slots = int((self.modality == Modality.FEATURE).sum())
         given = 0 if self.features is None else len(self.features)
         if slots != given:
