@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from data_pipelines.image_text import ImageText, Tasks
 from data_pipelines.loader import build_loader
+from data_pipelines.pictures import PictureLoader
+from data_pipelines.shards import write_shard
 from data_pipelines.source import Source
 from data_pipelines.text import Text
+from data_pipelines.write_shards import png_bytes
 from mmdlm.core.sequence import Batch
 
 FIELDS = ("ids", "modality", "target", "document", "segment", "position")
@@ -192,3 +196,42 @@ def test_no_sources(vocabulary, tokenizer):
 def test_no_shards(make):
     with pytest.raises(ValueError, match=r"nowhere/\*\.tar"):
         make([Source("nowhere/*.tar", Text(max_tokens=6))])
+
+
+class TestPictures:
+    @pytest.fixture
+    def urls(self, tmp_path):
+        def sample(number):
+            picture = Image.new("RGB", (6, 4), (number, 0, 0))
+            return {"__key__": f"{number:03d}", "png": png_bytes(picture), "txt": b"x"}
+
+        paths = [tmp_path / f"{shard}.tar" for shard in range(3)]
+        for shard, path in enumerate(paths):
+            write_shard(path, map(sample, range(shard * 7, shard * 7 + 7)))
+        return [str(path) for path in paths]
+
+    def load(self, urls, **options):
+        return PictureLoader(urls, batch_size=4, image_size=2, shuffle_buffer=9, **options)
+
+    def test_batches(self, urls):
+        batches = list(islice(self.load(urls), 21))
+        assert all(batch.shape == (4, 3, 2, 2) for batch in batches)
+        reds = ((torch.cat(batches)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+        assert sorted(reds) == sorted([*range(21)] * 4)
+
+    def test_resume_at_every_batch(self, urls):
+        loader = self.load(urls, seed=2)
+        states, batches = [loader.state_dict()], []
+        for batch in islice(loader, 12):
+            batches.append(batch)
+            states.append(loader.state_dict())
+        for place, state in enumerate(json.loads(json.dumps(states))):
+            again = self.load(urls, seed=2)
+            again.load_state_dict(state)
+            rest = list(islice(again, 12 - place))
+            assert all(map(torch.equal, rest, batches[place:]))
+
+    def test_a_broken_picture_is_named(self, urls):
+        write_shard(Path(urls[1]), [{"__key__": "bad", "png": b"\x89PNG"}])
+        with pytest.raises(ValueError, match=rf"{urls[1]}, sample bad"):
+            list(islice(self.load(urls, max_broken=0.0), 9))
