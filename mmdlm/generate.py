@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.sampler import Sampler, SampleStep
 from mmdlm.core.sequence import Batch, Segment, Sequence, collate, control_segment
-from mmdlm.core.vocabulary import Modality
+from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.decoding import Decoding, Defaults
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
@@ -94,6 +94,8 @@ class Model:
                 f"the image tokenizer has {codes} codes, but the model's vocabulary has "
                 f"{vocabulary.image_codes}; give it the tokenizer that it was trained with"
             )
+        if not isinstance(self.text_slots, int | None):
+            raise ValueError(f"text_slots must be a whole number or None, got {self.text_slots!r}")
         if self._longest_text < 1:
             raise ValueError(
                 f"text_slots {self.text_slots} and max_length {self.max_length} leave no room for "
@@ -652,7 +654,7 @@ def _find(name_or_path: str | PathLike[str]) -> Path:
     if name in bundled:
         return BUNDLED / name
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if name.strip() and path.is_dir():  # Path("") is the current folder
         return path
     choice = (
         f"give a bundled name ({', '.join(bundled) or 'none is installed'}), the folder of a "
@@ -687,10 +689,14 @@ def _read_config(folder: Path) -> MmdlmConfig:
         raise ValueError(
             f"{path} describes a model of type {family!r}; {MmdlmConfig.model_type!r} is needed"
         )
+    if not isinstance(content.get("vocabulary"), dict):
+        raise ValueError(f"{path}: vocabulary is missing; mend it or download it again")
     try:
+        Vocabulary(**content["vocabulary"])
         return MmdlmConfig.from_dict(content)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: {_one_line(error)}; mend it or download it again") from error
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = _one_line(error).replace("Vocabulary.__init__()", "vocabulary")
+        raise ValueError(f"{path}: {reason}; mend it or download it again") from error
 
 
 def _load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -708,14 +714,13 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     """What `read` returns; what libraries raise on damaged files becomes one sentence."""
     try:
         return read()
-    except ValueError as error:
-        if type(error) is ValueError:  # ours, or one that says as much
-            raise ValueError(_one_line(error)) from error
-        raise ValueError(f"{path} is damaged ({_one_line(error)}); copy it again") from error
     except Exception as error:
-        # tokenizers raises bare Exception, safetensors its own, transformers OSError
+        # transformers raises OSError, safetensors its own, tokenizers bare Exception
+        if type(error) is ValueError and str(path.parent) in str(error):
+            raise  # it says what is wrong and where
         raise ValueError(
-            f"{path} is damaged or cut off ({_one_line(error)}); copy or download it again"
+            f"{path} is damaged or does not fit its config ({_one_line(error)}); "
+            "copy or download the folder again"
         ) from error
 
 

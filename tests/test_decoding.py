@@ -1,0 +1,74 @@
+"""The settings that a checkpoint carries: plain values, strictly read."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmdlm.core.sampler import Confidence, EvenSplit, LeftToRight, Remasking, ScheduledCount
+from mmdlm.core.schedule import Cosine
+from mmdlm.decoding import Decoding, Defaults
+
+
+def written(folder: Path, content: object) -> Path:
+    path = folder / "generation.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_decoding_is_a_sampler_in_plain_values() -> None:
+    plain = Decoding(7).sampler()
+    assert (plain.steps, plain.order, plain.commit) == (7, Confidence(), EvenSplit())
+    assert plain.remask is None
+    rich = Decoding(
+        7, order_temperature=2.0, schedule="cosine", remask=0.1, top_p=0.9, block_length=4
+    ).sampler(suppressed=(3,))
+    assert rich.order == Confidence(2.0)
+    assert rich.commit == ScheduledCount(Cosine())
+    assert rich.remask == Remasking(0.1)
+    assert (rich.top_p, rich.block_length, rich.suppressed) == (0.9, 4, (3,))
+    assert Decoding(7, order="left_to_right").sampler().order == LeftToRight()
+
+
+def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
+    assert Defaults.from_json(tmp_path / "generation.json") == Defaults()
+    path = written(tmp_path, {"caption": {"temperature": 0.5}, "fit": "crop"})
+    expected = replace(Defaults(), caption=replace(Defaults().caption, temperature=0.5), fit="crop")
+    assert Defaults.from_json(path) == expected
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("{", "cannot be read"),
+        ([1], "the file must hold an object"),
+        ({"captions": {}}, "unknown key 'captions'; known are text_to_image, inpaint, caption"),
+        ({"caption": {"step": 3}}, "unknown key 'caption.step'; known are num_inference_steps"),
+        ({"caption": 3}, "caption must hold an object"),
+        ({"caption": {"num_inference_steps": 0}}, "caption.num_inference_steps must be a whole"),
+        ({"caption": {"num_inference_steps": 2.5}}, "got 2.5"),
+        ({"caption": {"num_inference_steps": True}}, "got True"),
+        ({"caption": {"temperature": "hot"}}, "caption.temperature must be a finite number"),
+        ({"caption": {"temperature": -1}}, "caption.temperature must not be negative, got -1"),
+        ({"caption": {"top_p": 2}}, "top_p must lie in (0, 1], got 2"),
+        ({"caption": {"remask": 2}}, "eta must lie in [0, 1], got 2"),
+        ({"caption": {"order": "torch.nn.Linear"}}, "'torch.nn.Linear' is not one of 'confidence'"),
+        ({"caption": {"order": ["a"]}}, "is not one of 'confidence'"),
+        ({"caption": {"order": "random", "order_temperature": 1}}, "belongs to order 'confidence'"),
+        ({"caption": {"schedule": "even"}}, "'even' is not one of 'linear', 'cosine'"),
+        ({"fit": "squeeze"}, "fit 'squeeze' is not one of 'crop', 'pad', 'stretch'"),
+        ({"max_text_tokens": 1}, "max_text_tokens must be a whole number above 1, got 1"),
+    ],
+)
+def test_bad_settings_are_one_sentence_that_names_the_file(
+    tmp_path: Path, content: object, says: str
+) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        Defaults.from_json(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
