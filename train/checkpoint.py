@@ -20,38 +20,65 @@ def latest(folder: Path) -> tuple[Path, int] | None:
     return path, step
 
 
-def save(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Let `write` fill a folder beside, rename it to step_N when all is on disk, drop old ones.
+def save(
+    folder: Path,
+    step: int,
+    write: Callable[[Path], None],
+    *,
+    keep: int,
+    is_main: bool = True,
+    wait: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write folder/step_N as `replace_folder` does, then drop all but the newest `keep`.
 
-    A kill at any moment leaves either the whole new checkpoint or the previous ones untouched.
-    Raises OSError that says so where the disk is full or not writable.
+    Raises OSError that says so, and what remains, where the disk is full or not writable.
     """
     final = folder / f"step_{step:08d}"
-    part = folder / f"{final.name}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        replace_folder(final, write, is_main=is_main, wait=wait)
+    except OSError as error:
+        survivor = latest(folder)
+        kept = f"{survivor[0]} is intact" if survivor else "no earlier checkpoint exists"
+        raise OSError(f"{error}; {kept}, and the same command continues the run") from error
+    if is_main:
+        for step_of, path in sorted(_complete(folder))[:-keep]:
+            if step_of != step:
+                shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def replace_folder(
+    final: Path,
+    write: Callable[[Path], None],
+    *,
+    is_main: bool = True,
+    wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Let `write` fill a folder beside; rename it to `final` when all of it is on disk.
+
+    A kill at any moment leaves either the whole new folder or what was there before. Where several
+    processes write one folder, each calls this, `is_main` holds for one, and `wait` returns when
+    all have reached it. Raises OSError that says so where the disk is full or not writable.
+    """
+    part = final.with_name(f"{final.name}.part")
+    try:
+        if is_main:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        wait()
         write(part)
-        for path in part.rglob("*"):
-            if path.is_file():
+        wait()
+        if is_main:
+            for path in (*part.rglob("*"), part):
                 _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        _flush(folder)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+            _flush(final.parent)
     except Exception as error:
         if not _is_write_failure(error):
             raise
         shutil.rmtree(part, ignore_errors=True)
-        survivor = latest(folder)
-        kept = f"{survivor[0]} is intact" if survivor else "no earlier one exists"
-        raise OSError(
-            f"cannot save checkpoint {final}: {error}; {kept}. Free some space and start again: "
-            "the run continues from there"
-        ) from error
-    for step_of, path in sorted(_complete(folder))[:-keep]:
-        if step_of != step:
-            shutil.rmtree(path, ignore_errors=True)
-    return final
+        raise OSError(f"cannot write {final}: {error}; free some space") from error
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
@@ -64,7 +91,7 @@ def _is_write_failure(error: Exception) -> bool:
     text = f"{type(error).__name__} {error}"
     return isinstance(error, OSError) or any(
         sign in text
-        for sign in ("No space left", "PytorchStreamWriter", "SafetensorError", "I/O error")
+        for sign in ("No space left", "PytorchStreamWriter", "inline_container", "SafetensorError")
     )
 
 

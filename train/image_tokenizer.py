@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from mmdlm.vision.image_tokenizer import CONFIG, ImageTokenizer, load_image_toke
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.pixels import Fit, to_image
-from train.loop import FitSettings, Stage, fit
+from train.loop import FitSettings, Stage, fit, launched
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
 SHOWN = 16  # pictures on a sample sheet
@@ -109,7 +108,7 @@ def main(
         torch.set_num_threads(threads)
     if family not in FAMILIES:
         raise ValueError(f"family {family!r} cannot be trained; choose {' or '.join(FAMILIES)}")
-    state = PartialState()
+    state = launched()
     with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
         torch.manual_seed(fit_settings.seed)
         tokenizer: ImageTokenizer = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -11,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from train import checkpoint
@@ -83,7 +88,7 @@ class FitSettings:
     schedule: LearningRate = field(default_factory=Cosine)
     clip: float = 1.0
     ema: float = 0.999
-    mixed_precision: str = "auto"
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     compile: bool = False
     checkpoint_every: int = 500
     keep: int = 2
@@ -96,6 +101,10 @@ class FitSettings:
         for name in ("steps", "accumulation", "checkpoint_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; it must be above 0, and .inf clips nothing")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; a decay lies in [0, 1), and 0 keeps no average")
 
 
 def fit(
@@ -105,45 +114,46 @@ def fit(
     settings: FitSettings,
     out: Path,
     on_sample: Callable[[int], None] | None = None,
-) -> None:
+) -> dict[str, Tensor]:
     """Train until `settings.steps`, from the newest checkpoint in `out` where there is one.
 
-    On return the stage holds the averaged weights. `on_sample(step)` is called on the main process
-    with the averaged weights in place. Interrupt (Ctrl-C) or SIGTERM: the step is finished, a
-    checkpoint written, and SystemExit raised. `out/log.jsonl` holds a line per logged step.
+    On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
+    on the main process even where the weights are sharded. `on_sample(step)` is called on the main
+    process with the averaged weights in place. Interrupt (Ctrl-C) or SIGTERM: the step is finished,
+    a checkpoint written, and SystemExit raised. `out/log.jsonl` holds a line per logged step.
+
+    Raises ValueError for a checkpoint that does not fit, and when the gradient is no longer finite;
+    OSError when a checkpoint cannot be written, which leaves the one before in place.
     """
     accelerator = Accelerator(
         mixed_precision=_precision(settings.mixed_precision),
         log_with=list(settings.trackers) or None,
         project_dir=str(out),
     )
+    _check_trackers(settings.trackers, accelerator)
     if settings.compile:
         stage.compile_layers()
-    model, *optimizers = accelerator.prepare(stage, *settings.optimizer.build(stage))
+    optimizers = settings.optimizer.build(stage)
+    _check_sharding(optimizers, settings, accelerator)
+    model, *optimizers = accelerator.prepare(stage, *optimizers)
+    model.train()
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
-    accelerator.register_for_checkpointing(ema)
+    state = _RunState(accelerator, optimizers, loader, ema)
 
-    found = checkpoint.latest(out)
     first = 0
-    if found:
+    if found := checkpoint.latest(out):
         path, first = found
-        accelerator.load_state(str(path))
-        loader.load_state_dict(torch.load(path / _loader_file(accelerator), weights_only=False))
+        state.read(path)
         accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
     log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
     if settings.trackers:
         accelerator.init_trackers(out.name)
-
-    def write(folder: Path) -> None:
-        accelerator.save_state(str(folder))
-        torch.save(loader.state_dict(), folder / _loader_file(accelerator))
 
     batches = iter(loader)
     bar = tqdm(
         total=settings.steps, initial=first, unit="step", disable=not accelerator.is_main_process,
         dynamic_ncols=True, mininterval=1.0,
     )  # fmt: skip
-    saved = first
     with _stop_signals() as stop, bar:
         for step in range(first, settings.steps):
             started = time.perf_counter()
@@ -158,7 +168,16 @@ def fit(
 
             done = step + 1
             last = done == settings.steps
-            if done % settings.log_every == 0 or last:
+            stopping = stop.agreed(accelerator)
+            logging = last or done % settings.log_every == 0
+            saving = last or stopping or done % settings.checkpoint_every == 0
+            if (logging or saving) and not math.isfinite(float(norm)):
+                raise ValueError(
+                    f"the gradient norm is {float(norm)} at step {done}, and the weights are lost; "
+                    f"the checkpoints in {out} are from before: go on from there with a lower "
+                    "learning rate or clip"
+                )
+            if logging:
                 means = _means(losses, accelerator)
                 entry = {
                     **{f"loss/{name}": value for name, value in means.items()},
@@ -175,14 +194,29 @@ def fit(
                     with ema.applied():
                         on_sample(done)
                 accelerator.wait_for_everyone()
-            if done % settings.checkpoint_every == 0 or last or stop.asked:
-                saved = done
-                checkpoint.save(out, done, write, keep=settings.keep)
-            if stop.asked and not last:
+            if saving:
+                checkpoint.save(
+                    out,
+                    done,
+                    state.write,
+                    keep=settings.keep,
+                    is_main=accelerator.is_main_process,
+                    wait=accelerator.wait_for_everyone,
+                )
+            if stopping and not last:
                 accelerator.end_training()
-                raise SystemExit(f"stopped at step {saved}; the same command continues from there")
-    accelerator.end_training()
+                raise SystemExit(f"stopped at step {done}; the same command continues from there")
     ema.copy_to_parameters()
+    weights = get_model_state_dict(
+        stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    accelerator.end_training()
+    return weights
+
+
+def launched() -> PartialState:
+    """Which process this is, among how many and on which device, before `fit` is called."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def step_generator(device: torch.device, *seeds: int) -> torch.Generator:
@@ -228,6 +262,8 @@ def _step(
         for name, value in sums.items():
             totals[name] = totals[name] + value.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -239,14 +275,79 @@ def _means(losses: dict[str, tuple[Tensor, Tensor]], accelerator: Accelerator) -
     return {name: float(sums[name] / count.clamp_min(1)) for name, (_, count) in losses.items()}
 
 
+def _check_trackers(names: tuple[str, ...], accelerator: Accelerator) -> None:
+    """accelerate leaves out a tracker that is not installed, without a word."""
+    for name in names:
+        if name not in map(str, accelerator.log_with):
+            raise ValueError(f"tracker {name!r} is not installed: pip install {name}")
+
+
+def _check_sharding(
+    optimizers: list[torch.optim.Optimizer], settings: FitSettings, accelerator: Accelerator
+) -> None:
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded and (len(optimizers) > 1 or settings.sample_every):
+        raise ValueError(
+            "sharded weights (FSDP): Muon and sample sheets need whole matrices on one process; "
+            "choose AdamW and sample_every: 0, or launch without FSDP"
+        )
+
+
+class _RunState:
+    """All that a run continues from: each process calls `write` and `read` on the same folder."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizers: list[torch.optim.Optimizer],
+        loader: Loader,
+        ema: ExponentialMovingAverage,
+    ) -> None:
+        self.accelerator, self.optimizers = accelerator, optimizers
+        self.loader, self.ema = loader, ema
+        # Of a sharded average accelerate would store the main process's part alone.
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if not self.sharded:
+            accelerator.register_for_checkpointing(ema)
+
+    def write(self, folder: Path) -> None:
+        number = self.accelerator.process_index
+        self.accelerator.save_state(str(folder))
+        torch.save(self.loader.state_dict(), folder / f"loader_{number}.pt")
+        if self.sharded:
+            torch.save(self.ema.state_dict(), folder / f"average_{number}.pt")
+
+    def read(self, folder: Path) -> None:
+        """Everything but the options of the optimizers, which stay as they were set."""
+        number, processes = self.accelerator.process_index, self.accelerator.num_processes
+        stored = len(list(folder.glob("loader_*.pt")))
+        if stored != processes:
+            raise ValueError(
+                f"{folder} was written by {stored} processes and cannot be continued exactly by "
+                f"{processes}; start as many, or a new run from its weights"
+            )
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self._groups()]
+        try:
+            self.accelerator.load_state(str(folder))
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"{folder} does not fit this run ({' '.join(str(error).split())[:300]}); set the "
+                "model and the optimizer back to what they were, or train into another folder"
+            ) from error
+        for group, option in zip(self._groups(), options, strict=True):
+            group.update(option)
+        self.loader.load_state_dict(torch.load(folder / f"loader_{number}.pt"))
+        if self.sharded:
+            self.ema.load_state_dict(torch.load(folder / f"average_{number}.pt"))
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+
 def _precision(name: str) -> str:
     if name == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return name
-
-
-def _loader_file(accelerator: Accelerator) -> str:
-    return f"loader_{accelerator.process_index}.pt"
 
 
 class _Log:
@@ -259,7 +360,9 @@ class _Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _logged_step(line) in range(1, first + 1)]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        beside = path.with_name(f"{path.name}.part")
+        beside.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(beside, path)
 
     def write(self, step: int, entry: dict[str, float]) -> None:
         if self.enabled:
@@ -276,6 +379,13 @@ def _logged_step(line: str) -> int:
 
 class _Stop:
     asked = False
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked; a signal reaches them at different steps."""
+        if accelerator.num_processes == 1:
+            return self.asked
+        asked = torch.tensor(int(self.asked), device=accelerator.device)
+        return bool(accelerator.reduce(asked, reduction="sum"))
 
 
 @contextmanager

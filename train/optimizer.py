@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
@@ -221,6 +222,8 @@ def _is_layer(owner: nn.Module) -> bool:
 class ExponentialMovingAverage:
     """A float32 running average of the trainable parameters; what is sampled from and shipped.
 
+    Where parameters are sharded, each process averages its own part.
+
     The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that early, bad
     weights are soon forgotten.
     """
@@ -230,32 +233,36 @@ class ExponentialMovingAverage:
             raise ValueError(f"EMA decay {decay} is outside [0, 1)")
         self.decay, self.updates = decay, 0
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.averages = [p.detach().float().clone() for p in self.parameters]
+        self.averages = [p.float().clone() for p in self._values()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the parameters as they are now."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, [p.float() for p in self.parameters], 1 - keep)
+        torch._foreach_lerp_(self.averages, [p.float() for p in self._values()], 1 - keep)
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
         """Overwrite the parameters with their averages."""
-        for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.copy_(average)
+        for value, average in zip(self._values(), self.averages, strict=True):
+            value.copy_(average)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the parameters hold their averages."""
-        trained = [p.detach().clone() for p in self.parameters]
+        trained = [value.clone() for value in self._values()]
         self.copy_to_parameters()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(self.parameters, trained, strict=True):
-                    parameter.copy_(value)
+            for value, before in zip(self._values(), trained, strict=True):
+                value.copy_(before)
+
+    def _values(self) -> list[Tensor]:
+        """The parameters' own memory, as plain tensors."""
+        values = (p.detach() for p in self.parameters)
+        return [v.to_local() if isinstance(v, DTensor) else v for v in values]
 
     def state_dict(self) -> dict[str, object]:
         """Everything that `load_state_dict` needs to go on as before."""

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -23,9 +22,11 @@ from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
-from train.loop import FitSettings, Stage, fit
+from train.checkpoint import replace_folder
+from train.loop import FitSettings, Stage, fit, launched
 from train.samples import SampleSheet
 
 
@@ -78,6 +79,8 @@ class Coefficients:
 class DenoisingStage(Stage):
     """A batch is corrupted, denoised, and scored by an objective."""
 
+    _no_split_modules = MmdlmForMaskedDiffusion._no_split_modules  # what accelerate shards apart
+
     def __init__(
         self,
         denoiser: MmdlmForMaskedDiffusion,
@@ -118,6 +121,7 @@ def main(
     coefficients: Coefficients = Coefficients(),
     fit_settings: FitSettings = FitSettings(),
     prompts: list[str] | None = None,
+    decoding: Defaults | None = None,
     attention: Literal["sdpa", "flex_attention"] = "sdpa",
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     threads: int | None = None,
@@ -135,13 +139,20 @@ def main(
         coefficients: Weight of each modality.
         fit_settings: Steps, optimizer, checkpoints.
         prompts: What to draw (and caption back) on every sample sheet.
+        decoding: Steps, guidance and temperatures that the final weights carry; by default they
+            carry none, and the library's own are used.
         attention: Kernel; flex_attention for packed rows on a GPU.
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
     if threads:
         torch.set_num_threads(threads)
-    state = PartialState()
+    state = launched()
+    if not (text_tokenizer / "tokenizer.json").is_file():
+        raise ValueError(
+            f"text_tokenizer {text_tokenizer}: no tokenizer.json there; correct the path, or train "
+            "one with data_pipelines.text_tokenizer"
+        )
     words = PreTrainedTokenizerFast.from_pretrained(text_tokenizer)
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser = _denoiser(start_from, model, words, pictures, fit_settings.seed, attention)
@@ -166,30 +177,36 @@ def main(
     if pictures is not None and prompts:
         sheet = SampleSheet(denoiser, words, pictures, prompts, out / "samples")
     stage = DenoisingStage(denoiser, objective, coefficients)
-    fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
+    trained = fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
     if state.is_main_process:
-        save(denoiser, words, image_tokenizer, out / "final", dtype=save_dtype)
-        print(f"trained weights: {out / 'final'}")
+        weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
+        final = out / "final"
+        save(denoiser, weights, words, image_tokenizer, final, dtype=save_dtype, decoding=decoding)
+        print(f"trained weights: {final}")
 
 
 def save(
     denoiser: MmdlmForMaskedDiffusion,
+    weights: dict[str, Tensor],
     words: PreTrainedTokenizerFast,
     image_tokenizer: Path | None,
     folder: Path,
     *,
     dtype: str = "float32",
+    decoding: Defaults | None = None,
 ) -> None:
     """Write all that `mmdlm.load` needs, beside and then renamed."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    weights = {k: v.to(getattr(torch, dtype)) for k, v in denoiser.state_dict().items()}
-    denoiser.save_pretrained(part, state_dict=weights)
-    words.save_pretrained(part)
-    if image_tokenizer is not None:
-        load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+
+    def write(part: Path) -> None:
+        rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+        denoiser.save_pretrained(part, state_dict=rounded)
+        words.save_pretrained(part)
+        if image_tokenizer is not None:
+            load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
+        if decoding is not None:
+            (part / GENERATION).write_text(json.dumps(asdict(decoding), indent=2) + "\n")
+
+    replace_folder(folder, write)
 
 
 def _denoiser(
@@ -200,14 +217,32 @@ def _denoiser(
     seed: int,
     attention: str,
 ) -> MmdlmForMaskedDiffusion:
+    codes = pictures.codebook_size if pictures is not None else 0
     if start_from is not None:
-        return MmdlmForMaskedDiffusion.from_pretrained(start_from, attn_implementation=attention)
+        if not (start_from / "config.json").is_file():
+            raise ValueError(f"start_from {start_from}: no config.json there; correct the path")
+        # float32 whatever was stored: small steps would be lost in half precision
+        denoiser = MmdlmForMaskedDiffusion.from_pretrained(
+            start_from, attn_implementation=attention, dtype=torch.float32
+        )
+        known = denoiser.vocabulary
+        if (len(words), words.eos_token_id, codes) != (
+            known.text[1] - known.text[0],
+            known.eos_id - known.text[0],
+            known.image_codes,
+        ):
+            raise ValueError(
+                f"{start_from} has another vocabulary, {known}, than the tokenizers given, with "
+                f"{len(words)} text ids, end of text {words.eos_token_id} and {codes} image codes; "
+                "give those that it was trained with"
+            )
+        return denoiser
     if words.eos_token_id is None:
         raise ValueError("the text tokenizer has no end-of-text token; set its eos_token")
     vocabulary = Vocabulary.build(
         text_size=len(words),
         eos_id=words.eos_token_id,
-        image_codes=pictures.codebook_size if pictures is not None else 0,
+        image_codes=codes,
     )
     config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **asdict(shape))
     config._attn_implementation = attention

@@ -1,0 +1,124 @@
+"""The recipe of the image tokenizer: its loss by formula, and a run that stops and continues."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.pictures import PictureLoader
+from data_pipelines.shards import write_shard
+from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.patch_tokenizer import PatchTokenizer
+from tests.train.tiny import logged, settings, trajectory
+from train import image_tokenizer as recipe
+from train.image_tokenizer import Pictures, PixelLoss, ReconstructionStage, main
+from train.optimizer import AdamW
+
+SMALL = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4], "seam_width": 4}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """Twelve pictures of one colour each, in two shards."""
+    generator = np.random.default_rng(0)
+    for shard in range(2):
+        samples = []
+        for number in range(6):
+            file = io.BytesIO()
+            color = tuple(generator.integers(0, 256, 3).tolist())
+            Image.new("RGB", (16, 16), color).save(file, "PNG")
+            samples.append({"__key__": f"{shard}{number}", "png": file.getvalue()})
+        write_shard(tmp_path / "pictures" / f"{shard}.tar", samples)
+    return Pictures(str(tmp_path / "pictures"), batch_size=4, shuffle_buffer=5)
+
+
+def test_the_loss_by_hand() -> None:
+    a, b = torch.randn(2, 2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    error = (a - b).double().numpy()
+    across, down = np.diff(error, axis=3), np.diff(error, axis=2)
+    expected = (
+        2 * np.abs(error).mean()
+        + 3 * np.square(error).mean()
+        + 5 * (np.abs(across).mean() + np.abs(down).mean())
+    )
+    assert float(PixelLoss(l1=2, l2=3, gradient=5)(a, b)) == pytest.approx(expected, rel=1e-5)
+    assert float(PixelLoss()(a, a)) == 0
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        lambda: PatchTokenizer(**SMALL),
+        lambda: Magvit2Tokenizer(
+            ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=16
+        ),
+    ],
+    ids=["patch", "magvit2"],
+)
+def test_every_parameter_gets_a_gradient(tokenizer: Any) -> None:
+    """A data-parallel wrapper would wait for one that does not."""
+    stage = ReconstructionStage(tokenizer(), PixelLoss())
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert stage.counts(pixels, None).keys() == stage.coefficients.keys()
+    sum(stage(pixels, None).values()).backward()
+    assert [name for name, p in stage.named_parameters() if p.grad is None] == []
+
+
+def test_a_run_that_dies_goes_on_as_if_it_had_not(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(PictureLoader):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            yield from islice(super().__iter__(), 4)
+            raise KeyError
+
+    run = settings(steps=6, checkpoint_every=3, sample_every=6, ema=0.9, optimizer=AdamW())
+    options: dict[str, Any] = {"options": SMALL, "fit_settings": run, "threads": 1}
+    main(tmp_path / "whole", pictures, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "PictureLoader", Dying)
+        with pytest.raises(KeyError):
+            main(tmp_path / "killed", pictures, **options)
+    main(tmp_path / "killed", pictures, **options)
+    assert trajectory(tmp_path / "killed") == trajectory(tmp_path / "whole")
+
+    assert (
+        logged(tmp_path / "whole")[-1]["loss/pixels"] < logged(tmp_path / "whole")[0]["loss/pixels"]
+    )
+    one, other = (load_image_tokenizer(tmp_path / name / "final") for name in ("whole", "killed"))
+    assert isinstance(one, PatchTokenizer)
+    assert one.config == PatchTokenizer(**SMALL).config
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    assert (tmp_path / "whole" / "samples" / "step_00000006.png").is_file()
+
+
+def test_it_starts_from_a_tokenizer(pictures: Pictures, tmp_path: Path) -> None:
+    main(tmp_path / "a", pictures, options=SMALL, fit_settings=settings(steps=1), threads=1)
+    still = settings(steps=1, clip=1e-9)
+    main(tmp_path / "b", pictures, start_from=tmp_path / "a" / "final", fit_settings=still)
+    a, b = (load_image_tokenizer(tmp_path / name / "final").state_dict() for name in "ab")
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"family": "VQVAE"}, "'VQVAE' cannot be trained; choose PatchTokenizer or MAGVITv2"),
+        ({"options": {"patchsize": 4}}, "unknown option 'patchsize'"),
+        ({"options": {"image_size": 10, "patch": 4}}, "10 is not a multiple of patch 4"),
+    ],
+)
+def test_what_it_refuses(options: Any, named: str, pictures: Pictures, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=named):
+        main(tmp_path / "out", pictures, **options)

@@ -1,0 +1,362 @@
+"""The loop divides once by global counts, stops and continues exactly, and says what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.train.tiny import (
+    KINDS,
+    Plain,
+    Regression,
+    Rows,
+    logged,
+    row,
+    settings,
+    trajectory,
+)
+from train import loop
+from train.loop import LOG, FitSettings, fit, step_generator
+from train.optimizer import AdamW, Cosine
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+def crash_at(batch: int) -> Any:
+    def on_batch(number: int) -> None:
+        if number == batch:
+            raise Crash
+
+    return on_batch
+
+
+def run(out: Path, *, batch_size: int = 4, noisy: bool = True, **options: Any) -> Regression:
+    """A whole run; the stage as it is at its end."""
+    on_batch = options.pop("on_batch", lambda number: None)
+    on_sample = options.pop("on_sample", None)
+    stage = Regression(noisy=noisy)
+    loader = Rows(batch_size, on_batch=on_batch)
+    fit(stage, loader, settings=settings(**options), out=out, on_sample=on_sample)
+    return stage
+
+
+# ---- what is minimised --------------------------------------------------------------------------
+
+
+def by_hand(weight: Tensor, bias: Tensor, rows: list[Tensor]) -> tuple[dict[str, float], Tensor]:
+    """Means and the gradient [WIDTH + 1] of the loss over all rows, in float64."""
+    x = torch.stack(rows).double()
+    error = x @ weight[0].detach().double() + bias.detach().double() - x[:, 1]
+    means, gradient = {}, torch.zeros(len(weight[0]) + 1, dtype=torch.float64)
+    for kind, coefficient in Regression.coefficients.items():
+        where = Regression.rows(x)[kind]
+        means[kind] = float((error.square() * where).sum() / where.sum())
+        slope = 2 * error * where / where.sum() * coefficient
+        gradient += torch.cat([slope @ x, slope.sum()[None]])
+    return means, gradient
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_accumulation_equals_one_large_batch(accumulation: int, tmp_path: Path) -> None:
+    start = Regression()
+    rows = [row(n) for n in range(8)]
+    size = 8 // accumulation
+    texts = [
+        int(Regression.rows(torch.stack(rows[i : i + size]))["text"].sum())
+        for i in range(0, 8, size)
+    ]
+    assert accumulation == 1 or len(set(texts)) > 1  # else a mean of means would do
+    means, gradient = by_hand(start.linear.weight, start.linear.bias, rows)
+
+    stage = run(tmp_path, batch_size=size, noisy=False, steps=1, accumulation=accumulation)
+    (entry,) = logged(tmp_path)
+    for kind in KINDS:
+        assert entry[f"loss/{kind}"] == pytest.approx(means[kind], rel=1e-5)
+    assert entry["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    moved = torch.cat(
+        [(b - a).flatten() for a, b in zip(start.parameters(), stage.parameters(), strict=True)]
+    )
+    torch.testing.assert_close(moved.double(), -0.1 * gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_without_one_kind_costs_nothing(tmp_path: Path) -> None:
+    class OneKind(Rows):
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                yield batch.abs()
+
+    stage = Regression()
+    fit(stage, OneKind(4), settings=settings(steps=2), out=tmp_path)
+    assert [entry["loss/image"] for entry in logged(tmp_path)] == [0.0, 0.0]
+    assert all(p.isfinite().all() for p in stage.parameters())
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
+    start, stage = Regression(), run(tmp_path, noisy=False, steps=1, clip=0.01)
+    moved = [(b - a).flatten() for a, b in zip(start.parameters(), stage.parameters(), strict=True)]
+    assert float(torch.cat(moved).detach().norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert logged(tmp_path)[0]["grad_norm"] > 0.01  # before clipping
+
+
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:
+    schedule = Cosine(warmup=3, final=0.1)
+    run(tmp_path, schedule=schedule)
+    rates = [entry["learning_rate"] for entry in logged(tmp_path)]
+    assert rates == [0.1 * schedule.factor(step, 8) for step in range(8)]
+
+
+def test_noise_depends_on_seed_step_process_and_micro_batch() -> None:
+    draws = {
+        float(torch.rand((), generator=step_generator(torch.device("cpu"), *seeds)))
+        for seeds in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    }
+    assert len(draws) == 5
+
+
+def test_the_log_tells_of_each_logged_step_and_the_last(tmp_path: Path) -> None:
+    run(tmp_path, log_every=3)
+    assert [entry["step"] for entry in logged(tmp_path)] == [3, 6, 8]
+    assert logged(tmp_path)[0].keys() == {
+        *("step", "loss/text", "loss/image", "grad_norm", "learning_rate"),
+        *("seconds", "data_share"),
+    }
+
+
+def test_nothing_depends_on_the_global_generator(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        run(tmp_path / str(seed))
+    assert trajectory(tmp_path / "1") == trajectory(tmp_path / "2")
+
+
+# ---- stopping and continuing --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to configure a run; the state of each kind of optimizer has to survive."""
+
+    options: dict[str, Any]
+
+
+WAYS = {
+    "momentum": {"optimizer": Plain(momentum=0.9)},
+    "adamw": {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "schedule": Cosine(warmup=3)},
+    "accumulation": {"optimizer": AdamW(learning_rate=0.05), "accumulation": 3, "clip": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS.keys())
+def test_a_run_that_dies_goes_on_as_if_it_had_not(options: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", **options)
+    broken = tmp_path / "broken"
+    each = options.get("accumulation", 1)
+    with pytest.raises(Crash):
+        run(broken, on_batch=crash_at(5 * each), **options)
+    assert len(logged(broken)) == 5  # of which steps 4 and 5 are lost: 3 was saved
+    with (broken / LOG).open("a") as file:
+        file.write('{"step": 6, "loss/te')  # torn by the kill
+    with pytest.raises(Crash):
+        run(broken, on_batch=crash_at(7 * each), **options)
+    again = run(broken, **options)
+    assert trajectory(broken) == trajectory(tmp_path / "whole")
+    assert [entry["step"] for entry in logged(broken)] == list(range(1, 9))
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    first = run(tmp_path, ema=0.9)
+    before = trajectory(tmp_path)
+    second = run(tmp_path, ema=0.9, on_batch=crash_at(8))  # not one batch is read
+    assert trajectory(tmp_path) == before
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
+    run(tmp_path, steps=4)
+    run(tmp_path, steps=6)
+    assert [entry["step"] for entry in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_ends_the_step_and_saves(number: int, tmp_path: Path) -> None:
+    assert threading.current_thread() is threading.main_thread()
+
+    def on_batch(batch: int) -> None:
+        if batch == 4:
+            os.kill(os.getpid(), number)
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    run(tmp_path / "whole")
+    with pytest.raises(SystemExit, match="stopped at step 5; the same command continues"):
+        run(tmp_path / "stopped", on_batch=on_batch)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert (tmp_path / "stopped" / "step_00000005").is_dir()
+    assert not list((tmp_path / "stopped").glob("*.part"))
+    run(tmp_path / "stopped")
+    assert trajectory(tmp_path / "stopped") == trajectory(tmp_path / "whole")
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    def on_batch(batch: int) -> None:
+        if batch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_batch=on_batch)
+    assert len(logged(tmp_path)) == 2
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    run(tmp_path, checkpoint_every=1, keep=3)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == [
+        "step_00000006",
+        "step_00000007",
+        "step_00000008",
+    ]
+
+
+def test_options_of_the_optimizer_are_those_that_are_set_now(tmp_path: Path) -> None:
+    """The stored ones are not put in their place without a word."""
+    with pytest.raises(Crash):
+        run(tmp_path, optimizer=Plain(learning_rate=0.1), on_batch=crash_at(4))
+    run(tmp_path, optimizer=Plain(learning_rate=0.01))
+    schedule = FitSettings().schedule
+    assert [entry["learning_rate"] for entry in logged(tmp_path)] == [
+        (0.1 if step < 3 else 0.01) * schedule.factor(step, 8) for step in range(8)
+    ]
+
+
+# ---- samples, trackers --------------------------------------------------------------------------
+
+
+def test_samples_are_drawn_from_the_averaged_weights(tmp_path: Path) -> None:
+    """And leave no trace in the run."""
+    stage = Regression(noisy=True)
+    seen = {}
+
+    def on_sample(step: int) -> None:
+        seen[step] = stage.linear.weight.detach().clone()
+
+    options = {"ema": 0.9, "steps": 6}
+    fit(
+        stage,
+        Rows(4),
+        settings=settings(sample_every=4, **options),
+        out=tmp_path / "a",
+        on_sample=on_sample,
+    )
+    other = run(tmp_path / "b", **options)
+    assert list(seen) == [4, 6]
+    assert torch.equal(seen[6], stage.linear.weight)
+    assert not torch.equal(seen[4], seen[6])
+    assert trajectory(tmp_path / "a") == trajectory(tmp_path / "b")
+    assert torch.equal(stage.linear.weight, other.linear.weight)
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run(tmp_path, trackers=("tensorboard",))
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    assert b"loss/text" in events.read_bytes()
+
+
+def test_a_tracker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with (
+        pytest.warns(UserWarning, match="no supported trackers"),
+        pytest.raises(ValueError, match="'wandb' is not installed: pip"),
+    ):
+        run(tmp_path, trackers=("wandb",))
+    with pytest.raises(ValueError, match="wandbb"):
+        run(tmp_path, trackers=("wandbb",))
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, calls = torch.save, []
+
+    def full(value: Any, path: Any, **options: Any) -> None:
+        if Path(path).name.startswith("loader"):
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(value, path, **options)
+
+    run(tmp_path / "whole")
+    broken = tmp_path / "broken"
+    monkeypatch.setattr(loop.torch, "save", full)
+    with pytest.raises(OSError, match="No space left.*step_00000003 is intact"):
+        run(broken)
+    assert [path.name for path in broken.glob("step_*")] == ["step_00000003"]
+    run(broken)
+    assert trajectory(broken) == trajectory(tmp_path / "whole")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    """Before it is saved: the checkpoints from before are what one goes on from."""
+
+    class Exploding(Regression):
+        def forward(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
+            sums = super().forward(batch, noise)
+            return {"text": sums["text"] * torch.tensor(float("nan")), "image": sums["image"]}
+
+    run(tmp_path, steps=4, checkpoint_every=2)
+    with pytest.raises(ValueError, match="gradient norm is nan at step 6.*are from before"):
+        fit(Exploding(), Rows(4), settings=settings(log_every=6, checkpoint_every=6), out=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("step_*"))[-1] == "step_00000004"
+
+
+def test_a_checkpoint_of_more_processes(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    (tmp_path / "step_00000002" / "loader_1.pt").touch()
+    with pytest.raises(ValueError, match="written by 2 processes and cannot be continued .* by 1"):
+        run(tmp_path, steps=3)
+
+
+def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    stage = Regression()
+    stage.linear = torch.nn.Linear(4, 1)
+    with pytest.raises(ValueError, match=r"step_00000002 does not fit this run \(.*linear\.weight"):
+        fit(stage, Rows(4), settings=settings(), out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("steps", 0),
+        ("accumulation", 0),
+        ("checkpoint_every", 0),
+        ("keep", 0),
+        ("log_every", -1),
+        ("clip", 0.0),
+        ("ema", 1.0),
+    ],
+)
+def test_settings_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        FitSettings(**{name: value})
+
+
+def test_the_log_is_json_a_line(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    for line in (tmp_path / LOG).read_text().splitlines():
+        assert json.loads(line)["step"] in (1, 2)

@@ -1,0 +1,202 @@
+"""A stage whose gradient is known by formula, its data, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from train.loop import LOG, FitSettings, Stage, fit
+from train.optimizer import Optimizer
+
+WIDTH = 3
+KINDS = ("text", "image")
+
+
+class Regression(Stage):
+    """Two squared errors of one linear map; rows whose first entry is positive count as text.
+
+    The number of text rows differs from batch to batch, so that a mean of means is wrong.
+    """
+
+    coefficients: ClassVar = {"text": 1.0, "image": 0.5}
+
+    def __init__(self, *, noisy: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 1)
+        self.noisy = noisy
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([[0.5, -1.0, 0.25]]))
+            self.linear.bias.fill_(0.1)
+
+    def draw(self, batch: Tensor, *, generator: torch.Generator) -> Tensor:
+        return torch.randn(len(batch), generator=generator) * self.noisy
+
+    def counts(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        return {kind: where.sum() for kind, where in self.rows(batch).items()}
+
+    def forward(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        error = (self.linear(batch).squeeze(-1) - batch[:, 1] - noise).square()
+        return {kind: (error * where).sum() for kind, where in self.rows(batch).items()}
+
+    @staticmethod
+    def rows(batch: Tensor) -> dict[str, Tensor]:
+        return dict(zip(KINDS, (batch[:, 0] > 0, batch[:, 0] <= 0), strict=True))
+
+
+class Rows:
+    """Rows that follow from their number alone; `on_batch` is told which batch comes next."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        on_batch: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.on_batch = on_batch
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            self.on_batch(self.given)
+            start = (self.given * self.world_size + self.rank) * self.batch_size
+            self.given += 1
+            yield torch.stack([row(number) for number in range(start, start + self.batch_size)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given = state["given"]
+
+
+def row(number: int) -> Tensor:
+    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(number))
+
+
+@dataclass(frozen=True)
+class Plain(Optimizer):
+    """Gradient descent, so that a step shows the gradient."""
+
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+
+    def build(self, module: nn.Module) -> list[torch.optim.Optimizer]:
+        groups = [{"params": list(module.parameters()), "peak": self.learning_rate}]
+        return [torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)]
+
+
+def settings(**options: Any) -> FitSettings:
+    """Every step is logged, and the trained weights are kept as they are."""
+    defaults = {
+        "steps": 8,
+        "optimizer": Plain(),
+        "clip": 1e6,
+        "ema": 0.0,
+        "checkpoint_every": 3,
+        "log_every": 1,
+    }
+    return FitSettings(**{**defaults, **options})
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+
+
+def trajectory(out: Path) -> list[str]:
+    """Every logged number but the timings, to the last digit."""
+    return [
+        json.dumps({k: v for k, v in entry.items() if k not in ("seconds", "data_share")})
+        for entry in logged(out)
+    ]
+
+
+# ---- runs in processes of their own -------------------------------------------------------------
+
+
+class Run:
+    """A function in a process that is forked from one that has imported everything.
+
+    Its standard error lands in `errors`.
+    """
+
+    def __init__(self, function: Callable[..., None], *arguments: Any, folder: Path) -> None:
+        self.errors = folder / f"stderr_{len(list(folder.glob('stderr_*')))}.txt"
+        self.errors.touch()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["train.pretrain", "tests.train.tiny"])
+        self.process = context.Process(target=_run, args=(self.errors, function, arguments))
+        self.process.start()
+
+    def exit_code(self) -> int:
+        """Wait for it; -N where signal N ended it."""
+        self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+
+def _run(errors: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def pretrain(arguments: list[str], killed_before: str | None = None) -> None:
+    """`python -m train.pretrain ARGUMENTS`; killed as it is about to rename to a path ending so."""
+    from data_pipelines.command_line import run
+    from train.pretrain import main
+
+    replace = os.replace
+
+    def deadly(source: Any, target: Any) -> None:
+        if str(target).endswith(killed_before or ""):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    if killed_before:
+        os.replace = deadly
+    sys.argv = ["pretrain", *arguments]
+    run(main)
+
+
+def fit_one_of_two(
+    rank: int, port: int, out: Path, options: dict[str, Any], stopped_at: int | None
+) -> None:
+    """One process of a run of two; SIGTERM reaches this one alone, at batch `stopped_at`."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+
+    def stop(number: int) -> None:
+        if number == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stage = Regression()
+    with suppress(SystemExit):
+        fit(
+            stage,
+            Rows(2, rank=rank, world_size=2, on_batch=stop),
+            settings=settings(**options),
+            out=out,
+        )
+    torch.save(stage.state_dict(), out / f"weights_{rank}.pt")
