@@ -26,6 +26,8 @@ from mmdlm.core.sampler import (
 from mmdlm.core.schedule import Cosine
 from mmdlm.vision.pixels import Fit
 
+GENERATION = "generation.json"  # where a checkpoint carries its own defaults
+
 OrderName = Literal["confidence", "margin", "entropy", "random", "left_to_right"]
 ScheduleName = Literal["linear", "cosine"]
 

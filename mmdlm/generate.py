@@ -30,7 +30,7 @@ from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.sampler import Sampler, SampleStep
 from mmdlm.core.sequence import Batch, Segment, Sequence, collate, control_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.decoding import Decoding, Defaults
+from mmdlm.decoding import GENERATION, Decoding, Defaults
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.pixels import WHITE, open_image, to_image, to_pixels, to_rgb
@@ -621,7 +621,7 @@ def load(
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
         raise ValueError(f"{folder / weights[0]} is missing; copy or download the folder again")
-    defaults = Defaults.from_json(folder / "generation.json")
+    defaults = Defaults.from_json(folder / GENERATION)
     text_tokenizer = _load_text_tokenizer(folder)
     with _quiet_transformers():
         denoiser = _reading(
