@@ -61,9 +61,9 @@ PROMPTS = (
     "person surfing light skin tone",
     "raised hand medium-light skin tone",
     "blue apple",
-    "fox with tears of joy",
-    "smiling panda with heart-eyes",
-    "purple rocket",
+    "woman firefighter light skin tone red hair",
+    "baby mage dark skin tone",
+    "purple star",
 )
 DESCRIBED = (
     "hatching chick",

@@ -131,10 +131,10 @@ class Defaults:
     """
 
     text_to_image: Decoding = Decoding(
-        16, guidance_scale=3.0, temperature=1.0, order_temperature=2.0, schedule="cosine"
+        12, guidance_scale=2.0, temperature=0.5, order_temperature=1.0, schedule="cosine"
     )
     inpaint: Decoding = Decoding(
-        16, guidance_scale=3.0, temperature=1.0, order_temperature=2.0, schedule="cosine"
+        12, guidance_scale=2.0, temperature=0.5, order_temperature=1.0, schedule="cosine"
     )
     caption: Decoding = Decoding(16)
     infill: Decoding = Decoding(16)

@@ -91,7 +91,7 @@ def test_it_shows_what_it_promises(shown: Path) -> None:
     assert "the hole" in words
     assert "[MASK] heart" in words
     with Image.open(shown / "pictures" / "denoising.gif") as animation:
-        assert animation.n_frames == 16
+        assert animation.n_frames == 12
         assert animation.size == (6 * (2 * 16 + 8) + 8, 2 * (2 * 16 + 8) + 8)
     with Image.open(shown / "pictures" / "sheet.png") as sheet:
         assert sheet.size == (6 * (2 * 16 + 8) + 8, 4 * (2 * 16 + 8) + 8)
