@@ -184,9 +184,10 @@ def _completion(one: Completion) -> str:
         picture = _image(one.picture, f"picture in view: {one.picture_name}")
     hole = "[MASK]" if one.holes == 1 else f"[MASK:{one.holes}]"
     asked = f"{one.before} {hole}{one.after}".strip()
+    space = one.filled[: len(one.filled) - len(one.filled.lstrip())]  # not to be marked
     return (
-        f"<li>{picture}<div><code>{escape(asked)}</code><p>{escape(one.before)}"
-        f"<mark>{escape(one.filled)}</mark>{escape(one.after)}</p></div></li>"
+        f"<li>{picture}<div><code>{escape(asked)}</code><p>{escape(one.before)}{space}"
+        f"<mark>{escape(one.filled.lstrip())}</mark>{escape(one.after)}</p></div></li>"
     )
 
 
