@@ -13,7 +13,6 @@ import platform
 import re
 import statistics
 import time
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,6 +39,7 @@ from data_pipelines.emoji import (
 )
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, write_file
 from data_pipelines.source import BROKEN_CONTENT, field_image
+from eval.cards import FAINT, FAIR, GOOD, POOR, Card, sheet_of
 from eval.metrics import (
     Neighbours,
     estimate,
@@ -715,20 +715,6 @@ def items(split: Split, gallery: Gallery) -> Iterator[dict[str, Any]]:
 
 # ---- the sheets ----------------------------------------------------------------------------------
 
-PAPER, CARD, INK, FAINT = "#eceae6", "#ffffff", "#22211f", "#8d8a84"
-GOOD, FAIR, POOR = "#2f7d4f", "#a8741a", "#b3402e"
-COLUMNS, EDGE, GAP, PAD = 6, 128, 16, 12  # cards a row, and pixels
-
-
-@dataclass(frozen=True)
-class Card:
-    """Two pictures side by side, the name, and lines of (text, colour) under it."""
-
-    left: Image.Image
-    right: Image.Image
-    name: str
-    notes: tuple[tuple[str, str], ...]
-
 
 def drawing_sheet(
     split: Split, gallery: Gallery, shown: Sequence[int], *, is_new: bool
@@ -778,69 +764,6 @@ def tokenizer_sheet(split: Split, gallery: Gallery, shown: Sequence[int]) -> Ima
         f"{float(quality.mean()):.1f} dB PSNR on average over all of them.",
     )
     return sheet_of(cards, "Through the image tokenizer", lines, heads=("real", "decoded"))
-
-
-def sheet_of(
-    cards: Sequence[Card], title: str, lines: Sequence[str], *, heads: tuple[str, str]
-) -> Image.Image:
-    """A page of cards under a title, some lines of text, and heads over the pictures of a card."""
-    big, medium, small = (ImageFont.load_default(size) for size in (34, 16, 14))
-    notes = max(len(card.notes) for card in cards)
-    width, height = 2 * EDGE + 3 * PAD, EDGE + 84 + 19 * notes
-    columns = min(COLUMNS, len(cards))
-    rows = math.ceil(len(cards) / columns)
-    top = 84 + 24 * len(lines)
-    page_width = max(columns * (width + GAP) + GAP, 1180)
-    page = Image.new("RGB", (page_width, top + rows * (height + GAP) + GAP), PAPER)
-    pen = ImageDraw.Draw(page)
-    pen.text((GAP + 4, 20), title, font=big, fill=INK)
-    for n, line in enumerate(lines):
-        pen.text((GAP + 4, 70 + 24 * n), _plain(line), font=medium, fill=FAINT)
-    for n, card in enumerate(cards):
-        x = GAP + n % columns * (width + GAP)
-        y = top + n // columns * (height + GAP)
-        pen.rounded_rectangle((x, y, x + width - 1, y + height - 1), radius=10, fill=CARD)
-        for picture, head, left in (
-            (card.left, heads[0], x + PAD),
-            (card.right, heads[1], x + 2 * PAD + EDGE),
-        ):
-            pen.text((left + EDGE / 2, y + 15), head, font=small, fill=FAINT, anchor="mm")
-            page.paste(picture.resize((EDGE, EDGE), Image.Resampling.LANCZOS), (left, y + 28))
-        y += EDGE + 36
-        for line in _wrapped(card.name, medium, width - 2 * PAD, lines=2):
-            pen.text((x + PAD, y), line, font=medium, fill=INK)
-            y += 20
-        y = top + n // columns * (height + GAP) + EDGE + 79
-        for note, colour in card.notes:
-            (line,) = _wrapped(note, small, width - 2 * PAD, lines=1)
-            pen.text((x + PAD, y), line, font=small, fill=colour)
-            y += 19
-    return page
-
-
-def _wrapped(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, *, lines: int
-) -> list[str]:
-    """Text in at most `lines` lines of at most `width` pixels; what does not fit ends in dots."""
-    found = [""]
-    for word in _plain(text).split():
-        longer = f"{found[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not found[-1]:
-            found[-1] = longer
-        else:
-            found.append(word)
-    if len(found) > lines:
-        found = [*found[: lines - 1], " ".join(found[lines - 1 :])]
-    last = found[-1]
-    while font.getlength(found[-1]) > width and last:
-        last = last[:-1]
-        found[-1] = last.rstrip() + "..."
-    return found
-
-
-def _plain(text: str) -> str:
-    """Without accents, which the font that comes with Pillow does not have."""
-    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 # ---- small parts ---------------------------------------------------------------------------------
