@@ -31,7 +31,8 @@ from eval.demo_page import (
     Origin,
     page,
 )
-from mmdlm.generate import Model, load
+from mmdlm.generate import Model
+from mmdlm.loading import load
 
 PAGE = "index.html"
 PICTURES = "pictures"  # folder beside the page

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -53,7 +52,8 @@ from mmdlm.core.likelihood import Elbo
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import collate, image_segments, text_segment
 from mmdlm.decoding import Decoding
-from mmdlm.generate import BUNDLED, Model, load
+from mmdlm.generate import Model
+from mmdlm.loading import find_checkpoint, load
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 from mmdlm.vision.pixels import to_pixels
 
@@ -535,7 +535,7 @@ def summary(columns: Columns) -> dict[str, dict[str, Any]]:
 
 def describe_model(name: str, model: Model) -> dict[str, Any]:
     """The checkpoint: its size, and sha256 of each file of weights, as `sha256sum` gives it."""
-    folder = checkpoint_folder(name)
+    folder = find_checkpoint(name)
     return {
         "name": name,
         "sha256": {
@@ -549,14 +549,6 @@ def describe_model(name: str, model: Model) -> dict[str, Any]:
         "codes": model.denoiser.vocabulary.image_codes,
         "text_ids": model.denoiser.vocabulary.text[1] - model.denoiser.vocabulary.text[0],
     }
-
-
-def checkpoint_folder(name: str) -> Path:
-    """Where a model that could be loaded lies: bundled, in a folder, or fetched from the Hub."""
-    for folder in (BUNDLED / name, Path(name).expanduser()):
-        if folder.is_dir():
-            return folder
-    return Path(snapshot_download(name, local_files_only=True))
 
 
 def describe_hardware(model: Model) -> dict[str, Any]:

@@ -25,10 +25,10 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """Load a model: see `mmdlm.generate.load`, which this is, imported at the first call.
+    """Load a model: see `mmdlm.loading.load`, which this is, imported at the first call.
 
     So `import mmdlm` is instant: torch and transformers are loaded here.
     """
-    from mmdlm.generate import load as load_model
+    from mmdlm.loading import load as load_model
 
     return load_model(name_or_path, device=device, dtype=dtype)

@@ -20,12 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 import mmdlm
 from data_pipelines.image_text import ImageText, Tasks
-from mmdlm import generate
+from mmdlm import generate, loading
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.decoding import Decoding
-from mmdlm.generate import Model, load
+from mmdlm.generate import Model
+from mmdlm.loading import load
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.pixels import to_image, to_pixels
 
@@ -476,7 +477,7 @@ def test_a_bundled_name_comes_before_a_folder(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate, "BUNDLED", tiny_checkpoint.parent)
+    monkeypatch.setattr(loading, "BUNDLED", tiny_checkpoint.parent)
     (tmp_path / tiny_checkpoint.name).mkdir()
     assert load(tiny_checkpoint.name).text_slots == 64
     with pytest.raises(ValueError, match="config.json is missing"):

@@ -24,7 +24,8 @@ from data_pipelines.source import encode_array
 from data_pipelines.write_shards import png_bytes
 from eval.emoji import Asked, Gallery, Split, document, kind, likelihood, main, measure
 from mmdlm.decoding import Defaults
-from mmdlm.generate import Model, load
+from mmdlm.generate import Model
+from mmdlm.loading import load
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "emoji_pictures.tar"
