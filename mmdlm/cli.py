@@ -160,7 +160,7 @@ def inpaint(options: argparse.Namespace) -> None:
     result = model.inpaint(
         picture,
         mask,
-        options.prompt,
+        options.prompt or "",
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,
         generator=_generator(options.seed),
@@ -239,7 +239,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--prompt",
         type=_words,
-        default="",
         metavar="TEXT",
         help="what the whole picture shows (default: whatever fits the rest)",
     )

@@ -220,6 +220,12 @@ def test_box_and_mask_say_the_same(picture: str) -> None:
         assert painted.getpixel((1, 0)) == (255, 0, 0)
 
 
+def test_inpaint_needs_no_prompt(picture: str) -> None:
+    assert cli.main(["inpaint", picture, "-o", "a.png", "--box", "2,0,8,4"]) == 0
+    with Image.open("a.png") as painted:
+        assert painted.getpixel((2, 0)) == (0, 0, 255)
+
+
 DRAW = ["draw", "heart", "-o", "out.png"]
 INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
 
