@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,10 +129,15 @@ def main(
         max_broken=pictures.max_broken,
     )
 
+    @cache  # every sheet shows the same pictures, read when the first is made
+    def shown() -> Tensor:
+        size = tokenizer.image_size
+        some = PictureLoader(pictures.urls, batch_size=SHOWN, image_size=size, fit=pictures.fit)
+        return next(iter(some)).to(state.device)
+
     def reconstructions(step: int) -> None:
         """Real pictures above, what the tokenizer makes of them below."""
-        fixed = PictureLoader(pictures.urls, batch_size=SHOWN, image_size=tokenizer.image_size)
-        real = next(iter(fixed)).to(state.device)
+        real = shown()
         with torch.no_grad():
             again, _ = tokenizer.reconstruct(real)
         rows = [torch.cat(list(each), dim=-1) for each in (real, again)]
