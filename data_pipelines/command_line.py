@@ -30,5 +30,5 @@ def run(job: Any) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)

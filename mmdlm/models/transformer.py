@@ -34,7 +34,8 @@ class MmdlmConfig(PreTrainedConfig):
     vocabulary             fields of `Vocabulary`
     attention_bias         bias on the query, key and value projections (Qwen2, Dream)
     qk_norm                RMSNorm on every query and key head (Qwen3)
-    full_vocabulary        trained and sampled over all ids, not those of the position's modality
+    full_vocabulary        trained over all ids, not those of the position's modality; sampling
+                           keeps to the modality all the same
     text_slots             text positions of the layout it was trained on; None: any length
     """
 
