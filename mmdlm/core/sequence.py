@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,29 +14,56 @@ from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 NO_DOCUMENT = -1
 
 
+class Views(Protocol):
+    """One picture before a vision adapter has run: what it is made of, and how many slots it fills.
+
+    An adapter of `mmdlm.vision` makes them and turns them into `slots` features; nobody else looks
+    inside.
+    """
+
+    @property
+    def slots(self) -> int:
+        """FEATURE slots that the picture fills."""
+        ...
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same views with each tensor replaced (moved to a device, pinned)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Segment:
     """A run of tokens of one modality; `target` marks the ones a model is to produce.
 
     ids       [n] int64
     target    [n] bool; part of a segment may be target (a hole in the middle)
-    features  [n, D], FEATURE segments only
+    features  [n, D], or
+    views     what an adapter makes n features of; FEATURE segments have one of the two
     """
 
     modality: Modality
     ids: Tensor
     target: Tensor
     features: Tensor | None = None
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         if self.ids.shape != self.target.shape:
             raise ValueError(
                 f"segment: {tuple(self.ids.shape)} ids but {tuple(self.target.shape)} target marks"
             )
-        if (self.features is not None) != (self.modality == Modality.FEATURE):
-            raise ValueError(f"segment: features belong to FEATURE, not to {self.modality.name}")
+        given = (self.features is not None) + (self.views is not None)
+        if given != (self.modality == Modality.FEATURE):
+            raise ValueError(
+                "segment: a FEATURE segment has features or views, one of the two, and no other "
+                f"has any; {self.modality.name} was given {given}"
+            )
         if self.features is not None and len(self.features) != len(self.ids):
             raise ValueError(f"segment: {len(self.ids)} slots but {len(self.features)} features")
+        if self.views is not None and self.views.slots != len(self.ids):
+            raise ValueError(
+                f"segment: {len(self.ids)} slots but views that fill {self.views.slots}"
+            )
         if self.modality not in GENERATED and bool(self.target.any()):
             raise ValueError(f"segment: {self.modality.name} tokens cannot be targets")
 
@@ -66,7 +94,13 @@ def feature_segment(features: Tensor, vocabulary: Vocabulary) -> Segment:
     """Slots [n] that carry the features [n, D] of a vision adapter."""
     n = len(features)
     ids = torch.full((n,), vocabulary.pad_id)
-    return Segment(Modality.FEATURE, ids, torch.zeros(n, dtype=torch.bool), features)
+    return Segment(Modality.FEATURE, ids, torch.zeros(n, dtype=torch.bool), features=features)
+
+
+def picture_segment(views: Views, vocabulary: Vocabulary) -> Segment:
+    """Slots for a picture that a vision adapter is yet to look at."""
+    ids = torch.full((views.slots,), vocabulary.pad_id)
+    return Segment(Modality.FEATURE, ids, torch.zeros_like(ids, dtype=torch.bool), views=views)
 
 
 def _segment(modality: Modality, ids: Iterable[int] | Tensor, target: bool | Tensor) -> Segment:
@@ -96,7 +130,8 @@ class Batch:
     document  [B, L] int64, number of the document within its row; -1 at padding
     segment   [B, L] int64, number of the segment within its row; -1 at padding
     position  [B, L] int64, counts from 0 in each document
-    features  [F, D] in the order of the FEATURE slots (row by row), or None
+    features  [F, D] in the order of the FEATURE slots (row by row), or
+    views     pictures in that order, whose features are yet to be computed; both None: no slots
     """
 
     ids: Tensor
@@ -106,12 +141,14 @@ class Batch:
     segment: Tensor
     position: Tensor
     features: Tensor | None = None
+    views: tuple[Views, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.modality.device.type != "cpu":
             return  # checked where it was built; to ask a GPU here would make it wait each time
         slots = int((self.modality == Modality.FEATURE).sum())
         given = 0 if self.features is None else len(self.features)
+        given += sum(picture.slots for picture in self.views or ())
         if slots != given:
             raise ValueError(
                 f"batch: {slots} FEATURE slots but {given} feature rows; every image placeholder "
@@ -154,8 +191,12 @@ class Batch:
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in values.items() if v is not None})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        views = values.pop("views")
+        moved: dict[str, Any] = {k: function(v) for k, v in values.items() if v is not None}
+        if views is not None:
+            moved["views"] = tuple(picture.map(function) for picture in views)
+        return replace(self, **moved)
 
 
 def concatenate(batches: Iterable[Batch]) -> Batch:
@@ -168,7 +209,11 @@ def concatenate(batches: Iterable[Batch]) -> Batch:
         f.name: [getattr(batch, f.name) for batch in batches if getattr(batch, f.name) is not None]
         for f in fields(Batch)
     }
-    return replace(batches[0], **{name: torch.cat(part) for name, part in parts.items() if part})
+    views = parts.pop("views")
+    joined: dict[str, Any] = {name: torch.cat(part) for name, part in parts.items() if part}
+    if views and "features" in joined:
+        raise ValueError("concatenate: some batches have features and some views; compute all")
+    return replace(batches[0], **joined, views=sum(views, ()) if views else None)
 
 
 def collate(
@@ -209,6 +254,7 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
     segment_of = torch.full(shape, NO_DOCUMENT)
     position = torch.zeros(shape, dtype=torch.int64)
     features: list[Tensor] = []
+    views: list[Views] = []
     for b, row in enumerate(rows):
         start, segment_count = 0, 0
         for d, sequence in enumerate(row):
@@ -227,8 +273,15 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
                 segment_of[here] = segment_count
                 if segment.features is not None:
                     features.append(segment.features)
+                if segment.views is not None:
+                    views.append(segment.views)
                 start += len(segment.ids)
                 segment_count += 1
+    if features and views:
+        raise ValueError(
+            f"a batch has {len(features)} pictures as features and {len(views)} as views; "
+            "compute the features of all, or of none"
+        )
     return Batch(
         ids=ids,
         modality=modality,
@@ -237,4 +290,5 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
         segment=segment_of,
         position=position,
         features=torch.cat(features) if features else None,
+        views=tuple(views) or None,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from mmdlm.core.sequence import (
     feature_segment,
     image_segments,
     pack,
+    picture_segment,
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
@@ -124,7 +128,7 @@ def test_segments_refuse_what_makes_no_sense():
         Segment(Modality.CONTROL, ids, mark)
     with pytest.raises(ValueError, match="target marks"):
         text_segment(ids, target=torch.tensor([True]))
-    with pytest.raises(ValueError, match="features belong to FEATURE"):
+    with pytest.raises(ValueError, match="features or views"):
         Segment(Modality.TEXT, ids, mark, features=torch.ones(2, 4))
     assert not control_segment(3).target.any()
 
@@ -135,3 +139,32 @@ def test_to_moves_everything():
     assert torch.equal(moved.ids, batch.ids)
     assert torch.equal(moved.features, batch.features)
     assert ragged().to("cpu").features is None
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Views that fill one slot for each of their pixels."""
+
+    pixels: torch.Tensor
+
+    @property
+    def slots(self) -> int:
+        return len(self.pixels)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> _Pixels:
+        return _Pixels(function(self.pixels))
+
+
+def test_views_of_pictures_travel_with_the_batch() -> None:
+    def document(n: int) -> Sequence:
+        return Sequence((text_segment([1]), picture_segment(_Pixels(torch.ones(n)), VOCABULARY)))
+
+    batch = collate([document(2), document(3)], VOCABULARY)
+    assert batch.views is not None and [one.slots for one in batch.views] == [2, 3]
+    twice = concatenate([batch, batch]).to("cpu")
+    assert twice.views is not None and [one.slots for one in twice.views] == [2, 3, 2, 3]
+    with pytest.raises(ValueError, match="5 FEATURE slots but 2 feature rows"):
+        replace(batch, views=batch.views[:1])
+    seen = replace(batch, features=torch.zeros(5, 4), views=None)
+    with pytest.raises(ValueError, match="compute all"):
+        concatenate([batch, seen])
