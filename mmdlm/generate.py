@@ -382,14 +382,8 @@ class Model:
         written = _segment(Modality.TEXT, text, write)
         if codes is None:
             return Sequence((written,))
-        return Sequence(
-            (
-                control_segment(vocabulary.begin_image_id),
-                _segment(Modality.IMAGE, codes, paint),
-                control_segment(vocabulary.end_image_id),
-                written,
-            )
-        )
+        begin, end = map(control_segment, vocabulary.image_markers)
+        return Sequence((begin, _segment(Modality.IMAGE, codes, paint), end, written))
 
     def _filling(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
@@ -55,6 +56,12 @@ def picture(width: int = 16, height: int = 16, *, seed: int = 0) -> Image.Image:
 
 def same(a: list[Image.Image], b: list[Image.Image]) -> bool:
     return [one.tobytes() for one in a] == [one.tobytes() for one in b]
+
+
+def near(a: list[Image.Image], b: list[Image.Image]) -> bool:
+    """Equal but for the rounding of one level, which the size of a batch may change."""
+    pairs = zip(a, b, strict=True)
+    return all(int(np.abs(np.int16(one) - np.int16(two)).max()) <= 1 for one, two in pairs)
 
 
 class Knowing(nn.Module):
@@ -167,10 +174,12 @@ def test_output_is_a_function_of_inputs_and_seed(model: Model) -> None:
 
 def test_several_prompts_give_their_pictures_in_order(model: Model) -> None:
     cold = replace(model.defaults.text_to_image, temperature=0.0, order_temperature=0.0)
-    model = replace(model, defaults=replace(model.defaults, text_to_image=cold))
+    exact = copy.deepcopy(model.denoiser).double()  # no near-tie goes another way in a larger batch
+    model = replace(model, denoiser=exact, defaults=replace(model.defaults, text_to_image=cold))
     together = model.text_to_image(["red heart", "dark"], num_images_per_prompt=2, **FEW)
     red, dark = (model.text_to_image(one, **FEW)[0] for one in ("red heart", "dark"))
-    assert same(together, [red, red, dark, dark])
+    assert near(together, [red, red, dark, dark])
+    assert not near([red], [dark])
 
 
 def test_pictures_of_any_form_have_one_caption(model: Model, tmp_path: Path) -> None:

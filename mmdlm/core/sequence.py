@@ -77,12 +77,9 @@ def image_segments(
     codes: Tensor, vocabulary: Vocabulary, *, target: bool | Tensor = False
 ) -> tuple[Segment, Segment, Segment]:
     """Codes [K] of one image -> begin marker, its ids, end marker."""
+    begin, end = vocabulary.image_markers
     image = _segment(Modality.IMAGE, vocabulary.image_ids(codes.flatten()), target)
-    return (
-        control_segment(vocabulary.begin_image_id),
-        image,
-        control_segment(vocabulary.end_image_id),
-    )
+    return control_segment(begin), image, control_segment(end)
 
 
 def control_segment(*ids: int) -> Segment:
@@ -132,6 +129,7 @@ class Batch:
     position  [B, L] int64, counts from 0 in each document
     features  [F, D] in the order of the FEATURE slots (row by row), or
     views     pictures in that order, whose features are yet to be computed; both None: no slots
+    ahead     [B] int64, tokens to its right that a token sees, 0 being causal; None: all of them
     """
 
     ids: Tensor
@@ -142,6 +140,7 @@ class Batch:
     position: Tensor
     features: Tensor | None = None
     views: tuple[Views, ...] | None = None
+    ahead: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.modality.device.type != "cpu":

@@ -26,7 +26,8 @@ class Vocabulary:
     """The id ranges of a checkpoint; no integer literal stands in for an id anywhere else.
 
     `text` and `image` are half-open ranges `(start, stop)`; `eos_id` lies inside `text`, so that a
-    model can end a text. A text-only vocabulary has an empty `image` range.
+    model can end a text. A text-only vocabulary has an empty `image` range, and no markers for the
+    begin and the end of an image.
     """
 
     size: int
@@ -35,8 +36,8 @@ class Vocabulary:
     mask_id: int
     pad_id: int
     eos_id: int
-    begin_image_id: int
-    end_image_id: int
+    begin_image_id: int | None = None
+    end_image_id: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("text", "image"):
@@ -50,7 +51,9 @@ class Vocabulary:
             raise ValueError(f"vocabulary: text {self.text} and image {self.image} ranges overlap")
         for name in ("mask_id", "pad_id", "begin_image_id", "end_image_id"):
             value = getattr(self, name)
-            if not 0 <= value < self.size:
+            if value is None and name.endswith("image_id") and not self.image_codes:
+                continue
+            if value is None or not 0 <= value < self.size:
                 raise ValueError(f"vocabulary: {name} {value} is not one of {self.size} ids")
         if not self.text[0] <= self.eos_id < self.text[1]:
             raise ValueError(
@@ -77,6 +80,15 @@ class Vocabulary:
     def image_codes(self) -> int:
         """Number of image codes; zero for a text-only vocabulary."""
         return self.image[1] - self.image[0]
+
+    @property
+    def image_markers(self) -> tuple[int, int]:
+        """Ids that stand before and after the codes of an image."""
+        if self.begin_image_id is None or self.end_image_id is None:
+            raise ValueError(
+                "the vocabulary has no begin and end of an image; take a model that knows images"
+            )
+        return self.begin_image_id, self.end_image_id
 
     def range(self, modality: Modality) -> tuple[int, int]:
         """Half-open id range in which tokens of a generated modality live."""

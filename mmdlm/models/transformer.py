@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any, ClassVar
 
 import torch
@@ -16,15 +17,21 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     PreTrainedConfig,
+    LlamaConfig,
     PreTrainedModel,
     initialization,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
+from mmdlm.models.checkpoint import Checkpoint, local_folder
+from mmdlm.models.families import MODEL_TYPES, family_of, our_config
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 @strict
@@ -34,8 +41,13 @@ class MmdlmConfig(PreTrainedConfig):
     vocabulary             fields of `Vocabulary`
     attention_bias         bias on the query, key and value projections (Qwen2, Dream)
     qk_norm                RMSNorm on every query and key head (Qwen3)
+    rope_scaling           stretched rotary positions, in the words of a Llama config.json
+    shift                  each hidden state predicts the next token, as that of an autoregressive
+                           model does (Dream)
     full_vocabulary        trained over all ids, not those of the position's modality; sampling
                            keeps to the modality all the same
+    vision                 fields of `VisionConfig`, for a model that sees; None: it does not
+    published              the family and the config.json that the weights were published with
     text_slots             text positions of the layout it was trained on; None: any length
     """
 
@@ -51,12 +63,16 @@ class MmdlmConfig(PreTrainedConfig):
     head_dim: int | None = None
     max_position_embeddings: int = 2048
     rope_theta: float = 10_000.0
+    rope_scaling: dict | None = None  # type: ignore[type-arg]
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     attention_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
+    shift: bool = False
     full_vocabulary: bool = False
+    vision: dict | None = None  # type: ignore[type-arg]
+    published: dict | None = None  # type: ignore[type-arg]
     text_slots: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -74,6 +90,11 @@ class MmdlmConfig(PreTrainedConfig):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        if self.rope_scaling and rope_type(self.rope_scaling) not in ROPE_TYPES:
+            raise ValueError(
+                f"rope_scaling of type {rope_type(self.rope_scaling)!r} is not one of "
+                f"{', '.join(ROPE_TYPES)}; others depend on the longest row of a batch"
+            )
         super().__post_init__(**kwargs)
 
 
@@ -94,14 +115,44 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: MmdlmConfig) -> None:
         super().__init__()
         self.head_dim, self.theta = int(config.head_dim or 0), config.rope_theta
+        self.scaled = _scaled_rope(config) if config.rope_scaling else None
 
     def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """[B, L] positions -> cosine and sine [B, 1, L, head_dim], float32."""
         # Computed here, not kept as a buffer: meta-device loading has nothing to restore.
+        if self.scaled is not None:
+            kind, config = self.scaled
+            frequency, factor = ROPE_INIT_FUNCTIONS[kind](config, position.device)
+            angle = position[:, None, :, None] * frequency
+            angle = torch.cat((angle, angle), dim=-1)
+            return angle.cos() * factor, angle.sin() * factor
         channel = torch.arange(0, self.head_dim, 2, device=position.device, dtype=torch.float32)
         angle = position[:, None, :, None] * self.theta ** (-channel / self.head_dim)
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos(), angle.sin()
+
+
+def rope_type(rope_scaling: dict[str, Any]) -> str:
+    """How positions are stretched; older configs call the key `type`."""
+    return str(rope_scaling.get("rope_type") or rope_scaling.get("type"))
+
+
+def _scaled_rope(config: MmdlmConfig) -> tuple[str, LlamaConfig]:
+    """The type of the scaling, and a config in the form that transformers' functions read."""
+    assert config.rope_scaling is not None
+    kind = rope_type(config.rope_scaling)
+    shape = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters={
+            **config.rope_scaling,
+            "rope_type": kind,
+            "rope_theta": config.rope_theta,
+        },
+    )
+    return kind, shape
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -203,10 +254,19 @@ class MmdlmModel(MmdlmPreTrainedModel):
         self.rotary = RotaryEmbedding(config)
         self.post_init()
 
-    def forward(self, embeddings: Tensor, position: Tensor, document: Tensor) -> Tensor:
-        """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D]."""
+    def forward(
+        self,
+        embeddings: Tensor,
+        position: Tensor,
+        document: Tensor,
+        ahead: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
+
+        ahead  [B] tokens to its right that a token sees; None: all of its document
+        """
         flex = self.config._attn_implementation == "flex_attention"
-        pattern = AttentionPattern.of(document, flex=flex)
+        pattern = AttentionPattern.of(document, flex=flex, ahead=ahead)
         rotation = self.rotary(position)
         x = embeddings
         for layer in self.layers:
@@ -238,7 +298,17 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if batch.features is not None:
             slots = batch.of(Modality.FEATURE)[..., None]
             embeddings = embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
-        return self.model(embeddings, batch.position, batch.document)
+        return self._aligned(self.model(embeddings, batch.position, batch.document), batch.position)
+
+    def _aligned(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """[B, L, D] such that each state predicts the token at its own position.
+
+        With `shift` that is its left neighbour's; the first token of a document keeps its own.
+        Source: arXiv:2508.15487, section 2 (the shift of the autoregressive model is kept).
+        """
+        if not self.config.shift:
+            return hidden
+        return torch.where((position == 0)[..., None], hidden, hidden.roll(1, dims=1))
 
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
@@ -257,6 +327,8 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         """ids [B, L] and a mask [B, L], 0 at padding -> logits [B, L, V], as transformers has it.
 
         Padding, on either side, changes no other logits: positions are counted over real tokens.
+        These are the logits that the network was published with: under `shift` those at i predict
+        token i + 1.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -272,33 +344,87 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
+        config: PreTrainedConfig | None = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `from_pretrained`, except that no tensor is ever made up.
+        """transformers' `from_pretrained` for our checkpoints and for those of published families.
 
-        Raises ValueError with the names of tensors that the checkpoint lacks, has beyond the model,
-        or has in another shape; transformers would draw them at random and log a warning.
+        No tensor is ever made up: raises ValueError with the names of tensors that the checkpoint
+        lacks, has beyond the model, or has in another shape; transformers would draw them at random
+        and log a warning. Shards are read one tensor at a time.
         """
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        folder = local_folder(pretrained_model_name_or_path, **hub)
+        checkpoint = Checkpoint.open(folder)
+        if config is None:
+            config = read_config(checkpoint.config)
+        names = checkpoint_names(checkpoint)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
+            folder,
             *args,
+            config=config,
+            key_mapping={f"^{re.escape(theirs)}$": ours for theirs, ours in names.items()},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they reach `info` by name
             **kwargs,
         )
         for what, keys in info.items():
             if keys and what != "error_msgs":
-                names = ", ".join(sorted(str(key) for key in keys)[:5])
+                listed = ", ".join(sorted(str(key) for key in keys)[:5])
                 raise ValueError(
-                    f"checkpoint {pretrained_model_name_or_path}: {len(keys)} "
-                    f"{what.replace('_', ' ')}: {names}; it does not fit its config.json"
+                    f"checkpoint {folder}: {len(keys)} {what.replace('_', ' ')}: {listed}; it does "
+                    "not fit its config.json"
                 )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """transformers' `save_pretrained`, in our format wherever the weights came from.
+
+        `mmdlm convert` writes the format of a published family.
+        """
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -> MmdlmConfig:
+    """A config.json, ours or that of a published family -> our config.
+
+    Raises ValueError for a family or an option that is not known here.
+    """
+    if content.get("model_type") == MmdlmConfig.model_type:
+        return MmdlmConfig.from_dict(content)
+    return MmdlmConfig(**our_config(content, tokenizer_size=tokenizer_size))
+
+
+def checkpoint_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """The names of a published checkpoint's tensors -> ours; empty for a checkpoint of ours."""
+    if checkpoint.config.get("model_type") == MmdlmConfig.model_type:
+        return {}
+    family = family_of(checkpoint.config, checkpoint.shapes)
+    return family.weights.rename(checkpoint.shapes)
+
+
+def _published(kind: str) -> type[MmdlmConfig]:
+    """What `AutoConfig` asks for by a published `model_type`: it answers with our config."""
+
+    class Published(MmdlmConfig):
+        model_type = kind
+
+        @classmethod
+        def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+            """transformers' `from_dict`; the fields are translated before it sees them."""
+            return MmdlmConfig.from_dict(our_config(config_dict), **kwargs)
+
+    return Published
 
 
 AutoConfig.register("mmdlm", MmdlmConfig)
 AutoModel.register(MmdlmConfig, MmdlmForMaskedDiffusion)
 AutoModelForMaskedLM.register(MmdlmConfig, MmdlmForMaskedDiffusion)
+for _kind in MODEL_TYPES:
+    AutoConfig.register(_kind, _published(_kind))

@@ -1,0 +1,48 @@
+"""What Llama and its descendants (Qwen, Dream, LLaDA-V) call their sizes: nearly as we do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmdlm.models.family import Json, required
+
+SAME_NAME = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+)
+
+
+def llama_shape(config: Json) -> Json:
+    """Llama's names of sizes, which are ours; what is missing has Llama's default."""
+    heads = required(config, "num_attention_heads")
+    rope = config.get("rope_parameters") or {}  # where transformers 5 keeps the angle
+    return {
+        "hidden_size": required(config, "hidden_size"),
+        "intermediate_size": required(config, "intermediate_size"),
+        "num_hidden_layers": required(config, "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim"),
+        "max_position_embeddings": config.get("max_position_embeddings", 2048),
+        "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+        "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
+    }
+
+
+def llama_config(ours: Mapping[str, Any]) -> Json:
+    """The way back of `llama_shape`."""
+    return {
+        **{name: ours[name] for name in SAME_NAME},
+        "num_key_value_heads": ours["num_key_value_heads"],
+        "head_dim": ours["head_dim"],
+        "max_position_embeddings": ours["max_position_embeddings"],
+        "rope_theta": ours["rope_theta"],
+        "vocab_size": ours["vocabulary"]["size"],
+        "hidden_act": "silu",
+    }
