@@ -10,7 +10,12 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import (
+    BlockMask,
+    and_masks,
+    create_block_mask,
+    flex_attention,
+)
 
 # (batch, head, query, key) indices -> bool; torch's `mask_mod`
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -28,6 +33,23 @@ def same_document(document: Tensor) -> MaskFunction:
     return allowed
 
 
+def visible(
+    document: Tensor, *, ahead: Tensor | None = None, around: int | None = None
+) -> MaskFunction:
+    """`same_document`, and of it what lies near enough; distances are counted in tokens.
+
+    ahead   [B] tokens that are seen to the right: 0 is causal, None all. Turning an autoregressive
+            model bidirectional, one lets it grow (arXiv:2410.17891, section 3.2)
+    around  tokens that are seen on either side: ModernBERT's local layers; None all
+    """
+    functions = [same_document(document)]
+    if ahead is not None:
+        functions.append(lambda b, h, q, k: k - q <= ahead[b])
+    if around is not None:
+        functions.append(lambda b, h, q, k: (k - q).abs() <= around)
+    return functions[0] if len(functions) == 1 else and_masks(*functions)
+
+
 @dataclass(frozen=True)
 class AttentionPattern:
     """A mask function in the form that the kernel wants; both None: everybody sees everybody.
@@ -40,12 +62,22 @@ class AttentionPattern:
     block: BlockMask | None = None
 
     @classmethod
-    def of(cls, document: Tensor, *, flex: bool) -> AttentionPattern:
-        """The pattern of `same_document`, or the empty one where every row is one full document."""
-        if not flex and bool((document == document[:, :1]).all()):
-            return cls()
+    def of(
+        cls,
+        document: Tensor,
+        *,
+        flex: bool,
+        ahead: Tensor | None = None,
+        around: int | None = None,
+    ) -> AttentionPattern:
+        """The pattern of `visible`, or the empty one where every row is one full document."""
         rows, length = document.shape
-        allowed = same_document(document)
+        if around is not None and around >= length - 1:
+            around = None
+        near = ahead is not None or around is not None
+        if not flex and not near and bool((document == document[:, :1]).all()):
+            return cls()
+        allowed = visible(document, ahead=ahead, around=around)
         if flex:
             block = create_block_mask(
                 allowed, rows, None, length, length, device=str(document.device)

@@ -16,8 +16,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    PreTrainedConfig,
     LlamaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     initialization,
 )
@@ -31,6 +31,7 @@ from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
 
+ROPE_TYPES = ("linear", "llama3", "yarn")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -142,7 +143,7 @@ def _scaled_rope(config: MmdlmConfig) -> tuple[str, LlamaConfig]:
     assert config.rope_scaling is not None
     kind = rope_type(config.rope_scaling)
     shape = LlamaConfig(
-        hidden_size=config.hidden_size,
+        hidden_size=config.num_attention_heads * int(config.head_dim or 0),
         num_attention_heads=config.num_attention_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
@@ -298,7 +299,8 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if batch.features is not None:
             slots = batch.of(Modality.FEATURE)[..., None]
             embeddings = embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
-        return self._aligned(self.model(embeddings, batch.position, batch.document), batch.position)
+        hidden = self.model(embeddings, batch.position, batch.document, batch.ahead)
+        return self._aligned(hidden, batch.position)
 
     def _aligned(self, hidden: Tensor, position: Tensor) -> Tensor:
         """[B, L, D] such that each state predicts the token at its own position.

@@ -104,7 +104,7 @@ def copies(sequence: Sequence, n: int) -> Batch:
     batch = collate([sequence], VOCABULARY)
     return Batch(
         **{
-            f.name: None if f.name == "features" else getattr(batch, f.name).expand(n, -1)
+            f.name: value if (value := getattr(batch, f.name)) is None else value.expand(n, -1)
             for f in fields(batch)
         }
     )

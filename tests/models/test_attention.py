@@ -50,3 +50,33 @@ def test_a_pattern_moves_with_the_hidden_states() -> None:
     moved = send_to_device(AttentionPattern.of(PACKED, flex=False), "meta")
     assert moved.dense.device.type == "meta"
     assert send_to_device(AttentionPattern(), "meta") == AttentionPattern()
+
+
+@pytest.mark.parametrize("ahead", [[0, 0], [1, 3], [0, 20]])
+@pytest.mark.parametrize("around", [None, 1, 2])
+def test_what_lies_too_far_away_is_not_seen(ahead: list[int], around: int | None) -> None:
+    pattern = AttentionPattern.of(PACKED, flex=False, ahead=torch.tensor(ahead), around=around)
+    assert pattern.dense is not None
+    for b, row in enumerate(PACKED.tolist()):
+        for q in range(8):
+            assert pattern.dense[b, 0, q].tolist() == [
+                row[k] == row[q] and k - q <= ahead[b] and (around is None or abs(k - q) <= around)
+                for k in range(8)
+            ]
+
+
+@pytest.mark.parametrize("ahead, around", [([0, 2], None), (None, 2), ([1, 0], 3)])
+def test_kernels_agree_about_distances(ahead: list[int] | None, around: int | None) -> None:
+    query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
+    seen = None if ahead is None else torch.tensor(ahead)
+    sdpa, flex = (
+        attend(query, key, value, AttentionPattern.of(PACKED, flex=flex, ahead=seen, around=around))
+        for flex in (False, True)
+    )
+    torch.testing.assert_close(flex, sdpa)
+
+
+def test_a_window_wider_than_the_row_needs_no_mask() -> None:
+    full = torch.zeros(2, 5, dtype=torch.int64)
+    assert AttentionPattern.of(full, flex=False, around=4).dense is None
+    assert AttentionPattern.of(full, flex=False, around=3).dense is not None
