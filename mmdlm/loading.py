@@ -51,7 +51,7 @@ def load(
     if not any((folder / name).is_file() for name in weights):
         raise ValueError(f"{folder / weights[0]} is missing; copy or download the folder again")
     defaults = Defaults.from_json(folder / GENERATION)
-    text_tokenizer = _load_text_tokenizer(folder)
+    text_tokenizer = load_text_tokenizer(folder)
     with _quiet_transformers():
         denoiser = _reading(
             folder / weights[0],
@@ -128,7 +128,7 @@ def _read_config(folder: Path) -> MmdlmConfig:
         raise ValueError(f"{path}: {reason}; mend it or download it again") from error
 
 
-def _load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing; copy or download the folder again")

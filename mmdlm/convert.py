@@ -1,0 +1,100 @@
+"""From one format of a checkpoint to another: published families, our own, and models to be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint
+from mmdlm.models.families import family_named, family_of
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+
+OURS = MmdlmConfig.model_type
+
+
+def convert(
+    source: str | PathLike[str], out: str | PathLike[str], *, to: str = OURS
+) -> Iterator[tuple[int, int]]:
+    """Write a checkpoint in another format -> (shards written, shards) after each.
+
+    source  a folder, a bundled name or a repository of the Hugging Face Hub, ours or published
+    out     a folder that does not exist yet; it appears whole or not at all
+    to      "mmdlm", or the family to write: "llada", "mmada", "dream", ...
+
+    Tensors are copied bit for bit, one shard at a time; what else lies in the folder is copied too.
+    There and back gives the same tensors and the same config.json. Raises ValueError for a folder
+    that cannot be read, an `out` that exists, and a model that the family cannot express.
+    """
+    checkpoint = Checkpoint.open(find_checkpoint(source))
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
+    config, names = _to_ours(checkpoint) if to == OURS else _to_published(checkpoint, to)
+    part = out.with_name(out.name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for done, _ in enumerate(checkpoint.rewrite(part, rename=names.__getitem__, config=config), 1):
+        yield done, len(checkpoint.shards)
+    _copy_the_rest(checkpoint, part)
+    part.rename(out)
+
+
+def _to_ours(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:
+    """Our config.json and the names of the tensors here."""
+    if checkpoint.config.get("model_type") == OURS:
+        return checkpoint.config, {name: name for name in checkpoint.shapes}
+    family = family_of(checkpoint.config, checkpoint.shapes)
+    tokenizer_size = None
+    if (checkpoint.folder / "tokenizer_config.json").is_file():
+        tokenizer_size = len(load_text_tokenizer(checkpoint.folder))
+    config = read_config(checkpoint.config, tokenizer_size=tokenizer_size)
+    config.architectures = [MmdlmForMaskedDiffusion.__name__]
+    return json.loads(config.to_json_string()), family.weights.rename(checkpoint.shapes)
+
+
+def _to_published(checkpoint: Checkpoint, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config.json and the names of the tensors in a family's format."""
+    family = family_named(name)
+    if checkpoint.config.get("model_type") != OURS:
+        raise ValueError(
+            f"{checkpoint.folder} is no checkpoint of ours but of type "
+            f"{checkpoint.config.get('model_type')!r}; convert it to {OURS} first"
+        )
+    config = read_config(checkpoint.config)
+    back = family.weights.reversed
+    unknown = sorted(tensor for tensor in checkpoint.shapes if back(tensor) is None)
+    if unknown:
+        raise ValueError(
+            f"{name} has no place for {len(unknown)} of {len(checkpoint.shapes)} tensors: "
+            f"{', '.join(unknown[:5])}"
+        )
+    return _published_config(config, family_name=name), back.rename(checkpoint.shapes)
+
+
+def _published_config(config: MmdlmConfig, *, family_name: str) -> dict[str, Any]:
+    """The config.json that the weights came with, unless the model has changed since."""
+    record = config.published or {}
+    fields = config.to_dict()
+    if record.get("family") == family_name:
+        then = read_config(record["config"]).to_dict()
+        kept = ("hidden_size", "num_hidden_layers", "vocab_size", "vision", "tie_word_embeddings")
+        if all(then[field] == fields[field] for field in kept):
+            return dict(record["config"])
+    return family_named(family_name).published_config(fields)
+
+
+def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
+    """Tokenizers and whatever else lies beside the weights."""
+    written = {"config.json", WEIGHTS, INDEX, *(shard.name for shard in checkpoint.shards)}
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.name in written or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, out / path.name)
+        else:
+            shutil.copy2(path, out / path.name)
