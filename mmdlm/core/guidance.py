@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two branches, one forward pass, one set of logits."""
+"""Classifier-free guidance: two branches or more, one forward pass, one set of logits."""
 
 from __future__ import annotations
 
@@ -19,58 +19,106 @@ class ClassifierFreeGuidance:
     1 is off and costs no second branch; 0 is the unconditional model; above 1 the condition is
     exaggerated. LLaDA's and MMaDA's published scales are this one less 1.
     Source: arXiv:2207.12598, equation 6 with scale = w + 1.
+
+    Several scales need as many unconditional batches, each without another part of the condition:
+    logits = cond + sum_k (scale_k - 1) * (cond - uncond_k), the formula above where k is one.
+    Source: published code of arXiv:2510.06308 (Lumina-DiMOO, editing: text 2.5 + 1, image 4 + 1).
     """
 
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0
 
     def __call__(
-        self, denoiser: Denoiser, batch: Batch, *, unconditional: Batch | None = None
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        unconditional: Batch | tuple[Batch, ...] | None = None,
     ) -> Denoiser:
         """The denoiser of `batch` under guidance.
 
-        unconditional  the other branch, with the same targets in the same places (for a negative
-                       prompt); default: `batch` without its context
+        unconditional  the other branch, or one for each scale, with the same targets in the same
+                       order; the context before them may be of another length, or be a negative
+                       prompt. Default: `batch` without its context
         """
-        if self.scale == 1.0:
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if all(scale == 1.0 for scale in scales):
             return denoiser
         if unconditional is None:
             unconditional = batch.without_context(denoiser.vocabulary)
-        if not torch.equal(unconditional.target, batch.target):
+        others = unconditional if isinstance(unconditional, tuple) else (unconditional,)
+        if len(others) != len(scales):
             raise ValueError(
-                "guidance: the unconditional batch must have its targets where the batch has them; "
-                f"it has {int(unconditional.target.sum())} in {tuple(unconditional.ids.shape)}, "
-                f"the batch {int(batch.target.sum())} in {tuple(batch.ids.shape)}"
+                f"guidance: {len(scales)} scales {scales} but {len(others)} unconditional batches; "
+                "give one for each scale"
             )
-        return GuidedDenoiser(denoiser, batch, unconditional=unconditional, scale=self.scale)
+        used = [pair for pair in zip(scales, others, strict=True) if pair[0] != 1.0]
+        for _, other in used:
+            if not torch.equal(other.target.sum(1), batch.target.sum(1)):
+                raise ValueError(
+                    "guidance: the unconditional batch must have as many targets in each row as "
+                    f"the batch; it has {int(other.target.sum())} in {tuple(other.ids.shape)}, "
+                    f"the batch {int(batch.target.sum())} in {tuple(batch.ids.shape)}"
+                )
+        return GuidedDenoiser(
+            denoiser,
+            batch,
+            unconditional=tuple(other for _, other in used),
+            scales=tuple(scale for scale, _ in used),
+        )
 
 
 class GuidedDenoiser:
-    """A denoiser of one batch; its hidden states are those of both branches, [B, L, 2 D]."""
+    """A denoiser of one batch; its hidden states are those of all K + 1 branches, [B, L, (K+1) D].
+
+    A target has its own place in each branch; ids and positions are carried over from place to
+    place in reading order.
+    """
 
     def __init__(
-        self, denoiser: Denoiser, batch: Batch, *, unconditional: Batch, scale: float
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        unconditional: tuple[Batch, ...],
+        scales: tuple[float, ...],
     ) -> None:
         self._denoiser = denoiser
         self._batch = batch
-        self._context = unconditional.ids
-        self._branches = concatenate([batch, unconditional])
-        self._scale = scale
+        self._contexts = [branch.ids for branch in unconditional]
+        self._branches = concatenate([batch, *unconditional])
+        self._scales = scales
+        self._targets = batch.target.nonzero(as_tuple=True)
+        self._places = [branch.target.nonzero(as_tuple=True) for branch in unconditional]
 
     @property
     def vocabulary(self) -> Vocabulary:
         return self._denoiser.vocabulary
 
     def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
-        """[B, L] -> [B, L, 2 D]; the targets of both branches hold the same noisy ids."""
+        """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids."""
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
-        both = torch.cat([x_t, torch.where(batch.target, x_t, self._context)])  # [2 B, L]
-        return torch.cat(self._denoiser.hidden(both, self._branches).chunk(2, dim=0), dim=-1)
+        noisy = x_t[self._targets]
+        rows = [
+            context.index_put(places, noisy)
+            for context, places in zip(self._contexts, self._places, strict=True)
+        ]
+        hidden = self._denoiser.hidden(torch.cat([x_t, *rows]), self._branches)
+        return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
 
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
-        cond, uncond = (
-            self._denoiser.logits_at(branch, positions, ids=ids)
-            for branch in hidden.chunk(2, dim=-1)
+        """[M, V] or [M, stop - start], guided; `positions` [B, L] of the batch are targets."""
+        first, *others = hidden.chunk(len(self._scales) + 1, dim=-1)
+        marks = positions[self._targets]
+        cond = self._denoiser.logits_at(first, positions, ids=ids)
+        uncond, *more = (
+            self._denoiser.logits_at(
+                branch, torch.zeros_like(positions).index_put(places, marks), ids=ids
+            )
+            for branch, places in zip(others, self._places, strict=True)
         )
-        return uncond + self._scale * (cond - uncond)
+        guided = uncond + self._scales[0] * (cond - uncond)
+        for scale, uncond in zip(self._scales[1:], more, strict=True):
+            guided = guided + (scale - 1) * (cond - uncond)
+        return guided

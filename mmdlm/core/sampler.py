@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.guidance import ClassifierFreeGuidance
 from mmdlm.core.noise import MaskNoise, Noise
-from mmdlm.core.schedule import MaskSchedule
+from mmdlm.core.schedule import Linear, MaskSchedule
 from mmdlm.core.sequence import Batch
-from mmdlm.core.vocabulary import GENERATED, Vocabulary
+from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 _CHUNK = 1 << 22  # elements of float64 noise drawn at a time (32 MB)
 
@@ -41,6 +42,11 @@ class Progress:
     step: Tensor
     steps: Tensor
 
+    @property
+    def last(self) -> Tensor:
+        """[B] bool: this is the last step of the block."""
+        return self.step + 1 >= self.steps
+
 
 # ---- order: which positions first ---------------------------------------------------------------
 
@@ -49,7 +55,8 @@ class Progress:
 class Candidates:
     """The M open positions of one modality and the token drawn for each.
 
-    logits    [M, R] float32, guided, before temperature, top-k and top-p
+    logits    [M, R] float32, guided, before temperature, top-k and top-p unless the sampler's
+              `order_after_temperature` is set
     log_prob  [M] log softmax(logits) of the drawn token
     column    [M] place in the row
     step      [M] as in `Progress`
@@ -72,27 +79,34 @@ class Order(ABC):
 
 
 @dataclass(frozen=True)
-class Confidence(Order):
-    """The probability of the drawn token (LLaDA's low-confidence re-masking, MaskGIT).
+class Ranked(Order):
+    """The order of some number that the model gives each candidate, at will with Gumbel noise.
 
-    temperature  Gumbel noise on log p, MaskGIT's; it decays to zero at the last step of a block
-    decay        "linear": temperature * (1 - (step + 1) / steps). "compounding" multiplies these
-                 factors from step to step, as Show-o and MMaDA do; only to reproduce their results
-
-    Source: arXiv:2202.04200, section 3.2; noise: its published code.
+    temperature  of the noise. Constant, it draws the positions without replacement from
+                 softmax(value / temperature), as Dream's alg_temp does
+    decay        "linear": temperature * (1 - (step + 1) / steps), to zero at the last step of a
+                 block (MaskGIT). "none": it stays (Lumina-DiMOO, Dream). "compounding" multiplies
+                 the linear factors from step to step, as Show-o and MMaDA do; only to reproduce
+                 their results
     """
 
     temperature: float = 0.0
-    decay: Literal["linear", "compounding"] = "linear"
+    decay: Literal["linear", "compounding", "none"] = "linear"
+
+    @abstractmethod
+    def value(self, candidates: Candidates) -> Tensor:
+        """[M], the higher the surer."""
 
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        score = candidates.log_prob.double()
+        score = self.value(candidates).double()
         if self.temperature == 0.0:
             return score
         return score + self.temperature * self._decay(candidates) * _gumbel_like(score, generator)
 
     def _decay(self, candidates: Candidates) -> Tensor:
         done, steps = (candidates.step + 1).double(), candidates.steps.double()
+        if self.decay == "none":
+            return torch.ones_like(done)
         if self.decay == "linear":
             return 1 - done / steps
         # prod_{i = 1 .. done} (1 - i / steps) = (steps - 1)! / (steps - done - 1)! / steps^done
@@ -100,22 +114,41 @@ class Confidence(Order):
 
 
 @dataclass(frozen=True)
-class Margin(Order):
-    """The gap between the two most likely tokens. Source: arXiv:2502.06768, section 4.1."""
+class Confidence(Ranked):
+    """The log probability of the drawn token (LLaDA's low-confidence re-masking, MaskGIT).
 
-    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        log_z = candidates.logits.logsumexp(-1, keepdim=True)
-        best = candidates.logits.topk(min(2, candidates.logits.shape[-1]), dim=-1).values
-        probability = (best - log_z).exp()
-        return (probability[:, 0] - probability[:, 1:].sum(-1)).double()
+    Source: arXiv:2202.04200, section 3.2; noise: its published code.
+    """
+
+    def value(self, candidates: Candidates) -> Tensor:
+        return candidates.log_prob
 
 
 @dataclass(frozen=True)
-class Entropy(Order):
+class Probability(Ranked):
+    """The probability of the drawn token: `Confidence`, except where there is noise (Dream)."""
+
+    def value(self, candidates: Candidates) -> Tensor:
+        return candidates.log_prob.exp()
+
+
+@dataclass(frozen=True)
+class Margin(Ranked):
+    """The gap between the two most likely tokens. Source: arXiv:2502.06768, section 4.1."""
+
+    def value(self, candidates: Candidates) -> Tensor:
+        log_z = candidates.logits.logsumexp(-1, keepdim=True)
+        best = candidates.logits.topk(min(2, candidates.logits.shape[-1]), dim=-1).values
+        probability = (best - log_z).exp()
+        return probability[:, 0] - probability[:, 1:].sum(-1)
+
+
+@dataclass(frozen=True)
+class Entropy(Ranked):
     """Least entropy first. Source: arXiv:2508.15487 (Dream), decoding strategies."""
 
-    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        return -torch.special.entr(candidates.logits.softmax(-1)).sum(-1).double()
+    def value(self, candidates: Candidates) -> Tensor:
+        return -torch.special.entr(candidates.logits.softmax(-1)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -141,23 +174,44 @@ class LeftToRight(Order):
 class CommitRule(ABC):
     """How many tokens of the current block are committed in a step."""
 
+    @property
+    def planned(self) -> bool:
+        """Whether the step alone says how many stay open, whatever was drawn before.
+
+        The sampler then sees to it that each step commits one token at least. False: the number
+        follows from what is open, and a step may commit nothing.
+        """
+        return True
+
     @abstractmethod
-    def remaining(self, progress: Progress) -> Tensor:
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         """[B] how many of the block's `size` targets may be open after this step.
 
-        The sampler sees to it that none is after the last one, and that each step commits one.
+        The sampler sees to it that none is after the last one.
         """
 
-    def at_once(self, probability: Tensor) -> Tensor:
-        """[B, L] bool: what is committed whatever the count, by probability of the drawn token."""
-        return torch.zeros_like(probability, dtype=torch.bool)
+    def choose(
+        self,
+        score: Tensor,
+        probability: Tensor,
+        *,
+        among: Tensor,
+        count: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        """[B, L] bool, which tokens `among` the open ones are committed: `count` [B] of them.
+
+        score        [B, L] of the order
+        probability  [B, L] of the drawn tokens
+        """
+        return _highest(score, among, count)
 
 
 @dataclass(frozen=True)
 class EvenSplit(CommitRule):
     """The same number each step, the remainder one by one in the first steps (LLaDA)."""
 
-    def remaining(self, progress: Progress) -> Tensor:
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         each, rest = progress.size // progress.steps, progress.size % progress.steps
         done = progress.step + 1
         return progress.size - each * done - torch.minimum(done, rest)
@@ -167,14 +221,119 @@ class EvenSplit(CommitRule):
 class ScheduledCount(CommitRule):
     """floor(size * p_mask(t)) stay open, t falling evenly from 1 to 0 (MaskGIT with `Cosine()`).
 
+    least   so many stay open until the last step all the same; MaskGIT, MMaDA and Lumina-DiMOO: 1
+    strict  fewer than size * p_mask(t), where others take floor. Published code computes in single
+            precision, in which cos(pi / 3) is below one half: strict gives its counts
+
     Source: arXiv:2202.04200, section 3.2.
     """
 
     schedule: MaskSchedule
+    least: int = 0
+    strict: bool = False
 
-    def remaining(self, progress: Progress) -> Tensor:
+    def __post_init__(self) -> None:
+        if self.least < 0:
+            raise ValueError(f"ScheduledCount: least must not be negative, got {self.least}")
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         t = 1 - (progress.step + 1).double() / progress.steps
-        return (progress.size * self.schedule.p_mask(t)).floor().long()
+        expected = progress.size * self.schedule.p_mask(t)
+        return (
+            (expected.ceil() - 1 if self.strict else expected.floor()).long().clamp_min(self.least)
+        )
+
+
+@dataclass(frozen=True)
+class PlannedCount(CommitRule):
+    """The counts of `ScheduledCount`, each raised to one at least when the block is begun.
+
+    What that costs is taken one by one from the other counts, those of the last steps first; with
+    more steps than tokens there are as many as tokens. LaViDa's, with `Shifted()`.
+    Source: published code of arXiv:2505.16839 (LaViDa).
+    """
+
+    schedule: MaskSchedule
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        rows = zip(
+            progress.size.tolist(), progress.steps.tolist(), progress.step.tolist(), strict=True
+        )
+        left = [
+            sum(_planned_counts(self.schedule, size, steps)[step + 1 :])
+            for size, steps, step in rows
+        ]
+        return torch.tensor(left, device=progress.size.device)
+
+
+@lru_cache(maxsize=256)
+def _planned_counts(schedule: MaskSchedule, size: int, steps: int) -> tuple[int, ...]:
+    """What each step commits; in single precision, as published."""
+    steps = min(steps, size)
+    left = (size * schedule.p_mask(torch.linspace(0, 1, steps + 1))).long().tolist()  # [S + 1]
+    left[0], left[steps] = 0, size
+    counts = [max(1, after - before) for before, after in pairwise(left)]  # the last step first
+    surplus = sum(counts) - size
+    while surplus > 0:
+        for i, count in enumerate(counts):
+            if surplus > 0 and count > 1:
+                counts[i], surplus = count - 1, surplus - 1
+    return tuple(reversed(counts))
+
+
+@dataclass(frozen=True)
+class Ancestral(CommitRule):
+    """Each open token is committed with probability 1 - p_mask(s) / p_mask(t), s the next time.
+
+    Times fall evenly from 1 to 0, so that `Linear(eps)` gives Dream's linspace(1, eps).
+
+    drawn  False: the expected number, rounded down. True: each on its own, which with the order
+           `Random()` is the reverse process itself (Dream's "origin", MDLM)
+
+    Source: arXiv:2406.07524, section 3.2; rounded: published code of arXiv:2508.15487 (Dream).
+    """
+
+    schedule: MaskSchedule = Linear(1e-3)
+    drawn: bool = False
+
+    @property
+    def planned(self) -> bool:
+        return False
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        t = 1 - progress.step.double() / progress.steps
+        s = 1 - (progress.step + 1).double() / progress.steps
+        # Single precision, as published: products next to an integer are rounded as there.
+        p_t, p_s = self.schedule.p_mask(t).float(), self.schedule.p_mask(s).float()
+        share, open_ = (1 - p_s / p_t).clamp(0, 1), progress.open.float()
+        if self.drawn:
+            return progress.open - torch.binomial(open_, share, generator=generator).long()
+        return progress.open - (open_ * share).long()
+
+
+@dataclass(frozen=True)
+class CatchUp(CommitRule):
+    """The first number of the schedule to come that is below what is open.
+
+    ceil(size * p_mask(t)) are to stay open, t falling evenly from 1 to 0. A row ahead of its
+    schedule goes on from where it is, and does not wait to be overtaken.
+    Source: published code of arXiv:2505.16990 (Dimple).
+    """
+
+    schedule: MaskSchedule = Linear(1e-3)
+
+    @property
+    def planned(self) -> bool:
+        return False
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        most = int(progress.steps.max())
+        done = torch.arange(1, most + 1, device=progress.steps.device).double()  # [S]
+        t = (1 - done / progress.steps[:, None]).clamp_min(0.0)  # [B, S]
+        left = (progress.size[:, None] * self.schedule.p_mask(t)).ceil()
+        to_come = (done > progress.step[:, None]) & (done < progress.steps[:, None])
+        below = to_come & (left < progress.open[:, None])
+        return left.masked_fill(~below, 0.0).amax(1).long()
 
 
 @dataclass(frozen=True)
@@ -182,17 +341,38 @@ class Threshold(CommitRule):
     """Every token of at least this probability, and as many as `otherwise` asks for.
 
     With as many steps as tokens that is one at least (Fast-dLLM); with fewer, the budget still
-    suffices (Dimple's confident decoding). Source: arXiv:2505.22618, section 3.3.
+    suffices.
+
+    alone  where a token reaches the threshold only those that do; `otherwise` counts in steps
+           without any. Dimple's confident decoding, with `CatchUp()`
+
+    Source: arXiv:2505.22618, section 3.3; alone: arXiv:2505.16990.
     """
 
     threshold: float = 0.9
     otherwise: CommitRule = EvenSplit()
+    alone: bool = False
 
-    def remaining(self, progress: Progress) -> Tensor:
-        return self.otherwise.remaining(progress)
+    @property
+    def planned(self) -> bool:
+        return self.otherwise.planned
 
-    def at_once(self, probability: Tensor) -> Tensor:
-        return probability >= self.threshold
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        return self.otherwise.remaining(progress, generator=generator)
+
+    def choose(
+        self,
+        score: Tensor,
+        probability: Tensor,
+        *,
+        among: Tensor,
+        count: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        sure = among & (probability >= self.threshold)
+        if self.alone:
+            count = count.masked_fill(sure.any(1) & ~progress.last, 0)
+        return sure | _highest(score, among, count)
 
 
 # ---- re-masking: a change of mind ---------------------------------------------------------------
@@ -267,7 +447,8 @@ class SampleOutput:
     """What became of a batch.
 
     ids    [B, L] the batch's ids with the targets filled
-    steps  [B, L] the step at which each target was committed (for good), -1 elsewhere
+    steps  [B, L] the step at which each target was committed (for good), -1 elsewhere, and where
+           the mask token was drawn for good
     """
 
     ids: Tensor
@@ -283,15 +464,25 @@ class Sampler:
                     before the next begins; None: all of them at once
     order, commit   which of the open tokens are committed, and how many
     temperature     of the draw of tokens; 0 takes the most likely one. It never decays
-    top_k, top_p    restrict the draw; the order looks at the unrestricted probabilities
-    guidance_scale  see `ClassifierFreeGuidance`; 1 is off
+    top_k, top_p    restrict the draw
+    guidance_scale  see `ClassifierFreeGuidance`; 1 is off, several for several branches
     remask          lets committed tokens become noise again
     noise           what stands at open positions: the mask token, or for a model of another
                     process a token drawn anew each step; the model must have been trained with it
     suppressed      ids that are never generated
+    postponed       ids that the order does not see, so that a position for which one is drawn has
+                    probability 0 and comes last (LLaDA's option for the end of a turn)
 
-    Logits are restricted to the id range of each position's modality, and the mask token is never
-    drawn. The result is a function of the arguments and the generator alone.
+    Logits are restricted to the id range of each position's modality, the mask token is never
+    drawn, and the order looks at probabilities before temperature, top-k and top-p. These options
+    are for results of systems that do otherwise:
+
+    order_after_temperature  the order looks at the probabilities that tokens are drawn from (Dream)
+    whole_vocabulary         a text position may become any id, image codes included (LLaDA, MMaDA)
+    mask_drawn               the mask token may be drawn: the position stays open, though a planned
+                             count takes it for committed, and may be so in the end (LLaDA, Dream)
+
+    The result is a function of the arguments and the generator alone.
     """
 
     steps: int
@@ -301,10 +492,14 @@ class Sampler:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | tuple[float, ...] = 1.0
     remask: Remasking | None = None
     noise: Noise = MaskNoise()
     suppressed: tuple[int, ...] = ()
+    postponed: tuple[int, ...] = ()
+    order_after_temperature: bool = False
+    whole_vocabulary: bool = False
+    mask_drawn: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -324,7 +519,7 @@ class Sampler:
         batch: Batch,
         *,
         generator: torch.Generator,
-        unconditional: Batch | None = None,
+        unconditional: Batch | tuple[Batch, ...] | None = None,
     ) -> SampleOutput:
         """Run `trajectory` to its end."""
         ids, steps = batch.ids.clone(), torch.full_like(batch.ids, -1)
@@ -343,11 +538,12 @@ class Sampler:
         batch: Batch,
         *,
         generator: torch.Generator,
-        unconditional: Batch | None = None,
+        unconditional: Batch | tuple[Batch, ...] | None = None,
     ) -> Iterator[SampleStep]:
         """One item for each denoising step.
 
-        unconditional  the other branch of guidance; default: the batch without its context
+        unconditional  the other branch of guidance, or several; default: the batch without its
+                       context
         """
         vocabulary, target = denoiser.vocabulary, batch.target
         _check_ranges(batch, vocabulary)
@@ -365,22 +561,24 @@ class Sampler:
         each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
         block = torch.zeros_like(blocks)  # [B] the block each row is at
         taken = torch.zeros_like(blocks)  # [B] steps it has taken there
+        void = torch.zeros_like(blocks)  # [B] planned tokens for which the mask token was drawn
 
         for step in range(self.steps):
             if bool((block >= blocks).all()):
                 return
             here = target & (block_of == block[:, None])  # [B, L]
-            still_open = here & ~committed
+            begun = target & (block_of <= block[:, None]) & (block < blocks)[:, None]
+            still_open = begun & ~committed  # of an earlier block only where the mask was drawn
             progress = Progress(
                 size=here.sum(1),
-                open=still_open.sum(1),
+                open=still_open.sum(1) - void,
                 step=taken,
                 steps=each + (block < rest),
             )
             hidden = denoiser.hidden(x_t, batch)
             drawn = self._draw(denoiser, hidden, still_open, batch, progress, generator)
 
-            remaining = self._remaining(progress)  # [B]
+            remaining = self._remaining(progress, generator)  # [B]
             again = torch.zeros_like(target)
             if self.remask is not None:
                 again = self.remask.choose(
@@ -391,18 +589,22 @@ class Sampler:
                     generator=generator,
                 )
             count = progress.open + again.sum(1) - remaining
-            chosen = _highest(drawn.score, still_open, count)
-            chosen |= still_open & self.commit.at_once(drawn.probability)
+            chosen = self.commit.choose(
+                drawn.score, drawn.probability, among=still_open, count=count, progress=progress
+            )
+            masks = chosen & (drawn.ids == vocabulary.mask_id)
+            void = void + masks.sum(1) * self.commit.planned
+            chosen &= ~masks
 
             committed = (committed & ~again) | chosen
             probability = torch.where(chosen, drawn.probability, probability)
-            left = (here & ~committed).sum(1)
+            left = (begun & ~committed).sum(1) - void
             noisiness = torch.where(here, (left / progress.size.clamp_min(1))[:, None], all_noise)
             x_t = torch.where(still_open, drawn.ids, x_t)
             x_t = fill(x_t, target & ~committed, p_mask=noisiness)
             yield SampleStep(ids=x_t, committed=committed, step=step, steps=self.steps)
 
-            finished = left == 0
+            finished = (left == 0) | progress.last
             if self.remask is not None:
                 finished &= remaining == 0  # until then the plan leaves room for second thoughts
             block = block + finished
@@ -421,12 +623,12 @@ class Sampler:
             )
         return place // length, blocks
 
-    def _remaining(self, progress: Progress) -> Tensor:
-        """[B] the commit rule's count, such that each step commits one and the last one all."""
-        remaining = self.commit.remaining(progress).clamp_min(0)
-        if self.remask is None:
+    def _remaining(self, progress: Progress, generator: torch.Generator) -> Tensor:
+        """[B] the commit rule's count; a planned step commits one at least, the last one all."""
+        remaining = self.commit.remaining(progress, generator=generator).clamp_min(0)
+        if self.remask is None and self.commit.planned:
             remaining = torch.minimum(remaining, (progress.open - 1).clamp_min(0))
-        return remaining.masked_fill(progress.step + 1 >= progress.steps, 0)
+        return remaining.masked_fill(progress.last, 0)
 
     def _draw(
         self,
@@ -446,11 +648,20 @@ class Sampler:
             start, stop = vocabulary.range(modality)
             if start == stop:
                 continue
+            if self.whole_vocabulary and modality == Modality.TEXT:
+                start, stop = 0, vocabulary.size
             here = still_open & batch.of(modality)
             logits = denoiser.logits_at(hidden, here, ids=(start, stop)).float()  # [M, R]
-            logits = _without(logits, [i - start for i in self.suppressed if start <= i < stop])
-            mask_column = [vocabulary.mask_id - start] if start <= vocabulary.mask_id < stop else []
-            token = self._categorical(_without(logits, mask_column), generator)  # [M]
+            logits = _without(logits, self.suppressed, start)
+            mask = () if self.mask_drawn else (vocabulary.mask_id,)
+            drawable = _without(logits, mask, start)
+            token = self._categorical(drawable, generator)  # [M]
+            if self.order_after_temperature:
+                logits = _in_parts(
+                    self._tempered, _without(drawable, self.postponed, start)
+                ).float()
+            else:
+                logits = _without(logits, self.postponed, start)
             log_prob = logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
             row, column = here.nonzero(as_tuple=True)
             candidates = Candidates(
@@ -469,11 +680,16 @@ class Sampler:
         """[M, R] -> [M] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
         if self.temperature == 0.0:
             return logits.argmax(-1)
-        rows = max(1, _CHUNK // logits.shape[-1])
-        return torch.cat([self._gumbel_max(part, generator) for part in logits.split(rows)])
 
-    def _gumbel_max(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        logits = logits.double() / self.temperature
+        def gumbel_max(part: Tensor) -> Tensor:
+            part = self._tempered(part)
+            return (part + _gumbel_like(part, generator)).argmax(-1)
+
+        return _in_parts(gumbel_max, logits)
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        """[M, R] logits under temperature, top-k and top-p, float64; at temperature 0 as at 1."""
+        logits = logits.double() / (self.temperature or 1.0)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -math.inf)
@@ -482,7 +698,7 @@ class Sampler:
             probability = ordered.softmax(-1)
             dropped = probability.cumsum(-1) - probability >= self.top_p  # by the mass before each
             logits = logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
-        return (logits + _gumbel_like(logits, generator)).argmax(-1)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -511,8 +727,15 @@ def _gumbel_like(like: Tensor, generator: torch.Generator) -> Tensor:
     return -(-u.log()).log()
 
 
-def _without(logits: Tensor, columns: list[int]) -> Tensor:
-    """Logits in which some columns cannot be drawn."""
+def _in_parts(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """A function of the rows of [M, R], a bounded number of them at a time."""
+    rows = max(1, _CHUNK // logits.shape[-1])
+    return torch.cat([function(part) for part in logits.split(rows)])
+
+
+def _without(logits: Tensor, ids: tuple[int, ...], start: int) -> Tensor:
+    """[M, R] logits of the ids from `start` on, in which some ids have no probability."""
+    columns = [i - start for i in ids if start <= i < start + logits.shape[-1]]
     if not columns:
         return logits
     return logits.index_fill(-1, torch.tensor(columns, device=logits.device), -math.inf)

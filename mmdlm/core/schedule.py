@@ -115,6 +115,31 @@ class LogLinear(MaskSchedule):
         return torch.full_like(t, 1 - self.eps)
 
 
+@dataclass(frozen=True)
+class Shifted(MaskSchedule):
+    """p_mask(t) = shift t / (1 + (shift - 1) t): 0.75 at t = 0.5 with the default, 3.
+
+    In sampling, above 1 few tokens are committed at first, and below 1 many; 1 is linear.
+    Source: arXiv:2505.16839 (LaViDa), the time-step shift of arXiv:2403.03206, section 5.3.2.
+    """
+
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"Shifted: shift must be above 0, got {self.shift}")
+
+    def p_mask(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def slope(self, t: Tensor) -> Tensor:
+        return self.shift / (1 + (self.shift - 1) * t) ** 2
+
+    def weight(self, t: Tensor) -> Tensor:
+        """1 / (t (1 + (shift - 1) t)); written out, because p_mask underflows before t does."""
+        return 1 / (t.clamp_min(torch.finfo(t.dtype).tiny) * (1 + (self.shift - 1) * t))
+
+
 def _check_eps(schedule: Linear | LogLinear) -> None:
     if not 0 <= schedule.eps < 1:
         raise ValueError(f"{type(schedule).__name__}: eps must lie in [0, 1), got {schedule.eps}")

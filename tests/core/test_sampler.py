@@ -320,7 +320,7 @@ def test_noise_of_confidence_decays():
 @pytest.mark.parametrize("size, steps", [(7, 3), (3, 7), (1, 1), (64, 18)])
 def test_rules_plan_to_fill_the_block(rule, size: int, steps: int):
     left = [
-        int(rule.remaining(Progress(*(torch.tensor([n]) for n in (size, size, step, steps)))))
+        int(rule.remaining(progress(size, size, step, steps), generator=rng()))
         for step in range(steps)
     ]
     assert left == sorted(left, reverse=True)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmdlm.core.schedule import Cosine, Linear, LogLinear, MaskSchedule, Polynomial
+from mmdlm.core.schedule import Cosine, Linear, LogLinear, MaskSchedule, Polynomial, Shifted
 
 SCHEDULES = [
     Linear(),
@@ -18,6 +18,8 @@ SCHEDULES = [
     Polynomial(3),
     LogLinear(),
     LogLinear(eps=0.1),
+    Shifted(),
+    Shifted(1 / 3),
 ]
 T = torch.linspace(0, 1, 100_001, dtype=torch.float64)
 
