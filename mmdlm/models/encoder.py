@@ -1,0 +1,284 @@
+"""A published encoder (BERT, RoBERTa, ModernBERT ...) as a denoiser: its own network, our masks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import MaskedLMOutput
+
+from mmdlm.core.sequence import NO_DOCUMENT, Batch
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.attention import AttentionPattern
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the parts of an encoder's masked-language model lie.
+
+    body           the network below the head
+    transform      what stands between the body and the decoder, module after module; after "gelu"
+                   is the activation, where it is no module
+    decoder        the linear map to the vocabulary
+    padded_start   positions count from pad_token_id + 1 (fairseq's habit)
+    by_layer_type  the body takes a mask for each type of layer
+    """
+
+    body: str
+    transform: tuple[str, ...]
+    decoder: str
+    padded_start: bool = False
+    by_layer_type: bool = False
+
+
+_BERT = Anatomy("bert", ("cls.predictions.transform",), "cls.predictions.decoder")
+_ROBERTA = Anatomy(
+    "roberta", ("lm_head.dense", "gelu", "lm_head.layer_norm"), "lm_head.decoder", padded_start=True
+)
+
+# By `model_type` of transformers.
+ENCODERS: dict[str, Anatomy] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "modernbert": Anatomy("model", ("head",), "decoder", by_layer_type=True),
+    "eurobert": Anatomy("model", (), "lm_head"),
+}
+
+
+@strict
+class MmdlmEncoderConfig(PreTrainedConfig):
+    """The encoder's own config, and the vocabulary that its ids live in.
+
+    vocabulary       fields of `Vocabulary`
+    encoder          config of the masked-language model, one of `ENCODERS`
+    full_vocabulary  trained over all ids, not those of the position's modality
+    text_slots       text positions of the layout it was trained on; None: any length
+    """
+
+    model_type = "mmdlm_encoder"
+    sub_configs: ClassVar = {"encoder": AutoConfig}
+
+    vocabulary: dict | None = None  # type: ignore[type-arg]
+    encoder: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
+    full_vocabulary: bool = False
+    text_slots: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.encoder, dict):
+            fields = dict(self.encoder)
+            kind = fields.pop("model_type", None)
+            anatomy_of(kind)
+            self.encoder = AutoConfig.for_model(kind, **fields)
+        if isinstance(self.encoder, PreTrainedConfig):
+            _refuse_decoders(self.encoder)
+            # its own tensors are tied, by its own config; here there are none
+            self.tie_word_embeddings = bool(self.encoder.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the vocabulary."""
+        return int(self.vocabulary["size"]) if self.vocabulary else 0
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Tokens of the longest document that the encoder takes."""
+        assert isinstance(self.encoder, PreTrainedConfig)
+        return int(self.encoder.max_position_embeddings) - first_position(self.encoder)
+
+
+class MmdlmEncoder(PreTrainedModel):
+    """A `Denoiser` (mmdlm.core) around an encoder of transformers, bit for bit the published one.
+
+    Documents of a packed row are kept apart and positions restart in each, local layers included,
+    so that every row has the logits that it has alone. Token types are all 0.
+    """
+
+    config_class = MmdlmEncoderConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: MmdlmEncoderConfig) -> None:
+        super().__init__(config)
+        if config.vocabulary is None or not isinstance(config.encoder, PreTrainedConfig):
+            raise ValueError(
+                "MmdlmEncoderConfig: vocabulary or encoder is empty; make one with "
+                "`mmdlm convert --from`"
+            )
+        self.vocabulary = Vocabulary(**config.vocabulary)
+        self.anatomy = anatomy_of(config.encoder.model_type)
+        if self.vocabulary.size != config.encoder.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {self.vocabulary.size} ids, but the encoder "
+                f"{config.encoder.vocab_size}; they must be as many"
+            )
+        self.encoder = AutoModelForMaskedLM.from_config(config.encoder)
+        self._no_split_modules = sorted(self.encoder._no_split_modules or [])
+        self.post_init()
+
+    def see(self, batch: Batch) -> Batch:
+        """The batch as it is: an encoder of text has no eyes."""
+        if batch.features is not None or batch.views is not None:
+            raise ValueError(
+                f"an encoder of type {self.config.encoder.model_type!r} sees no pictures, but the "
+                "batch has some; convert an autoregressive model, or leave them out"
+            )
+        return batch
+
+    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+        """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]."""
+        self.see(batch)
+        return self._body(x_t, batch.position, batch.document, batch.ahead)
+
+    def logits_at(
+        self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
+    ) -> Tensor:
+        """[B, L, D] at M marked positions [B, L] -> [M, V], or [M, stop - start] of `ids`."""
+        x = self._transform(hidden[positions])
+        decoder = self.encoder.get_submodule(self.anatomy.decoder)
+        rows = slice(*(ids or (None,)))
+        return F.linear(
+            x, decoder.weight[rows], None if decoder.bias is None else decoder.bias[rows]
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple[Tensor]:
+        """ids [B, L] and a mask [B, L], 0 at padding -> logits [B, L, V], as transformers has it.
+
+        Padding, on either side, changes no other logits: positions are counted over real tokens.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
+        hidden = self._body(input_ids, position_ids, document, None)
+        logits = self.encoder.get_submodule(self.anatomy.decoder)(self._transform(hidden))
+        if return_dict is False or not (return_dict or self.config.return_dict):
+            return (logits,)
+        return MaskedLMOutput(logits=logits)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's."""
+        embeddings: nn.Module = self.encoder.get_input_embeddings()
+        return embeddings
+
+    def _body(
+        self, ids: Tensor, position: Tensor, document: Tensor, ahead: Tensor | None
+    ) -> Tensor:
+        config = self.config.encoder
+        mask: Any = self._mask(document, ahead=ahead)
+        if self.anatomy.by_layer_type:
+            local = self._mask(document, ahead=ahead, around=config.sliding_window)
+            mask = {"full_attention": mask, "sliding_attention": local}
+        body = self.encoder.get_submodule(self.anatomy.body)
+        hidden: Tensor = body(
+            ids, attention_mask=mask, position_ids=position + first_position(config)
+        ).last_hidden_state
+        return hidden
+
+    def _mask(
+        self, document: Tensor, *, ahead: Tensor | None = None, around: int | None = None
+    ) -> Tensor | BlockMask | None:
+        """The pattern in the form that the attention of transformers takes as it is."""
+        kernel = self.config.encoder._attn_implementation
+        pattern = AttentionPattern.of(
+            document, flex=kernel == "flex_attention", ahead=ahead, around=around
+        )
+        if pattern.block is not None or pattern.dense is None or kernel != "eager":
+            return pattern.dense if pattern.block is None else pattern.block
+        closed = torch.finfo(self.dtype).min  # eager attention adds its mask
+        return torch.zeros_like(pattern.dense, dtype=self.dtype).masked_fill(~pattern.dense, closed)
+
+    def _transform(self, hidden: Tensor) -> Tensor:
+        for name in self.anatomy.transform:
+            hidden = F.gelu(hidden) if name == "gelu" else self.encoder.get_submodule(name)(hidden)
+        return hidden
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `from_pretrained`, except that no tensor is ever made up.
+
+        Raises ValueError with the names of tensors that the checkpoint lacks, has beyond the model,
+        or has in another shape; transformers would draw them at random and log a warning.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they reach `info` by name
+            **kwargs,
+        )
+        refuse_strange_tensors(pretrained_model_name_or_path, info)
+        return (model, info) if output_loading_info else model
+
+
+def refuse_strange_tensors(folder: object, info: dict[str, Any]) -> None:
+    """ValueError for what transformers reports about a checkpoint that does not fit its config."""
+    for what, keys in info.items():
+        if keys and what != "error_msgs":
+            listed = ", ".join(sorted(str(key) for key in keys)[:5])
+            raise ValueError(
+                f"checkpoint {folder}: {len(keys)} {what.replace('_', ' ')}: {listed}; it does "
+                "not fit its config.json"
+            )
+
+
+def anatomy_of(model_type: object) -> Anatomy:
+    """Where an encoder's parts lie; ValueError lists the encoders that are known."""
+    if not isinstance(model_type, str) or model_type not in ENCODERS:
+        raise ValueError(
+            f"an encoder of type {model_type!r} is not known here; known are {', '.join(ENCODERS)}"
+        )
+    return ENCODERS[model_type]
+
+
+def first_position(encoder: PreTrainedConfig) -> int:
+    """What the encoder calls the position of a document's first token."""
+    if not anatomy_of(encoder.model_type).padded_start:
+        return 0
+    return int(encoder.pad_token_id) + 1
+
+
+def _refuse_decoders(encoder: PreTrainedConfig) -> None:
+    for key in ("is_decoder", "add_cross_attention"):
+        if getattr(encoder, key, False):
+            raise ValueError(f"the encoder's config has {key} = true; that is no encoder")
+    if getattr(encoder, "position_embedding_type", "absolute") != "absolute":
+        raise ValueError(
+            f"the encoder's config has position_embedding_type = "
+            f"{encoder.position_embedding_type!r}; transformers knows 'absolute' alone"
+        )
+
+
+AutoConfig.register("mmdlm_encoder", MmdlmEncoderConfig)
+AutoModel.register(MmdlmEncoderConfig, MmdlmEncoder)
+AutoModelForMaskedLM.register(MmdlmEncoderConfig, MmdlmEncoder)
