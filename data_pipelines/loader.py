@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from data_pipelines.shards import expand_urls
 from data_pipelines.source import Source, TextTokenizer
 from data_pipelines.stream import Reader, SequenceStream, State
-from mmdlm.core.sequence import Batch, Sequence, collate, pack
+from mmdlm.core.sequence import Batch, Sequence, collate, concatenate, pack
 from mmdlm.core.vocabulary import Vocabulary
 
 
@@ -282,12 +282,8 @@ class _PackedRows:
 
     def _stack(self, rows: list[list[Sequence]]) -> Batch:
         """Row by row, as `pack` on its own may need another number of rows."""
-        batches = [pack(row, self.recipe.vocabulary, length=self.recipe.length) for row in rows]
-        columns: dict[str, Any] = {}
-        for name in (each.name for each in fields(Batch)):
-            parts = [part for b in batches if (part := getattr(b, name)) is not None]
-            columns[name] = torch.cat(parts) if parts else None
-        return Batch(**columns)
+        recipe = self.recipe
+        return concatenate(pack(row, recipe.vocabulary, length=recipe.length) for row in rows)
 
     def state_dict(self) -> State:
         return self._state
