@@ -1,9 +1,10 @@
-"""The command line: draw, caption, inpaint and infill.
+"""The command line: draw, caption, inpaint, infill and convert.
 
     mmdlm draw "red heart" -o heart.png --animate heart.gif
     mmdlm caption heart.png
     mmdlm inpaint heart.png --box 0,0,64,32 --prompt "blue heart" -o half.png
     mmdlm infill "woman [MASK] [MASK] skin tone"
+    mmdlm convert GSAI-ML/LLaDA-8B-Instruct llada-here
 
 What the user got wrong ends in one sentence on stderr and exit status 2, and it is looked for
 before the slow work starts. Output files appear whole or not at all. torch and Pillow are imported
@@ -183,6 +184,27 @@ def infill(options: argparse.Namespace) -> None:
     print(text)
 
 
+def convert(options: argparse.Namespace) -> None:
+    """A checkpoint -> the same weights in another format; its folder on stdout."""
+    from mmdlm import convert as formats
+
+    start = options.start
+    if len(options.folders) != (1 if start else 2):
+        wanted = "OUT alone beside --from" if start else "two folders, IN and OUT"
+        raise ValueError(f"convert takes {wanted}, but got {' '.join(map(str, options.folders))}")
+    out = Path(options.folders[-1])
+    if start:
+        if options.to is not None:
+            raise ValueError(f"--to {options.to} does not go with --from, which writes our format")
+        shards = formats.into_diffusion(
+            start, out, mask_token=options.mask_token, shift=not options.no_shift
+        )
+    else:
+        shards = formats.convert(options.folders[0], out, to=options.to or formats.OURS)
+    _follow(shards, "converting")
+    print(out)
+
+
 # --- the options ----------------------------------------------------------------------------------
 
 
@@ -254,6 +276,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--image", type=Path, metavar="PICTURE", help="a picture that the text describes"
+    )
+    summary = "write a checkpoint in another format"
+    command = commands.add_parser(
+        "convert",
+        help=summary,
+        description=f"{summary.capitalize()}, bit for bit. With --from, an autoregressive model or "
+        "an encoder becomes a denoiser to train on.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=convert)
+    command.add_argument(
+        "folders",
+        nargs="+",
+        metavar="IN OUT",
+        help="a checkpoint (a folder or OWNER/NAME of the Hugging Face Hub) and a new folder",
+    )
+    command.add_argument(
+        "--to", metavar="FAMILY", help="llada, mmada, dream, ... (default: our own format)"
+    )
+    command.add_argument(
+        "--from",
+        dest="start",
+        metavar="NAME",
+        help="in place of IN: a Llama, Mistral, Qwen, BERT or ModernBERT checkpoint",
+    )
+    command.add_argument(
+        "--mask-token",
+        default="<|mask|>",
+        metavar="TOKEN",
+        help="with --from: the token to add where the tokenizer has none (default: %(default)s)",
+    )
+    command.add_argument(
+        "--no-shift",
+        action="store_true",
+        help="with --from: do not keep the autoregressive shift by one token, as Dream does",
     )
     return parser
 
@@ -464,6 +521,16 @@ def _progress(items: Iterable[Item], what: str, *, total: int) -> Iterable[Item]
     from tqdm import tqdm
 
     return tqdm(items, desc=what, total=total, leave=False, disable=not sys.stderr.isatty())
+
+
+def _follow(parts: Iterable[tuple[int, int]], what: str) -> None:
+    """The same for work that says (done, total) after each part."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, leave=False, disable=not sys.stderr.isatty()) as bar:
+        for done, total in parts:
+            bar.total = total
+            bar.update(done - bar.n)
 
 
 def _sentence(error: BaseException) -> str:

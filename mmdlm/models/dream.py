@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.family import Family, Json, refuse_unless, required, special_id
+from mmdlm.models.family import Family, Json, refuse_to_write, refuse_unless, required, special_id
 from mmdlm.models.llama import llama_config, llama_shape
 from mmdlm.models.weight_map import LLAMA_NAMES, WeightMap
 
@@ -44,11 +44,7 @@ class Dream(Family):
         )
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
-        if not (ours["attention_bias"] and ours["shift"]) or ours.get("qk_norm"):
-            raise ValueError(
-                "Dream has attention_bias, shift and no qk_norm, but the model has "
-                f"{ours['attention_bias']}, {ours['shift']} and {ours.get('qk_norm')}"
-            )
+        refuse_to_write(ours, "Dream", {"attention_bias": True, "shift": True, "qk_norm": False})
         words = ours["vocabulary"]
         return {
             **LAYOUT,

@@ -12,7 +12,7 @@ from mmdlm.models.lumina import LuminaDimoo
 from mmdlm.models.mmada import Mmada
 
 # The first one that matches is taken: those with a mark of their own stand first.
-FAMILIES: tuple[Family, ...] = (Mmada(), LuminaDimoo(), Llada(), Dream())
+FAMILIES: tuple[Family, ...] = (LuminaDimoo(), Mmada(), Llada(), Dream())
 
 MODEL_TYPES = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
 

@@ -70,6 +70,17 @@ def refuse_unless(config: Json, expected: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_to_write(ours: Mapping[str, Any], family: str, expected: Mapping[str, Any]) -> None:
+    """ValueError where our config has what the family's config cannot say."""
+    for field, value in expected.items():
+        given = ours.get(field, value)
+        if given != value:
+            raise ValueError(
+                f"{family} is written with {field} = {value!r}, but this model has {field} = "
+                f"{given!r}; keep it in our format, or choose another family"
+            )
+
+
 def special_id(config: Json, key: str, *, default: int, size: int, last: int) -> int:
     """A special id: what the config says, else the one its family is published with.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.family import Family, Json, refuse_unless, required, special_id
+from mmdlm.models.family import Family, Json, refuse_to_write, refuse_unless, required, special_id
 from mmdlm.models.weight_map import OLMO_NAMES, WeightMap
 
 MASK_ID, EOS_ID = 126336, 126081
@@ -63,8 +63,9 @@ class Llada(Family):
         return Vocabulary(size=size, text=(0, size), image=(size, size), **special_ids(config))
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
-        if ours.get("qk_norm") or ours.get("shift") or ours.get("rope_scaling"):
-            raise ValueError("LLaDA has no qk_norm, shift or rope_scaling, but the model has")
+        refuse_to_write(
+            ours, "LLaDA", {"qk_norm": False, "shift": False, "rope_scaling": None, "vision": None}
+        )
         words = ours["vocabulary"]
         return {
             **LAYOUT,

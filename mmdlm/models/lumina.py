@@ -47,4 +47,9 @@ class LuminaDimoo(Llada):
         )
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
-        return {**super().published_config(ours), "architectures": [ARCHITECTURE]}
+        start, stop = ours["vocabulary"]["image"]
+        return {
+            **super().published_config(ours),
+            "architectures": [ARCHITECTURE],
+            "codebook_size": stop - start,  # not in the published one, where it is 8,192
+        }

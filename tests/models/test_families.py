@@ -1,0 +1,246 @@
+"""Published families: told from their configs and tensors, read strictly, written back exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from mmdlm.convert import convert
+from mmdlm.core.sequence import Sequence, collate, pack, text_segment
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.families import FAMILIES, family_named, family_of
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+
+OLMO = {
+    "model_type": "llada",
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "mlp_hidden_size": 48,
+    "max_sequence_length": 64,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "weight_tying": False,
+    "vocab_size": 60,
+    "embedding_size": 64,
+    "mask_token_id": 61,
+    "eos_token_id": 60,
+    "pad_token_id": 60,
+}
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 64,
+    "hidden_act": "silu",
+}
+# One config a family, as it is published but for the sizes; heads share keys and values in all.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llada": OLMO | {"architectures": ["LLaDAModelLM"]},
+    "mmada": OLMO
+    | {"model_type": "mmada", "codebook_size": 16, "llm_vocab_size": 48}
+    | {"mask_token_id": 40, "eos_token_id": 39, "pad_token_id": 39},
+    "lumina": OLMO
+    | {"architectures": ["LLaDAForMultiModalGeneration"], "codebook_size": 16}
+    | {"mask_token_id": 40, "eos_token_id": 39, "pad_token_id": 39},
+    "dream": LLAMA | {"model_type": "Dream", "mask_token_id": 62, "pad_token_id": 61},
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> Path:
+    """A random checkpoint with the names and the config of its family."""
+    torch.manual_seed(0)
+    model = MmdlmForMaskedDiffusion(read_config(config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    back = family_of(config).weights.reversed
+    tensors = {back(name): tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    assert None not in tensors
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_every_family_is_tested() -> None:
+    assert set(CONFIGS) == {family.name for family in FAMILIES}
+
+
+def test_the_config_tells_the_family(family: str) -> None:
+    assert family_of(CONFIGS[family]).name == family
+
+
+def test_auto_classes_read_it(family: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, CONFIGS[family])
+    model = AutoModel.from_pretrained(folder)
+    assert type(model) is MmdlmForMaskedDiffusion
+    assert type(AutoConfig.from_pretrained(folder)) is MmdlmConfig
+    assert model.config.published == {"family": family, "config": CONFIGS[family]}
+    stored = load_file(folder / "model.safetensors")
+    mine = family_named(family).weights.rename(stored)
+    state = model.state_dict()
+    assert all(torch.equal(state[ours], stored[theirs]) for theirs, ours in mine.items())
+
+
+def test_rows_are_as_they_are_alone(family: str) -> None:
+    torch.manual_seed(1)
+    model = MmdlmForMaskedDiffusion(read_config(CONFIGS[family])).eval()
+    vocabulary = model.vocabulary
+    documents = [
+        Sequence((text_segment(torch.randint(0, 30, (n,)), target=True),)) for n in (9, 4, 7)
+    ]
+    with torch.no_grad():
+        alone = [
+            model.hidden(batch.ids, batch)[0]
+            for batch in (collate([one], vocabulary) for one in documents)
+        ]
+        padded = collate(documents, vocabulary, length=12)
+        hidden = model.hidden(padded.ids, padded)
+        for row, one in zip(hidden, alone, strict=True):
+            torch.testing.assert_close(row[: len(one)], one, atol=1e-5, rtol=0)
+        packed = pack(documents, vocabulary, length=22)  # in the order of their lengths
+        hidden = model.hidden(packed.ids, packed)[0]
+        by_length = torch.cat(sorted(alone, key=len, reverse=True))
+        torch.testing.assert_close(hidden[: len(by_length)], by_length, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_there_and_back_is_the_same_to_the_bit(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "theirs", CONFIGS[family], dtype=dtype)
+    (folder / "README.md").write_text("what else lies there")
+    list(convert(folder, tmp_path / "ours"))
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "mmdlm"
+    list(convert(tmp_path / "ours", tmp_path / "back", to=family))
+    for path in sorted(folder.iterdir()):
+        back = tmp_path / "back" / path.name
+        if path.name == "config.json":
+            assert json.loads(back.read_text()) == json.loads(path.read_text())
+        else:
+            assert back.read_bytes() == path.read_bytes(), path.name
+
+
+def test_what_was_saved_in_our_format_reads_alike(family: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs", CONFIGS[family])
+    model = AutoModel.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "ours")
+    stored = load_file(tmp_path / "ours" / "model.safetensors")
+    assert stored.keys() == model.state_dict().keys()
+    again = AutoModel.from_pretrained(tmp_path / "ours")
+    ids = torch.arange(12)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_model_born_here_is_written_for_a_family(family: str, tmp_path: Path) -> None:
+    config = read_config(CONFIGS[family])
+    config.published = None
+    torch.manual_seed(0)
+    model = MmdlmForMaskedDiffusion(config).eval()
+    model.save_pretrained(tmp_path / "ours")
+    list(convert(tmp_path / "ours", tmp_path / "theirs", to=family))
+    again = AutoModel.from_pretrained(tmp_path / "theirs")
+    assert again.config.published["family"] == family
+    assert again.vocabulary == model.vocabulary
+    ids = torch.arange(12)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_shards_are_converted_one_by_one(tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(write(tmp_path / "whole", CONFIGS["llada"]))
+    model.save_pretrained(tmp_path / "ours", max_shard_size="10KB")
+    steps = list(convert(tmp_path / "ours", tmp_path / "theirs", to="llada"))
+    shards = sorted((tmp_path / "theirs").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert steps == [(n + 1, len(shards)) for n in range(len(shards))]
+    again = AutoModel.from_pretrained(tmp_path / "theirs")
+    ids = torch.arange(12)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_image_ids_begin_where_the_tokenizer_ends() -> None:
+    published = CONFIGS["mmada"] | {
+        "vocab_size": 134656,
+        "embedding_size": 134656,
+        "llm_vocab_size": 126464,
+        "codebook_size": 8192,
+        "mask_token_id": 126336,
+        "eos_token_id": 126081,
+        "pad_token_id": 126081,
+    }
+    vocabulary = family_named("mmada").vocabulary(published)
+    assert vocabulary.image == (126349, 134541)
+    assert vocabulary.image_markers == (126084, 126085)
+    assert family_named("mmada").vocabulary(published, tokenizer_size=126400).image[0] == 126400
+    with pytest.raises(ValueError, match="126465 text ids and 8192 image codes do not fit"):
+        family_named("mmada").vocabulary(published, tokenizer_size=126465)
+
+
+def test_a_shifted_state_predicts_the_token_at_its_place() -> None:
+    model = MmdlmForMaskedDiffusion(read_config(CONFIGS["dream"])).eval()
+    vocabulary = model.vocabulary
+    documents = [Sequence((text_segment(ids),)) for ids in ([1, 2, 3], [4, 5])]
+    batch = pack(documents, vocabulary, length=6)
+    hidden = model.hidden(batch.ids, batch)
+    raw = model.model(model.model.embed_tokens(batch.ids), batch.position, batch.document)
+    expected = raw[0][[0, 0, 1, 3, 3]]  # the first of each document keeps its own
+    torch.testing.assert_close(hidden[0, :5], expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "gpt2"}, "type 'gpt2'; known are"),
+        ({"alibi": True}, "alibi = True; the Transformer does alibi = False"),
+        ({"layer_norm_type": "low_precision"}, "layer_norm_type = 'low_precision'"),
+        ({"d_model": None}, "no 'd_model'"),
+        ({"n_layers": None}, "no 'n_layers'"),
+    ],
+)
+def test_what_the_transformer_does_not_do_is_refused(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        read_config(CONFIGS["llada"] | change)
+
+
+def test_tensors_of_another_family_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, CONFIGS["llada"])
+    (folder / "config.json").write_text(json.dumps(CONFIGS["dream"]))
+    with pytest.raises(ValueError, match=r"config.json is dream's, but 21 of 21 tensors"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_a_family_that_cannot_express_a_model_says_why(tmp_path: Path) -> None:
+    config = read_config(CONFIGS["dream"])
+    config.qk_norm = True
+    MmdlmForMaskedDiffusion(config).save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"llada has no place for 4 of .* tensors"):
+        list(convert(tmp_path / "ours", tmp_path / "theirs", to="llada"))
+    with pytest.raises(ValueError, match="unknown family 'lada'; known are"):
+        list(convert(tmp_path / "ours", tmp_path / "theirs", to="lada"))
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_markers_of_an_image_are_asked_for_where_there_are_none() -> None:
+    assert family_named("llada").vocabulary(CONFIGS["llada"]).begin_image_id is None
+    with pytest.raises(ValueError, match="no begin and end of an image"):
+        _ = Vocabulary(
+            size=4, text=(0, 4), image=(4, 4), mask_id=3, pad_id=2, eos_id=2
+        ).image_markers
