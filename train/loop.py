@@ -24,7 +24,15 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from train import checkpoint
-from train.optimizer import AdamW, Cosine, ExponentialMovingAverage, LearningRate, Optimizer
+from train.optimizer import (
+    NO_RATES,
+    AdamW,
+    Cosine,
+    ExponentialMovingAverage,
+    LearningRate,
+    Optimizer,
+    Rates,
+)
 
 LOG = "log.jsonl"
 
@@ -49,6 +57,10 @@ class Stage(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Any, noise: Any) -> dict[str, Tensor]:
         """Sum of each loss term, scalars with gradient."""
+
+    def rates(self) -> Rates:
+        """Peak learning rates of the parameters that do not learn at the optimizer's own."""
+        return NO_RATES
 
     def compile_layers(self) -> None:
         """Hand the repeated layers to torch.compile, where the stage has any."""
@@ -133,7 +145,7 @@ def fit(
     _check_trackers(settings.trackers, accelerator)
     if settings.compile:
         stage.compile_layers()
-    optimizers = settings.optimizer.build(stage)
+    optimizers = settings.optimizer.build(stage, rates=stage.rates())
     _check_sharding(optimizers, settings, accelerator)
     model, *optimizers = accelerator.prepare(stage, *optimizers)
     model.train()

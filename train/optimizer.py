@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+Rates = Mapping[nn.Parameter, float]  # peak learning rates of some parameters
+NO_RATES: Rates = MappingProxyType({})
 
 
 class LearningRate(ABC):
@@ -61,10 +64,11 @@ class Optimizer(ABC):
     """How parameters move; YAML names one by class path."""
 
     @abstractmethod
-    def build(self, module: nn.Module) -> list[torch.optim.Optimizer]:
+    def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
         """torch optimizers that together hold each trainable parameter of a module once.
 
-        Every parameter group carries its peak learning rate as `peak`.
+        Every parameter group carries its peak learning rate as `peak`: that of `rates` for the
+        parameters that have one there, for all others the optimizer's own.
         """
 
 
@@ -77,19 +81,30 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
     eps: float = 1e-8
 
-    def build(self, module: nn.Module) -> list[torch.optim.Optimizer]:
-        return [self.of(*decay_groups(module))]
+    def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
+        return [self.of(*decay_groups(module), rates=rates)]
 
-    def of(self, decayed: list[nn.Parameter], plain: list[nn.Parameter]) -> torch.optim.AdamW:
+    def of(
+        self, decayed: list[nn.Parameter], plain: list[nn.Parameter], *, rates: Rates = NO_RATES
+    ) -> torch.optim.AdamW:
         """The optimizer of parameters that decay and of parameters that do not."""
         groups = [
-            {"params": params, "weight_decay": decay, "peak": self.learning_rate}
+            {"params": alike, "weight_decay": decay, "lr": peak, "peak": peak}
             for params, decay in ((decayed, self.weight_decay), (plain, 0.0))
-            if params
+            for peak, alike in self._by_peak(params, rates)
         ]
         return torch.optim.AdamW(
             groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True
         )
+
+    def _by_peak(
+        self, params: list[nn.Parameter], rates: Rates
+    ) -> list[tuple[float, list[nn.Parameter]]]:
+        """Parameters by peak; those at the optimizer's own come first, as logs show it."""
+        groups: dict[float, list[nn.Parameter]] = {self.learning_rate: []}
+        for parameter in params:
+            groups.setdefault(rates.get(parameter, self.learning_rate), []).append(parameter)
+        return [(peak, alike) for peak, alike in groups.items() if alike]
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,9 @@ class Muon(Optimizer):
     times sqrt(max(1, rows / columns)). Source: arXiv:2502.16982, section 2.1 (the method, and its
     coefficients); the factor is the method's first, not that paper's. In float32, where
     torch.optim.Muon iterates in bfloat16: a CPU does bfloat16 products many times slower.
+
+    What has a learning rate of its own is left to AdamW, whose rates mean another size of step: a
+    vision tower, trained by AdamW before, stays with it.
     """
 
     learning_rate: float = 0.02
@@ -108,7 +126,7 @@ class Muon(Optimizer):
     iterations: int = 5
     rest: AdamW = field(default_factory=AdamW)
 
-    def build(self, module: nn.Module) -> list[torch.optim.Optimizer]:
+    def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
         inner = {
             id(layer.weight)
             for stack in module.modules()
@@ -118,8 +136,9 @@ class Muon(Optimizer):
             if _is_repeated(stack)
         }
         decayed, plain = decay_groups(module)
+        inner -= {id(parameter) for parameter in rates}
         matrices = [p for p in decayed if id(p) in inner]
-        rest = self.rest.of([p for p in decayed if id(p) not in inner], plain)
+        rest = self.rest.of([p for p in decayed if id(p) not in inner], plain, rates=rates)
         if not matrices:
             return [rest]
         groups = [{"params": matrices, "peak": self.learning_rate}]

@@ -110,6 +110,45 @@ def test_adamw_decays_what_it_should() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
+# ---- rates of their own -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(0.5), Muon(0.5, rest=AdamW(0.25))], ids=str)
+def test_a_rate_of_its_own_is_the_peak_of_each_such_parameter(optimizer: Optimizer) -> None:
+    """Matrices, biases and embeddings alike, and every other parameter keeps its group."""
+    model = tiny_model(attention_bias=True, qk_norm=True)
+    own = {*model.model.layers[0].parameters(), *model.lm_head.parameters()}
+    usual = peaks(optimizer.build(model))
+    given = optimizer.build(model, rates=dict.fromkeys(own, 0.125))
+    assert peaks(given) == {p: 0.125 if p in own else peak for p, peak in usual.items()}
+    assert set(peaks(given)) == set(model.parameters())
+    assert given[0].param_groups[0]["peak"] == 0.5  # what is logged
+    for group in (group for one in given for group in one.param_groups):
+        assert group["lr"] == group["peak"]
+    decay = {p: group["weight_decay"] for group in given[-1].param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter in own:  # by AdamW, whichever optimizer the rest has
+            assert decay[parameter] == (0.01 if name in decayed_names(model) else 0.0), name
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["AdamW", "Muon"])
+def test_frozen_parameters_have_no_group_whatever_their_rate(optimizer: Optimizer) -> None:
+    model = tiny_model()
+    frozen = set(model.model.layers.parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    built = optimizer.build(model, rates=dict.fromkeys(model.parameters(), 0.125))
+    assert set(peaks(built)) == set(model.parameters()) - frozen
+
+
+def peaks(optimizers: list[torch.optim.Optimizer]) -> dict[nn.Parameter, float]:
+    """Each parameter's peak; it must stand in one group alone."""
+    groups = [group for one in optimizers for group in one.param_groups]
+    held = [(p, group["peak"]) for group in groups for p in group["params"]]
+    assert len(held) == len(dict(held))
+    return dict(held)
+
+
 # ---- Muon ---------------------------------------------------------------------------------------
 
 

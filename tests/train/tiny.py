@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from train.loop import LOG, FitSettings, Stage, fit
-from train.optimizer import Optimizer
+from train.optimizer import NO_RATES, Optimizer, Rates
 
 WIDTH = 3
 KINDS = ("text", "image")
@@ -94,7 +94,7 @@ class Plain(Optimizer):
     learning_rate: float = 0.1
     momentum: float = 0.0
 
-    def build(self, module: nn.Module) -> list[torch.optim.Optimizer]:
+    def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
         groups = [{"params": list(module.parameters()), "peak": self.learning_rate}]
         return [torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)]
 
