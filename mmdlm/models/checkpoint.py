@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from mmdlm.models.stored_tensor import DTYPES, StoredTensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -20,15 +25,15 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Checkpoint:
     """What lies in a folder.
 
-    config  content of config.json
-    shards  safetensors files, in the order of their names
-    shapes  of every tensor, by name
+    config   content of config.json
+    shards   safetensors files, in the order of their names
+    tensors  by name
     """
 
     folder: Path
     config: dict[str, Any]
     shards: tuple[Path, ...]
-    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, StoredTensor]
 
     @classmethod
     def open(cls, folder: str | PathLike[str]) -> Checkpoint:
@@ -42,16 +47,64 @@ class Checkpoint:
         if not isinstance(config, dict):
             raise ValueError(f"{folder / 'config.json'} holds no object {{...}}; download it again")
         shards, indexed = _shards(folder)
-        shapes: dict[str, tuple[int, ...]] = {}
+        tensors: dict[str, StoredTensor] = {}
         for shard in shards:
-            shapes.update(_header(shard))
-        lost = sorted(indexed - shapes.keys())
+            tensors.update(_header(shard))
+        lost = sorted(indexed - tensors.keys())
         if lost:
             raise ValueError(
                 f"{folder}: {len(lost)} of the {len(indexed)} tensors in {INDEX} are in no shard "
                 f"({', '.join(lost[:3])}); download the folder again"
             )
-        return cls(folder, config, tuple(shards), shapes)
+        return cls(folder, config, tuple(shards), tensors)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point dtype that most of the weights are stored in."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.values():
+            if tensor.dtype.is_floating_point:
+                sizes[tensor.dtype] += math.prod(tensor.shape)
+        return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+    def check_fits(
+        self, wanted: Mapping[str, tuple[int, ...]], *, names: Mapping[str, str]
+    ) -> None:
+        """Compare the headers with a model, before any weights are read.
+
+        wanted  shapes of the model's tensors, by our names
+        names   the files' names -> ours
+
+        Raises ValueError that names tensors which have another shape, are missing, or are too many.
+        """
+        theirs = {ours: name for name, ours in names.items()}
+        found = {names[name]: tensor.shape for name, tensor in self.tensors.items()}
+        misshapen = sorted(
+            name for name in found.keys() & wanted.keys() if found[name] != wanted[name]
+        )
+        problems = []
+        if misshapen:
+            listed = ", ".join(
+                f"{theirs[name]} is {list(found[name])} in the file and {list(wanted[name])} in "
+                "the model"
+                for name in misshapen[:3]
+            )
+            problems.append(f"{len(misshapen)} of {len(wanted)} tensors are mismatched: {listed}")
+        if missing := sorted(wanted.keys() - found.keys()):
+            listed = ", ".join(missing[:5])
+            problems.append(f"{len(missing)} of {len(wanted)} tensors are missing: {listed}")
+        if beyond := sorted(theirs[name] for name in found.keys() - wanted.keys()):
+            listed = ", ".join(beyond[:5])
+            problems.append(f"{len(beyond)} of {len(found)} tensors are not the model's: {listed}")
+        if problems:
+            raise ValueError(
+                f"checkpoint {self.folder} does not fit its config.json: {'; '.join(problems)}"
+            )
 
     def rewrite(
         self, out: Path, *, rename: Callable[[str], str], config: dict[str, Any]
@@ -122,10 +175,20 @@ def _shards(folder: Path) -> tuple[list[Path], set[str]]:
     return [folder / name for name in names], set(where)
 
 
-def _header(shard: Path) -> dict[str, tuple[int, ...]]:
+def _header(shard: Path) -> dict[str, StoredTensor]:
+    tensors = {}
     try:
         with safe_open(shard, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                header = file.get_slice(name)
+                dtype = DTYPES.get(header.get_dtype())
+                if dtype is None:
+                    raise ValueError(
+                        f"{shard}: tensor {name} is stored as {header.get_dtype()}, which is not "
+                        "read here"
+                    )
+                tensors[name] = StoredTensor(shard, name, tuple(header.get_shape()), dtype)
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{shard} is damaged ({reason}); copy or download it again") from error
+    return tensors

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     initialization,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -30,9 +33,12 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
+from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
 ROPE_TYPES = ("linear", "llama3", "yarn")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# Options of `from_pretrained` that put parts of the weights in different places.
+SPREADING = ("distributed_config", "tp_plan", "tp_size", "offload_folder", "gguf_file")
 
 
 @strict
@@ -291,11 +297,30 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         self.vocabulary = Vocabulary(**config.vocabulary)
         self.model = MmdlmModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.vision = None
+        if config.vision is not None:
+            self.vision = VisionAdapter(VisionConfig.from_dict(config.vision), config.hidden_size)
         self.post_init()
+
+    def see(self, batch: Batch) -> Batch:
+        """The batch with the features of its pictures, computed once, before sampling or the loss.
+
+        Raises ValueError for pictures shown to a model without a vision adapter.
+        """
+        if batch.views is None:
+            return batch
+        if self.vision is None:
+            raise ValueError(
+                f"the batch has {len(batch.views)} pictures to look at, but the model has no "
+                "vision adapter; take one that sees, such as LLaDA-V"
+            )
+        return replace(batch, features=self.vision(batch.views), views=None)
 
     def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
         """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]."""
         embeddings = self.model.embed_tokens(x_t)
+        if batch.views is not None:
+            raise ValueError("the batch has pictures not looked at yet; call see(batch) first")
         if batch.features is not None:
             slots = batch.of(Modality.FEATURE)[..., None]
             embeddings = embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
@@ -350,13 +375,17 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         *args: Any,
         config: PreTrainedConfig | None = None,
         output_loading_info: bool = False,
+        read: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `from_pretrained` for our checkpoints and for those of published families.
 
+        read  told the number of bytes that were read from the files, after each piece
+
         No tensor is ever made up: raises ValueError with the names of tensors that the checkpoint
-        lacks, has beyond the model, or has in another shape; transformers would draw them at random
-        and log a warning. Shards are read one tensor at a time.
+        lacks, has beyond the model, or has in another shape, before weights are read; transformers
+        would draw them at random and log a warning. Memory holds the weights in the dtype that is
+        asked for, and one piece of a file.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder = local_folder(pretrained_model_name_or_path, **hub)
@@ -364,15 +393,22 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if config is None:
             config = read_config(checkpoint.config)
         names = checkpoint_names(checkpoint)
-        model, info = super().from_pretrained(
-            folder,
-            *args,
-            config=config,
-            key_mapping={f"^{re.escape(theirs)}$": ours for theirs, ours in names.items()},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they reach `info` by name
-            **kwargs,
-        )
+        if not _is_quantized(checkpoint):
+            all_names = {name: names.get(name, name) for name in checkpoint.tensors}
+            wanted = cls._wanted(config, all_names.values(), *args)
+            checkpoint.check_fits(wanted, names=all_names)
+        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)  # named in `info`
+        if _is_quantized(checkpoint) or not _streams(kwargs):
+            kwargs["key_mapping"] = {f"^{re.escape(key)}$": ours for key, ours in names.items()}
+            model, info = super().from_pretrained(folder, *args, config=config, **kwargs)
+        else:
+            dtype = _dtype_of(kwargs, config) or checkpoint.dtype
+            kwargs["state_dict"] = {
+                names.get(name, name): tensor.to(dtype, read=read)
+                for name, tensor in checkpoint.tensors.items()
+            }
+            model, info = super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
+            model.name_or_path = model.config.name_or_path = str(folder)
         for what, keys in info.items():
             if keys and what != "error_msgs":
                 listed = ", ".join(sorted(str(key) for key in keys)[:5])
@@ -381,6 +417,20 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
                     "not fit its config.json"
                 )
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _wanted(
+        cls, config: PreTrainedConfig, stored: Collection[str], *args: Any
+    ) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that a model of this config reads from a checkpoint."""
+        with torch.device("meta"):
+            model = cls(config, *args)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        # A tied tensor need not be stored.
+        for name in model.all_tied_weights_keys:
+            if name not in stored:
+                shapes.pop(name, None)
+        return shapes
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
@@ -391,6 +441,31 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         """
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _is_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether the weights were saved quantized; their names and shapes are the library's."""
+    return bool(checkpoint.config.get("quantization_config"))
+
+
+def _streams(options: dict[str, Any]) -> bool:
+    """Whether we read the files; where weights go to several places, transformers does."""
+    if is_deepspeed_zero3_enabled() or any(options.get(name) is not None for name in SPREADING):
+        return False
+    if isinstance(options.get("dtype", options.get("torch_dtype")), dict):
+        return False
+    return isinstance(options.get("device_map"), str | int | torch.device | None) and (
+        options.get("device_map") not in ("auto", "balanced", "balanced_low_0", "sequential")
+    )
+
+
+def _dtype_of(options: dict[str, Any], config: PreTrainedConfig) -> torch.dtype | None:
+    """The dtype that transformers' options ask for, taken from them; None: as stored."""
+    older, newer = options.pop("torch_dtype", None), options.pop("dtype", None)
+    dtype = newer if newer is not None else older
+    if dtype in (None, "auto"):
+        dtype = config.dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -> MmdlmConfig:
