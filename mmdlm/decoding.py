@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from mmdlm.core.sampler import (
+    Ancestral,
+    CatchUp,
     CommitRule,
     Confidence,
     Entropy,
@@ -18,18 +20,33 @@ from mmdlm.core.sampler import (
     LeftToRight,
     Margin,
     Order,
+    PlannedCount,
+    Probability,
     Random,
     Remasking,
     Sampler,
     ScheduledCount,
+    Threshold,
 )
-from mmdlm.core.schedule import Cosine
+from mmdlm.core.schedule import Cosine, Shifted
 from mmdlm.vision.pixels import Fit
 
 GENERATION = "generation.json"  # where a checkpoint carries its own defaults
 
-OrderName = Literal["confidence", "margin", "entropy", "random", "left_to_right"]
-ScheduleName = Literal["linear", "cosine"]
+OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
+DecayName = Literal["linear", "compounding", "none"]
+ScheduleName = Literal[
+    "linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up"
+]
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:
@@ -45,77 +62,136 @@ class Decoding:
     Names stand for classes of `mmdlm.core.sampler`: downloaded weights must not choose imports.
 
     num_inference_steps  denoising steps
-    guidance_scale       classifier-free guidance; 1 is off
+    guidance_scale       classifier-free guidance; 1 is off; several numbers for several branches
     temperature          of the draw of tokens; 0 takes the most likely one
     top_k, top_p         restrict the draw
     order                which tokens are committed first
-    order_temperature    noise in the order "confidence", which makes pictures more varied
-    schedule             how many tokens a step commits: "linear" the same number each, "cosine"
-                         few at first
+    order_temperature    noise in an order by what the model is sure of, which makes pictures more
+                         varied
+    order_decay          of that noise, see `mmdlm.core.sampler.Ranked`
+    schedule             how many tokens a step commits: "linear" the same number each; "cosine" few
+                         at first; "maskgit" as "cosine", counted as published code does (MMaDA,
+                         Lumina-DiMOO); "shifted" few at first or many (LaViDa); "expected" and
+                         "ancestral" a share of what is open (Dream, its "origin"); "catch_up" the
+                         next number of a linear schedule below what is open (Dimple)
+    shift                of "shifted": above 1 few tokens at first, below 1 many
+    threshold            commit every token of at least this probability besides; None: do not
+    threshold_alone      and in such a step only those
     block_length         finish this many tokens before the next are begun; None: all at once
     remask               share of committed tokens that a step may take back; 0 is off
+    suppressed           ids that are never generated
+    postponed, order_after_temperature, whole_vocabulary, mask_drawn: see `Sampler`
     """
 
     num_inference_steps: int
-    guidance_scale: float = 1.0
+    guidance_scale: float | tuple[float, ...] = 1.0
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     order: OrderName = "confidence"
     order_temperature: float = 0.0
+    order_decay: DecayName = "linear"
+    order_after_temperature: bool = False
     schedule: ScheduleName = "linear"
+    shift: float = 3.0
+    threshold: float | None = None
+    threshold_alone: bool = False
     block_length: int | None = None
     remask: float = 0.0
+    suppressed: tuple[int, ...] = ()
+    postponed: tuple[int, ...] = ()
+    whole_vocabulary: bool = False
+    mask_drawn: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("guidance_scale", "suppressed", "postponed"):
+            if isinstance(getattr(self, name), list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("num_inference_steps", "top_k", "block_length"):
             value = getattr(self, name)
             if value is None and name != "num_inference_steps":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("guidance_scale", "temperature", "top_p", "order_temperature", "remask"):
+        for name in ("temperature", "top_p", "order_temperature", "shift", "threshold", "remask"):
             value = getattr(self, name)
-            if value is None and name == "top_p":
+            if value is None and name in ("top_p", "threshold"):
                 continue
-            number = not isinstance(value, bool) and isinstance(value, int | float)
-            if not number or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
-            if value < 0 and name != "guidance_scale":
+            _check_number(name, value)
+            if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value!r}")
+        scales = self.guidance_scale
+        for value in scales if isinstance(scales, tuple) and scales else (scales,):
+            _check_number("guidance_scale", value)
+        for name in ("suppressed", "postponed"):
+            ids = getattr(self, name)
+            if not isinstance(ids, tuple) or not all(_is_whole(i) and i >= 0 for i in ids):
+                raise ValueError(f"{name} must be a list of token ids, got {ids!r}")
+        for name in (
+            "threshold_alone",
+            "order_after_temperature",
+            "whole_vocabulary",
+            "mask_drawn",
+        ):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         _check_choice("order", self.order, OrderName)
+        _check_choice("order_decay", self.order_decay, DecayName)
         _check_choice("schedule", self.schedule, ScheduleName)
-        if self.order_temperature and self.order != "confidence":
+        if self.order_temperature and self.order in ("random", "left_to_right"):
             raise ValueError(
-                f"order_temperature {self.order_temperature} belongs to order 'confidence', "
-                f"not to {self.order!r}; set it to 0"
+                f"order_temperature {self.order_temperature} is noise on what the model is sure "
+                f"of, which order {self.order!r} does not look at; set it to 0"
             )
+        if self.shift != Decoding.shift and self.schedule != "shifted":
+            raise ValueError(
+                f"shift {self.shift} belongs to schedule 'shifted', not to {self.schedule!r}; "
+                "leave it out"
+            )
+        if self.threshold is not None and self.threshold > 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
+        if self.threshold_alone and self.threshold is None:
+            raise ValueError("threshold_alone needs a threshold; give one, or leave it out")
         self.sampler()  # it checks the ranges
 
     def sampler(self, *, suppressed: tuple[int, ...] = ()) -> Sampler:
-        """The sampler that these values describe; ids in `suppressed` are never generated."""
+        """The sampler that these values describe; more ids that are never generated."""
+        noise = (self.order_temperature, self.order_decay)
         orders: dict[OrderName, Order] = {
-            "confidence": Confidence(self.order_temperature),
-            "margin": Margin(),
-            "entropy": Entropy(),
+            "confidence": Confidence(*noise),
+            "probability": Probability(*noise),
+            "margin": Margin(*noise),
+            "entropy": Entropy(*noise),
             "random": Random(),
             "left_to_right": LeftToRight(),
         }
         rules: dict[ScheduleName, CommitRule] = {
             "linear": EvenSplit(),
             "cosine": ScheduledCount(Cosine()),
+            "maskgit": ScheduledCount(Cosine(), least=1, strict=True),
+            "shifted": PlannedCount(Shifted(self.shift)),
+            "expected": Ancestral(),
+            "ancestral": Ancestral(drawn=True),
+            "catch_up": CatchUp(),
         }
+        commit = rules[self.schedule]
+        if self.threshold is not None:
+            commit = Threshold(self.threshold, otherwise=commit, alone=self.threshold_alone)
         return Sampler(
             steps=self.num_inference_steps,
             block_length=self.block_length,
             order=orders[self.order],
-            commit=rules[self.schedule],
+            commit=commit,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             guidance_scale=self.guidance_scale,
             remask=Remasking(self.remask) if self.remask else None,
-            suppressed=suppressed,
+            suppressed=(*self.suppressed, *suppressed),
+            postponed=self.postponed,
+            order_after_temperature=self.order_after_temperature,
+            whole_vocabulary=self.whole_vocabulary,
+            mask_drawn=self.mask_drawn,
         )
 
 
@@ -144,7 +220,7 @@ class Defaults:
     def __post_init__(self) -> None:
         _check_choice("fit", self.fit, Fit)
         tokens = self.max_text_tokens
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 2:
+        if not _is_whole(tokens) or tokens < 2:
             raise ValueError(f"max_text_tokens must be a whole number above 1, got {tokens!r}")
 
     @classmethod

@@ -9,8 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from mmdlm.core.sampler import Confidence, EvenSplit, LeftToRight, Remasking, ScheduledCount
-from mmdlm.core.schedule import Cosine
+from mmdlm.core.sampler import (
+    Ancestral,
+    CatchUp,
+    Confidence,
+    Entropy,
+    EvenSplit,
+    LeftToRight,
+    PlannedCount,
+    Random,
+    Remasking,
+    ScheduledCount,
+    Threshold,
+)
+from mmdlm.core.schedule import Cosine, Shifted
 from mmdlm.decoding import Decoding, Defaults
 
 
@@ -32,6 +44,32 @@ def test_a_decoding_is_a_sampler_in_plain_values() -> None:
     assert rich.remask == Remasking(0.1)
     assert (rich.top_p, rich.block_length, rich.suppressed) == (0.9, 4, (3,))
     assert Decoding(7, order="left_to_right").sampler().order == LeftToRight()
+
+
+def test_decodings_of_published_systems(tmp_path: Path) -> None:
+    """As a checkpoint carries them, and what becomes of them."""
+    dream = {"schedule": "expected", "order": "entropy", "top_p": 0.95, "mask_drawn": True}
+    dream |= {"order_after_temperature": True, "order_temperature": 0.1, "order_decay": "none"}
+    lumina = {"schedule": "maskgit", "guidance_scale": [3.5, 5], "order_decay": "none"}
+    dimple = {"schedule": "catch_up", "threshold": 0.95, "threshold_alone": True, "order": "random"}
+    lavida = {"schedule": "shifted", "shift": 0.5, "suppressed": [3, 4], "postponed": [5]}
+    content = {"infill": dream, "text_to_image": lumina, "caption": dimple, "inpaint": lavida}
+    read = Defaults.from_json(written(tmp_path, content))
+
+    sampler = read.infill.sampler()
+    assert (sampler.order, sampler.commit) == (Entropy(0.1, "none"), Ancestral())
+    assert (sampler.order_after_temperature, sampler.mask_drawn) == (True, True)
+    sampler = read.text_to_image.sampler()
+    assert sampler.order == Confidence(1.0, "none")
+    assert sampler.commit == ScheduledCount(Cosine(), least=1, strict=True)
+    assert sampler.guidance_scale == (3.5, 5)
+    sampler = read.caption.sampler(suppressed=(9,))
+    assert sampler.commit == Threshold(0.95, otherwise=CatchUp(), alone=True)
+    assert (sampler.order, sampler.suppressed) == (Random(), (9,))
+    sampler = read.inpaint.sampler(suppressed=(9,))
+    assert sampler.commit == PlannedCount(Shifted(0.5))
+    assert (sampler.suppressed, sampler.postponed) == ((3, 4, 9), (5,))
+    assert Decoding(3, schedule="ancestral").sampler().commit == Ancestral(drawn=True)
 
 
 def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
@@ -58,7 +96,17 @@ def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
         ({"caption": {"remask": 2}}, "eta must lie in [0, 1], got 2"),
         ({"caption": {"order": "torch.nn.Linear"}}, "'torch.nn.Linear' is not one of 'confidence'"),
         ({"caption": {"order": ["a"]}}, "is not one of 'confidence'"),
-        ({"caption": {"order": "random", "order_temperature": 1}}, "belongs to order 'confidence'"),
+        ({"caption": {"order": "random", "order_temperature": 1}}, "order 'random' does not look"),
+        ({"caption": {"order_decay": "slow"}}, "'slow' is not one of 'linear', 'compounding'"),
+        ({"caption": {"shift": 2}}, "shift 2 belongs to schedule 'shifted', not to 'linear'"),
+        ({"caption": {"shift": 0, "schedule": "shifted"}}, "shift must be above 0, got 0"),
+        ({"caption": {"threshold": 1.5}}, "threshold must lie in [0, 1], got 1.5"),
+        ({"caption": {"threshold_alone": True}}, "threshold_alone needs a threshold"),
+        ({"caption": {"mask_drawn": 1}}, "caption.mask_drawn must be true or false, got 1"),
+        ({"caption": {"suppressed": 3}}, "suppressed must be a list of token ids, got 3"),
+        ({"caption": {"postponed": ["a"]}}, "postponed must be a list of token ids, got ('a',)"),
+        ({"caption": {"guidance_scale": []}}, "guidance_scale must be a finite number, got ()"),
+        ({"caption": {"guidance_scale": [1, "a"]}}, "guidance_scale must be a finite number"),
         ({"caption": {"schedule": "even"}}, "'even' is not one of 'linear', 'cosine'"),
         ({"fit": "squeeze"}, "fit 'squeeze' is not one of 'crop', 'pad', 'stretch'"),
         ({"max_text_tokens": 1}, "max_text_tokens must be a whole number above 1, got 1"),

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from mmdlm.core.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
 from mmdlm.core.sampler import (
+    Ancestral,
     Candidates,
+    CatchUp,
     Confidence,
     Entropy,
     EvenSplit,
     LeftToRight,
     Margin,
+    PlannedCount,
+    Probability,
     Progress,
     Random,
     Remasking,
@@ -25,7 +29,7 @@ from mmdlm.core.sampler import (
     ScheduledCount,
     Threshold,
 )
-from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (
@@ -61,6 +65,14 @@ SAMPLERS = [
     Sampler(steps=30, remask=Remasking(1.0, "rescale"), commit=COSINE, block_length=5),
     Sampler(steps=12, remask=Remasking(0.5, by_confidence=True), noise=UniformNoise()),
     Sampler(steps=12, remask=Remasking(0.5, between=(0.2, 0.6)), commit=Threshold(0.4)),
+    Sampler(steps=6, order=Entropy(0.3, "none"), commit=Ancestral(), temperature=1.0),
+    Sampler(steps=9, order=Random(), commit=Ancestral(drawn=True), block_length=4, temperature=1.0),
+    Sampler(steps=9, order=Probability(0.1), commit=PlannedCount(Shifted(0.3)), block_length=4),
+    Sampler(steps=5, commit=Threshold(0.6, otherwise=CatchUp(), alone=True), temperature=1.0),
+    Sampler(steps=9, commit=ScheduledCount(Cosine(), least=1, strict=True), temperature=1.0),
+    Sampler(
+        steps=6, temperature=0.7, top_k=4, top_p=0.8, order_after_temperature=True, postponed=(1, 2)
+    ),
 ]
 
 
@@ -124,7 +136,11 @@ def test_trajectory_ends_where_the_call_does(sampler: Sampler):
             assert torch.equal(before.ids[kept], after.ids[kept])
 
 
-@pytest.mark.parametrize("commit", [EvenSplit(), COSINE], ids=str)
+@pytest.mark.parametrize(
+    "commit",
+    [EvenSplit(), COSINE, Ancestral(), PlannedCount(Shifted()), Threshold(0.5, CatchUp(), True)],
+    ids=str,
+)
 @pytest.mark.parametrize("block_length", [None, 3])
 def test_rows_are_sampled_as_if_alone(commit, block_length):
     """Ragged rows: each goes through its own blocks at its own pace."""
@@ -314,9 +330,21 @@ def test_noise_of_confidence_decays():
     published = [0.933, 0.809, 0.647, 0.475]
     assert [scale("compounding", i) for i in range(4)] == pytest.approx(published, rel=0.03)
     assert scale("compounding", 14) == 0
+    assert [scale("none", i) for i in (0, 14)] == pytest.approx([1.0, 1.0], rel=0.03)
 
 
-@pytest.mark.parametrize("rule", [EvenSplit(), COSINE, ScheduledCount(Linear()), Threshold(2.0)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        EvenSplit(),
+        COSINE,
+        ScheduledCount(Linear()),
+        PlannedCount(Shifted()),
+        Threshold(2.0),
+        Threshold(2.0, otherwise=CatchUp()),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("size, steps", [(7, 3), (3, 7), (1, 1), (64, 18)])
 def test_rules_plan_to_fill_the_block(rule, size: int, steps: int):
     left = [
@@ -384,6 +412,31 @@ def test_suppressed_ids_are_never_drawn():
     assert (found[[0, 1, 2, 4]] > 0).all()
     order = Sampler(steps=2, suppressed=(3,), order=Entropy())  # -inf in an entropy
     assert order(Factorised(logits.expand(4, -1)), free_text(4), generator=rng()).ids.max() < TEXT
+
+
+def test_a_text_may_take_ids_of_the_whole_vocabulary():
+    logits = torch.zeros(5, VOCABULARY.size)
+    logits[:, VOCABULARY.image[0]] = 9.0
+    logits[:, VOCABULARY.mask_id] = 20.0  # still not drawn
+    whole = Sampler(steps=2, whole_vocabulary=True)
+    ids = whole(Factorised(logits), free_text(4), generator=rng()).ids
+    assert (ids == VOCABULARY.image[0]).all()
+    picture = collate([document(0, 3)], VOCABULARY)  # codes stay codes
+    assert in_range(whole(Factorised(-logits), picture, generator=rng()).ids, picture)
+
+
+@pytest.mark.parametrize("commit", [EvenSplit(), Ancestral()], ids=str)
+def test_a_mask_that_is_drawn_stays_open(commit):
+    """It may still be there in the end; a plan of counts does not wait for it."""
+    logits = torch.zeros(5, VOCABULARY.size)
+    logits[:, 2] = torch.arange(5) / 10 + 5
+    logits[3, VOCABULARY.mask_id] = 5.9  # the likeliest there, though the least sure of all
+    sampler = Sampler(steps=5, commit=commit, whole_vocabulary=True, mask_drawn=True)
+    out = sampler(Factorised(logits), free_text(5), generator=rng())
+    assert out.ids.tolist() == [[2, 2, 2, VOCABULARY.mask_id, 2]]
+    assert out.steps[0, 3] == -1
+    for state in sampler.trajectory(Factorised(logits), free_text(5), generator=rng()):
+        assert not bool(state.committed[0, 3])
 
 
 def test_a_mask_id_inside_the_text_range_is_never_drawn():
