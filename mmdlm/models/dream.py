@@ -44,7 +44,9 @@ class Dream(Family):
         )
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
-        refuse_to_write(ours, "Dream", {"attention_bias": True, "shift": True, "qk_norm": False})
+        refuse_to_write(
+            ours, "Dream", {"attention_bias": True, "shift": True, "qk_norm": False, "vision": None}
+        )
         words = ours["vocabulary"]
         return {
             **LAYOUT,

@@ -7,12 +7,22 @@ from typing import Any
 
 from mmdlm.models.dream import Dream
 from mmdlm.models.family import Family, Json
+from mmdlm.models.lavida import LavidaDream, LavidaLlada
 from mmdlm.models.llada import Llada
+from mmdlm.models.llada_v import LladaV
 from mmdlm.models.lumina import LuminaDimoo
 from mmdlm.models.mmada import Mmada
 
 # The first one that matches is taken: those with a mark of their own stand first.
-FAMILIES: tuple[Family, ...] = (LuminaDimoo(), Mmada(), Llada(), Dream())
+FAMILIES: tuple[Family, ...] = (
+    LuminaDimoo(),
+    Mmada(),
+    LavidaLlada(),
+    LavidaDream(),
+    Llada(),
+    LladaV(),
+    Dream(),
+)
 
 MODEL_TYPES = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
 

@@ -90,7 +90,7 @@ OLMO_NAMES = WeightMap(
 # What LLaVA and its descendants call the parts that see.
 LLAVA_NAMES = WeightMap(
     (
-        ("model.vision_tower.vision_tower.{rest}", "vision.tower.{rest}"),
+        ("model.vision_tower.vision_tower.vision_model.{rest}", "vision.tower.{rest}"),
         ("model.mm_projector.{rest}", "vision.projector.{rest}"),
         ("model.image_newline", "vision.newline"),
     )

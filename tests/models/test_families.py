@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from mmdlm.convert import convert
-from mmdlm.core.sequence import Sequence, collate, pack, text_segment
+from mmdlm.core.sequence import Sequence, collate, pack, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.families import FAMILIES, family_named, family_of
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
@@ -46,6 +47,24 @@ LLAMA = {
     "vocab_size": 64,
     "hidden_act": "silu",
 }
+SEEING = {
+    "mm_vision_tower": "google/siglip-so400m-patch14-384",
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 42,
+        "patch_size": 14,
+    },
+    "mm_hidden_size": 16,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": -2,
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_aspect_ratio": "anyres_max_4",
+    "image_grid_pinpoints": "(1x1),...,(3x3)",
+}
+PINPOINTS = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[42, 84], [84, 42], [84, 84]]}
 # One config a family, as it is published but for the sizes; heads share keys and values in all.
 CONFIGS: dict[str, dict[str, Any]] = {
     "llada": OLMO | {"architectures": ["LLaDAModelLM"]},
@@ -56,7 +75,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"architectures": ["LLaDAForMultiModalGeneration"], "codebook_size": 16}
     | {"mask_token_id": 40, "eos_token_id": 39, "pad_token_id": 39},
     "dream": LLAMA | {"model_type": "Dream", "mask_token_id": 62, "pad_token_id": 61},
+    "llada_v": LLAMA | SEEING | {"model_type": "llava_llada"},
+    "lavida_llada": OLMO | SEEING | PINPOINTS | {"model_type": "llava_llada"},
+    "lavida_dream": LLAMA | SEEING | PINPOINTS | {"model_type": "llava_dream", "mask_token_id": 62},
 }
+SEES = ("llada_v", "lavida_llada", "lavida_dream")
 
 
 @pytest.fixture(params=CONFIGS)
@@ -174,6 +197,53 @@ def test_shards_are_converted_one_by_one(tmp_path: Path) -> None:
     again = AutoModel.from_pretrained(tmp_path / "theirs")
     ids = torch.arange(12)[None]
     assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", SEES)
+def test_pictures_beside_others_are_seen_as_alone(name: str) -> None:
+    torch.manual_seed(1)
+    model = MmdlmForMaskedDiffusion(read_config(CONFIGS[name])).eval()
+    assert model.vision is not None
+    vocabulary = model.vocabulary
+    noise = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8, generator=torch.manual_seed(2))
+    whole = Image.fromarray(noise.numpy())
+    pictures = model.vision.config.tiling.views([whole]) + model.vision.config.tiling.views(
+        [whole.rotate(90, expand=True)]
+    )
+    documents = [
+        Sequence(
+            (text_segment([1, 2]), picture_segment(one, vocabulary), text_segment([3], target=True))
+        )
+        for one in pictures
+    ]
+    assert len(documents[0]) != 3
+    with torch.no_grad():
+        alone = []
+        for one in documents:
+            batch = model.see(collate([one], vocabulary))
+            alone.append(model.hidden(batch.ids, batch)[0])
+        batch = model.see(collate(documents, vocabulary, length=max(map(len, documents)) + 3))
+        hidden = model.hidden(batch.ids, batch)
+        for row, one in zip(hidden, alone, strict=True):
+            torch.testing.assert_close(row[: len(one)], one, atol=1e-5, rtol=0)
+
+
+def test_pictures_are_asked_for_where_they_count() -> None:
+    blind = MmdlmForMaskedDiffusion(read_config(CONFIGS["llada"]))
+    seeing = MmdlmForMaskedDiffusion(read_config(CONFIGS["llada_v"]))
+    assert seeing.vision is not None
+    views = seeing.vision.config.tiling.views([Image.new("RGB", (50, 50))])
+    document = Sequence((picture_segment(views[0], seeing.vocabulary),))
+    batch = collate([document], seeing.vocabulary)
+    with pytest.raises(ValueError, match="1 pictures to look at, but the model has no vision"):
+        blind.see(batch)
+    with pytest.raises(ValueError, match=r"call see\(batch\) first"):
+        seeing.hidden(batch.ids, batch)
+
+
+def test_the_language_model_of_llada_v_has_llada_s_model_type() -> None:
+    assert family_of(LLAMA | {"model_type": "llada"}).name == "llada_v"
+    assert read_config(LLAMA | {"model_type": "llada"}).vision is None
 
 
 def test_image_ids_begin_where_the_tokenizer_ends() -> None:

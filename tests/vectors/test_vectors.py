@@ -36,12 +36,14 @@ from mmdlm.core.sequence import (
     Sequence,
     collate,
     pack,
+    picture_segment,
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.pixels import open_image
 
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")
@@ -226,12 +228,44 @@ def check_dream(folder: Path) -> None:
         assert torch.equal(sampler(model, batch, generator=generator()).ids, expected[name]), name
 
 
+def check_llada_v(folder: Path) -> None:
+    """Crops to the level, what the tower and the adapter make of them, and the logits around."""
+    model, expected, settings = published(folder)
+    assert model.vision is not None
+    vocabulary = model.vocabulary
+    (views,) = model.vision.config.tiling.views([open_image(folder / "image.png")])
+    assert torch.equal(views.crops, expected["pixel_values_u8"])
+    assert views.slots == settings["n_image_tokens"]
+    (row,) = expected["input_ids"]
+    (place,) = (row == settings["image_token_index"]).nonzero()[0].tolist()
+    document = Sequence(
+        (
+            text_segment(row[:place]),
+            picture_segment(views, vocabulary),
+            text_segment(row[place + 1 :]),
+        )
+    )
+    with torch.no_grad():
+        (seen,) = model.vision.look([views])
+        tower = expected["tower_features_crop0"]
+        torch.testing.assert_close(seen.crops[0], tower, atol=1e-3, rtol=0)
+        batch = model.see(collate([document], vocabulary))
+        torch.testing.assert_close(batch.features, expected["image_embeds"], atol=1e-3, rtol=0)
+        hidden = model.hidden(batch.ids, batch)
+        logits = model.logits_at(hidden, torch.ones_like(batch.target))
+    first, last = expected["logits_first8"], expected["logits_last10"]
+    torch.testing.assert_close(logits[: len(first)], first, atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits[-len(last) :], last, atol=1e-3, rtol=0)
+    check_neighbours_change_nothing(model, row[row >= 0].repeat(2, 1))
+
+
 # What to check per family: the `_class_name` or `model_type` of a config.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "MAGVITv2": check_magvit2,
     "llada": check_llada,
     "mmada": check_mmada,
     "Dream": check_dream,
+    "llava_llada": check_llada_v,
 }
 
 
