@@ -187,6 +187,8 @@ def infill(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """A checkpoint -> the same weights in another format; its folder on stdout."""
     from mmdlm import convert as formats
+    from mmdlm.loading import find_checkpoint
+    from mmdlm.models.conversion import convert_to_diffusion
 
     start = options.start
     if len(options.folders) != (1 if start else 2):
@@ -196,8 +198,12 @@ def convert(options: argparse.Namespace) -> None:
     if start:
         if options.to is not None:
             raise ValueError(f"--to {options.to} does not go with --from, which writes our format")
-        shards = formats.into_diffusion(
-            start, out, mask_token=options.mask_token, shift=not options.no_shift
+        shards = convert_to_diffusion(
+            find_checkpoint(start),
+            out,
+            mask_token=options.mask_token,
+            shift=not options.no_shift,
+            image_codes=options.image_codes,
         )
     else:
         shards = formats.convert(options.folders[0], out, to=options.to or formats.OURS)
@@ -311,6 +317,13 @@ def _parser() -> argparse.ArgumentParser:
         "--no-shift",
         action="store_true",
         help="with --from: do not keep the autoregressive shift by one token, as Dream does",
+    )
+    command.add_argument(
+        "--image-codes",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="with --from: append the ids of an image tokenizer of N codes",
     )
     return parser
 

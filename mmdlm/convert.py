@@ -99,9 +99,3 @@ def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
         else:
             shutil.copy2(path, out / path.name)
 
-
-def into_diffusion(
-    source: str | PathLike[str], out: str | PathLike[str], *, mask_token: str, shift: bool
-) -> Iterator[tuple[int, int]]:
-    """An autoregressive model or an encoder -> a denoiser: see `models.conversion`."""
-    raise NotImplementedError
