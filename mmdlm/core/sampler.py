@@ -55,8 +55,8 @@ class Progress:
 class Candidates:
     """The M open positions of one modality and the token drawn for each.
 
-    logits    [M, R] float32, guided, before temperature, top-k and top-p unless the sampler's
-              `order_after_temperature` is set
+    logits    [M, R] float32, guided, without postponed ids, and before temperature, top-k and top-p
+              unless the sampler's `order_after_temperature` is set
     log_prob  [M] log softmax(logits) of the drawn token
     column    [M] place in the row
     step      [M] as in `Progress`
@@ -239,9 +239,8 @@ class ScheduledCount(CommitRule):
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         t = 1 - (progress.step + 1).double() / progress.steps
         expected = progress.size * self.schedule.p_mask(t)
-        return (
-            (expected.ceil() - 1 if self.strict else expected.floor()).long().clamp_min(self.least)
-        )
+        left = expected.ceil() - 1 if self.strict else expected.floor()
+        return left.long().clamp_min(self.least)
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ class PlannedCount(CommitRule):
             sum(_planned_counts(self.schedule, size, steps)[step + 1 :])
             for size, steps, step in rows
         ]
-        return torch.tensor(left, device=progress.size.device)
+        return torch.tensor(left, device=progress.size.device, dtype=torch.int64)
 
 
 @lru_cache(maxsize=256)
@@ -303,7 +302,7 @@ class Ancestral(CommitRule):
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         t = 1 - progress.step.double() / progress.steps
         s = 1 - (progress.step + 1).double() / progress.steps
-        # Single precision, as published: products next to an integer are rounded as there.
+        # Single precision, as published, so that a product next to an integer is rounded as there.
         p_t, p_s = self.schedule.p_mask(t).float(), self.schedule.p_mask(s).float()
         share, open_ = (1 - p_s / p_t).clamp(0, 1), progress.open.float()
         if self.drawn:
