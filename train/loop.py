@@ -46,6 +46,10 @@ class Stage(nn.Module, ABC):
 
     coefficients: Mapping[str, float]  # weight of each loss term
 
+    def begin(self, step: int) -> None:
+        """Told the 0-based step that comes next, before its noise is drawn."""
+        return
+
     @abstractmethod
     def draw(self, batch: Any, *, generator: torch.Generator) -> Any:
         """All randomness of the step; no gradient."""
@@ -247,6 +251,7 @@ def _step(
     step: int,
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
     """One optimizer step; gives each term's (sum on this process, count over all) and the norm."""
+    stage.begin(step)
     batches, noises, counts = [], [], dict.fromkeys(stage.coefficients, torch.zeros(()))
     for index, batch in enumerate(micro):
         batch = batch.to(accelerator.device, non_blocking=True)

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipelines.command_line import run
 from data_pipelines.loader import build_loader
@@ -23,8 +24,10 @@ from mmdlm.core.objective import Objective
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.decoding import GENERATION, Defaults
+from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from train.annealing import AttentionAnnealing
 from train.checkpoint import replace_folder
 from train.loop import FitSettings, Stage, fit, launched
 from train.samples import SampleSheet
@@ -76,37 +79,56 @@ class Coefficients:
     image: float = 1.0
 
 
+@dataclass(frozen=True)
+class Noise:
+    """What is drawn for a batch: its corruption, and how far to the right each row sees."""
+
+    corruption: Corruption
+    ahead: Tensor | None
+
+
 class DenoisingStage(Stage):
     """A batch is corrupted, denoised, and scored by an objective."""
 
-    _no_split_modules = MmdlmForMaskedDiffusion._no_split_modules  # what accelerate shards apart
-
     def __init__(
         self,
-        denoiser: MmdlmForMaskedDiffusion,
+        denoiser: PretrainedDenoiser,
         objective: Objective,
         coefficients: Coefficients,
+        *,
+        annealing: AttentionAnnealing | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser, self.objective = denoiser, objective
+        self.denoiser, self.objective, self.annealing = denoiser, objective, annealing
         self.coefficients = asdict(coefficients)
+        self.step = 0
+        self._no_split_modules = denoiser._no_split_modules  # what accelerate shards apart
 
-    def draw(self, batch: Batch, *, generator: torch.Generator) -> Corruption:
-        """Times and noise."""
-        return self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
+    def begin(self, step: int) -> None:
+        """Where annealing is."""
+        self.step = step
 
-    def counts(self, batch: Batch, noise: Corruption) -> dict[str, Tensor]:
+    def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
+        """Times and noise, then what annealing draws."""
+        corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
+        if self.annealing is None:
+            return Noise(corruption, None)
+        return Noise(corruption, self.annealing.ahead(batch, self.step, generator=generator))
+
+    def counts(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """As the objective's normalisers say."""
-        return self.objective.counts(batch, noise)
+        return self.objective.counts(batch, noise.corruption)
 
-    def forward(self, batch: Batch, noise: Corruption) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Loss sums by modality."""
-        return self.objective.terms(self.denoiser, batch, noise).sums
+        batch = replace(batch, ahead=noise.ahead)
+        return self.objective.terms(self.denoiser, batch, noise.corruption).sums
 
     def compile_layers(self) -> None:
         """One compiled layer serves the whole depth."""
-        for layer in self.denoiser.model.layers:
-            layer.compile()
+        for module in self.denoiser.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile()
 
 
 def main(
@@ -119,6 +141,7 @@ def main(
     start_from: Path | None = None,
     model: Shape = Shape(),
     coefficients: Coefficients = Coefficients(),
+    annealing: AttentionAnnealing | None = None,
     fit_settings: FitSettings = FitSettings(),
     prompts: list[str] | None = None,
     decoding: Defaults | None = None,
@@ -134,9 +157,12 @@ def main(
         text_tokenizer: Folder of a transformers tokenizer with an end-of-text token.
         objective: Forward process, losses and times.
         image_tokenizer: Folder of the tokenizer that made the codes; none for text alone.
-        start_from: Checkpoint to start from, in place of `model` and random weights.
+        start_from: Checkpoint to start from, in place of `model` and random weights; ours, of a
+            published family, or what `mmdlm convert` made of an autoregressive model or an encoder.
         model: Shape of a new Transformer.
         coefficients: Weight of each modality.
+        annealing: How attention turns from causal to bidirectional, for weights of an
+            autoregressive model; by default it is bidirectional at once.
         fit_settings: Steps, optimizer, checkpoints.
         prompts: What to draw (and caption back) on every sample sheet.
         decoding: Steps, guidance and temperatures that the final weights carry; by default they
@@ -176,7 +202,7 @@ def main(
     sheet = None
     if pictures is not None and prompts:
         sheet = SampleSheet(denoiser, words, pictures, prompts, out / "samples")
-    stage = DenoisingStage(denoiser, objective, coefficients)
+    stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing)
     trained = fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
     if state.is_main_process:
         weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
@@ -186,7 +212,7 @@ def main(
 
 
 def save(
-    denoiser: MmdlmForMaskedDiffusion,
+    denoiser: PretrainedDenoiser,
     weights: dict[str, Tensor],
     words: PreTrainedTokenizerFast,
     image_tokenizer: Path | None,
@@ -216,21 +242,19 @@ def _denoiser(
     pictures: ImageTokenizer | None,
     seed: int,
     attention: str,
-) -> MmdlmForMaskedDiffusion:
+) -> PretrainedDenoiser:
     codes = pictures.codebook_size if pictures is not None else 0
     if start_from is not None:
         if not (start_from / "config.json").is_file():
             raise ValueError(f"start_from {start_from}: no config.json there; correct the path")
         # float32 whatever was stored: small steps would be lost in half precision
-        denoiser = MmdlmForMaskedDiffusion.from_pretrained(
-            start_from, attn_implementation=attention, dtype=torch.float32
-        )
+        denoiser = load_denoiser(start_from, attn_implementation=attention, dtype=torch.float32)
         known = denoiser.vocabulary
-        if (len(words), words.eos_token_id, codes) != (
-            known.text[1] - known.text[0],
-            known.eos_id - known.text[0],
-            known.image_codes,
-        ):
+        given = (len(words), words.eos_token_id, codes)
+        size = known.text[1] - known.text[0]
+        if known.text[0] <= known.mask_id < known.text[1]:
+            size = min(size, len(words))  # published embeddings have rows to spare
+        if given != (size, known.eos_id - known.text[0], known.image_codes):
             raise ValueError(
                 f"{start_from} has another vocabulary, {known}, than the tokenizers given, with "
                 f"{len(words)} text ids, end of text {words.eos_token_id} and {codes} image codes; "
