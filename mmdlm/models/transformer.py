@@ -341,6 +341,9 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
         """[B, L, D] at M marked positions [B, L] -> [M, V], or [M, stop - start] of `ids`."""
+        if type(self.lm_head) is not nn.Linear:  # an adapter or a quantizer has put its own there
+            logits = self.lm_head(hidden[positions])
+            return logits if ids is None else logits[:, slice(*ids)]
         weight = self.lm_head.weight if ids is None else self.lm_head.weight[slice(*ids)]
         return F.linear(hidden[positions], weight)
 
