@@ -1,1 +1,13 @@
-"""The Transformer, and one file per published family."""
+"""The Transformer, and one file per published family.
+
+Importing it tells transformers' Auto classes about all of them, so that no remote code is needed:
+
+>>> import mmdlm.models
+>>> from transformers import AutoModel
+>>> model = AutoModel.from_pretrained("GSAI-ML/LLaDA-8B-Instruct", dtype="auto")
+"""
+
+from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+
+__all__ = ["MmdlmConfig", "MmdlmEncoder", "MmdlmEncoderConfig", "MmdlmForMaskedDiffusion"]
