@@ -110,15 +110,36 @@ class ImageText(ToSequence):
     ) -> Tensor:
         """The text of a sample -> [text_slots] ids, closed and filled up by eos."""
         text = field_text(sample, self.text, generator=generator)
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) >= self.text_slots:
-            if not self.cut_long_text:
-                raise ValueError(
-                    f"its text needs {len(ids)} tokens and eos but text_slots is {self.text_slots} "
-                    f"({text[:60]!r}); raise text_slots or set cut_long_text"
-                )
-            ids = ids[: self.text_slots]
-        return torch.tensor([*ids, *[vocabulary.eos_id] * (self.text_slots - len(ids))])
+        return slots_of(
+            text,
+            self.text_slots,
+            vocabulary=vocabulary,
+            tokenizer=tokenizer,
+            cut_long_text=self.cut_long_text,
+        )
+
+
+def slots_of(
+    text: str,
+    text_slots: int,
+    *,
+    vocabulary: Vocabulary,
+    tokenizer: TextTokenizer,
+    cut_long_text: bool,
+) -> Tensor:
+    """A text -> [text_slots] ids, closed and filled up by eos.
+
+    Raises ValueError for a text that needs more, unless it may be cut.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) >= text_slots:
+        if not cut_long_text:
+            raise ValueError(
+                f"its text needs {len(ids)} tokens and eos but text_slots is {text_slots} "
+                f"({text[:60]!r}); raise text_slots or set cut_long_text"
+            )
+        ids = ids[:text_slots]
+    return torch.tensor([*ids, *[vocabulary.eos_id] * (text_slots - len(ids))])
 
 
 def masked_context(segment: Segment, vocabulary: Vocabulary) -> Segment:

@@ -122,9 +122,14 @@ def field_image(sample: Sample) -> Image.Image:
     """The picture of a sample, RGB; ValueError where there is none."""
     for extension in PICTURES:
         if extension in sample:
-            with Image.open(io.BytesIO(sample[extension])) as image:
-                return to_rgb(image)
+            return decode_image(sample[extension])
     raise ValueError(f"no picture among its fields ({', '.join(field_names(sample))})")
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """A picture file -> RGB; one of BROKEN_CONTENT where it is damaged."""
+    with Image.open(io.BytesIO(data)) as image:
+        return to_rgb(image)
 
 
 def field_names(sample: Sample) -> list[str]:
