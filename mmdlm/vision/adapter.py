@@ -15,7 +15,7 @@ from mmdlm.vision.crops import CropViews
 from mmdlm.vision.pooling import Pooling
 from mmdlm.vision.projector import build_projector
 from mmdlm.vision.tiling import Anyres, Natural, Square, Tiling
-from mmdlm.vision.tower import Layer, OpenClipTower, Tower, build_tower
+from mmdlm.vision.tower import Layer, NaflexTower, Tower, build_tower
 
 LIBRARIES = ("transformers", "open_clip")
 
@@ -94,9 +94,7 @@ class VisionConfig:
 class VisionAdapter(nn.Module):
     """Tower, pooling, projector and newline: what a language model sees with.
 
-    Freeze a part by `requires_grad_(False)` on it; a frozen tower keeps no activations. Parameters
-    of the tower that have no part in the features are frozen from the start (a closing LayerNorm
-    behind the selected layer, say), so that no parallel wrapper waits for their gradients.
+    Freeze a part by `requires_grad_(False)` on it; a frozen tower keeps no activations.
 
     width           of the language model
     crops_per_pass  crops that go through the tower at a time; None: all of them
@@ -117,8 +115,7 @@ class VisionAdapter(nn.Module):
         self.register_parameter("newline", newline)
         self.newline: nn.Parameter | None
         self._check_tiling(config.tiling)
-        for parameter in self.tower.idle_parameters():
-            parameter.requires_grad_(False)
+        self.freeze_idle()
 
     def forward(self, views: Sequence[Views]) -> Tensor:
         """Pictures -> the features of their slots [F, D], picture after picture.
@@ -161,6 +158,15 @@ class VisionAdapter(nn.Module):
             picture if picture.seen else replace(picture, crops=done[id(picture.crops)])
             for picture in pictures
         )
+
+    def freeze_idle(self) -> None:
+        """Freeze what of the tower has no part in the features, as every new adapter does.
+
+        A closing LayerNorm behind the selected layer, say; parallel wrappers would wait for its
+        gradient. Call it after weights were loaded by new parameters (`from_pretrained`).
+        """
+        for parameter in self.tower.idle_parameters():
+            parameter.requires_grad_(False)
 
     def _features(self, crops: list[Tensor]) -> list[Tensor]:
         """Crops [3, H, W] -> features [P, D_tower] of each.
@@ -228,8 +234,11 @@ class VisionAdapter(nn.Module):
                     f"{grid[0]}x{grid[1]} patches in {tiling.size}x{tiling.size} pixels"
                 )
         elif isinstance(tiling, Natural):
-            if isinstance(self.tower, OpenClipTower):
-                raise ValueError("vision config: natural tiling needs a SigLIP 2 NaFlex tower")
+            if not isinstance(self.tower, NaflexTower):
+                raise ValueError(
+                    "vision config: natural tiling needs a tower of model_type "
+                    "siglip2_vision_model; take square or anyres"
+                )
             self.tower.grid(tiling.patch, tiling.patch)
 
 

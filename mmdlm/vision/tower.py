@@ -299,7 +299,8 @@ def _open_clip_model(config: Mapping[str, Any]) -> nn.Module:
                 "vision_cfg and quick_gelu"
             )
     try:
-        cfg = {**options["vision_cfg"], "timm_model_pretrained": False}
+        # features of all patches, in training too; and no download
+        cfg = {**options["vision_cfg"], "patch_dropout": 0.0, "timm_model_pretrained": False}
         return model._build_vision_tower(
             options["embed_dim"], cfg, quick_gelu=options.get("quick_gelu", False)
         )

@@ -1,0 +1,19 @@
+"""What stands for codes that are still masked: tiles with a gap between them."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageDraw
+
+TILE, GAP = (216, 213, 208), (236, 234, 230)
+
+
+def tiled(picture: Image.Image, still_open: list[bool], cell: int) -> Image.Image:
+    """The picture with a tile over each cell that is still open (raster order)."""
+    pen = ImageDraw.Draw(picture)
+    columns, gap = picture.width // cell, max(1, cell // 8)
+    for k in (k for k, covered in enumerate(still_open) if covered):
+        x, y = k % columns * cell, k // columns * cell
+        pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=GAP)
+        if cell > 2 * gap:
+            pen.rectangle((x + gap, y + gap, x + cell - 1 - gap, y + cell - 1 - gap), fill=TILE)
+    return picture
