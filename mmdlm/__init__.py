@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,10 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    quantization: Any = None,
+    adapter: str | PathLike[str] | None = None,
+    merge_adapter: bool = False,
+    image_tokenizer: str | PathLike[str] | None = None,
 ) -> Model:
     """Load a model: see `mmdlm.loading.load`, which this is, imported at the first call.
 
@@ -31,4 +35,12 @@ def load(
     """
     from mmdlm.loading import load as load_model
 
-    return load_model(name_or_path, device=device, dtype=dtype)
+    return load_model(
+        name_or_path,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        adapter=adapter,
+        merge_adapter=merge_adapter,
+        image_tokenizer=image_tokenizer,
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,17 +17,25 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerFast
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.generate import Model
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.checkpoint import Checkpoint
+from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.families import family_named
+from mmdlm.models.lora import Lora
+from mmdlm.models.quantization import quantization_config
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # never code
+LARGE = 10**9  # parameters, from which on the dtype that is stored is kept; bytes to show a bar for
 
 
 def load(
@@ -31,42 +43,59 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    quantization: Any = None,
+    adapter: str | PathLike[str] | None = None,
+    merge_adapter: bool = False,
+    image_tokenizer: str | PathLike[str] | None = None,
 ) -> Model:
     """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
 
-    device  default: a CUDA GPU where there is one, else the CPU
-    dtype   of the denoiser's computation; default: float32, however the weights are stored
+    device           default: a CUDA GPU where there is one, else the CPU
+    dtype            of the denoiser's computation; default: that of the weights for a published
+                     model and for more than a billion parameters, else float32
+    quantization     "4bit" or "8bit" (bitsandbytes), "int8", "int4" or "float8" (torchao), or a
+                     quantization config of transformers; the head and a vision tower keep `dtype`
+    adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
+                     those that the model was published with
+    merge_adapter    add the adapter to the weights, instead of computing it beside them
+    image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER), where the model's folder
+                     has none; default: the one that the family is published with
 
-    The folder holds config.json, model.safetensors (or its shards), tokenizer.json and
-    tokenizer_config.json, image_tokenizer/ unless the model knows text alone, and at will
-    generation.json (see `mmdlm.decoding.Defaults`).
+    The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
+    tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
+    pictures, and at will generation.json (see `mmdlm.decoding.Defaults`). Code in it is never run.
 
     Raises ValueError when it is not found, a file is missing or damaged, a tensor is missing,
-    unexpected or misshapen, or the tokenizers do not fit the vocabulary.
+    unexpected or misshapen, the tokenizers or the adapter do not fit, or a package is missing.
     """
+    if merge_adapter and adapter is None:
+        raise ValueError("merge_adapter=True has no adapter to merge; name one: adapter=FOLDER")
     folder = find_checkpoint(name_or_path)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    config = _read_config(folder)
-    weights = ("model.safetensors", "model.safetensors.index.json")
-    if not any((folder / name).is_file() for name in weights):
-        raise ValueError(f"{folder / weights[0]} is missing; copy or download the folder again")
+    checkpoint = Checkpoint.open(folder)
     defaults = Defaults.from_json(folder / GENERATION)
     text_tokenizer = load_text_tokenizer(folder)
-    with _quiet_transformers():
-        denoiser = _reading(
-            folder / weights[0],
-            lambda: MmdlmForMaskedDiffusion.from_pretrained(
-                folder, config=config, dtype=dtype or torch.float32
-            ),
-        )
-    image_tokenizer = None
-    if denoiser.vocabulary.image_codes:
-        image_tokenizer = load_image_tokenizer(folder / "image_tokenizer").to(where)
+    config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
+    vocabulary = Vocabulary(**config.vocabulary)
+    try:
+        _check_mask_token(text_tokenizer, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    lora = None if adapter is None else Lora.open(_find(adapter, "adapter"))
+    denoiser = _load_denoiser(
+        checkpoint, config, dtype or _default_dtype(checkpoint, config), where, quantization
+    )
+    if lora is not None:
+        lora.onto(denoiser, merge=merge_adapter)
+    pictures = None
+    if vocabulary.image_codes:
+        pictures = load_image_tokenizer(_find_image_tokenizer(folder, config, image_tokenizer))
+        pictures = pictures.to(where)
     try:
         return Model(
-            denoiser=denoiser.to(where).eval(),
+            denoiser=denoiser.eval(),
             text_tokenizer=text_tokenizer,
-            image_tokenizer=image_tokenizer,
+            image_tokenizer=pictures,
             text_slots=config.text_slots,
             max_length=config.max_position_embeddings,
             defaults=defaults,
@@ -94,55 +123,188 @@ def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
     if not HUB_NAME.fullmatch(name):
         raise ValueError(f"no model {name!r}; {choice}")
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
-        reason = _one_line(error).split(". ")[0]
         raise ValueError(
-            f"no folder {name!r}, and the Hugging Face Hub does not give it ({reason}); {choice}"
+            f"no folder {name!r}, and the Hugging Face Hub does not give it ({_reason(error)}); "
+            f"{choice}"
         ) from error
-
-
-def _read_config(folder: Path) -> MmdlmConfig:
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is missing; the folder of a model holds config.json, model.safetensors, "
-            "tokenizer.json and image_tokenizer/"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
-    family = content.get("model_type") if isinstance(content, dict) else None
-    if family != MmdlmConfig.model_type:
-        raise ValueError(
-            f"{path} describes a model of type {family!r}; {MmdlmConfig.model_type!r} is needed"
-        )
-    if not isinstance(content.get("vocabulary"), dict):
-        raise ValueError(f"{path}: vocabulary is missing; mend it or download it again")
-    try:
-        Vocabulary(**content["vocabulary"])
-        return MmdlmConfig.from_dict(content)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        reason = _one_line(error).replace("Vocabulary.__init__()", "vocabulary")
-        raise ValueError(f"{path}: {reason}; mend it or download it again") from error
 
 
 def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing; copy or download the folder again")
+    """The text tokenizer in the folder of a model; code that lies there is not run.
+
+    Raises ValueError that names the file which is missing or damaged.
+    """
+    pieces = [folder / name for name in ("vocab.json", "merges.txt")]
+    fast = folder / "tokenizer.json"
+    # Those without tokenizer.json are Dream's, whose class is a copy of Qwen2's.
+    kind = PreTrainedTokenizerFast if fast.is_file() else Qwen2Tokenizer
+    if not fast.is_file() and not all(path.is_file() for path in pieces):
+        raise ValueError(
+            f"{fast} is missing, and there are no vocab.json and merges.txt in its place; copy or "
+            "download the text tokenizer (AutoModel.from_pretrained loads a network without one)"
+        )
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} is missing; copy or download the folder again"
+        )
     with _quiet_transformers():
         tokenizer: PreTrainedTokenizerFast = _reading(
-            folder / "tokenizer.json", lambda: PreTrainedTokenizerFast.from_pretrained(folder)
+            fast if fast.is_file() else pieces[0], lambda: kind.from_pretrained(folder)
         )
     return tokenizer
+
+
+def _check_mask_token(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> None:
+    """A mask among the text ids is a token of the tokenizer; ours stand behind them."""
+    mask = vocabulary.mask_id
+    if not vocabulary.text[0] <= mask < vocabulary.text[1]:
+        return
+    if tokenizer.mask_token_id not in (None, mask):
+        raise ValueError(
+            f"the text tokenizer's mask token {tokenizer.mask_token!r} has id "
+            f"{tokenizer.mask_token_id}, but the model's mask is id {mask}; give it the tokenizer "
+            "that it was trained with"
+        )
+    if tokenizer.backend_tokenizer.id_to_token(mask) is None:
+        raise ValueError(
+            f"the text tokenizer has no mask token: none of its {len(tokenizer)} ids is the "
+            f"model's mask, {mask}; give it the tokenizer that it was trained with"
+        )
+
+
+def _read_config(checkpoint: Checkpoint, *, tokenizer_size: int) -> PreTrainedConfig:
+    """The config of the denoiser; ValueError names the file and what is wrong in it."""
+    path, content = checkpoint.folder / "config.json", checkpoint.config
+    kind = content.get("model_type")
+    ours = kind in (MmdlmConfig.model_type, MmdlmEncoderConfig.model_type)
+    if ours and not isinstance(content.get("vocabulary"), dict):
+        raise ValueError(f"{path}: vocabulary is missing; mend it or download it again")
+    try:
+        if ours:
+            Vocabulary(**content["vocabulary"])
+        if kind == MmdlmEncoderConfig.model_type:
+            return MmdlmEncoderConfig.from_dict(content)
+        return read_config(content, tokenizer_size=tokenizer_size)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        reason = _one_line(error).replace("Vocabulary.__init__()", "vocabulary")
+        raise ValueError(f"{path}: {reason.removeprefix('config.json ')}") from error
+
+
+def _default_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtype:
+    """Small models of ours compute in float32, however they are stored."""
+    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    if getattr(config, "published", None) or parameters > LARGE:
+        return checkpoint.dtype
+    return torch.float32
+
+
+def _load_denoiser(
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    where: torch.device,
+    quantization: Any,
+) -> PreTrainedModel:
+    """The network on its device, with a bar where that takes a while and somebody looks."""
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if quantization is not None:
+        if checkpoint.config.get("quantization_config"):
+            raise ValueError(
+                f"{checkpoint.folder} holds weights that are quantized already; leave out "
+                f"quantization={quantization!r}"
+            )
+        options["quantization_config"] = quantization_config(
+            quantization, dtype=dtype, device=where
+        )
+    # Straight to where they are needed; transformers asks accelerate for that.
+    if find_spec("accelerate") and (where.type != "cpu" or quantization is not None):
+        options["device_map"] = str(where)
+    size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    kind = MmdlmForMaskedDiffusion
+    if config.model_type == MmdlmEncoderConfig.model_type:
+        kind = MmdlmEncoder
+    try:
+        with _quiet_transformers(), _progress(checkpoint.folder.name, size) as read:
+            if kind is MmdlmForMaskedDiffusion:
+                options["read"] = read
+            denoiser: PreTrainedModel = _reading(
+                checkpoint.shards[0], lambda: kind.from_pretrained(checkpoint.folder, **options)
+            )
+            return denoiser if "device_map" in options else denoiser.to(where)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} does not fit into the memory of {where} in {dtype}; its files "
+            f"hold {size / 1e9:.1f} GB: load it elsewhere, or with quantization='4bit'"
+        ) from error
+
+
+def _find_image_tokenizer(
+    folder: Path, config: PreTrainedConfig, given: str | PathLike[str] | None
+) -> Path:
+    """The model's own image tokenizer, the one that was given, or the one its family is used with.
+
+    A published family keeps it in another repository, or in a folder of its own.
+    """
+    own = folder / "image_tokenizer"
+    if own.is_dir():
+        return own
+    if given is not None:
+        return _find(given, "image_tokenizer")
+    family = (getattr(config, "published", None) or {}).get("family")
+    source = None if family is None else family_named(family).image_tokenizer
+    if source is None:
+        return own  # whose absence is said by its reader
+    inside = folder.joinpath(*source.split("/")[2:])
+    if inside != folder and inside.is_dir():
+        return inside
+    return _find(source, "image_tokenizer")
+
+
+def _find(name_or_path: str | PathLike[str], what: str) -> Path:
+    """A folder, or one of the Hugging Face Hub: OWNER/NAME, OWNER/NAME/FOLDER."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name_or_path)
+    owner_and_name, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if not HUB_NAME.fullmatch(owner_and_name) or path.is_absolute():
+        raise ValueError(
+            f"{what}: no folder {name!r}; give a folder, or OWNER/NAME of the Hugging Face Hub"
+        )
+    patterns = [f"{inside}/{pattern}" if inside else pattern for pattern in HUB_FILES]
+    try:
+        return Path(snapshot_download(owner_and_name, allow_patterns=patterns)) / inside
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{what}: no folder {name!r}, and the Hugging Face Hub does not give it "
+            f"({_reason(error)}); name a folder: {what}=FOLDER"
+        ) from error
+
+
+@contextmanager
+def _progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes for large files on a terminal -> what is told the bytes of each piece."""
+    shown = size >= LARGE and sys.stderr.isatty()
+    lock = threading.Lock()  # several threads read
+    with tqdm(
+        total=size, desc=f"loading {name}", unit="B", unit_scale=True, disable=not shown
+    ) as bar:
+
+        def read(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield read
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
     """What `read` returns; what libraries raise on damaged files becomes one sentence."""
     try:
         return read()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # nothing is wrong with the file
     except Exception as error:
         # transformers raises OSError, safetensors its own, tokenizers bare Exception
         if type(error) is ValueError and str(path.parent) in str(error):
@@ -156,6 +318,10 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """No bars and reports of transformers on the user's terminal; then everything as it was."""
+    # Of torch, about a library that transformers imports where it is installed.
+    torch_logger = logging.getLogger("torch.utils._pytree")
+    level = torch_logger.level
+    torch_logger.setLevel(logging.ERROR)
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -164,9 +330,15 @@ def _quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
+        torch_logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of an error of the hub."""
+    return _one_line(error).split(". ")[0]
 
 
 def _one_line(error: BaseException) -> str:

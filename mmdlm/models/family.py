@@ -15,13 +15,16 @@ Json = dict[str, Any]  # the content of a config.json
 class Family(ABC):
     """A published family as a reading of the one Transformer.
 
-    name         what a checkpoint of ours stores about where it came from
-    model_types  what config.json says in `model_type`; several families may say the same
+    name             what a checkpoint of ours stores about where it came from
+    model_types      what config.json says in `model_type`; several families may say the same
+    image_tokenizer  where the Hugging Face Hub has it, OWNER/NAME or OWNER/NAME/FOLDER; None: the
+                     family draws no pictures
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     weights: ClassVar[WeightMap]
+    image_tokenizer: ClassVar[str | None] = None
 
     @abstractmethod
     def matches(self, config: Json) -> bool:

@@ -18,6 +18,7 @@ class LuminaDimoo(Llada):
     """Lumina-DiMOO; its config.json differs from LLaDA's in the architecture and the size alone."""
 
     name: ClassVar[str] = "lumina"
+    image_tokenizer: ClassVar[str | None] = "Alpha-VLLM/Lumina-DiMOO/vqvae"
 
     def matches(self, config: Json) -> bool:
         named = ARCHITECTURE in (config.get("architectures") or ())

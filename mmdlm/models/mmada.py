@@ -19,6 +19,7 @@ class Mmada(Llada):
 
     name: ClassVar[str] = "mmada"
     model_types: ClassVar[tuple[str, ...]] = ("mmada", "llada")
+    image_tokenizer: ClassVar[str | None] = "showlab/magvitv2"
 
     def matches(self, config: Json) -> bool:
         return "d_model" in config and bool(config.get("codebook_size"))

@@ -1,0 +1,212 @@
+"""LoRA adapters of PEFT, trained on our names or on those of a published family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mmdlm.models.checkpoint import read_json
+from mmdlm.models.families import FAMILIES
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
+    r"(?:\.default)?(?P<ending>\.weight|\.bias)?"
+)
+# How an adapter was begun, and on which layers: settled once it is trained.
+SETTLED: dict[str, Any] = {
+    "auto_mapping": None,
+    "base_model_name_or_path": None,
+    "corda_config": None,
+    "eva_config": None,
+    "exclude_modules": None,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "target_parameters": None,
+    "task_type": None,
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as it was trained.
+
+    config   content of adapter_config.json
+    parts    of low rank: (module, part of it) -> tensor, by the adapter's own names
+    whole    what was trained in full (`modules_to_save`, biases), by the adapter's own names
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    parts: dict[tuple[str, str], Tensor]
+    whole: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> Lora:
+        """Read a folder; ValueError for a file that is missing or damaged, or another method."""
+        config = read_json(folder / CONFIG)
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        if kind != "LORA":
+            raise ValueError(f"{folder / CONFIG} describes an adapter of type {kind!r}, not 'LORA'")
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(
+                f"{folder / WEIGHTS} is missing; copy or download the folder again (weights in "
+                ".bin files are not read: save them as safetensors)"
+            )
+        try:
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder / WEIGHTS} is damaged ({reason}); download it") from error
+        parts, whole = {}, {}
+        for name, tensor in tensors.items():
+            name = name.removeprefix(PREFIX)
+            if match := PART.fullmatch(name):
+                parts[match["module"], match["part"] + (match["ending"] or "")] = tensor
+            else:
+                whole[name.replace(".modules_to_save", "").replace(".base_layer", "")] = tensor
+        if not parts:
+            raise ValueError(f"{folder / WEIGHTS} holds no tensor of a LoRA; is it another method?")
+        return cls(folder, config, parts, whole)
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules with a part of low rank."""
+        return sorted({module for module, _ in self.parts})
+
+    def onto(self, model: PreTrainedModel, *, merge: bool) -> None:
+        """Add the adapter to a model in place: beside its weights, or into them.
+
+        Raises ValueError for modules that the model does not have, or has in another shape, and
+        where PEFT is not installed.
+        """
+        try:
+            from peft import LoraConfig, LoraModel, set_peft_model_state_dict
+        except ImportError as error:
+            raise ValueError("an adapter needs PEFT; install with: pip install peft") from error
+        names = self._names(model)
+        self._check_shapes(model, names)
+        known = {field.name for field in fields(LoraConfig)}
+        whole = sorted({names[name].rpartition(".")[0] for name in self.whole})
+        saved = [name for name in whole if self.config.get("modules_to_save")]
+        config = LoraConfig(
+            **{key: value for key, value in self.config.items() if key in known}
+            | {key: value for key, value in SETTLED.items() if key in known}
+            | self._patterns(names)
+            | {"modules_to_save": saved or None},
+        )
+        tuner = LoraModel(model, {"default": config}, "default")
+        state = {f"{names[module]}.{part}": tensor for (module, part), tensor in self.parts.items()}
+        state |= {names[name]: tensor for name, tensor in self.whole.items()}
+        result = set_peft_model_state_dict(model, state)
+        assert not result.unexpected_keys, result.unexpected_keys
+        if merge:
+            tuner.merge_and_unload()
+        else:
+            model._hf_peft_config_loaded = True  # `save_pretrained` writes the adapter alone
+
+    def _names(self, model: PreTrainedModel) -> dict[str, str]:
+        """The adapter's names of modules and whole tensors -> ours."""
+        ours = {name for name, _ in model.named_modules()} | set(model.state_dict())
+        wanted = [*self.modules, *self.whole]
+        best: dict[str, str] = {}
+        for rename in _renamings():
+            pairs = ((name, rename(name)) for name in wanted)
+            names = {name: new for name, new in pairs if new is not None and new in ours}
+            if len(names) == len(wanted):
+                return names
+            best = max(best, names, key=len)
+        strange = [name for name in wanted if name not in best]
+        raise ValueError(
+            f"adapter {self.folder}: {len(strange)} of its {len(wanted)} modules are not in the "
+            f"model: {', '.join(strange[:3])}; it was trained on another one"
+        )
+
+    def _check_shapes(self, model: PreTrainedModel, names: dict[str, str]) -> None:
+        misshapen = []
+        for (module, part), tensor in self.parts.items():
+            needed = _shape(model.get_submodule(names[module]), part, self._rank(module))
+            if needed is not None and tuple(tensor.shape) != needed:
+                misshapen.append(
+                    f"{part} of {module} is {list(tensor.shape)} where {list(needed)} is needed"
+                )
+        tensors = model.state_dict()
+        for name, tensor in self.whole.items():
+            needed = tuple(tensors[names[name]].shape)
+            if tuple(tensor.shape) != needed:
+                misshapen.append(f"{name} is {list(tensor.shape)} where {list(needed)} is needed")
+        if misshapen:
+            count = len(self.parts) + len(self.whole)
+            raise ValueError(
+                f"adapter {self.folder} does not fit the model: {len(misshapen)} of its {count} "
+                f"tensors are misshapen: {', '.join(misshapen[:2])}"
+            )
+
+    def _rank(self, module: str) -> int:
+        return int(_by_pattern(self.config, "rank_pattern", module, self.config.get("r", 8)))
+
+    def _patterns(self, names: dict[str, str]) -> dict[str, Any]:
+        """The modules, their ranks and their scales, under our names."""
+        alpha = self.config.get("lora_alpha", 8)
+        scales = {
+            names[module]: _by_pattern(self.config, "alpha_pattern", module, alpha)
+            for module in self.modules
+        }
+        ranks = {names[module]: self._rank(module) for module in self.modules}
+        return {
+            "target_modules": sorted(ranks),
+            "rank_pattern": {k: v for k, v in ranks.items() if v != self.config.get("r", 8)},
+            "alpha_pattern": {k: v for k, v in scales.items() if v != alpha},
+        }
+
+
+def _renamings() -> Iterable[Callable[[str], str | None]]:
+    """Ways from an adapter's names to ours; the first is that they are ours."""
+    yield lambda name: name
+    for family in FAMILIES:
+        yield lambda name, weights=family.weights: _renamed(name, weights)  # type: ignore[misc]
+
+
+def _renamed(name: str, weights: Callable[[str], str | None]) -> str | None:
+    """A tensor's or a module's name -> ours; a map knows tensors alone."""
+    ours = weights(name)
+    if ours is None:
+        ours = weights(f"{name}.weight")
+        ours = None if ours is None else ours.removesuffix(".weight")
+    return ours
+
+
+def _by_pattern(config: dict[str, Any], key: str, module: str, default: Any) -> Any:
+    """PEFT's rule: the value of the first pattern that the end of a module's name matches."""
+    for pattern, value in (config.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _shape(module: nn.Module, part: str, rank: int) -> tuple[int, ...] | None:
+    """What a part of low rank must look like; None where PEFT knows better."""
+    if isinstance(module, nn.Embedding):
+        return {
+            "lora_embedding_A": (rank, module.num_embeddings),
+            "lora_embedding_B": (module.embedding_dim, rank),
+        }.get(part)
+    if isinstance(module, nn.Linear):
+        return {
+            "lora_A.weight": (rank, module.in_features),
+            "lora_B.weight": (module.out_features, rank),
+            "lora_magnitude_vector": (module.out_features,),
+        }.get(part)
+    return None
