@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.pretrained import PretrainedDenoiser
 
 Part = Literal["vit", "aligner", "denoiser"]
 
@@ -39,7 +39,7 @@ class Parts:
         given: dict[Part, float | None] = {"vit": self.vit_lr, "aligner": self.aligner_lr}
         return {part: rate for part, rate in given.items() if rate is not None}
 
-    def freeze(self, denoiser: MmdlmForMaskedDiffusion) -> None:
+    def freeze(self, denoiser: PretrainedDenoiser) -> None:
         """Let the parameters of the frozen parts ask for no gradient.
 
         Raises ValueError where a part is named that the model lacks, or nothing is left to train.
@@ -51,19 +51,22 @@ class Parts:
                     f"parts: {part} is named, but this model has none; give it `vision`, or leave "
                     f"{part} out"
                 )
+        vision = getattr(denoiser, "vision", None)
+        if vision is not None:
+            vision.freeze_idle()
         for part in self.frozen:
             for parameter in parts[part]:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in denoiser.parameters()):
             raise ValueError(f"parts: {', '.join(self.frozen)} are frozen, and nothing else is")
 
-    def rates(self, denoiser: MmdlmForMaskedDiffusion) -> dict[nn.Parameter, float]:
+    def rates(self, denoiser: PretrainedDenoiser) -> dict[nn.Parameter, float]:
         """Peak learning rates of the parameters that do not learn at the optimizer's own."""
         parts = parts_of(denoiser)
         return {parameter: rate for part, rate in self._rates.items() for parameter in parts[part]}
 
 
-def parts_of(denoiser: MmdlmForMaskedDiffusion) -> dict[Part, list[nn.Parameter]]:
+def parts_of(denoiser: PretrainedDenoiser) -> dict[Part, list[nn.Parameter]]:
     """Each parameter of a model in the one part that it belongs to."""
     vision = getattr(denoiser, "vision", None)
     tower = list(vision.tower.parameters()) if vision is not None else []

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipelines.command_line import run
 from data_pipelines.loader import build_loader
+from data_pipelines.seen import see_through
 from data_pipelines.source import Source
 from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
@@ -26,10 +27,14 @@ from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tower_weights import load_tower
 from train.annealing import AttentionAnnealing
 from train.checkpoint import replace_folder
 from train.loop import FitSettings, Stage, fit, launched
+from train.optimizer import Rates
+from train.parts import Parts
 from train.samples import SampleSheet
 
 
@@ -97,9 +102,11 @@ class DenoisingStage(Stage):
         coefficients: Coefficients,
         *,
         annealing: AttentionAnnealing | None = None,
+        parts: Parts = Parts(),
     ) -> None:
         super().__init__()
         self.denoiser, self.objective, self.annealing = denoiser, objective, annealing
+        self.parts = parts
         self.coefficients = asdict(coefficients)
         self.step = 0
         self._no_split_modules = denoiser._no_split_modules  # what accelerate shards apart
@@ -120,15 +127,30 @@ class DenoisingStage(Stage):
         return self.objective.counts(batch, noise.corruption)
 
     def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Loss sums by modality."""
-        batch = replace(batch, ahead=noise.ahead)
-        return self.objective.terms(self.denoiser, batch, noise.corruption).sums
+        """Loss sums by modality. Pictures are looked at once, however many copies are masked."""
+        batch = self.denoiser.see(replace(batch, ahead=noise.ahead))
+        sums = self.objective.terms(self.denoiser, batch, noise.corruption).sums
+        vision = getattr(self.denoiser, "vision", None)
+        if vision is not None and batch.features is None:
+            # Without pictures its gradient is zero, not absent: other processes may have some, and
+            # would wait for it.
+            sums["text"] = sums["text"] + _nothing(vision)
+        return sums
+
+    def rates(self) -> Rates:
+        """Those of the parts."""
+        return self.parts.rates(self.denoiser)
 
     def compile_layers(self) -> None:
         """One compiled layer serves the whole depth."""
         for module in self.denoiser.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.compile()
+
+
+def _nothing(module: nn.Module) -> Tensor | float:
+    """Zero, as a function of each trainable parameter."""
+    return sum(0.0 * p.flatten()[0] for p in module.parameters() if p.requires_grad)
 
 
 def main(
@@ -140,6 +162,9 @@ def main(
     image_tokenizer: Path | None = None,
     start_from: Path | None = None,
     model: Shape = Shape(),
+    vision: VisionConfig | None = None,
+    tower_weights: Path | None = None,
+    parts: Parts = Parts(),
     coefficients: Coefficients = Coefficients(),
     annealing: AttentionAnnealing | None = None,
     fit_settings: FitSettings = FitSettings(),
@@ -160,6 +185,10 @@ def main(
         start_from: Checkpoint to start from, in place of `model` and random weights; ours, of a
             published family, or what `mmdlm convert` made of an autoregressive model or an encoder.
         model: Shape of a new Transformer.
+        vision: Adapter through which a new model sees, or one to start from that did not see yet.
+        tower_weights: Folder of transformers' SigLIP or of an open_clip model, for the tower of
+            `vision`; by default its weights are random.
+        parts: Which parts of a model that sees stay frozen, and the learning rates of others.
         coefficients: Weight of each modality.
         annealing: How attention turns from causal to bidirectional, for weights of an
             autoregressive model; by default it is bidirectional at once.
@@ -183,9 +212,14 @@ def main(
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser = _denoiser(start_from, model, words, pictures, fit_settings.seed, attention)
     denoiser.config.full_vocabulary = objective.full_vocabulary
+    if vision is not None:
+        _open_eyes(denoiser, vision, tower_weights, seed=fit_settings.seed)
+    elif tower_weights is not None:
+        raise ValueError(f"tower_weights {tower_weights}: there is no `vision` that they are for")
+    parts.freeze(denoiser)
 
     loader = build_loader(
-        data.sources,
+        see_through(data.sources, getattr(denoiser, "vision", None)),
         denoiser.vocabulary,
         tokenizer=words,
         batch_size=data.batch_size,
@@ -202,7 +236,7 @@ def main(
     sheet = None
     if pictures is not None and prompts:
         sheet = SampleSheet(denoiser, words, pictures, prompts, out / "samples")
-    stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing)
+    stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing, parts=parts)
     trained = fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
     if state.is_main_process:
         weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
@@ -273,6 +307,26 @@ def _denoiser(
     with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
         torch.manual_seed(seed)
         return MmdlmForMaskedDiffusion(config)
+
+
+def _open_eyes(
+    denoiser: PretrainedDenoiser, vision: VisionConfig, tower_weights: Path | None, *, seed: int
+) -> None:
+    """Give a model that does not see a vision adapter, whose projector is new."""
+    if not isinstance(denoiser, MmdlmForMaskedDiffusion):
+        raise ValueError("vision: an encoder of text takes no pictures; start from another model")
+    if denoiser.vision is not None:
+        raise ValueError(
+            "vision: the model to start from sees already, with an adapter of its own; leave "
+            "`vision` out"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter = VisionAdapter(vision, denoiser.config.hidden_size)
+        if tower_weights is not None:
+            load_tower(adapter.tower, tower_weights)
+    denoiser.vision = adapter
+    denoiser.config.vision = vision.to_dict()
 
 
 if __name__ == "__main__":
