@@ -204,6 +204,7 @@ class Defaults:
 
     fit              how a picture meets the tokenizer's square, see `mmdlm.vision.pixels`
     max_text_tokens  length of a caption, its end included, where the checkpoint does not fix it
+    max_new_tokens   length of an answer or a completion, for which their num_inference_steps are
     """
 
     text_to_image: Decoding = Decoding(
@@ -214,30 +215,50 @@ class Defaults:
     )
     caption: Decoding = Decoding(16)
     infill: Decoding = Decoding(16)
+    answer: Decoding = Decoding(128)
+    complete: Decoding = Decoding(128)
+    edit: Decoding = Decoding(
+        12, guidance_scale=2.0, temperature=0.5, order_temperature=1.0, schedule="cosine"
+    )
     fit: Fit = "pad"
     max_text_tokens: int = 64
+    max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
         _check_choice("fit", self.fit, Fit)
         tokens = self.max_text_tokens
         if not _is_whole(tokens) or tokens < 2:
             raise ValueError(f"max_text_tokens must be a whole number above 1, got {tokens!r}")
+        if not _is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens!r}"
+            )
+
+    def updated(self, generation: Mapping[str, Any]) -> Defaults:
+        """With the entries of a generation.json. Raises ValueError for an unknown or a bad one."""
+        result: Defaults = _updated(self, generation)
+        return result
 
     @classmethod
-    def from_json(cls, path: str | PathLike[str]) -> Defaults:
+    def from_json(
+        cls, path: str | PathLike[str], *, generation: Mapping[str, Any] | None = None
+    ) -> Defaults:
         """Read a generation.json; without the file, the defaults above.
+
+        generation  what the file would say by itself: the decoding of a published family
 
         Raises ValueError that names the file for what is no JSON, an unknown key or a bad value.
         """
         path = Path(path)
+        usual = cls().updated(generation or {})
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return cls()
+            return usual
         except (OSError, ValueError) as error:  # a JSON or a Unicode error is a ValueError
             raise ValueError(f"{path} cannot be read ({error}); mend it or remove it") from error
         try:
-            return _updated(cls(), given)
+            return usual.updated(given)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

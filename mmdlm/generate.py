@@ -1,99 +1,52 @@
-"""What users call on a model: draw, caption, infill and inpaint.
+"""What users call on a model: draw, caption, answer, chat, complete, infill, inpaint and edit.
 
-All four are one loop over one layout, `begin image, codes, end image, text`: a task is only the
-choice of which of its tokens are targets. What is not known (the picture of a text to be filled in,
-the words of a picture to be mended) stands there as mask tokens.
+All are one loop: a task is only the choice of which tokens of a document are targets. How a family
+of models lays that document out is its `Layout`'s; nothing here knows one family from another.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from os import PathLike
-from typing import overload
+from typing import Any, cast, overload
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from mmdlm.core.denoiser import Denoiser
-from mmdlm.core.sampler import Sampler, SampleStep
-from mmdlm.core.sequence import Batch, Segment, Sequence, collate, control_segment
-from mmdlm.core.vocabulary import Modality
-from mmdlm.decoding import Decoding, Defaults
-from mmdlm.vision.image_tokenizer import ImageTokenizer
-from mmdlm.vision.pixels import WHITE, open_image, to_image, to_pixels, to_rgb
-
-SEED = 0  # of every call that is given no generator, so that its output can be had again
-HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
-# What stands for codes that are still masked: tiles with a gap between them.
-TILE, GAP = (216, 213, 208), (236, 234, 230)
-
-ImageLike = Image.Image | str | PathLike[str] | Tensor
+from mmdlm.arguments import ImageLike, hole_of, open_picture, pictures_of
+from mmdlm.decoding import Decoding
+from mmdlm.engine import Engine
+from mmdlm.filling import Filling
+from mmdlm.layouts.conversation import IMAGE, Message, check_messages, turns_of
+from mmdlm.layouts.layout import Ask, Codes
+from mmdlm.vision.frame import Frame
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(Engine):
     """A denoiser with the tokenizers that lead into its vocabulary and out of it.
 
     denoiser         a Transformer, or anything that keeps the contract
     text_tokenizer   with an end of text, which is the vocabulary's eos
-    image_tokenizer  None for a model of text alone
+    image_tokenizer  None for a model of text alone, or one whose image tokenizer is elsewhere
     text_slots       tokens of text of every document the model was trained on, end included;
                      None: texts have the length they need
     max_length       longest document the denoiser takes, in tokens
     defaults         steps, temperatures and guidance where a call does not give them
     device           where the tensors of a call are put; that of the denoiser
+    layout           how its family lays out documents, with its chat template and special ids
+
+    What the family was not trained for raises ValueError that says what it is for.
 
     Pictures are Pillow images, paths of picture files, or tensors [3, H, W] in [-1, 1]. Without a
     generator each call uses a fresh one of seed 0: the same inputs give the same output. A
     generator of another device seeds one there.
     """
 
-    denoiser: Denoiser
-    text_tokenizer: PreTrainedTokenizerFast
-    image_tokenizer: ImageTokenizer | None = None
-    text_slots: int | None = None
-    max_length: int = 2048
-    defaults: Defaults = Defaults()
-    device: torch.device = torch.device("cpu")
-
-    def __post_init__(self) -> None:
-        vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer
-        if tokenizer.eos_token_id != vocabulary.eos_id:
-            has = (
-                "no end of text (eos_token)"
-                if tokenizer.eos_token_id is None
-                else f"the end of text {tokenizer.eos_token!r} with id {tokenizer.eos_token_id}"
-            )
-            raise ValueError(
-                f"the text tokenizer has {has}, but the model's end of text is id "
-                f"{vocabulary.eos_id}; give it the tokenizer that it was trained with"
-            )
-        if len(tokenizer) > vocabulary.text[1]:
-            raise ValueError(
-                f"the text tokenizer has {len(tokenizer)} ids, but the model knows text ids up to "
-                f"{vocabulary.text[1]} only; give it the tokenizer that it was trained with"
-            )
-        codes = 0 if self.image_tokenizer is None else self.image_tokenizer.codebook_size
-        if codes != vocabulary.image_codes:
-            raise ValueError(
-                f"the image tokenizer has {codes} codes, but the model's vocabulary has "
-                f"{vocabulary.image_codes}; give it the tokenizer that it was trained with"
-            )
-        if not isinstance(self.text_slots, int | None):
-            raise ValueError(f"text_slots must be a whole number or None, got {self.text_slots!r}")
-        if self._longest_text < 1:
-            raise ValueError(
-                f"text_slots {self.text_slots} and max_length {self.max_length} leave no room for "
-                "text; at least one token and the end of text are needed"
-            )
-
-    # --- the tasks --------------------------------------------------------------------------------
+    # --- pictures ---------------------------------------------------------------------------------
 
     @overload
     def caption(  # type: ignore[overload-overlap]  # a path is a string, and so a sequence of paths
@@ -125,21 +78,18 @@ class Model:
 
         Raises ValueError for a picture that cannot be read, or fewer than one step.
         """
-        images, single = _as_list(image)
+        self.layout.need("caption")
+        images, single = pictures_of(image)
         decoding = _with(self.defaults.caption, num_inference_steps=num_inference_steps)
         if not images:
             return []
-        codes = self._encode([_open(one) for one in images])  # [N, K]
-        slots = self.text_slots or min(self.defaults.max_text_tokens, self._longest_text + 1)
-        text = self._unknown(slots)
-        everything = torch.ones(slots, dtype=torch.bool)
-        filling = self._filling(
-            [self._document(one, text, write=everything) for one in codes],
-            [self._document(self._unknown_codes(), text, write=everything)] * len(images),
-            decoding=decoding,
-            generator=generator,
-        )
-        captions = [self._text(ids) for ids in self._texts(filling, filling.run())]
+        words = self.words
+        length = self.text_slots or min(self.defaults.max_text_tokens, self.longest_text + 1)
+        asks = [
+            self.layout.describe(words, picture, length=length)
+            for (picture,) in self.look([[open_picture(one)] for one in images], "caption")
+        ]
+        captions = self.written(asks, decoding, generator)
         return captions[0] if single else captions
 
     @torch.no_grad()
@@ -151,12 +101,15 @@ class Model:
         guidance_scale: float | None = None,
         negative_prompt: str | abc.Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Image.Image]:
         """Draw pictures of a prompt, or of several: all those of the first prompt come first.
 
         negative_prompt  what to stay away from: it takes the place of the absent prompt in
                          guidance; None or "": no words at all
+        height, width    in pixels, for a model that draws in several sizes; None: its own
 
         Raises ValueError for an empty or too long prompt, or a number out of range.
         """
@@ -166,9 +119,10 @@ class Model:
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
+            size=(height, width),
             generator=generator,
         )
-        return self._decode(self._codes(filling, filling.run()))
+        return self.decode(self.codes(filling, filling.run()), filling.grid)
 
     def draw_trajectory(
         self,
@@ -178,6 +132,8 @@ class Model:
         guidance_scale: float | None = None,
         negative_prompt: str | abc.Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[list[Image.Image]]:
         """The pictures of `text_to_image` after each denoising step; the last are its result.
@@ -190,9 +146,309 @@ class Model:
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
+            size=(height, width),
             generator=generator,
         )
-        return self._frames(filling)
+        return self.frames(filling)
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        image: ImageLike,
+        mask: Image.Image | Tensor,
+        prompt: str = "",
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Image.Image:
+        """Draw a part of a picture anew, so that the whole shows the prompt.
+
+        mask    white (a tensor: 1, or True) where the picture is to be repainted, of its size
+        prompt  "": whatever fits the rest of the picture
+
+        A code is drawn anew when any pixel of its cell is masked; pixels outside the mask come back
+        exactly as they were, on the picture's own size. A picture of another shape than the model's
+        is set on white. Raises ValueError for a mask without a hole or of another size.
+        """
+        self.layout.need("inpaint")
+        picture = open_picture(image)
+        hole = hole_of(mask, picture.size)  # [H, W] bool
+        decoding = _with(
+            self.defaults.inpaint,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
+        )
+        tokenizer = self.need_pictures()
+        canvas = self.layout.canvas(picture.size, tokenizer.image_size, "inpaint")
+        frame = Frame.within(canvas, picture.size)
+        known = self.encode([frame.place(picture)], "inpaint")[0]
+        open_ = frame.cells(hole, tokenizer.downsampling).flatten()
+        codes = replace(known, open=open_)
+        filling = self.filling(
+            [self.layout.draw(self.words, prompt, codes)],
+            decoding=decoding,
+            generator=generator,
+            grid=codes.grid,
+        )
+        drawn = self.decode(self.codes(filling, filling.run()), codes.grid)[0]
+        return Image.composite(frame.take(drawn), picture, Image.fromarray(hole.numpy()))
+
+    @torch.no_grad()
+    def edit(
+        self,
+        image: ImageLike,
+        instruction: str,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Image.Image:
+        """Draw a picture anew as an instruction says: "make it night".
+
+        guidance_scale        how strongly to follow the instruction; 1 is off
+        image_guidance_scale  how strongly to stay with the picture; 1 is off
+
+        The result has the size at which the model sees the picture.
+        """
+        self.layout.need("edit")
+        if not instruction.strip():
+            raise ValueError(f"instruction {instruction!r} is empty; say what is to change")
+        decoding = _with(self.defaults.edit, num_inference_steps=num_inference_steps)
+        scales = decoding.guidance_scale
+        words, image_scale = scales if isinstance(scales, tuple) else (scales, 1.0)
+        decoding = replace(
+            decoding,
+            guidance_scale=(
+                words if guidance_scale is None else guidance_scale,
+                image_scale if image_guidance_scale is None else image_guidance_scale,
+            ),
+        )
+        source = self.encode([open_picture(image)], "edit")[0]
+        blank = Codes.blank(self.words, source.grid, drawn=True)
+        filling = self.filling(
+            [self.layout.edit(self.words, instruction, source, blank)],
+            decoding=decoding,
+            generator=generator,
+            grid=source.grid,
+        )
+        return self.decode(self.codes(filling, filling.run()), source.grid)[0]
+
+    # --- text -------------------------------------------------------------------------------------
+
+    @overload
+    def answer(
+        self,
+        question: str,
+        image: ImageLike | abc.Sequence[ImageLike] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> str: ...
+
+    @overload
+    def answer(
+        self,
+        question: list[str] | tuple[str, ...],
+        image: abc.Sequence[ImageLike | abc.Sequence[ImageLike] | None] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[str]: ...
+
+    def answer(
+        self,
+        question: str | list[str] | tuple[str, ...],
+        image: ImageLike | abc.Sequence[ImageLike | abc.Sequence[ImageLike] | None] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> str | list[str]:
+        """Answer a question, at will about a picture or several; or several questions in one pass.
+
+        image  one picture or several; for several questions, a list with one of these (or None) for
+               each. They stand where the question says `<image>`, or else before it
+
+        The other options are those of `chat`.
+        """
+        single = isinstance(question, str)
+        questions = [question] if isinstance(question, str) else list(question)
+        pictures = _given(image, single=single, count=len(questions), what="questions")
+        conversations = [
+            [{"role": "user", "content": _placed(text, len(some))}]
+            for text, some in zip(questions, pictures, strict=True)
+        ]
+        answers = self.chat(
+            conversations,
+            pictures,
+            num_inference_steps=num_inference_steps,
+            max_new_tokens=max_new_tokens,
+            block_length=block_length,
+            temperature=temperature,
+            guidance_scale=guidance_scale,
+            generator=generator,
+        )
+        return answers[0] if single else answers
+
+    @overload
+    def chat(
+        self,
+        messages: abc.Sequence[Message],
+        images: ImageLike | abc.Sequence[ImageLike] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: abc.Sequence[abc.Sequence[Message]],
+        images: abc.Sequence[abc.Sequence[ImageLike]] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[str]: ...
+
+    @torch.no_grad()
+    def chat(
+        self,
+        messages: abc.Sequence[Message] | abc.Sequence[abc.Sequence[Message]],
+        images: ImageLike
+        | abc.Sequence[ImageLike]
+        | abc.Sequence[abc.Sequence[ImageLike]]
+        | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> str | list[str]:
+        """The assistant's next turn in a conversation, or in several of any lengths in one pass.
+
+        messages        [{"role": "user", "content": "What is this? <image>"}, ...]; roles are
+                        system (first, or not at all), user and assistant
+        images          one for each `<image>`, in that order; for several conversations, a list of
+                        pictures for each
+        max_new_tokens  room for the answer; what follows its end is dropped
+        block_length    answer left to right, so many tokens at a time
+        guidance_scale  how strongly to follow the conversation; 1 is off
+
+        Where num_inference_steps is not given, the model's own number of tokens per step is kept.
+        """
+        self.layout.need("chat")
+        single = not messages or not isinstance(messages[0], list | tuple)
+        conversations = cast(
+            "list[abc.Sequence[Message]]", [messages] if single else list(messages)
+        )
+        given = _given(images, single=single, count=len(conversations), what="conversations")
+        length = self._new_tokens(max_new_tokens)
+        decoding = self._writing(
+            self.defaults.answer,
+            length,
+            num_inference_steps=num_inference_steps,
+            block_length=block_length,
+            temperature=temperature,
+            guidance_scale=guidance_scale,
+        )
+        for conversation, some in zip(conversations, given, strict=True):
+            check_messages(conversation, len(some))
+        opened = [[open_picture(one) for one in some] for some in given]
+        pictures = self.look(opened, "answer")
+        words = self.words
+        asks = [
+            self.fitting(
+                self.layout.reply(words, turns_of(conversation, some), length=length), length
+            )
+            for conversation, some in zip(conversations, pictures, strict=True)
+        ]
+        answers = self.written(asks, decoding, generator, suppressed=self.layout.suppressed(words))
+        return answers[0] if single else answers
+
+    @overload
+    def complete(
+        self,
+        text: str,
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> str: ...
+
+    @overload
+    def complete(
+        self,
+        text: list[str] | tuple[str, ...],
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[str]: ...
+
+    @torch.no_grad()
+    def complete(
+        self,
+        text: str | list[str] | tuple[str, ...],
+        *,
+        num_inference_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> str | list[str]:
+        """What follows the beginning of a text, or of several in one pass; options as in `chat`."""
+        self.layout.need("complete")
+        texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
+        length = self._new_tokens(max_new_tokens)
+        decoding = self._writing(
+            self.defaults.complete,
+            length,
+            num_inference_steps=num_inference_steps,
+            block_length=block_length,
+            temperature=temperature,
+            guidance_scale=guidance_scale,
+        )
+        if not texts:
+            return []
+        for one in texts:
+            if not one.strip():
+                raise ValueError(f"text {one!r} is empty; give it a beginning")
+        asks = [
+            self.fitting(self.layout.complete(self.words, one, length=length), length)
+            for one in texts
+        ]
+        completions = self.written(asks, decoding, generator)
+        return completions[0] if single else completions
 
     @overload
     def infill(
@@ -232,76 +488,24 @@ class Model:
         Nothing but the holes changes, and none of them ends the text. Raises ValueError for a text
         without a hole or longer than the model's.
         """
+        self.layout.need("infill")
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
         decoding = _with(self.defaults.infill, num_inference_steps=num_inference_steps)
         if not texts:
             return []
-        templates = [self._template(one) for one in texts]
-        # A model of fixed slots has always seen a picture, be it a masked one.
-        nothing = self._unknown_codes() if self._pictures and self.text_slots else None
-        codes = nothing
+        words = self.words
+        for one in texts:
+            words.template(one)  # bad holes are found before a picture is looked at
+        picture = None
         if image is None:
             decoding = replace(decoding, guidance_scale=1.0)  # there is nothing to follow
         else:
-            codes, nothing = self._encode([_open(image)])[0], self._unknown_codes()
-        texts_and_holes = [(self._closed(ids), hole) for ids, hole in templates]
-        filling = self._filling(
-            [self._document(codes, ids, write=_over(hole, ids)) for ids, hole in texts_and_holes],
-            [self._document(nothing, ids, write=_over(hole, ids)) for ids, hole in texts_and_holes],
-            decoding=decoding,
-            generator=generator,
-            suppressed=(self.denoiser.vocabulary.eos_id,),
-        )
-        rows = self._texts(filling, filling.run())
-        filled = [
-            self._text(row[: len(ids)]) for row, (ids, _) in zip(rows, templates, strict=True)
-        ]
+            picture = self.look([[open_picture(image)]], "infill")[0][0]
+        asks = [self.fitting(self.layout.infill(words, one, picture)) for one in texts]
+        filled = self.written(asks, decoding, generator, suppressed=self.layout.ends(words))
         return filled[0] if single else filled
 
-    @torch.no_grad()
-    def inpaint(
-        self,
-        image: ImageLike,
-        mask: Image.Image | Tensor,
-        prompt: str = "",
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Image.Image:
-        """Draw a part of a picture anew, so that the whole shows the prompt.
-
-        mask    white (a tensor: 1, or True) where the picture is to be repainted, of its size
-        prompt  "": whatever fits the rest of the picture
-
-        A code is drawn anew when any pixel of its cell is masked; pixels outside the mask come back
-        exactly as they were, on the picture's own size. A picture that is not square is set on
-        white for the model. Raises ValueError for a mask without a hole or of another size.
-        """
-        picture = _open(image)
-        hole = _hole(mask, picture.size)  # [H, W] bool
-        decoding = _with(
-            self.defaults.inpaint,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
-        )
-        tokenizer = self._need_pictures()
-        frame = _Frame.within(tokenizer.image_size, picture.size)
-        codes = self._encode([frame.place(picture)])[0]  # [K]
-        paint = frame.cells(hole, tokenizer.downsampling).flatten()
-        text = self._closed(self._prompt_ids(prompt))
-        nothing = torch.full_like(text, self.denoiser.vocabulary.mask_id)
-        # The rest of the picture stays in both branches: guidance is towards the words alone.
-        filling = self._filling(
-            [self._document(codes, text if prompt.strip() else nothing, paint=paint)],
-            [self._document(codes, nothing, paint=paint)],
-            decoding=decoding,
-            generator=generator,
-        )
-        painted = frame.take(self._decode(self._codes(filling, filling.run()))[0])
-        return Image.composite(painted, picture, Image.fromarray(hole.numpy()))
-
-    # --- documents --------------------------------------------------------------------------------
+    # --- what tasks have in common ----------------------------------------------------------------
 
     def _drawing(
         self,
@@ -311,10 +515,12 @@ class Model:
         guidance_scale: float | None,
         negative_prompt: str | abc.Sequence[str] | None,
         num_images_per_prompt: int,
+        size: tuple[int | None, int | None],
         generator: torch.Generator | None,
-    ) -> _Filling:
+    ) -> Filling:
         """Text is context, all codes are targets."""
-        self._need_pictures()
+        self.layout.need("text_to_image")
+        tokenizer = self.need_pictures()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ValueError("there is no prompt; give at least one")
@@ -331,20 +537,14 @@ class Model:
             guidance_scale=guidance_scale,
         )
         against = self._negatives(negative_prompt, len(prompts), decoding)
-
-        codes = self._unknown_codes()
-        everything = torch.ones_like(codes, dtype=torch.bool)
-        documents, opposite = [], []
+        height, width = self.layout.drawn_size(size, tokenizer.image_size, tokenizer.downsampling)
+        grid = height // tokenizer.downsampling, width // tokenizer.downsampling
+        codes = Codes.blank(self.words, grid, drawn=True)
+        asks: list[Ask] = []
         for one, negative in zip(prompts, against, strict=True):
-            text = self._closed(self._prompt_ids(one))
-            absent = (
-                self._closed(self._prompt_ids(negative))
-                if negative.strip()
-                else torch.full_like(text, self.denoiser.vocabulary.mask_id)
-            )
-            documents += [self._document(codes, text, paint=everything)] * num_images_per_prompt
-            opposite += [self._document(codes, absent, paint=everything)] * num_images_per_prompt
-        return self._filling(documents, opposite, decoding=decoding, generator=generator)
+            ask = self.layout.draw(self.words, one, codes, negative=negative)
+            asks += [self.fitting(ask)] * num_images_per_prompt
+        return self.filling(asks, decoding=decoding, generator=generator, grid=grid)
 
     def _negatives(
         self, negative_prompt: str | abc.Sequence[str] | None, count: int, decoding: Decoding
@@ -366,217 +566,37 @@ class Model:
             )
         return negatives
 
-    def _document(
+    def _writing(
         self,
-        codes: Tensor | None,
-        text: Tensor,
-        *,
-        paint: Tensor | None = None,
-        write: Tensor | None = None,
-    ) -> Sequence:
-        """The one layout: `begin image, codes [K], end image, text [T]`, all of them ids.
-
-        paint, write  bool, which codes and which text tokens are targets; None: none
-        """
-        vocabulary = self.denoiser.vocabulary
-        written = _segment(Modality.TEXT, text, write)
-        if codes is None:
-            return Sequence((written,))
-        begin, end = map(control_segment, vocabulary.image_markers)
-        return Sequence((begin, _segment(Modality.IMAGE, codes, paint), end, written))
-
-    def _filling(
-        self,
-        documents: list[Sequence],
-        opposite: list[Sequence],
-        *,
         decoding: Decoding,
-        generator: torch.Generator | None,
-        suppressed: tuple[int, ...] = (),
-    ) -> _Filling:
-        """Lay out the documents, and those of the other branch of guidance in rows as long."""
-        vocabulary = self.denoiser.vocabulary
-        length = max(map(len, documents + opposite))
-        return _Filling(
-            sampler=decoding.sampler(suppressed=suppressed),
-            denoiser=self.denoiser,
-            batch=collate(documents, vocabulary, length=length).to(self.device),
-            unconditional=collate(opposite, vocabulary, length=length).to(self.device),
-            generator=self._generator(generator),
+        length: int,
+        *,
+        num_inference_steps: int | None,
+        block_length: int | None,
+        temperature: float | None,
+        guidance_scale: float | None,
+    ) -> Decoding:
+        """The decoding of `length` tokens; its steps per token stay where they are not given."""
+        if num_inference_steps is None:
+            usual = self.defaults.max_new_tokens
+            num_inference_steps = math.ceil(decoding.num_inference_steps * length / usual)
+            blocks = math.ceil(length / (block_length or decoding.block_length or length))
+            num_inference_steps = max(num_inference_steps, blocks)
+        return _with(
+            decoding,
+            num_inference_steps=num_inference_steps,
+            block_length=block_length,
+            temperature=temperature,
+            guidance_scale=guidance_scale,
         )
 
-    def _generator(self, generator: torch.Generator | None) -> torch.Generator:
-        if generator is None:
-            return torch.Generator(self.device).manual_seed(SEED)
-        if generator.device.type == self.device.type:
-            return generator
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
-        return torch.Generator(self.device).manual_seed(int(seed))
-
-    # --- text -------------------------------------------------------------------------------------
-
-    @property
-    def _longest_text(self) -> int:
-        """Most tokens of a text, its end not counted."""
-        if self.text_slots is not None:
-            return self.text_slots - 1
-        return self.max_length - (self._code_count + 2 if self._pictures else 0) - 1
-
-    def _prompt_ids(self, prompt: str) -> Tensor:
-        """Text -> its ids, without an end."""
-        ids = self.text_tokenizer.encode(prompt.strip(), add_special_tokens=False)
-        return torch.tensor(self._checked(ids, prompt), dtype=torch.int64)
-
-    def _template(self, text: str) -> tuple[Tensor, Tensor]:
-        """Text with holes -> (ids, which of them are holes), both [T]."""
-        ids: list[int] = []
-        hole: list[bool] = []
-
-        def add_words(piece: str) -> None:
-            piece = piece.rstrip()  # the token after it brings its own space
-            if piece.strip():
-                added = self._continue(piece) if ids else self._start(piece)
-                ids.extend(added)
-                hole.extend([False] * len(added))
-
-        end = 0
-        for match in HOLE.finditer(text):
-            add_words(text[end : match.start()])
-            length = int(match[1] or 1)
-            if length < 1:
-                raise ValueError(
-                    f"{match[0]} in {text!r} is a hole of no tokens; give it at least one"
-                )
-            length = min(length, self._longest_text + 1)  # enough to be refused below
-            ids.extend([self.denoiser.vocabulary.mask_id] * length)
-            hole.extend([True] * length)
-            end = match.end()
-        add_words(text[end:])
-        if not any(hole):
+    def _new_tokens(self, max_new_tokens: int | None) -> int:
+        length = self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ValueError(
-                f"text {text!r} has no hole; write [MASK] for each token to fill in, or [MASK:3] "
-                "for three"
+                f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}"
             )
-        return torch.tensor(self._checked(ids, text)), torch.tensor(hole)
-
-    def _start(self, piece: str) -> list[int]:
-        return list(self.text_tokenizer.encode(piece.lstrip(), add_special_tokens=False))
-
-    def _continue(self, piece: str) -> list[int]:
-        """Ids of a piece in the middle of a text, where a tokenizer must not put a space first."""
-        before = list(self.text_tokenizer.encode("\n", add_special_tokens=False))
-        ids = list(self.text_tokenizer.encode("\n" + piece, add_special_tokens=False))
-        return ids[len(before) :] if ids[: len(before)] == before else self._start(piece)
-
-    def _checked(self, ids: list[int], text: str) -> list[int]:
-        if len(ids) > self._longest_text:
-            raise ValueError(
-                f"text {_shortened(text)!r} has {len(ids)} tokens, but this model takes at most "
-                f"{self._longest_text}; shorten it"
-            )
-        return ids
-
-    def _closed(self, ids: Tensor) -> Tensor:
-        """Ids -> the same with the end of text, to the end of the slots where there are slots."""
-        slots = self.text_slots or len(ids) + 1
-        closed = torch.full((slots,), self.denoiser.vocabulary.eos_id)
-        closed[: len(ids)] = ids
-        return closed
-
-    def _texts(self, filling: _Filling, ids: Tensor) -> list[Tensor]:
-        """The text ids of each row [B, L] -> B times [T]."""
-        text = filling.batch.of(Modality.TEXT)
-        return [row[here].cpu() for row, here in zip(ids, text, strict=True)]
-
-    def _text(self, ids: Tensor) -> str:
-        """Ids up to the first end of text -> words."""
-        ended = (ids == self.denoiser.vocabulary.eos_id).nonzero()
-        stop = int(ended[0]) if len(ended) else len(ids)
-        return str(self.text_tokenizer.decode(ids[:stop].tolist())).strip()
-
-    # --- pictures ---------------------------------------------------------------------------------
-
-    @property
-    def _pictures(self) -> bool:
-        return self.image_tokenizer is not None
-
-    def _need_pictures(self) -> ImageTokenizer:
-        if self.image_tokenizer is None:
-            raise ValueError("this model knows text alone; take one with an image tokenizer")
-        return self.image_tokenizer
-
-    @property
-    def _code_count(self) -> int:
-        tokenizer = self._need_pictures()
-        return (tokenizer.image_size // tokenizer.downsampling) ** 2
-
-    def _unknown(self, count: int) -> Tensor:
-        """[count] mask tokens."""
-        return torch.full((count,), self.denoiser.vocabulary.mask_id)
-
-    def _unknown_codes(self) -> Tensor:
-        return self._unknown(self._code_count)
-
-    def _encode(self, images: list[Image.Image]) -> Tensor:
-        """Pictures -> ids of their codes [N, K]."""
-        tokenizer = self._need_pictures()
-        pixels = torch.stack(
-            [to_pixels(image, tokenizer.image_size, fit=self.defaults.fit) for image in images]
-        )
-        return self.denoiser.vocabulary.image_ids(tokenizer.encode(pixels.to(self.device))).cpu()
-
-    def _codes(self, filling: _Filling, ids: Tensor) -> Tensor:
-        """Codes [B, K] of the rows [B, L]."""
-        here = ids[filling.batch.of(Modality.IMAGE)]
-        return self.denoiser.vocabulary.codes(here).view(len(ids), -1)
-
-    def _decode(self, codes: Tensor) -> list[Image.Image]:
-        """Codes [B, K] -> B pictures."""
-        return [to_image(pixels) for pixels in self._need_pictures().decode(codes)]
-
-    @torch.no_grad()
-    def _frames(self, filling: _Filling) -> Iterator[list[Image.Image]]:
-        """The pictures after each step, with tiles where codes are open."""
-        tokenizer = self._need_pictures()
-        blank = Image.new("RGB", (tokenizer.image_size, tokenizer.image_size), WHITE)
-        paper = self._encode([blank])[0].to(self.device)  # decoding needs valid codes everywhere
-        shown = filling.batch.of(Modality.IMAGE)
-        for state in filling.trajectory():
-            still_open = (~state.committed)[shown].view(len(state.ids), -1)  # [B, K]
-            codes = self._codes(filling, state.ids)
-            codes = torch.where(still_open, self.denoiser.vocabulary.codes(paper), codes)
-            yield [
-                _tiled(picture, cells.tolist(), tokenizer.downsampling)
-                for picture, cells in zip(self._decode(codes), still_open, strict=True)
-            ]
-
-
-@dataclass(frozen=True)
-class _Filling:
-    """One run of the sampler, made ready."""
-
-    sampler: Sampler
-    denoiser: Denoiser
-    batch: Batch
-    unconditional: Batch
-    generator: torch.Generator
-
-    def run(self) -> Tensor:
-        """[B, L] ids with the targets filled."""
-        return self.sampler(
-            self.denoiser,
-            self.batch,
-            generator=self.generator,
-            unconditional=self.unconditional,
-        ).ids
-
-    def trajectory(self) -> Iterator[SampleStep]:
-        return self.sampler.trajectory(
-            self.denoiser,
-            self.batch,
-            generator=self.generator,
-            unconditional=self.unconditional,
-        )
+        return length
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -586,141 +606,33 @@ def _with(
     decoding: Decoding,
     *,
     num_inference_steps: int | None = None,
+    block_length: int | None = None,
+    temperature: float | None = None,
     guidance_scale: float | None = None,
 ) -> Decoding:
     """The decoding with what the caller gave; None leaves the default."""
-    if num_inference_steps is not None:
-        decoding = replace(decoding, num_inference_steps=num_inference_steps)
-    if guidance_scale is not None:
-        decoding = replace(decoding, guidance_scale=guidance_scale)
-    return decoding
+    given: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps,
+        "block_length": block_length,
+        "temperature": temperature,
+        "guidance_scale": guidance_scale,
+    }
+    return replace(decoding, **{name: value for name, value in given.items() if value is not None})
 
 
-def _as_list(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
-    """One picture or several -> (all of them, whether it was one)."""
-    if isinstance(image, Tensor) and image.ndim == 4:
-        return list(image), False
-    if isinstance(image, Image.Image | str | PathLike | Tensor):
-        return [image], True
-    return list(image), False
-
-
-def _open(image: ImageLike) -> Image.Image:
-    """A picture in any accepted form -> RGB."""
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if isinstance(image, Tensor):
-        if image.is_floating_point() and image.numel() and not bool(image.abs().max() <= 1.001):
-            raise ValueError(
-                f"a picture's tensor has values from {image.min():.3g} to {image.max():.3g}; "
-                "pixels lie in [-1, 1]"
-            )
-        if not image.is_floating_point():
-            raise ValueError(f"a picture's tensor is {image.dtype}; pixels are floats in [-1, 1]")
-        return to_image(image)
-    if isinstance(image, str | PathLike):
-        return open_image(image)
-    raise ValueError(
-        f"{type(image).__name__} is no picture; give a Pillow image, a path, or a tensor "
-        "[3, H, W] in [-1, 1]"
-    )
-
-
-def _hole(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask for a picture of `size` (width, height) -> [H, W] bool, True where it is repainted."""
-    if isinstance(mask, Image.Image):
-        hole = torch.from_numpy(np.array(to_rgb(mask).convert("L")) >= 128)
-    elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
-        hole = (mask if mask.ndim == 2 else mask.squeeze(0)).cpu() >= 0.5
-    else:
+def _given(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
+    """The pictures of each document: None, one or several; where not `single`, a list of these."""
+    each = [images] if single else [None] * count if images is None else list(images)
+    if len(each) != count:
         raise ValueError(
-            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor [H, W] of bool or "
-            "of floats in [0, 1]"
+            f"{count} {what} but {len(each)} entries of pictures; give one for each: a picture, a "
+            "list of them, or None"
         )
-    width, height = size
-    if hole.shape != (height, width):
-        shape = " x ".join(str(side) for side in reversed(hole.shape))
-        raise ValueError(
-            f"the mask is {shape} but the picture is {width} x {height}; give a mask of the "
-            "picture's size"
-        )
-    if not bool(hole.any()):
-        raise ValueError("the mask has no hole; make white what is to be drawn anew")
-    return hole
+    return [[] if some is None else pictures_of(some)[0] for some in each]
 
 
-def _segment(modality: Modality, ids: Tensor, target: Tensor | None) -> Segment:
-    none = torch.zeros(ids.shape, dtype=torch.bool)
-    return Segment(modality, ids, none if target is None else target)
-
-
-def _over(hole: Tensor, ids: Tensor) -> Tensor:
-    """[n] bool over the start of [m] ids -> [m] bool."""
-    result = torch.zeros(ids.shape, dtype=torch.bool)
-    result[: len(hole)] = hole
-    return result
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-# --- a picture on the square of the tokenizer -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Where a picture of `size` lies, scaled as a whole, on a white square of `edge` pixels."""
-
-    edge: int
-    size: tuple[int, int]  # width, height
-    left: int
-    top: int
-    width: int
-    height: int
-
-    @classmethod
-    def within(cls, edge: int, size: tuple[int, int]) -> _Frame:
-        longest = max(size)
-        width, height = (max(1, round(side * edge / longest)) for side in size)
-        return cls(edge, size, (edge - width) // 2, (edge - height) // 2, width, height)
-
-    def place(self, picture: Image.Image) -> Image.Image:
-        """The picture on the square."""
-        square = Image.new("RGB", (self.edge, self.edge), WHITE)
-        scaled = picture.resize((self.width, self.height), Image.Resampling.BICUBIC)
-        square.paste(scaled, (self.left, self.top))
-        return square
-
-    def take(self, square: Image.Image) -> Image.Image:
-        """The picture back from the square, in its own size."""
-        box = (self.left, self.top, self.left + self.width, self.top + self.height)
-        return square.crop(box).resize(self.size, Image.Resampling.BICUBIC)
-
-    def cells(self, hole: Tensor, cell: int) -> Tensor:
-        """Pixels of the picture [H, W] -> cells of the square, True where any pixel touches one."""
-        rows = _touches(hole.shape[0], self.height, self.top, cell, self.edge // cell)
-        columns = _touches(hole.shape[1], self.width, self.left, cell, self.edge // cell)
-        return (rows @ hole.float() @ columns.T) > 0
-
-
-def _touches(pixels: int, scaled: int, offset: int, cell: int, cells: int) -> Tensor:
-    """[cells, pixels] float: 1 where a pixel of a scaled and shifted row overlaps a cell.
-
-    In whole numbers, in units of 1 / pixels of a pixel of the square.
-    """
-    start = offset * pixels + torch.arange(pixels) * scaled
-    edge = torch.arange(cells)[:, None] * cell * pixels
-    return ((start < edge + cell * pixels) & (start + scaled > edge)).float()
-
-
-def _tiled(picture: Image.Image, still_open: list[bool], cell: int) -> Image.Image:
-    """The picture with a tile over each cell that is still open (raster order)."""
-    pen = ImageDraw.Draw(picture)
-    columns, gap = picture.width // cell, max(1, cell // 8)
-    for k in (k for k, covered in enumerate(still_open) if covered):
-        x, y = k % columns * cell, k // columns * cell
-        pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=GAP)
-        if cell > 2 * gap:
-            pen.rectangle((x + gap, y + gap, x + cell - 1 - gap, y + cell - 1 - gap), fill=TILE)
-    return picture
+def _placed(question: str, pictures: int) -> str:
+    """The question with a placeholder for each picture: where it has them, or else before it."""
+    if IMAGE in question or not pictures:
+        return question
+    return " ".join([IMAGE] * pictures) + "\n" + question

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import mmdlm
 from data_pipelines.image_text import ImageText, Tasks
-from mmdlm import generate, loading
+from mmdlm import loading
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -30,6 +30,7 @@ from mmdlm.generate import Model
 from mmdlm.loading import load
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.pixels import to_image, to_pixels
+from mmdlm.vision.tiles import GAP, TILE
 
 FEW = {"num_inference_steps": 3}
 
@@ -209,7 +210,7 @@ def test_trajectory_ends_in_the_picture_and_uncovers_it(model: Model) -> None:
 
 def tiles(shown: Image.Image) -> int:
     return sum(
-        shown.getpixel((x + 1, y + 1)) == generate.TILE and shown.getpixel((x, y)) == generate.GAP
+        shown.getpixel((x + 1, y + 1)) == TILE and shown.getpixel((x, y)) == GAP
         for x in range(0, shown.width, 4)
         for y in range(0, shown.height, 4)
     )

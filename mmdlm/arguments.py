@@ -1,0 +1,68 @@
+"""What callers hand in, in any accepted form -> the one form that is worked with."""
+
+from __future__ import annotations
+
+from collections import abc
+from os import PathLike
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdlm.vision.pixels import open_image, to_image, to_rgb
+
+ImageLike = Image.Image | str | PathLike[str] | Tensor
+
+
+def pictures_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
+    """One picture or several -> (all of them, whether it was one)."""
+    if isinstance(image, Tensor) and image.ndim == 4:
+        return list(image), False
+    if isinstance(image, Image.Image | str | PathLike | Tensor):
+        return [image], True
+    return list(image), False
+
+
+def open_picture(image: ImageLike) -> Image.Image:
+    """A picture in any accepted form -> RGB."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, Tensor):
+        if image.is_floating_point() and image.numel() and not bool(image.abs().max() <= 1.001):
+            raise ValueError(
+                f"a picture's tensor has values from {image.min():.3g} to {image.max():.3g}; "
+                "pixels lie in [-1, 1]"
+            )
+        if not image.is_floating_point():
+            raise ValueError(f"a picture's tensor is {image.dtype}; pixels are floats in [-1, 1]")
+        return to_image(image)
+    if isinstance(image, str | PathLike):
+        return open_image(image)
+    raise ValueError(
+        f"{type(image).__name__} is no picture; give a Pillow image, a path, or a tensor "
+        "[3, H, W] in [-1, 1]"
+    )
+
+
+def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask for a picture of `size` (width, height) -> [H, W] bool, True where it is repainted."""
+    if isinstance(mask, Image.Image):
+        hole = torch.from_numpy(np.array(to_rgb(mask).convert("L")) >= 128)
+    elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
+        hole = (mask if mask.ndim == 2 else mask.squeeze(0)).cpu() >= 0.5
+    else:
+        raise ValueError(
+            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor [H, W] of bool or "
+            "of floats in [0, 1]"
+        )
+    width, height = size
+    if hole.shape != (height, width):
+        shape = " x ".join(str(side) for side in reversed(hole.shape))
+        raise ValueError(
+            f"the mask is {shape} but the picture is {width} x {height}; give a mask of the "
+            "picture's size"
+        )
+    if not bool(hole.any()):
+        raise ValueError("the mask has no hole; make white what is to be drawn anew")
+    return hole

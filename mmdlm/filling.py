@@ -1,0 +1,55 @@
+"""One run of the sampler, made ready, and where its result will lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.sampler import Sampler, SampleStep
+from mmdlm.core.sequence import Batch
+
+
+@dataclass(frozen=True)
+class Filling:
+    """One run of the sampler, made ready.
+
+    shown  numbers of the segments of each row that hold its result
+    grid   (rows, columns) of that, where it is a picture
+    """
+
+    sampler: Sampler
+    denoiser: Denoiser
+    batch: Batch
+    unconditional: tuple[Batch, ...]
+    generator: torch.Generator
+    shown: tuple[tuple[int, ...], ...]
+    grid: tuple[int, int] | None = None
+
+    def run(self) -> Tensor:
+        """[B, L] ids with the targets filled."""
+        return self.sampler(
+            self.denoiser,
+            self.batch,
+            generator=self.generator,
+            unconditional=self.unconditional,
+        ).ids
+
+    def trajectory(self) -> Iterator[SampleStep]:
+        """Step by step."""
+        return self.sampler.trajectory(
+            self.denoiser,
+            self.batch,
+            generator=self.generator,
+            unconditional=self.unconditional,
+        )
+
+    def results(self, values: Tensor) -> list[Tensor]:
+        """Of [B, L] ids (or marks), those of each row's result: B times [R]."""
+        return [
+            row[torch.isin(segment, torch.tensor(shown, device=segment.device))]
+            for row, segment, shown in zip(values, self.batch.segment, self.shown, strict=True)
+        ]

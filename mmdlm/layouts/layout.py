@@ -1,0 +1,206 @@
+"""The contract of a family's layout: what users ask, laid out as documents with targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.sequence import Segment, Sequence, Views, text_segment
+from mmdlm.core.vocabulary import Modality
+from mmdlm.layouts.words import Words
+
+Generation = Mapping[str, Any]  # what a family's generation.json would say
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A picture as ids of its codes, in reading order; `open` marks those that are to be drawn.
+
+    ids   [K] int64; mask tokens where `open`
+    open  [K] bool
+    grid  (rows, columns), K of them
+    """
+
+    ids: Tensor
+    open: Tensor
+    grid: tuple[int, int]
+
+    @classmethod
+    def given(cls, ids: Tensor, grid: tuple[int, int]) -> Codes:
+        """A picture that is all there."""
+        return cls(ids, torch.zeros(ids.shape, dtype=torch.bool), grid)
+
+    @classmethod
+    def blank(cls, words: Words, grid: tuple[int, int], *, drawn: bool = False) -> Codes:
+        """A picture of which nothing is known; `drawn`: and which is to be drawn."""
+        ids = words.masks(grid[0] * grid[1])
+        return cls(ids, torch.full(ids.shape, drawn), grid)
+
+
+Picture = Codes | Views
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says in a conversation: text and pictures in reading order."""
+
+    role: str
+    parts: tuple[str | Picture, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A task, laid out.
+
+    sequence  the document, with its targets
+    opposite  the other branches of guidance, each with as many targets in the same order
+    shown     numbers of the segments of `sequence` that hold the result
+    """
+
+    sequence: Sequence
+    opposite: tuple[Sequence, ...]
+    shown: tuple[int, ...]
+
+
+Sight = Literal["nothing", "codes", "features"]
+
+
+class Layout:
+    """How a family of models lays out its tasks.
+
+    family      its name, as `config.published` has it
+    sees        how a picture enters: not at all, as codes of the image tokenizer, or as features
+                of the vision adapter
+    tasks       the methods of `mmdlm.generate.Model` that the family was trained for
+    specials    special tokens that the layout needs: possible names, and the published id
+    generation  decoding that the family was published with, in the form of a generation.json;
+                guidance is in our convention, its published scale + 1
+    """
+
+    family: ClassVar[str]
+    sees: ClassVar[Sight] = "nothing"
+    tasks: ClassVar[tuple[str, ...]]
+    specials: ClassVar[Mapping[str, tuple[tuple[str, ...], int]]] = {}
+    generation: ClassVar[Generation] = {}
+
+    def check(self, words: Words) -> None:
+        """Raise ValueError for a tokenizer that lacks a special token of the layout."""
+        for name in self.specials:
+            self.special(words, name)
+
+    def special(self, words: Words, name: str) -> int:
+        """The id of one of `specials`."""
+        names, published = self.specials[name]
+        return words.special(*names, published=published)
+
+    def need(self, task: str) -> None:
+        """Raise ValueError unless the family has the task."""
+        if task not in self.tasks:
+            self.cannot(task)
+
+    def cannot(self, task: str) -> NoReturn:
+        """Say that the family lacks a task, and which it has."""
+        *most, last = self.tasks
+        listed = f"{', '.join(most)} and {last}" if most else last
+        raise ValueError(
+            f"this model ({self.family}) was not trained for {task}; it is for {listed}"
+        )
+
+    # --- the tasks ---
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """A picture -> a caption of at most `length` tokens."""
+        self.cannot("caption")
+
+    def draw(self, words: Words, prompt: str, picture: Codes, *, negative: str = "") -> Ask:
+        """Words -> the open codes of a picture.
+
+        prompt    "": whatever fits the rest of the picture
+        negative  takes the place of the absent prompt in guidance; "": no words at all
+        """
+        self.cannot("text_to_image")
+
+    def edit(self, words: Words, instruction: str, source: Codes, picture: Codes) -> Ask:
+        """A picture and what is to change -> the open codes of another."""
+        self.cannot("edit")
+
+    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+        """A text with holes -> what belongs there."""
+        self.cannot("infill")
+
+    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+        """The beginning of a text -> at most `length` tokens that follow."""
+        self.cannot("complete")
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """A conversation -> the next turn of the assistant, of at most `length` tokens."""
+        self.cannot("chat")
+
+    # --- what the tasks have in common ---
+
+    def ends(self, words: Words) -> tuple[int, ...]:
+        """Ids that end a text: what follows them is dropped."""
+        return (words.vocabulary.eos_id,)
+
+    def suppressed(self, words: Words) -> tuple[int, ...]:
+        """Ids that never occur in an answer."""
+        return ()
+
+    def decode(self, words: Words, ids: Tensor) -> str:
+        """Generated ids [T] up to the first that ends a text -> words."""
+        stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
+        kept = ids[: int(stop[0])] if len(stop) else ids
+        return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True)).strip()
+
+    def canvas(self, size: tuple[int, int], edge: int, task: str) -> tuple[int, int]:
+        """Pixels (height, width) at which the image tokenizer meets a picture.
+
+        size  of the picture, (width, height)
+        edge  of the pictures that the image tokenizer was trained on
+        """
+        return edge, edge
+
+    def drawn_size(
+        self, size: tuple[int | None, int | None], edge: int, cell: int
+    ) -> tuple[int, int]:
+        """Pixels (height, width) of a picture that is drawn from nothing; None: as it likes.
+
+        cell  pixels of a code along one edge
+
+        Raises ValueError for a size that the family does not draw.
+        """
+        height, width = (edge if side is None else side for side in size)
+        if (height, width) != (edge, edge):
+            raise ValueError(
+                f"this model ({self.family}) draws pictures of {edge} x {edge} pixels alone, not "
+                f"of height {height} and width {width}; leave height and width out"
+            )
+        return edge, edge
+
+    def pixels_in(self, pixels: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> what the family's image tokenizer encodes."""
+        return pixels
+
+    def pixels_out(self, pixels: Tensor) -> Tensor:
+        """What the family's image tokenizer decodes -> pixels in [-1, 1]."""
+        return pixels
+
+
+def answer_segment(words: Words, length: int) -> Segment:
+    """`length` text tokens to be generated."""
+    return text_segment(words.masks(length), target=True)
+
+
+def without_prompt(sequence: Sequence, words: Words) -> Sequence:
+    """The twin for guidance in which all that is no target is a mask token, pictures included.
+
+    Source: arXiv:2410.18514, section 3.3, as LLaDA, MMaDA and LLaDA-V have it.
+    """
+    target = torch.cat([segment.target for segment in sequence.segments])
+    ids = torch.cat([segment.ids for segment in sequence.segments])
+    ids = ids.masked_fill(~target, words.vocabulary.mask_id)
+    return Sequence((Segment(Modality.TEXT, ids, target),))

@@ -1,0 +1,137 @@
+"""Between text and ids: a tokenizer beside the vocabulary that its ids lie in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mmdlm.core.vocabulary import Vocabulary
+
+HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text tokenizer over a vocabulary.
+
+    slots    tokens of text of every document, end included; None: texts have the length they need
+    longest  most tokens of a text, its end not counted
+    grid     (rows, columns) of the codes of a picture; None: a model without an image tokenizer
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    slots: int | None = None
+    longest: int = 2048
+    grid: tuple[int, int] | None = None
+
+    def ids(self, text: str) -> list[int]:
+        """Text -> ids; the name of a special token in it stands for that token."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def spoken(self, text: str) -> list[int]:
+        """What a user wrote -> ids; the name of a special token in it is no more than letters.
+
+        So that no message can end its own turn and begin another's.
+        """
+        return list(
+            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        )
+
+    def special(self, *names: str, published: int) -> int:
+        """The id of a special token by the first of its names that the tokenizer has.
+
+        published  the id that the family was published with; a vocabulary that is large enough for
+                   it and has the token elsewhere is another family's
+
+        Raises ValueError for a token that is not there, or not where it was published.
+        """
+        known = self.tokenizer.get_vocab()
+        found = next((known[name] for name in names if name in known), None)
+        if found is None:
+            raise ValueError(
+                f"the text tokenizer has no {' or '.join(names)}, which this model needs (id "
+                f"{published} where it was published); give it the tokenizer that it was "
+                "trained with"
+            )
+        if found != published and published < len(self.tokenizer):
+            raise ValueError(
+                f"the text tokenizer has {names[0]} as id {found}, but the model was published "
+                f"with id {published}; give it the tokenizer that it was trained with"
+            )
+        return int(found)
+
+    def masks(self, count: int) -> Tensor:
+        """[count] mask tokens."""
+        return torch.full((count,), self.vocabulary.mask_id)
+
+    def closed(self, ids: Tensor) -> Tensor:
+        """Ids -> the same with the end of text, to the end of the slots where there are slots."""
+        closed = torch.full((self.slots or len(ids) + 1,), self.vocabulary.eos_id)
+        closed[: len(ids)] = ids
+        return closed
+
+    def prompt(self, text: str) -> Tensor:
+        """Text -> its ids without an end, [T]. Raises ValueError where it is too long."""
+        return torch.tensor(self.checked(self.ids(text.strip()), text), dtype=torch.int64)
+
+    def checked(self, ids: list[int], text: str) -> list[int]:
+        """The ids, unless there are too many of them."""
+        if len(ids) > self.longest:
+            raise ValueError(
+                f"text {shortened(text)!r} has {len(ids)} tokens, but this model takes at most "
+                f"{self.longest}; shorten it"
+            )
+        return ids
+
+    def template(self, text: str) -> tuple[Tensor, Tensor]:
+        """Text with holes -> (ids, which of them are holes), both [T].
+
+        Raises ValueError for a text without a hole, a hole of no tokens, and a text too long.
+        """
+        ids: list[int] = []
+        hole: list[bool] = []
+
+        def add_words(piece: str) -> None:
+            piece = piece.rstrip()  # the token after it brings its own space
+            if piece.strip():
+                added = self._continue(piece) if ids else self._start(piece)
+                ids.extend(added)
+                hole.extend([False] * len(added))
+
+        end = 0
+        for match in HOLE.finditer(text):
+            add_words(text[end : match.start()])
+            length = int(match[1] or 1)
+            if length < 1:
+                raise ValueError(
+                    f"{match[0]} in {text!r} is a hole of no tokens; give it at least one"
+                )
+            length = min(length, self.longest + 1)  # enough to be refused below
+            ids.extend([self.vocabulary.mask_id] * length)
+            hole.extend([True] * length)
+            end = match.end()
+        add_words(text[end:])
+        if not any(hole):
+            raise ValueError(
+                f"text {text!r} has no hole; write [MASK] for each token to fill in, or [MASK:3] "
+                "for three"
+            )
+        return torch.tensor(self.checked(ids, text)), torch.tensor(hole)
+
+    def _start(self, piece: str) -> list[int]:
+        return self.ids(piece.lstrip())
+
+    def _continue(self, piece: str) -> list[int]:
+        """Ids of a piece in the middle of a text, where a tokenizer must not put a space first."""
+        before, ids = self.ids("\n"), self.ids("\n" + piece)
+        return ids[len(before) :] if ids[: len(before)] == before else self._start(piece)
+
+
+def shortened(text: str) -> str:
+    """A text as an error shows it."""
+    return text if len(text) <= 60 else text[:59] + "\N{HORIZONTAL ELLIPSIS}"
