@@ -18,9 +18,8 @@ class AttentionAnnealing:
     length of the longest document of its row; `sampled` draws their number for each row, from 0 up
     to that. From step `steps` on it sees all.
 
-    Source: arXiv:2410.17891, section 3.2, samples how much is seen on the right and lets it grow;
-    its published code reveals single pairs of tokens instead. Dream (arXiv:2508.15487) does it at
-    once, which here is no annealing at all.
+    Source: arXiv:2410.17891, section on attention mask annealing: how much is seen on the right is
+    sampled, and grows. Its published code reveals single pairs of tokens instead.
     """
 
     steps: int = 10_000

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import pickle
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -47,6 +51,10 @@ class ForwardProcess(ABC):
         """The process that noises tokens of a modality."""
         return self
 
+    def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor | None:
+        """Weights that tokens of `ids` would have at times [M] -> [M, R]; None: all the same."""
+        return None
+
     @abstractmethod
     def corrupt(
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
@@ -70,49 +78,13 @@ class ForwardProcess(ABC):
         """
 
 
-@dataclass(frozen=True)
-class _TokenNoising(ForwardProcess):
-    """Choose which targets to noise, then fill them with noise.
-
-    By default each target is noised with probability p_mask(t), independently (LLaDA's text).
-
-    With `exact_count` a random subset of fixed size is: k of the n targets that belong to the same
-    document and modality and share a time. `rounding` "up" takes k = ceil(n p_mask), which makes k
-    uniform on 1..n when p_mask is uniform, so that the weight p_mask'(t) n / k gives the bound
-    exactly (arXiv:2502.09992, appendix A.2). "nearest" takes k = max(1, round(n p_mask)), as
-    MaskGIT and MMaDA do.
-    """
-
-    schedule: MaskSchedule
-    exact_count: bool = False
-    rounding: Literal["up", "nearest"] = "up"
+class _Filling(ForwardProcess):
+    """What is noised becomes `noise`."""
 
     @property
     @abstractmethod
     def noise(self) -> Noise:
         """What a noised token becomes."""
-
-    def corrupt(
-        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
-    ) -> Corruption:
-        t = _per_token(t, batch)
-        p_mask = self.schedule.p_mask(t)  # [B, L]
-        draw = torch.rand(t.shape, generator=generator, device=t.device)
-        if self.exact_count:
-            masked, share = exact_count(
-                batch.target,
-                p_mask,
-                draw,
-                group=_document_and_modality(batch),
-                t=t,
-                nearest=self.rounding == "nearest",
-            )
-            weight = self.schedule.slope(t) / share.clamp_min(torch.finfo(share.dtype).tiny)
-        else:
-            masked, share = batch.target & (draw < p_mask), p_mask
-            weight = self.schedule.weight(t)
-        x_t = self._fill(batch, masked, share, vocabulary, generator)
-        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, weight=weight)
 
     def complement(
         self,
@@ -145,6 +117,46 @@ class _TokenNoising(ForwardProcess):
             vocabulary=vocabulary,
             generator=generator,
         )
+
+
+@dataclass(frozen=True)
+class _TokenNoising(_Filling):
+    """Choose which targets to noise, then fill them with noise.
+
+    By default each target is noised with probability p_mask(t), independently (LLaDA's text).
+
+    With `exact_count` a random subset of fixed size is: k of the n targets that belong to the same
+    document and modality and share a time. `rounding` "up" takes k = ceil(n p_mask), which makes k
+    uniform on 1..n when p_mask is uniform, so that the weight p_mask'(t) n / k gives the bound
+    exactly (arXiv:2502.09992, appendix A.2). "nearest" takes k = max(1, round(n p_mask)), as
+    MaskGIT and MMaDA do.
+    """
+
+    schedule: MaskSchedule
+    exact_count: bool = False
+    rounding: Literal["up", "nearest"] = "up"
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        t = _per_token(t, batch)
+        p_mask = self.schedule.p_mask(t)  # [B, L]
+        draw = torch.rand(t.shape, generator=generator, device=t.device)
+        if self.exact_count:
+            masked, share = exact_count(
+                batch.target,
+                p_mask,
+                draw,
+                group=_document_and_modality(batch),
+                t=t,
+                nearest=self.rounding == "nearest",
+            )
+            weight = self.schedule.slope(t) / share.clamp_min(torch.finfo(share.dtype).tiny)
+        else:
+            masked, share = batch.target & (draw < p_mask), p_mask
+            weight = self.schedule.weight(t)
+        x_t = self._fill(batch, masked, share, vocabulary, generator)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, weight=weight)
 
 
 @dataclass(frozen=True)
@@ -208,6 +220,95 @@ class TokenNeighbour(_TokenNoising):
     @property
     def noise(self) -> Noise:
         return NeighbourNoise(self.neighbourhood, uniform=self.uniform)
+
+
+@dataclass(frozen=True)
+class Spindle(_Filling):
+    """DiffusionBERT's schedule: tokens that say much are masked early, frequent ones late.
+
+        p_mask(t, v) = t + strength sin(pi t) h(v),    h(v) = 1 - H / H(v)
+
+    where H(v) = -log f(v) is the information of token v, of relative frequency f(v) (one is added
+    to every count), and H its mean over the corpus. Ids without a count have h = 0: p_mask = t.
+
+    frequencies  file that data_pipelines.token_frequencies wrote: counts [V] of the text ids
+    strength     lambda; 0 is the linear schedule
+
+    The weight of a token is its own p_mask' / p_mask. As it differs from token to token,
+    `WeightedCrossEntropy` is no longer the bound, and teaches p(x_0 | x_t) times that weight;
+    `SpindleBound` is the bound.
+
+    Source: arXiv:2211.15029, section on the spindle noise schedule. Two departures: the mean is
+    over the corpus and not over the sentence, so that what happens to a token follows from the
+    token alone; and h is limited to +-1 / (pi strength), beyond which p_mask would fall, too.
+    """
+
+    frequencies: str | os.PathLike[str]
+    strength: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"Spindle: strength must be 0 or more, got {self.strength}")
+
+    @property
+    def noise(self) -> Noise:
+        return MaskNoise()
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        t = _per_token(t, batch)
+        bend = self._bend(vocabulary, t)[batch.ids]  # [B, L]
+        p_mask = _bent(t, bend)
+        draw = torch.rand(t.shape, generator=generator, device=t.device)
+        masked = batch.target & (draw < p_mask)
+        x_t = self._fill(batch, masked, p_mask, vocabulary, generator)
+        weight = _bent_weight(t, bend)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=p_mask, weight=weight)
+
+    def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor:
+        return _bent_weight(t[:, None], self._bend(vocabulary, t)[slice(*ids)])
+
+    def _bend(self, vocabulary: Vocabulary, like: Tensor) -> Tensor:
+        """strength h(v) of all ids, [V], in the dtype and on the device of `like`."""
+        path = os.fspath(self.frequencies)
+        return _bend(path, self.strength, vocabulary, like.device, like.dtype)
+
+
+@lru_cache(maxsize=8)
+def _bend(
+    path: str, strength: float, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    try:
+        counts = torch.load(path, weights_only=True).double()
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"frequencies {path} cannot be read ({reason}); write them with "
+            "data_pipelines.token_frequencies"
+        ) from error
+    start, stop = vocabulary.text
+    if counts.ndim != 1 or not 0 < len(counts) <= stop - start:
+        raise ValueError(
+            f"frequencies {path}: counts of shape {tuple(counts.shape)}, but the vocabulary has "
+            f"{stop - start} text ids; count with the tokenizer of the model"
+        )
+    frequency = (counts + 1) / (counts + 1).sum()
+    information = -frequency.log()
+    mean = (frequency * information).sum()
+    most = 1 / math.pi  # of strength * h, or p_mask would not rise
+    bend = torch.zeros(vocabulary.size, dtype=torch.float64)
+    bend[start : start + len(counts)] = (strength * (1 - mean / information)).clamp(-most, most)
+    return bend.to(device=device, dtype=dtype)
+
+
+def _bent(t: Tensor, bend: Tensor) -> Tensor:
+    return (t + bend * torch.sin(math.pi * t)).clamp(0, 1)  # sin(pi) is not quite 0
+
+
+def _bent_weight(t: Tensor, bend: Tensor) -> Tensor:
+    slope = (1 + math.pi * bend * torch.cos(math.pi * t)).clamp_min(0)
+    return slope / _bent(t, bend).clamp_min(torch.finfo(t.dtype).tiny)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
-from mmdlm.core.forward import Absorbing, Corruption, ForwardProcess, Uniform
+from mmdlm.core.forward import Absorbing, Corruption, ForwardProcess, Spindle, Uniform
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
@@ -80,6 +82,74 @@ class LowVariance(Times):
         return (u + i / present.sum()) % 1.0
 
 
+# ---- weights ------------------------------------------------------------------------------------
+
+
+class Weighting(ABC):
+    """How much each covered token counts: [B, L], which token losses find in `Tokens.weight`."""
+
+    def check(self, process: ForwardProcess) -> None:
+        """Raise ValueError where the weights have no meaning for a process; most have for any."""
+        return
+
+    @abstractmethod
+    def __call__(self, batch: Batch, corruption: Corruption) -> Tensor:
+        """[B, L]; only what stands at covered positions is used."""
+
+
+@dataclass(frozen=True)
+class Bound(Weighting):
+    """p_mask'(t) / p_mask(t), of which weighted cross-entropy makes the negative ELBO."""
+
+    def __call__(self, batch: Batch, corruption: Corruption) -> Tensor:
+        return corruption.weight
+
+
+@dataclass(frozen=True)
+class ContextAdaptive(Weighting):
+    """CART: a masked token counts as much as there are clean tokens near it.
+
+        w(n) = 1/2 sum_i [i is clean] p (1 - p)^(|n - i| - 1)
+
+    over the other tokens i of its document, context included. It takes the place of 1 / t.
+    Source: arXiv:2508.15487, section on context-adaptive token-level noise rescheduling.
+    """
+
+    p: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise ValueError(f"ContextAdaptive: p must lie in (0, 1], got {self.p}")
+
+    def check(self, process: ForwardProcess) -> None:
+        if not isinstance(process, Absorbing | Spindle):
+            raise ValueError(
+                f"ContextAdaptive counts clean tokens, which {type(process).__name__} does not "
+                "tell from noise; take Absorbing"
+            )
+
+    def __call__(self, batch: Batch, corruption: Corruption) -> Tensor:
+        clean = (~corruption.masked & ~batch.is_padding).to(corruption.weight.dtype)
+        left = self._discounted(clean, batch.document)
+        right = self._discounted(clean.flip(1), batch.document.flip(1)).flip(1)
+        return 0.5 * self.p * (left + right)
+
+    def _discounted(self, clean: Tensor, document: Tensor) -> Tensor:
+        """[B, L] sum over tokens to the left, of one document, of (1 - p)^(distance - 1).
+
+        In log2 L rounds, each of which doubles how far the sum reaches.
+        """
+        length, keep = clean.shape[1], 1 - self.p
+        same = document[:, 1:] == document[:, :-1]
+        total = F.pad(clean[:, :-1] * same, (1, 0))
+        reach = 1
+        while reach < length:
+            same = document[:, reach:] == document[:, :-reach]
+            total = total + keep**reach * F.pad(total[:, :-reach] * same, (reach, 0))
+            reach *= 2
+        return total
+
+
 # ---- token losses -------------------------------------------------------------------------------
 
 
@@ -88,13 +158,16 @@ class Tokens:
     """The M covered tokens of one modality; ids count from the first column of the logits.
 
     x_0, x_t        [M] int64; x_t of a masked token lies outside the logits
-    p_mask, weight  [M], see `Corruption`
+    p_mask, weight  [M], see `Corruption`; the weight is that of a `Weighting`
+    rates           gives [M, R], the weight that each token would have in place of x_0
+                    (`ForwardProcess.rates`), on demand; None: all the same
     """
 
     x_0: Tensor
     x_t: Tensor
     p_mask: Tensor
     weight: Tensor
+    rates: Callable[[], Tensor | None] = lambda: None
 
 
 class TokenLoss(ABC):
@@ -117,6 +190,35 @@ class WeightedCrossEntropy(TokenLoss):
 
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
         return tokens.weight * F.cross_entropy(logits.float(), tokens.x_0, reduction="none")
+
+
+@dataclass(frozen=True)
+class SpindleBound(TokenLoss):
+    """The negative ELBO of `Spindle`, where tokens are masked at different rates.
+
+        r(x_0) * -log p(x_0 | x_t) + sum_v p(v | x_t) r(v) - r(x_0)
+
+    with r(v) = p_mask'(t, v) / p_mask(t, v): the divergence of a jump process that unmasks v at
+    rate p(v | x_t) r(v) from one that unmasks x_0 at rate r(x_0). Where r is the same for all v the
+    last two terms cancel. It is no bound of complementary masks, whose rates are others.
+
+    Source: arXiv:2205.14987, section on the continuous-time bound; the rates put in are ours.
+    """
+
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+        if not isinstance(process, Spindle):
+            raise ValueError(
+                f"SpindleBound is for the Spindle process, not {type(process).__name__}; take "
+                "WeightedCrossEntropy"
+            )
+
+    def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        rates = tokens.rates()
+        assert rates is not None
+        log_p = logits.float().log_softmax(-1)
+        own = rates.gather(-1, tokens.x_0[:, None]).squeeze(-1)
+        expected = (log_p.exp() * rates).sum(-1)
+        return -own * log_p.gather(-1, tokens.x_0[:, None]).squeeze(-1) + expected - own
 
 
 @dataclass(frozen=True)
@@ -211,6 +313,7 @@ class UniformScoreEntropy(TokenLoss):
 class ModalityLoss:
     """What is summed over the covered tokens of one modality, and what the sum is divided by.
 
+    weighting   what a token counts, for the losses that have weights
     normaliser  "tokens"    all target tokens: nats per token, LLaDA's pretraining
                 "masked"    the covered tokens: a plain mean, MMaDA's images
                 "answer"    each document's own target tokens, then the number of documents: a short
@@ -220,6 +323,7 @@ class ModalityLoss:
 
     loss: TokenLoss = WeightedCrossEntropy()
     normaliser: Normaliser = "tokens"
+    weighting: Weighting = Bound()
 
     def __post_init__(self) -> None:
         known = ("tokens", "masked", "answer", "sequence")
@@ -271,7 +375,9 @@ class Objective:
 
     def __post_init__(self) -> None:
         for _, modality, loss in self._parts():
-            loss.loss.check(self.process.of(modality), full_vocabulary=self.full_vocabulary)
+            process = self.process.of(modality)
+            loss.loss.check(process, full_vocabulary=self.full_vocabulary)
+            loss.weighting.check(process)
 
     def __call__(
         self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator
@@ -320,7 +426,13 @@ class Objective:
                 x_0=batch.ids[here] - start,
                 x_t=corruption.x_t[here] - start,
                 p_mask=corruption.p_mask[here],
-                weight=corruption.weight[here],
+                weight=loss.weighting(batch, corruption)[here],
+                rates=partial(
+                    self.process.of(modality).rates,
+                    corruption.t[here],
+                    denoiser.vocabulary,
+                    ids=(start, start + logits.shape[-1]),
+                ),
             )
             values = loss.loss(logits, tokens)  # [M]
             divisor = loss.divisor(batch.only(modality))

@@ -39,7 +39,7 @@ def visible(
     """`same_document`, and of it what lies near enough; distances are counted in tokens.
 
     ahead   [B] tokens that are seen to the right: 0 is causal, None all. Turning an autoregressive
-            model bidirectional, one lets it grow (arXiv:2410.17891, section 3.2)
+            model bidirectional, one lets it grow (arXiv:2410.17891, attention mask annealing)
     around  tokens that are seen on either side: ModernBERT's local layers; None all
     """
     functions = [same_document(document)]
