@@ -46,12 +46,14 @@ class Lora:
     config   content of adapter_config.json
     parts    of low rank: (module, part of it) -> tensor, by the adapter's own names
     whole    what was trained in full (`modules_to_save`, biases), by the adapter's own names
+    base     weights below the low rank that PEFT wrote too, as it does for heads and embeddings
     """
 
     folder: Path
     config: dict[str, Any]
     parts: dict[tuple[str, str], Tensor]
     whole: dict[str, Tensor]
+    base: dict[str, Tensor]
 
     @classmethod
     def open(cls, folder: Path) -> Lora:
@@ -70,16 +72,18 @@ class Lora:
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{folder / WEIGHTS} is damaged ({reason}); download it") from error
-        parts, whole = {}, {}
+        parts, whole, base = {}, {}, {}
         for name, tensor in tensors.items():
             name = name.removeprefix(PREFIX)
             if match := PART.fullmatch(name):
                 parts[match["module"], match["part"] + (match["ending"] or "")] = tensor
+            elif ".base_layer." in name:
+                base[name.replace(".base_layer.", ".")] = tensor
             else:
-                whole[name.replace(".modules_to_save", "").replace(".base_layer", "")] = tensor
+                whole[name.replace(".modules_to_save.", ".")] = tensor
         if not parts:
             raise ValueError(f"{folder / WEIGHTS} holds no tensor of a LoRA; is it another method?")
-        return cls(folder, config, parts, whole)
+        return cls(folder, config, parts, whole, base)
 
     @property
     def modules(self) -> list[str]:
@@ -110,6 +114,9 @@ class Lora:
         tuner = LoraModel(model, {"default": config}, "default")
         state = {f"{names[module]}.{part}": tensor for (module, part), tensor in self.parts.items()}
         state |= {names[name]: tensor for name, tensor in self.whole.items()}
+        for name, tensor in self.base.items():
+            module, _, leaf = names[name].rpartition(".")
+            state[f"{module}.base_layer.{leaf}"] = tensor
         result = set_peft_model_state_dict(model, state)
         assert not result.unexpected_keys, result.unexpected_keys
         if merge:
@@ -120,7 +127,7 @@ class Lora:
     def _names(self, model: PreTrainedModel) -> dict[str, str]:
         """The adapter's names of modules and whole tensors -> ours."""
         ours = {name for name, _ in model.named_modules()} | set(model.state_dict())
-        wanted = [*self.modules, *self.whole]
+        wanted = [*self.modules, *self.whole, *self.base]
         best: dict[str, str] = {}
         for rename in _renamings():
             pairs = ((name, rename(name)) for name in wanted)
@@ -143,12 +150,12 @@ class Lora:
                     f"{part} of {module} is {list(tensor.shape)} where {list(needed)} is needed"
                 )
         tensors = model.state_dict()
-        for name, tensor in self.whole.items():
+        for name, tensor in (self.whole | self.base).items():
             needed = tuple(tensors[names[name]].shape)
             if tuple(tensor.shape) != needed:
                 misshapen.append(f"{name} is {list(tensor.shape)} where {list(needed)} is needed")
         if misshapen:
-            count = len(self.parts) + len(self.whole)
+            count = len(self.parts) + len(self.whole) + len(self.base)
             raise ValueError(
                 f"adapter {self.folder} does not fit the model: {len(misshapen)} of its {count} "
                 f"tensors are misshapen: {', '.join(misshapen[:2])}"
