@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -57,12 +58,13 @@ def shape_of_autoregressive(config: Json) -> Json:
 
 def _with_defaults(config: Json) -> PreTrainedConfig:
     """What transformers makes of it: fields that are left out have that type's defaults."""
-    fields: dict[str, Any] = {k: v for k, v in config.items() if k != "model_type"}
+    fields: dict[str, Any] = copy.deepcopy(config)  # transformers writes into nested ones
+    kind = fields.pop("model_type")
     try:
-        return AutoConfig.for_model(config["model_type"], **fields)
+        return AutoConfig.for_model(kind, **fields)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"config.json is not a {config['model_type']}'s ({reason})") from error
+        raise ValueError(f"config.json is not a {kind}'s ({reason})") from error
 
 
 def _refuse_windows(config: PreTrainedConfig) -> None:

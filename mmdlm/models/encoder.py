@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
@@ -80,7 +82,7 @@ class MmdlmEncoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder, dict):
-            fields = dict(self.encoder)
+            fields = copy.deepcopy(self.encoder)  # transformers writes into nested ones
             kind = fields.pop("model_type", None)
             anatomy_of(kind)
             self.encoder = AutoConfig.for_model(kind, **fields)
@@ -130,8 +132,10 @@ class MmdlmEncoder(PreTrainedModel):
                 f"{config.encoder.vocab_size}; they must be as many"
             )
         self.encoder = AutoModelForMaskedLM.from_config(config.encoder)
-        self._no_split_modules = sorted(self.encoder._no_split_modules or [])
         self.post_init()
+        # The layers alone: embeddings that are sharded apart could not serve as the head, too.
+        layers = (m for m in self.encoder.modules() if isinstance(m, GradientCheckpointingLayer))
+        self._no_split_modules = sorted({type(layer).__name__ for layer in layers})
 
     def see(self, batch: Batch) -> Batch:
         """The batch as it is: an encoder of text has no eyes."""

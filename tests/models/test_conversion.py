@@ -179,6 +179,64 @@ def test_berts_first_names_and_other_heads_are_read(tmp_path: Path) -> None:
         assert torch.equal(ours.encoder.state_dict()[name], tensor), name
 
 
+QWEN = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": {**LLAMA3, "factor": 32.0, "original_max_position_embeddings": 8192},
+    "tie_word_embeddings": True,
+    "vocab_size": 128256,
+}
+
+
+def test_published_configs_read_as_they_are_written() -> None:
+    """As transformers 4 wrote them: Qwen2.5-0.5B and Llama-3.2-1B."""
+    qwen = shape_of_autoregressive(QWEN)
+    assert qwen["attention_bias"]
+    assert qwen["rope_theta"] == 1e6
+    assert qwen["rope_scaling"] is None
+    assert qwen["num_key_value_heads"] == 2
+    llama = shape_of_autoregressive(LLAMA)
+    assert not llama["attention_bias"]
+    assert llama["rope_theta"] == 5e5
+    assert llama["rope_scaling"] == LLAMA["rope_scaling"]
+    assert (llama["head_dim"], llama["rms_norm_eps"]) == (64, 1e-5)
+    older = {**LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert shape_of_autoregressive(older)["rope_scaling"]["rope_type"] == "linear"
+    with pytest.raises(ValueError, match="sliding_window = 4096 and max_position_embeddings"):
+        shape_of_autoregressive({**LLAMA, "model_type": "mistral", "sliding_window": 4096})
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"attention_bias": True}, "attention_bias = True"),
     ("llama", {"mlp_bias": True}, "mlp_bias = True"),

@@ -156,6 +156,13 @@ def test_it_trains_with_recomputed_activations(config: PreTrainedConfig) -> None
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=KINDS)
+def test_layers_are_what_is_sharded_apart(config: PreTrainedConfig) -> None:
+    model = tiny(config)
+    (name,) = model._no_split_modules
+    assert sum(type(module).__name__ == name for module in model.modules()) == 4
+
+
 def test_pictures_are_refused() -> None:
     model = tiny(CONFIGS[0])
     batch = collate([Sequence((feature_segment(torch.zeros(2, 32), WORDS),))], WORDS)
