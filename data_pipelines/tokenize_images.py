@@ -10,11 +10,8 @@ command goes on after an interruption.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,19 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_pipelines import command_line
-from data_pipelines.shards import (
-    BrokenShard,
-    Sample,
-    expand_urls,
-    read_shard,
-    write_json,
-    write_shard,
-)
+from data_pipelines.shard_job import Rewriter, own_device, rewrite_shards, whole_samples
+from data_pipelines.shards import Sample, expand_urls
 from data_pipelines.source import BROKEN_CONTENT, PICTURES, encode_array, field_image
-from data_pipelines.stream import Broken, Reader, Tally, one_line
+from data_pipelines.stream import Broken, Tally, one_line
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.pixels import Fit, to_pixels
 
@@ -71,54 +61,25 @@ def main(
     """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size {batch_size} and threads {threads} must be 1 or more")
-    process = Reader(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    urls = expand_urls(shards)
-    targets = [out / name for name in code_names(urls)]
+    tally = Tally(max_broken)
+
+    def build() -> Encoder:
+        model = load_image_tokenizer(tokenizer).to(device or own_device())
+        size = image_size or model.image_size
+        return Encoder(model, size, fit, batch_size, keep_images, tally)
+
+    expand_urls(shards)  # a path that is wrong is said before the tokenizer is read
     record: dict[str, object] = {
         "tokenizer": _fingerprint(tokenizer),
         "image_size": image_size,
         "fit": fit,
         "keep_images": keep_images,
     }
-    _check_record(out / RECORD, record, write=process.number == 0)
-    own = list(zip(urls, targets, strict=True))[process.number :: process.count]
-    if all(target.is_file() for _, target in own):
-        print(f"{out}: already written")
-        return
-    if device is None:
-        local = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    model = load_image_tokenizer(tokenizer).to(device)
-    encoder = Encoder(
-        model, image_size or model.image_size, fit, batch_size, keep_images, Tally(max_broken)
-    )
-    # Shards that are done count as done in the bar, so that its time left is right.
-    todo = [(url, target) for url, target in own if not target.is_file()]
-    pictures = 0
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(
-            total=len(own),
-            initial=len(own) - len(todo),
-            desc="encoding",
-            unit=" shards",
-            position=process.number,
-        ) as bar,
-    ):
-        for url, target in todo:
-            start = time.monotonic()
-            count = write_shard(target, encoder.samples(url, pool=pool))
-            pictures += count
-            rate = count / (time.monotonic() - start)
-            bar.set_postfix_str(f"{pictures} pictures, {rate:.0f} a second")
-            bar.update()
-    broken = encoder.tally.broken
-    skipped = f", {broken} skipped: {encoder.tally.summary()}" if broken else ""
-    print(f"{out}: {pictures} pictures in {len(todo)} shards{skipped}")
+    rewrite_shards(shards, out, record=(RECORD, record), build=build, threads=threads)
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Encoder(Rewriter):
     """Samples with pictures -> samples with codes, `batch_size` at a time."""
 
     tokenizer: ImageTokenizer
@@ -130,7 +91,7 @@ class Encoder:
 
     def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
         """The samples of a shard with their codes; broken ones are counted and left out."""
-        whole = _whole_samples(url, self.tally)
+        whole = whole_samples(url, self.tally)
         while batch := list(islice(whole, self.batch_size)):
             read = []
             for sample, pixels in zip(batch, pool.map(self._pixels, batch), strict=True):
@@ -164,21 +125,6 @@ class Encoder:
         return codes.astype(np.uint16 if self.tokenizer.codebook_size <= 1 << 16 else np.uint32)
 
 
-def _whole_samples(url: str, tally: Tally) -> Iterator[Sample]:
-    try:
-        yield from read_shard(url)
-    except BrokenShard as error:
-        tally.add_broken(Broken(url, None, str(error)))
-
-
-def code_names(urls: list[str]) -> list[str]:
-    """File names for code shards: those of the image shards, numbered where two are the same."""
-    names = [os.path.basename(url.split("?")[0].rstrip("/")) for url in urls]
-    if len(set(names)) < len(names) or any(url.startswith("pipe:") for url in urls):
-        return [f"{number:06d}.tar" for number in range(len(urls))]
-    return [name.removesuffix(".gz").removesuffix(".tar") + ".tar" for name in names]
-
-
 def _fingerprint(folder: Path) -> str:
     """sha256 over the files of an image tokenizer, so that codes of two are never mixed."""
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
@@ -189,20 +135,6 @@ def _fingerprint(folder: Path) -> str:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _check_record(path: Path, record: dict[str, object], *, write: bool) -> None:
-    """ValueError where the folder has codes of another tokenizer or other settings."""
-    if path.is_file():
-        before = json.loads(path.read_text())
-        differing = [name for name in record if before.get(name) != record[name]]
-        if differing:
-            raise ValueError(
-                f"{path.parent} holds codes made with another {' and '.join(differing)}; name "
-                "another --out or delete the folder"
-            )
-    elif write:
-        write_json(path, record)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from data_pipelines import command_line, tokenize_images, write_shards
+from data_pipelines.shard_job import shard_names
 from data_pipelines.shards import expand_urls, read_shard, write_shard
 from data_pipelines.source import read_array
 from data_pipelines.write_shards import png_bytes
@@ -144,7 +145,7 @@ class TestTokenizeImages:
         tokenize_images.main(str(image_shards), tokenizer_folder, out, max_broken=0.02)
         assert codes(out) == {k: v for k, v in ALL.items() if v not in (7, 8)}
         said = capsys.readouterr().out
-        assert "18 pictures" in said
+        assert "18 samples" in said
         assert f"{image_shards / '000001.tar'}, sample 007" in said
         assert "2 skipped" in said
         with pytest.raises(ValueError, match="sample 007"):
@@ -168,7 +169,7 @@ class TestTokenizeImages:
             tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
 
     def test_names(self):
-        name = tokenize_images.code_names
+        name = shard_names
         assert name(["a/x.tar", "s3://b/y.tar.gz", "http://h/z.tar?v=1"]) == [
             "x.tar",
             "y.tar",

@@ -1,0 +1,179 @@
+"""Job: image shards -> feature shards, so that training never runs a frozen vision tower.
+
+    accelerate launch -m data_pipelines.extract_features --shards data/photos \\
+        --model runs/eyes --out data/photos_features
+
+The tower alone runs, over the crops of every picture of a sample; the projector is still trained.
+Pictures are cut as `--model` cuts them, the several of a sample as those of one conversation. A
+crop takes (patches x width of the tower) numbers: SigLIP so400m at 384 pixels makes 729 x 1152 of
+them, 1.7 MB in float16, where LLaDA-V's tiling has 2 to 37 crops a picture (5 at 1024 x 768).
+
+Each process takes every n-th shard. A shard is written beside and then renamed, and the same
+command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from data_pipelines import command_line
+from data_pipelines.seen import PICTURE_FIELD, Eye, feature_fields, fingerprint
+from data_pipelines.shard_job import Rewriter, own_device, rewrite_shards, whole_samples
+from data_pipelines.shards import Sample, expand_urls
+from data_pipelines.source import BROKEN_CONTENT
+from data_pipelines.stream import Broken, Tally, one_line
+from mmdlm.models.checkpoint import Checkpoint
+from mmdlm.models.transformer import checkpoint_names, read_config
+from mmdlm.vision.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.crops import CropViews
+from mmdlm.vision.tower_weights import load_tower
+
+RECORD = "features.json"  # which tower the features are of
+Floats = Literal["float32", "bfloat16", "float16"]
+
+
+def main(
+    shards: str | list[str],
+    out: Path,
+    *,
+    model: Path | None = None,
+    vision: VisionConfig | None = None,
+    tower_weights: Path | None = None,
+    dtype: Literal["float32", "float16"] = "float16",
+    compute_dtype: Floats = "float32",
+    batch_size: int = 16,
+    keep_images: bool = False,
+    max_broken: float = 0.01,
+    device: str | None = None,
+    threads: int = 4,
+) -> None:
+    """Replace the pictures of shards by what a vision tower makes of them; all else stays.
+
+    Args:
+        shards: Folder, path, glob, brace range or URL of image shards, or several of them.
+        out: Folder for the feature shards, which keep the names of their image shards.
+        model: Folder of a model that sees, ours or of a published family.
+        vision: In place of `model`: the adapter, as train.pretrain has it,
+        tower_weights: with the folder of the weights of its tower.
+        dtype: That features are stored in.
+        compute_dtype: That the tower computes in.
+        batch_size: Crops that the tower sees at once.
+        keep_images: Keep the pictures beside their features.
+        max_broken: Share of broken samples that are skipped and listed; more stop the job.
+        device: Where to compute; default: this process's GPU, else the CPU.
+        threads: Threads that cut pictures.
+    """
+    if batch_size < 1 or threads < 1:
+        raise ValueError(f"batch_size {batch_size} and threads {threads} must be 1 or more")
+    expand_urls(shards)  # a path that is wrong is said before the tower is read
+    adapter = _adapter(model, vision, tower_weights)
+    made_by = fingerprint(adapter)
+    tally = Tally(max_broken)
+
+    def build() -> Extractor:
+        adapter.crops_per_pass = batch_size
+        ready = adapter.to(device or own_device(), getattr(torch, compute_dtype)).eval()
+        return Extractor(ready, made_by, np.dtype(dtype), batch_size, keep_images, tally)
+
+    record: dict[str, object] = {
+        "fingerprint": made_by,
+        "dtype": dtype,
+        "compute_dtype": compute_dtype,
+        "keep_images": keep_images,
+    }
+    rewrite_shards(shards, out, record=(RECORD, record), build=build, threads=threads)
+
+
+@dataclass(frozen=True)
+class Extractor(Rewriter):
+    """Samples with pictures -> samples with features, `batch_size` of them at a time."""
+
+    adapter: VisionAdapter
+    made_by: str
+    dtype: np.dtype
+    batch_size: int
+    keep_images: bool
+    tally: Tally
+
+    def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
+        """The samples of a shard with features; broken ones are counted and left out."""
+        whole = whole_samples(url, self.tally)
+        while batch := list(islice(whole, self.batch_size)):
+            read = []
+            for sample, views in zip(batch, pool.map(self._views, batch), strict=True):
+                if isinstance(views, Broken):
+                    self.tally.add_broken(views)
+                else:
+                    self.tally.good += 1
+                    read.append((sample, views))
+            seen = iter(self._look([picture for _, views in read for picture in views]))
+            for sample, views in read:
+                pictures = list(islice(seen, len(views)))
+                fields = feature_fields(sample, pictures, made_by=self.made_by, dtype=self.dtype)
+                kept = {
+                    name: value
+                    for name, value in sample.items()
+                    if self.keep_images or not PICTURE_FIELD.fullmatch(name)
+                }
+                yield {**kept, **fields}
+
+    def _views(self, sample: Sample) -> list[CropViews] | Broken:
+        try:
+            return Eye(self.adapter.config.tiling).views(sample)
+        except BROKEN_CONTENT as error:
+            return Broken(sample["__url__"], sample["__key__"], one_line(error))
+
+    @torch.inference_mode()
+    def _look(self, views: list[CropViews]) -> list[CropViews]:
+        device = next(self.adapter.parameters()).device
+        moved = [picture.map(lambda crops: crops.to(device)) for picture in views]
+        return [picture.map(lambda crops: crops.cpu()) for picture in self.adapter.look(moved)]
+
+
+def _adapter(
+    model: Path | None, vision: VisionConfig | None, tower_weights: Path | None
+) -> VisionAdapter:
+    """The adapter of a model, or a tower alone; float32."""
+    if model is not None and vision is None and tower_weights is None:
+        return adapter_of(model)
+    if model is None and vision is not None and tower_weights is not None:
+        adapter = VisionAdapter(vision, 1)  # of no model: the projector is not used
+        load_tower(adapter.tower, tower_weights)
+        return adapter
+    raise ValueError("name a model, or vision and tower_weights: features are of one tower")
+
+
+def adapter_of(model: Path) -> VisionAdapter:
+    """The vision adapter of a model's folder, float32; nothing else of the model is read.
+
+    Raises ValueError for a model that does not see.
+    """
+    checkpoint = Checkpoint.open(model)
+    config = read_config(checkpoint.config)
+    if config.vision is None:
+        raise ValueError(f"model {model} has no vision adapter; name one that sees")
+    adapter = VisionAdapter(VisionConfig.from_dict(config.vision), config.hidden_size)
+    names = checkpoint_names(checkpoint)
+    ours = {name: names.get(name, name) for name in checkpoint.tensors}
+    names = {
+        name: our.removeprefix("vision.") for name, our in ours.items() if our.startswith("vision.")
+    }
+    part = replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
+    wanted = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
+    part.check_fits(wanted, names=names)
+    adapter.load_state_dict(
+        {names[name]: tensor.to(torch.float32)[...] for name, tensor in part.tensors.items()}
+    )
+    return adapter
+
+
+if __name__ == "__main__":
+    command_line.run(main)
