@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -210,10 +210,12 @@ class ImageTokenizer(nn.Module, ABC):
 def load_image_tokenizer(folder: str | PathLike[str]) -> ImageTokenizer:
     """Load a tokenizer of any family that mmdlm knows, by the name in its config.json.
 
-    Raises ValueError that names the file, tensor or family at fault.
+    A published config may be empty: the names of the tensors tell the family then, and its options
+    are the defaults, those of the published tokenizer. Raises ValueError that names the file,
+    tensor or family at fault.
     """
-    config = read_config(folder)
-    return _tokenizer_class(family_of(config), Path(folder) / CONFIG).from_pretrained(folder)
+    family = family_of(read_config(folder)) or _family_of_tensors(folder)
+    return _tokenizer_class(family, Path(folder) / CONFIG).from_pretrained(folder)
 
 
 def _tokenizer_class(family: str | None, source: Path) -> type[ImageTokenizer]:
@@ -240,6 +242,20 @@ def _tokenizer_class(family: str | None, source: Path) -> type[ImageTokenizer]:
 def family_of(config: Mapping[str, Any]) -> str | None:
     """The family that a config names: `_class_name` (diffusers) or `model_type` (transformers)."""
     return config.get("_class_name") or config.get("model_type")
+
+
+def _family_of_tensors(folder: str | PathLike[str]) -> str | None:
+    """The family whose mark is among the names of the tensors."""
+    path = _find_weights(folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is damaged or truncated ({error}); copy or download it again"
+        ) from error
+    marks = {"quantize.power_vals": "MAGVITv2", "quantize.embedding.weight": "VQModel"}
+    return next((family for name, family in marks.items() if name in names), None)
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
