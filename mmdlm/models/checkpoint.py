@@ -141,6 +141,17 @@ def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:
     return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **options))
 
 
+def refuse_strange_tensors(folder: object, info: dict[str, Any]) -> None:
+    """ValueError for what transformers reports about a checkpoint that does not fit its config."""
+    for what, keys in info.items():
+        if keys and what != "error_msgs":
+            listed = ", ".join(sorted(str(key) for key in keys)[:5])
+            raise ValueError(
+                f"checkpoint {folder}: {len(keys)} {what.replace('_', ' ')}: {listed}; it does "
+                "not fit its config.json"
+            )
+
+
 def read_json(path: Path) -> Any:
     """Content of a JSON file; ValueError that names it where it is missing or damaged."""
     try:

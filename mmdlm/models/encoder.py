@@ -25,6 +25,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
+from mmdlm.models.checkpoint import refuse_strange_tensors
 
 
 @dataclass(frozen=True)
@@ -243,17 +244,6 @@ class MmdlmEncoder(PreTrainedModel):
         )
         refuse_strange_tensors(pretrained_model_name_or_path, info)
         return (model, info) if output_loading_info else model
-
-
-def refuse_strange_tensors(folder: object, info: dict[str, Any]) -> None:
-    """ValueError for what transformers reports about a checkpoint that does not fit its config."""
-    for what, keys in info.items():
-        if keys and what != "error_msgs":
-            listed = ", ".join(sorted(str(key) for key in keys)[:5])
-            raise ValueError(
-                f"checkpoint {folder}: {len(keys)} {what.replace('_', ' ')}: {listed}; it does "
-                "not fit its config.json"
-            )
 
 
 def anatomy_of(model_type: object) -> Anatomy:

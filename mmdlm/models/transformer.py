@@ -31,7 +31,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
-from mmdlm.models.checkpoint import Checkpoint, local_folder
+from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
@@ -412,13 +412,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             }
             model, info = super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
             model.name_or_path = model.config.name_or_path = str(folder)
-        for what, keys in info.items():
-            if keys and what != "error_msgs":
-                listed = ", ".join(sorted(str(key) for key in keys)[:5])
-                raise ValueError(
-                    f"checkpoint {folder}: {len(keys)} {what.replace('_', ' ')}: {listed}; it does "
-                    "not fit its config.json"
-                )
+        refuse_strange_tensors(folder, info)
         return (model, info) if output_loading_info else model
 
     @classmethod
