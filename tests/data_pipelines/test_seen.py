@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from data_pipelines.conversations import Conversation, Turns
 from data_pipelines.image_text import ImageText
@@ -27,35 +26,13 @@ from data_pipelines.seen import (
 )
 from data_pipelines.shards import Sample, read_shard, write_shard
 from data_pipelines.source import BROKEN_CONTENT, Source
-from data_pipelines.write_shards import png_bytes
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.vision.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.crops import CropViews
-from mmdlm.vision.tiling import Anyres, Square, Tiling
+from tests.data_pipelines.eyes import SQUARE, TILES, adapter, plain
 
-TOWER = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-SQUARE = Square(size=8, grid=2)  # 4 slots
-TILES = Anyres(size=8, grid=2, shapes=((2, 1), (1, 2), (2, 2)))
 EOS = 999
-
-
-def adapter(tiling: Tiling = SQUARE, *, seed: int = 0, **options: Any) -> VisionAdapter:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return VisionAdapter(VisionConfig(tower=TOWER, tiling=tiling, **options), 16).eval()
-
-
-def plain(red: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    return png_bytes(Image.new("RGB", size, (red, 9, 9)))
 
 
 def sample(**fields: Any) -> Sample:
