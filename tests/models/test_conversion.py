@@ -103,6 +103,25 @@ def test_an_encoder_keeps_its_logits(kind: str, tmp_path: Path) -> None:
     assert words.eos_token_id == ours.vocabulary.eos_id == 3  # [SEP]
 
 
+@pytest.mark.parametrize("only_words", [False, True])
+def test_special_tokens_that_only_the_tokenizers_class_knows(
+    only_words: bool, tmp_path: Path
+) -> None:
+    """As google-bert/bert-base-uncased was published: no word of a mask in its files."""
+    encoder("bert", tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    if only_words:
+        pipeline = json.loads((tmp_path / "theirs" / "tokenizer.json").read_text())
+        words = sorted(pipeline["model"]["vocab"].items(), key=lambda item: item[1])
+        (tmp_path / "theirs" / "vocab.txt").write_text("\n".join(word for word, _ in words))
+        (tmp_path / "theirs" / "tokenizer.json").unlink()
+    ours = convert(tmp_path / "theirs", tmp_path / "ours")
+    words = PreTrainedTokenizerFast.from_pretrained(tmp_path / "ours")
+    assert (words.mask_token, words.eos_token, words.pad_token) == ("[MASK]", "[SEP]", "[PAD]")
+    assert words.mask_token_id == ours.vocabulary.mask_id == 4
+    assert words.encode("red [MASK] heart", add_special_tokens=False)[1] == 4
+
+
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder."""
     found = {}
