@@ -25,8 +25,9 @@ class Denoiser(Protocol):
     def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
         """Noisy ids [B, L] -> hidden states [B, L, D].
 
-        `batch` says which tokens see each other (`document`, `ahead`), where they stand (`position`)
-        and what fills the feature slots (`features`); its `ids` are clean and must not be read.
+        `batch` says which tokens see each other (`document`, `ahead`), where they stand
+        (`position`) and what fills the feature slots (`features`); its `ids` are clean and must not
+        be read.
         """
         ...
 
