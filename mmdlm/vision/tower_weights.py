@@ -44,7 +44,11 @@ def load_tower(tower: Tower, folder: Path) -> None:
         for name, tensor in sorted(found.items())
         if tensor.shape != wanted[name].shape
     ]
-    for what, names in (("lack", missing), ("have beyond it", strange), ("have as", other)):
+    for what, names in (
+        ("lack", missing),
+        ("have beyond it", strange),
+        ("have in another shape", other),
+    ):
         if names:
             raise ValueError(
                 f"tower weights {folder} do not fit the tower: they {what} {', '.join(names[:3])}"
@@ -61,5 +65,7 @@ def _name(stored: str, *, is_open_clip: bool) -> str | None:
     if is_open_clip:
         return stored if stored.startswith("visual.") else None
     if stored.startswith("text_model.") or stored in ("logit_scale", "logit_bias"):
+        return None
+    if stored.endswith(".position_ids"):  # 0, 1, 2 ..., which older files hold
         return None
     return stored.removeprefix("vision_model.")
