@@ -26,6 +26,14 @@ class Views(Protocol):
         """FEATURE slots that the picture fills."""
         ...
 
+    @property
+    def places(self) -> Tensor | None:
+        """[slots, A] int64, steps on each of A axes from where the picture begins (`Batch.axes`).
+
+        None: its slots follow one another as text does.
+        """
+        ...
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same views with each tensor replaced (moved to a device, pinned)."""
         ...
@@ -130,6 +138,8 @@ class Batch:
     features  [F, D] in the order of the FEATURE slots (row by row), or
     views     pictures in that order, whose features are yet to be computed; both None: no slots
     ahead     [B] int64, tokens to its right that a token sees, 0 being causal; None: all of them
+    axes      [B, L, A] int64, position on each axis of a rotary embedding that has several; None:
+              `position` on all of them
     """
 
     ids: Tensor
@@ -141,6 +151,7 @@ class Batch:
     features: Tensor | None = None
     views: tuple[Views, ...] | None = None
     ahead: Tensor | None = None
+    axes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.modality.device.type != "cpu":
@@ -200,7 +211,7 @@ class Batch:
 
 def concatenate(batches: Iterable[Batch]) -> Batch:
     """The rows of several batches of one length, batch after batch; features keep their order."""
-    batches = list(batches)
+    batches = _on_the_same_axes(list(batches))
     lengths = sorted({batch.ids.shape[1] for batch in batches})
     if len(lengths) != 1:
         raise ValueError(f"concatenate: rows of lengths {lengths}; one length is needed")
@@ -213,6 +224,19 @@ def concatenate(batches: Iterable[Batch]) -> Batch:
     if views and "features" in joined:
         raise ValueError("concatenate: some batches have features and some views; compute all")
     return replace(batches[0], **joined, views=sum(views, ()) if views else None)
+
+
+def _on_the_same_axes(batches: list[Batch]) -> list[Batch]:
+    """The same batches; if one has axes, those without get them."""
+    count = max((batch.axes.shape[2] for batch in batches if batch.axes is not None), default=0)
+    if not count:
+        return batches
+    return [
+        batch
+        if batch.axes is not None
+        else replace(batch, axes=batch.position[..., None].expand(-1, -1, count))
+        for batch in batches
+    ]
 
 
 def collate(
@@ -290,4 +314,35 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
         position=position,
         features=torch.cat(features) if features else None,
         views=tuple(views) or None,
+        axes=_axes(rows, shape),
     )
+
+
+def _axes(rows: list[list[Sequence]], shape: tuple[int, int]) -> Tensor | None:
+    """[B, L, A] positions where pictures have places on A axes; None where none has.
+
+    Text steps on along all axes at once, and begins again behind the furthest place of a picture.
+    Source: arXiv:2409.12191, section 2.1 (M-RoPE).
+    """
+    segments = (segment for row in rows for sequence in row for segment in sequence.segments)
+    counts = {len(places[0]) for places in map(_places, segments) if places is not None}
+    if not counts:
+        return None
+    (count,) = counts
+    axes = torch.zeros((*shape, count), dtype=torch.int64)
+    for b, row in enumerate(rows):
+        start = 0
+        for sequence in row:
+            position = 0
+            for segment in sequence.segments:
+                n, places = len(segment.ids), _places(segment)
+                if places is None:
+                    places = torch.arange(n)[:, None].expand(n, count)
+                axes[b, start : start + n] = position + places
+                position += int(places.max()) + 1 if n else 0
+                start += n
+    return axes
+
+
+def _places(segment: Segment) -> Tensor | None:
+    return None if segment.views is None else segment.views.places

@@ -146,13 +146,14 @@ class _Pixels:
     """Views that fill one slot for each of their pixels."""
 
     pixels: torch.Tensor
+    places: torch.Tensor | None = None
 
     @property
     def slots(self) -> int:
         return len(self.pixels)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> _Pixels:
-        return _Pixels(function(self.pixels))
+        return _Pixels(function(self.pixels), self.places)
 
 
 def test_views_of_pictures_travel_with_the_batch() -> None:
@@ -168,3 +169,28 @@ def test_views_of_pictures_travel_with_the_batch() -> None:
     seen = replace(batch, features=torch.zeros(5, 4), views=None)
     with pytest.raises(ValueError, match="compute all"):
         concatenate([batch, seen])
+
+
+def test_text_goes_on_behind_the_furthest_place_of_a_picture() -> None:
+    places = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]])  # rows and columns
+    picture = picture_segment(_Pixels(torch.ones(6), places), VOCABULARY)
+    seeing = Sequence((text_segment([1, 2]), picture, text_segment([3, 4]), picture))
+    blind = Sequence((text_segment([5, 6, 7]),))
+    expected = [[0, 0], [1, 1], *(places + 2).tolist(), [5, 5], [6, 6], *(places + 7).tolist()]
+    text = [[0, 0], [1, 1], [2, 2]]
+
+    packed = pack([seeing, blind], VOCABULARY, length=20)
+    assert packed.axes is not None
+    assert packed.axes[0].tolist() == [*expected, *text, [0, 0]]
+    assert packed.position[0, :16].tolist() == list(range(16))
+    padded = collate([blind, seeing], VOCABULARY)
+    assert padded.axes is not None
+    assert padded.axes[1].tolist() == expected
+    assert padded.axes[0].tolist() == [*text, *[[0, 0]] * 13]
+    assert collate([blind], VOCABULARY).axes is None
+
+    alone = [collate([one], VOCABULARY, length=16) for one in (blind, seeing)]
+    joined = concatenate(alone).to("cpu")
+    assert joined.axes is not None
+    assert torch.equal(joined.axes, padded.axes)
+    assert concatenate(alone[:1] * 2).axes is None
