@@ -14,8 +14,8 @@ from mmdlm.core.sequence import Views
 from mmdlm.vision.crops import CropViews
 from mmdlm.vision.pooling import Pooling
 from mmdlm.vision.projector import build_projector
-from mmdlm.vision.tiling import Anyres, Natural, Square, Tiling
-from mmdlm.vision.tower import Layer, NaflexTower, Tower, build_tower
+from mmdlm.vision.tiling import Anyres, Natural, Rounded, Square, Tiling
+from mmdlm.vision.tower import Layer, NaflexTower, QwenTower, Tower, build_tower
 
 LIBRARIES = ("transformers", "open_clip")
 
@@ -50,7 +50,7 @@ class VisionConfig:
             raise ValueError(f"vision config: tower must be a config, not {self.tower!r}")
         if isinstance(self.tiling, Mapping):
             object.__setattr__(self, "tiling", Tiling.from_dict(self.tiling))
-        if not isinstance(self.tiling, Square | Anyres | Natural):
+        if not isinstance(self.tiling, Square | Anyres | Natural | Rounded):
             raise ValueError(f"vision config: tiling must be a Tiling, not {self.tiling!r}")
         for name in ("mean", "std"):
             value = getattr(self, name)
@@ -233,11 +233,11 @@ class VisionAdapter(nn.Module):
                     f"vision config: tiling has grid {tiling.grid}, but its tower sees "
                     f"{grid[0]}x{grid[1]} patches in {tiling.size}x{tiling.size} pixels"
                 )
-        elif isinstance(tiling, Natural):
-            if not isinstance(self.tower, NaflexTower):
+        elif isinstance(tiling, Natural | Rounded):
+            if not isinstance(self.tower, NaflexTower | QwenTower):
                 raise ValueError(
-                    "vision config: natural tiling needs a tower of model_type "
-                    "siglip2_vision_model; take square or anyres"
+                    f"vision config: {tiling.kind} tiling needs a tower of model_type "
+                    "siglip2_vision_model or qwen2_5_vl_vision; take square or anyres"
                 )
             self.tower.grid(tiling.patch, tiling.patch)
 

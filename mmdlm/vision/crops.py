@@ -25,6 +25,8 @@ class Layout:
     window   (top, bottom, left, right) of the mosaic that holds the picture and not its padding
     shrunk   size to which the window is then resized (bilinear, in the dtype of the features)
     newline  a learnt feature ends each row of the mosaic, or, without one, the first crop
+    axes     slots have a row and a column among the positions, too (`Views.places`); for a first
+             crop without newline
     """
 
     patches: tuple[int, int]
@@ -33,6 +35,7 @@ class Layout:
     window: tuple[int, int, int, int] | None = None
     shrunk: tuple[int, int] | None = None
     newline: bool = False
+    axes: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):  # JSON has lists alone
@@ -43,6 +46,8 @@ class Layout:
             raise ValueError(
                 f"layout: tiles {self.tiles} need a window, and the reverse, not {self.window}"
             )
+        if self.axes and (self.tiles is not None or self.newline):
+            raise ValueError("layout: rows and columns among the positions are for one crop alone")
 
     @property
     def crops(self) -> int:
@@ -58,6 +63,15 @@ class Layout:
         top, bottom, left, right = self.window
         rows, columns = self.shrunk or (bottom - top, right - left)
         return first + rows * (columns + self.newline)
+
+    @property
+    def places(self) -> Tensor | None:
+        """[slots, 3] moment (there is one), row and column of each slot; None without `axes`."""
+        if not self.axes:
+            return None
+        rows, columns = self.pooled
+        moment = torch.zeros(1, dtype=torch.int64)
+        return torch.cartesian_prod(moment, torch.arange(rows), torch.arange(columns))
 
     def arrange(self, features: Tensor, newline: Tensor | None) -> Tensor:
         """[C, rows, columns, D] pooled features, and the newline [D] -> [slots, D]."""
@@ -106,6 +120,11 @@ class CropViews:
     def slots(self) -> int:
         """See `Views.slots`."""
         return self.layout.slots
+
+    @property
+    def places(self) -> Tensor | None:
+        """See `Views.places`."""
+        return self.layout.places
 
     @property
     def seen(self) -> bool:

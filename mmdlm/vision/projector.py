@@ -11,19 +11,20 @@ def build_projector(name: str, tower_width: int, width: int) -> nn.Module:
     """A projector by the name that LLaVA gives it, [..., D_tower] -> [..., D].
 
     "linear" is one matrix with a bias; "mlp2x_gelu" is two of them with an exact GELU between, and
-    so on for any number. The tensors have LLaVA's names: `weight` and `bias`, or `0.weight`,
-    `2.weight`, ... for an MLP. Raises ValueError for another name.
+    so on for any number; "mlp2x_silu" has SiLUs instead. The tensors have LLaVA's names: `weight`
+    and `bias`, or `0.weight`, `2.weight`, ... for an MLP. Raises ValueError for another name.
 
     Source: arXiv:2310.03744, section 3.3.
     """
     if name == "linear":
         return nn.Linear(tower_width, width)
-    match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", name)
+    match = re.fullmatch(r"mlp([1-9]\d*)x_(gelu|silu)", name)
     if match is None:
         raise ValueError(
-            f"unknown projector {name!r}; take 'linear', 'mlp2x_gelu' or another 'mlpNx_gelu'"
+            f"unknown projector {name!r}; take 'linear', 'mlp2x_gelu', 'mlp2x_silu' or another "
+            "'mlpNx_gelu' or 'mlpNx_silu'"
         )
     layers: list[nn.Module] = [nn.Linear(tower_width, width)]
     for _ in range(int(match[1]) - 1):
-        layers += [nn.GELU(), nn.Linear(width, width)]
+        layers += [nn.GELU() if match[2] == "gelu" else nn.SiLU(), nn.Linear(width, width)]
     return nn.Sequential(*layers)

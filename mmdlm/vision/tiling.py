@@ -25,6 +25,7 @@ from mmdlm.vision.pooling import Pooling
 # crawls are full of 1x1 trackers, while the thinnest lines of text stay above this.
 MIN_SIDE = 4
 RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")
+MAX_RATIO = 200  # of the sides of a picture that is seen whole, in its own aspect ratio
 _BAND = 256  # rows of a padded square that are in memory at a time
 
 
@@ -85,7 +86,7 @@ class Tiling(ABC):
     def from_dict(content: Mapping[str, Any]) -> Tiling:
         """Read back `to_dict`; ValueError for an unknown kind or field."""
         options = dict(content)
-        kinds = {tiling.kind: tiling for tiling in (Square, Anyres, Natural)}
+        kinds = {tiling.kind: tiling for tiling in (Square, Anyres, Natural, Rounded)}
         kind = options.pop("kind", None)
         if kind not in kinds:
             raise ValueError(f"tiling kind must be one of {', '.join(kinds)}, not {kind!r}")
@@ -354,6 +355,63 @@ class Natural(Tiling):
     def _patches(self, width: int, height: int, scale: float) -> tuple[int, int]:
         rows, columns = (math.ceil(side * scale / self.patch) for side in (height, width))
         return max(1, rows), max(1, columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded(Tiling):
+    """One crop a picture, nearly in its own aspect ratio and size, and on axes (`Layout.axes`).
+
+    Each side is rounded to whole patches. A picture of too many or too few pixels is scaled first,
+    and its sides then rounded towards what is allowed.
+
+    patch       pixels of a patch's side
+    min_pixels  that a crop has at least
+    max_pixels  that a crop has at most
+
+    Source: arXiv:2409.12191, section 2.1; the arithmetic of the published processor, in which a
+    side of less than half a patch is none at all: here it is one patch.
+    """
+
+    kind: ClassVar[str] = "rounded"
+
+    patch: int
+    min_pixels: int = 56 * 56
+    max_pixels: int = 1280 * 28 * 28
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sides(patch=self.patch, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        if self.max_pixels < max(self.min_pixels, self.patch**2):
+            raise ValueError(
+                f"tiling: max_pixels {self.max_pixels} is less than min_pixels {self.min_pixels}, "
+                f"or than one patch of {self.patch}x{self.patch}; raise it"
+            )
+        if self.newline:
+            raise ValueError("tiling 'rounded' has rows among the positions, and no newline")
+
+    def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
+        """See `Tiling.layout`; refuses pictures of sides that differ more than 200 times."""
+        _check_size(width, height)
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ValueError(
+                f"a picture of {width}x{height} pixels is too narrow: its sides may differ "
+                f"{MAX_RATIO} times; crop it or cut it into parts"
+            )
+        # Python rounds halves to even numbers, as the published processor does.
+        grid = [round(side / self.patch) for side in (height, width)]
+        if grid[0] * grid[1] * self.patch**2 > self.max_pixels:
+            scale = math.sqrt(height * width / self.max_pixels)
+            grid = [math.floor(side / scale / self.patch) for side in (height, width)]
+        elif grid[0] * grid[1] * self.patch**2 < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / (height * width))
+            grid = [math.ceil(side * scale / self.patch) for side in (height, width)]
+        rows, columns = (max(1, count) for count in grid)
+        return Layout((rows, columns), self._pooled(rows, columns), axes=True)
+
+    def cut(self, picture: Image.Image, layout: Layout) -> list[Image.Image]:
+        """See `Tiling.cut`."""
+        rows, columns = layout.patches
+        return [self._resize(picture, columns * self.patch, rows * self.patch)]
 
 
 def _levels(picture: Image.Image) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 Layer = int | Literal["final"]
@@ -65,7 +66,9 @@ class TransformersTower(Tower):
 
     def __init__(self, config: Mapping[str, Any], select_layer: Layer = -1) -> None:
         super().__init__()
-        model, options = _transformers_model(config, self.family)
+        model, options = _transformers_model(
+            {"vision_use_head": False, **config}, self.family, f"{self.family}VisionModel"
+        )
         self.embeddings, self.encoder = model.embeddings, model.encoder
         self.post_layernorm = model.post_layernorm
         self.head = getattr(model, "head", None)
@@ -150,6 +153,119 @@ class NaflexTower(TransformersTower):
         return [row[:count] for row, count in zip(self._run(x, mask), counts, strict=True)]
 
 
+class QwenTower(Tower):
+    """Qwen2.5-VL's vision transformer, for pictures of any size; see `tiling.Rounded`.
+
+    What leaves it is what leaves its merger: one feature of a square of `spatial_merge_size` times
+    as many patches, which is what counts as a patch here. Most blocks look within windows of such
+    squares, some at the whole picture; no picture sees another. The tensors are those of
+    `Qwen2_5_VisionTransformerPretrainedModel`: `patch_embed.*`, `blocks.N.*` and `merger.*`.
+
+    Source: arXiv:2502.13923, section 2.1.
+    """
+
+    def __init__(self, config: Mapping[str, Any], select_layer: Layer = "final") -> None:
+        super().__init__()
+        if select_layer != "final":
+            raise ValueError(
+                "vision tower: Qwen2.5-VL's gives out what leaves its merger; take select_layer "
+                f"'final', not {select_layer!r}"
+            )
+        model, options = _transformers_model(
+            config, "Qwen2_5_VL", "Qwen2_5_VisionTransformerPretrainedModel"
+        )
+        self.patch_embed: Any = model.patch_embed
+        self.blocks: Any = model.blocks
+        self.merger: Any = model.merger
+        self.width, self.patch_size = int(options.out_hidden_size), int(options.patch_size)
+        self.merged = int(options.spatial_merge_size)  # patches of a square's side
+        self.frames = int(options.temporal_patch_size)  # a picture stands still for so many
+        self.window = int(options.window_size) // self.merged // self.patch_size  # in squares
+        self.wide = frozenset(options.fullatt_block_indexes)  # blocks that see the whole picture
+        self.head_dim = int(options.hidden_size) // int(options.num_heads)
+        rope = getattr(options, "rope_parameters", None) or {}  # of transformers 5
+        self.theta = float(rope.get("rope_theta", 10_000.0))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """See `Tower.grid`."""
+        side = self.patch_size * self.merged
+        if height % side or width % side:
+            raise ValueError(
+                f"crops of {width}x{height} pixels are not made of whole patches of {side}; cut "
+                "them with the tiling of this model"
+            )
+        return height // side, width // side
+
+    def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
+        """See `Tower.forward`."""
+        grids = [self.grid(*crop.shape[1:]) for crop in crops]
+        squares = [rows * columns for rows, columns in grids]
+        order, windows = self._windows(grids)
+        order = order.to(crops[0].device)
+        patches = [
+            repeat(
+                crop,
+                "c (h a p) (w b q) -> (h w) (a b) (c t p q)",
+                a=self.merged,
+                b=self.merged,
+                p=self.patch_size,
+                q=self.patch_size,
+                t=self.frames,
+            )
+            for crop in crops
+        ]
+        x = self.patch_embed(torch.cat(patches)[order].flatten(0, 1))  # [P, D]
+        rotation = self._rotation(grids, order)
+        area = self.merged**2
+        near, far = (_ends([area * n for n in lengths]) for lengths in (windows, squares))
+        for number, block in enumerate(self.blocks):
+            ends = far if number in self.wide else near
+            x = block(x, cu_seqlens=ends, position_embeddings=rotation)
+        x = self.merger(x)[order.argsort()]  # [squares, D_tower]
+        return list(x.split(squares))
+
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Tower.idle_parameters`."""
+        yield from ()
+
+    def _windows(self, grids: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
+        """(squares of all pictures, ordered by window; number of squares of each window)."""
+        order, lengths, before = [], [], 0
+        for rows, columns in grids:
+            across = -(-columns // self.window)  # windows that lie side by side
+            row, column = torch.arange(rows)[:, None], torch.arange(columns)
+            window = (row // self.window * across + column // self.window).flatten()
+            order.append(before + window.argsort(stable=True))
+            lengths += window.bincount().tolist()
+            before += rows * columns
+        return torch.cat(order), lengths
+
+    def _rotation(self, grids: Sequence[tuple[int, int]], order: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [P, d] of the patches' rows and columns, the squares in `order`.
+
+        Half of the pairs of channels turn with the row, the others with the column.
+        """
+        # Computed here, not kept as a buffer: meta-device loading has nothing to restore.
+        half, device = self.head_dim // 2, order.device
+        channel = torch.arange(0, half, 2, device=device, dtype=torch.float32)
+        places = [
+            rearrange(
+                torch.cartesian_prod(
+                    torch.arange(rows * self.merged), torch.arange(columns * self.merged)
+                ),
+                "(h a w b) place -> (h w) (a b) place",
+                h=rows,
+                a=self.merged,
+                w=columns,
+            )
+            for rows, columns in grids
+        ]
+        place = torch.cat(places).to(device)[order].flatten(0, 1)  # [P, 2]
+        angle = (place[..., None] * self.theta ** (-channel / half)).flatten(1)  # [P, d / 2]
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos(), angle.sin()
+
+
 class OpenClipTower(Tower):
     """A ViT of open_clip, its own or timm's (open_clip's SigLIP).
 
@@ -224,8 +340,8 @@ class OpenClipTower(Tower):
 def build_tower(library: str, config: Mapping[str, Any], select_layer: Layer = -1) -> Tower:
     """The tower of a config, with random weights.
 
-    library  "transformers": `config` has the fields of SiglipVisionConfig or Siglip2VisionConfig,
-             and its `model_type`; "open_clip": see `OpenClipTower`
+    library  "transformers": `config` has the fields of SiglipVisionConfig, Siglip2VisionConfig or
+             Qwen2_5_VLVisionConfig, and its `model_type`; "open_clip": see `OpenClipTower`
     Raises ValueError for an unknown library, model type, field or layer.
     """
     if library == "open_clip":
@@ -234,16 +350,22 @@ def build_tower(library: str, config: Mapping[str, Any], select_layer: Layer = -
         raise ValueError(
             f"vision tower: library must be 'transformers' or 'open_clip', not {library!r}"
         )
-    kinds = {"siglip_vision_model": SiglipTower, "siglip2_vision_model": NaflexTower}
+    kinds: dict[str, Callable[[Mapping[str, Any], Layer], Tower]] = {
+        "siglip_vision_model": SiglipTower,
+        "siglip2_vision_model": NaflexTower,
+        "qwen2_5_vl_vision": QwenTower,
+    }
     kind = config.get("model_type")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
             f"vision tower: model_type must be one of {', '.join(kinds)}, not {kind!r}"
         )
     return kinds[kind](config, select_layer)
 
 
-def _transformers_model(config: Mapping[str, Any], family: str) -> tuple[Any, Any]:
+def _transformers_model(
+    config: Mapping[str, Any], family: str, model_class: str
+) -> tuple[Any, Any]:
     """(model, config) of transformers' vision model, checked against the fields that it has.
 
     A tower takes the parts out of the model: where a model of transformers stands inside another,
@@ -254,7 +376,7 @@ def _transformers_model(config: Mapping[str, Any], family: str) -> tuple[Any, An
     config_class: Any = getattr(transformers, f"{family}VisionConfig")
     general = {field.name for field in fields(transformers.PreTrainedConfig)}
     known = {field.name for field in fields(config_class)} - general
-    options = {"vision_use_head": False, **config}
+    options = dict(config)
     options.pop("model_type", None)
     for key in options:
         if key not in known:
@@ -269,7 +391,7 @@ def _transformers_model(config: Mapping[str, Any], family: str) -> tuple[Any, An
             )
     try:
         filled = config_class(**options, attn_implementation="sdpa")
-        model = getattr(transformers, f"{family}VisionModel")(filled)
+        model = getattr(transformers, model_class)(filled)
     except Exception as error:  # transformers' validators raise errors of their own kinds
         reason = " ".join(str(error).split())
         raise ValueError(f"vision tower: {reason}") from error
@@ -318,6 +440,11 @@ def _blocks_to_run(select_layer: Layer, depth: int) -> int:
             f"tower has {depth} blocks, not {select_layer!r}"
         )
     return select_layer if select_layer >= 0 else depth + 1 + select_layer
+
+
+def _ends(lengths: Sequence[int]) -> Tensor:
+    """Lengths of parts -> where they end, after a 0; on the CPU, where they are split by it."""
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 def _check_square(height: int, width: int, size: int) -> None:

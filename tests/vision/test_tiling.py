@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from mmdlm.vision.crops import CropViews, Layout
 from mmdlm.vision.pooling import Pooling
-from mmdlm.vision.tiling import Anyres, Natural, Square, Tiling
+from mmdlm.vision.tiling import Anyres, Natural, Rounded, Square, Tiling
 
 LLADA_V = Anyres(
     size=384, grid=27, shapes=Anyres.shapes_of("(1x1),...,(6x6)", size=384), max_tiles=4
@@ -216,6 +217,7 @@ def test_views_are_moved_with_their_layout() -> None:
         LLADA_V,
         LAVIDA,
         Natural(patch=16),
+        Rounded(patch=28),
         Square(size=28, grid=2, background=(0, 9, 255), resampling="lanczos"),
     ],
     ids=lambda tiling: tiling.kind,
@@ -226,7 +228,10 @@ def test_tilings_and_layouts_survive_json(tiling) -> None:
     assert Layout(**json.loads(json.dumps(layout.to_dict()))) == layout
 
 
-@pytest.mark.parametrize("tiling", [LLADA_V, LAVIDA, Natural(patch=16), Square(size=28, grid=2)])
+@pytest.mark.parametrize(
+    "tiling",
+    [LLADA_V, LAVIDA, Natural(patch=16), Rounded(patch=28), Square(size=28, grid=2)],
+)
 def test_too_small_and_too_narrow_pictures_are_refused(tiling) -> None:
     with pytest.raises(ValueError, match="1x1 pixels is too small .* 4 pixels"):
         tiling.views([Image.new("RGB", (1, 1))])
@@ -248,7 +253,7 @@ def test_the_narrowest_picture_covers_one_row() -> None:
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ({"kind": "mosaic"}, "kind must be one of square, anyres, natural, not 'mosaic'"),
+        ({"kind": "mosaic"}, "kind must be one of square, anyres, natural, rounded, not 'mosaic'"),
         ({"kind": "square", "size": 28}, "grid"),
         ({"kind": "square", "size": 28, "grid": 2, "sides": 4}, "has no 'sides'"),
         ({"kind": "square", "size": 28, "grid": 0}, "grid must be a whole number from 1, not 0"),
@@ -259,6 +264,8 @@ def test_the_narrowest_picture_covers_one_row() -> None:
         ({"kind": "anyres", "size": 28, "grid": 2, "shapes": [[1, 1]], "max_tiles": 0}, "not 0"),
         ({"kind": "natural", "patch": 14, "pooling": {"mode": "mean"}}, "not 'mean'"),
         ({"kind": "natural", "patch": 14, "pooling": {"size": 2}}, "pooling has no 'size'"),
+        ({"kind": "rounded", "patch": 28, "max_pixels": 300}, "max_pixels 300 is less than min_"),
+        ({"kind": "rounded", "patch": 28, "newline": True}, "no newline"),
     ],
 )
 def test_bad_configs_are_refused(content, reason) -> None:
@@ -280,3 +287,29 @@ def test_pooled_sides(mode, side) -> None:
 def test_pooling_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="2x2 patches has no window of 3x3"):
         Pooling("max", 3).grid(2, 2)
+
+
+@pytest.mark.parametrize(
+    "least, most", [(56 * 56, 336 * 336), (56 * 56, 1280 * 28 * 28), (784, 784)]
+)
+def test_rounded_sizes_are_those_of_the_published_processor(least, most) -> None:
+    tiling = Rounded(patch=28, min_pixels=least, max_pixels=most)
+    rng = np.random.default_rng(0)
+    sizes = [(28, 28), (42, 70), (70, 98), (98, 98), (336, 336), (350, 322), (28, 5600)]
+    sizes += [tuple(side) for side in rng.integers(28, 3000, (300, 2)).tolist()]
+    for width, height in sizes:
+        expected = smart_resize(height, width, 28, least, most)
+        rows, columns = tiling.layout(width, height).patches
+        assert (rows * 28, columns * 28) == expected
+
+
+def test_rounded_pictures_have_rows_and_columns() -> None:
+    (views,) = Rounded(patch=4, min_pixels=16, max_pixels=400).views([noise(13, 7)])
+    assert views.crops.shape == (1, 3, 8, 12)
+    assert views.places is not None
+    assert views.places.tolist() == [[0, row, column] for row in range(2) for column in range(3)]
+    assert SMALL.views([noise(13, 7)])[0].places is None
+    pooled = Rounded(patch=4, min_pixels=16, max_pixels=400, pooling=Pooling("average"))
+    assert pooled.layout(16, 8).places.tolist() == [[0, 0, 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match="for one crop alone"):
+        Layout((2, 2), (2, 2), newline=True, axes=True)

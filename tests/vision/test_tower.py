@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 from transformers import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLVisionConfig,
     Siglip2VisionConfig,
     Siglip2VisionModel,
     SiglipVisionConfig,
@@ -25,6 +27,17 @@ SHAPE = {
 }
 SIGLIP = {"model_type": "siglip_vision_model", "image_size": 12, **SHAPE}
 NAFLEX = {"model_type": "siglip2_vision_model", "num_patches": 9, **SHAPE}
+QWEN = {
+    "model_type": "qwen2_5_vl_vision",
+    "depth": 4,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 2,
+    "window_size": 12,  # three squares of two patches a side
+    "out_hidden_size": 6,
+    "fullatt_block_indexes": [1, 3],
+}
 OPEN_CLIP = {
     "embed_dim": 8,
     "vision_cfg": {
@@ -99,6 +112,31 @@ def test_naflex_gives_any_hidden_state_of_transformers(layer) -> None:
         assert features[i].shape == (rows * columns, 16)
         torch.testing.assert_close(features[i], expected[i, : rows * columns], atol=1e-9, rtol=0)
         torch.testing.assert_close(features[i], alone[i], atol=1e-9, rtol=0)
+
+
+def test_qwen_gives_what_leaves_the_merger_of_transformers() -> None:
+    torch.manual_seed(0)
+    options = {key: value for key, value in QWEN.items() if key != "model_type"}
+    model = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**options)).eval()
+    tower = build_tower("transformers", QWEN, "final").eval()
+    tower.load_state_dict(model.state_dict())
+    shapes = [(5, 7), (3, 3), (1, 4), (6, 2)]  # of squares: windows cut through some of them
+    pictures = [crops(1, rows * 4, columns * 4)[0] for rows, columns in shapes]
+    patches = []
+    for picture, (rows, columns) in zip(pictures, shapes, strict=True):
+        for square in range(rows * columns):
+            top, left = square // columns * 4, square % columns * 4
+            for y, x in [(0, 0), (0, 2), (2, 0), (2, 2)]:
+                patch = picture[:, top + y : top + y + 2, left + x : left + x + 2]
+                patches.append(torch.stack([patch, patch], dim=1).flatten())  # [c, frame, y, x]
+    grids = torch.tensor([[1, rows * 2, columns * 2] for rows, columns in shapes])
+    with torch.no_grad():
+        expected = model(torch.stack(patches), grids).pooler_output
+        features = tower(pictures)
+        alone = [tower([picture])[0] for picture in pictures]
+    assert [len(part) for part in features] == [rows * columns for rows, columns in shapes]
+    torch.testing.assert_close(torch.cat(features), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat(features), torch.cat(alone), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("config", [OPEN_CLIP, TIMM], ids=["vit", "timm"])
@@ -178,6 +216,8 @@ def test_names_of_tensors_are_those_of_transformers() -> None:
         ("transformers", {**SIGLIP, "num_attention_heads": 3}, -1, "divisible"),
         ("transformers", SIGLIP, -5, "from -4 to 3, as the tower has 3 blocks, not -5"),
         ("transformers", SIGLIP, "last", "not 'last'"),
+        ("transformers", QWEN, -1, "take select_layer 'final', not -1"),
+        ("transformers", {**QWEN, "heads": 2}, "final", "Qwen2_5_VLVisionConfig has no 'heads'"),
     ],
 )
 def test_bad_configs_are_refused(library, config, layer, reason) -> None:
@@ -212,6 +252,8 @@ def test_crops_of_another_size_are_refused() -> None:
         build_tower("transformers", SIGLIP).grid(12, 16)
     with pytest.raises(ValueError, match="16x13 pixels are not made of whole patches of 4"):
         build_tower("transformers", NAFLEX).grid(13, 16)
+    with pytest.raises(ValueError, match="16x14 pixels are not made of whole patches of 4"):
+        build_tower("transformers", QWEN, "final").grid(14, 16)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +262,7 @@ def test_crops_of_another_size_are_refused() -> None:
         ("linear", ["weight", "bias"]),
         ("mlp1x_gelu", ["0.weight", "0.bias"]),
         ("mlp2x_gelu", ["0.weight", "0.bias", "2.weight", "2.bias"]),
+        ("mlp2x_silu", ["0.weight", "0.bias", "2.weight", "2.bias"]),
         ("mlp3x_gelu", [f"{i}.{x}" for i in (0, 2, 4) for x in ("weight", "bias")]),
     ],
 )
@@ -233,3 +276,10 @@ def test_projectors_have_the_names_of_llava(name, keys) -> None:
 def test_unknown_projectors_are_refused(name) -> None:
     with pytest.raises(ValueError, match=f"unknown projector '{name}'; take 'linear'"):
         build_projector(name, 6, 4)
+
+
+def test_every_parameter_of_qwen_has_a_part_in_its_features() -> None:
+    tower = build_tower("transformers", QWEN, "final")
+    tower([crops(1, 16, 12)[0]])[0].sum().backward()
+    assert not list(tower.idle_parameters())
+    assert all(parameter.grad is not None for parameter in tower.parameters())
