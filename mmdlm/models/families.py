@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from mmdlm.models.dimple import Dimple
 from mmdlm.models.dream import Dream
 from mmdlm.models.family import Family, Json
 from mmdlm.models.lavida import LavidaDream, LavidaLlada
@@ -21,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     LavidaDream(),
     Llada(),
     LladaV(),
+    Dimple(),
     Dream(),
 )
 

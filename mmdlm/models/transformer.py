@@ -49,6 +49,8 @@ class MmdlmConfig(PreTrainedConfig):
     attention_bias         bias on the query, key and value projections (Qwen2, Dream)
     qk_norm                RMSNorm on every query and key head (Qwen3)
     rope_scaling           stretched rotary positions, in the words of a Llama config.json
+    rope_sections          pairs of channels of a head that turn with each axis of the position
+                           (Qwen2-VL, Dimple); None: positions have one axis
     shift                  each hidden state predicts the next token, as that of an autoregressive
                            model does (Dream)
     full_vocabulary        trained over all ids, not those of the position's modality; sampling
@@ -71,6 +73,7 @@ class MmdlmConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     rope_theta: float = 10_000.0
     rope_scaling: dict | None = None  # type: ignore[type-arg]
+    rope_sections: list[int] | tuple[int, ...] | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     attention_bias: bool = False
@@ -97,6 +100,11 @@ class MmdlmConfig(PreTrainedConfig):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        if self.rope_sections is not None and sum(self.rope_sections) * 2 != self.head_dim:
+            raise ValueError(
+                f"rope_sections {list(self.rope_sections)} make {sum(self.rope_sections)} pairs of "
+                f"channels, but head_dim {self.head_dim} has {self.head_dim // 2}"
+            )
         if self.rope_scaling and rope_type(self.rope_scaling) not in ROPE_TYPES:
             raise ValueError(
                 f"rope_scaling of type {rope_type(self.rope_scaling)!r} is not one of "
@@ -117,26 +125,42 @@ class RotaryEmbedding(nn.Module):
     """Rotates pairs of channels by an angle that grows with the position.
 
     Source: arXiv:2104.09864, section 3.2; halves instead of neighbours are paired, as Llama does.
+    arXiv:2409.12191, section 2.1, for positions on several axes.
     """
 
     def __init__(self, config: MmdlmConfig) -> None:
         super().__init__()
         self.head_dim, self.theta = int(config.head_dim or 0), config.rope_theta
         self.scaled = _scaled_rope(config) if config.rope_scaling else None
+        self.sections = tuple(config.rope_sections or ())
 
     def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, L] positions -> cosine and sine [B, 1, L, head_dim], float32."""
+        """[B, L] or [B, L, A] positions -> cosine and sine [B, 1, L, head_dim], float32."""
+        position = self._by_channel(position)
         # Computed here, not kept as a buffer: meta-device loading has nothing to restore.
         if self.scaled is not None:
             kind, config = self.scaled
             frequency, factor = ROPE_INIT_FUNCTIONS[kind](config, position.device)
-            angle = position[:, None, :, None] * frequency
+            angle = position * frequency
             angle = torch.cat((angle, angle), dim=-1)
             return angle.cos() * factor, angle.sin() * factor
         channel = torch.arange(0, self.head_dim, 2, device=position.device, dtype=torch.float32)
-        angle = position[:, None, :, None] * self.theta ** (-channel / self.head_dim)
+        angle = position * self.theta ** (-channel / self.head_dim)
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos(), angle.sin()
+
+    def _by_channel(self, position: Tensor) -> Tensor:
+        """Positions -> [B, 1, L, 1] of all channels, or [B, 1, L, head_dim / 2] of each pair."""
+        if position.ndim == 2:
+            return position[:, None, :, None]
+        axes = position[:, None].split(1, dim=-1)  # [B, 1, L, 1] each
+        return torch.cat(
+            [
+                axis.expand(-1, -1, -1, pairs)
+                for axis, pairs in zip(axes, self.sections, strict=True)
+            ],
+            dim=-1,
+        )
 
 
 def rope_type(rope_scaling: dict[str, Any]) -> str:
@@ -270,7 +294,8 @@ class MmdlmModel(MmdlmPreTrainedModel):
     ) -> Tensor:
         """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
 
-        ahead  [B] tokens to its right that a token sees; None: all of its document
+        position  or [B, L, A], of a model with `rope_sections`
+        ahead     [B] tokens to its right that a token sees; None: all of its document
         """
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(document, flex=flex, ahead=ahead)
@@ -324,8 +349,21 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if batch.features is not None:
             slots = batch.of(Modality.FEATURE)[..., None]
             embeddings = embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
-        hidden = self.model(embeddings, batch.position, batch.document, batch.ahead)
+        hidden = self.model(embeddings, self._rotary(batch), batch.document, batch.ahead)
         return self._aligned(hidden, batch.position)
+
+    def _rotary(self, batch: Batch) -> Tensor:
+        """What the rotary embedding takes for positions: [B, L], or [B, L, A] on several axes."""
+        if self.config.rope_sections is None:
+            return batch.position
+        if batch.axes is not None:
+            return batch.axes
+        if batch.features is not None:
+            raise ValueError(
+                "the batch has features without rows and columns, for which the positions of this "
+                "model have axes; give it the views that its tiling makes of the pictures"
+            )
+        return batch.position
 
     def _aligned(self, hidden: Tensor, position: Tensor) -> Tensor:
         """[B, L, D] such that each state predicts the token at its own position.

@@ -64,6 +64,17 @@ SEEING = {
     "image_aspect_ratio": "anyres_max_4",
     "image_grid_pinpoints": "(1x1),...,(3x3)",
 }
+QWEN = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "in_chans": 3,
+    "patch_size": 7,
+    "window_size": 28,
+    "out_hidden_size": 12,
+    "fullatt_block_indexes": [1],
+}
 PINPOINTS = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[42, 84], [84, 42], [84, 84]]}
 # One config a family, as it is published but for the sizes; heads share keys and values in all.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -78,8 +89,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llada_v": LLAMA | SEEING | {"model_type": "llava_llada"},
     "lavida_llada": OLMO | SEEING | PINPOINTS | {"model_type": "llava_llada"},
     "lavida_dream": LLAMA | SEEING | PINPOINTS | {"model_type": "llava_dream", "mask_token_id": 62},
+    "dimple": LLAMA
+    | {"model_type": "dimple", "mrope_section": [1, 2, 1], "mask_token_id": 62}
+    | {"vision_config": QWEN},
 }
-SEES = ("llada_v", "lavida_llada", "lavida_dream")
+SEES = ("llada_v", "lavida_llada", "lavida_dream", "dimple")
 
 
 @pytest.fixture(params=CONFIGS)
