@@ -80,7 +80,6 @@ class Engine:
                 f"text_slots {self.text_slots} and max_length {self.max_length} leave no room for "
                 "text; at least one token and the end of text are needed"
             )
-        self.layout.check(self.words)
 
     # --- documents --------------------------------------------------------------------------------
 

@@ -86,10 +86,10 @@ class Model(Engine):
         words = self.words
         length = self.text_slots or min(self.defaults.max_text_tokens, self.longest_text + 1)
         asks = [
-            self.layout.describe(words, picture, length=length)
+            self.fitting(self.layout.describe(words, picture, length=length), length)
             for (picture,) in self.look([[open_picture(one)] for one in images], "caption")
         ]
-        captions = self.written(asks, decoding, generator)
+        captions = [text.strip() for text in self.written(asks, decoding, generator)]
         return captions[0] if single else captions
 
     @torch.no_grad()
@@ -197,7 +197,7 @@ class Model(Engine):
     @torch.no_grad()
     def edit(
         self,
-        image: ImageLike,
+        image: ImageLike | abc.Sequence[ImageLike],
         instruction: str,
         *,
         num_inference_steps: int | None = None,
@@ -207,10 +207,11 @@ class Model(Engine):
     ) -> Image.Image:
         """Draw a picture anew as an instruction says: "make it night".
 
+        image                 one picture, or several where the model edits one by the others
         guidance_scale        how strongly to follow the instruction; 1 is off
         image_guidance_scale  how strongly to stay with the picture; 1 is off
 
-        The result has the size at which the model sees the picture.
+        The result has the size at which the model sees the (last) picture.
         """
         self.layout.need("edit")
         if not instruction.strip():
@@ -225,15 +226,19 @@ class Model(Engine):
                 image_scale if image_guidance_scale is None else image_guidance_scale,
             ),
         )
-        source = self.encode([open_picture(image)], "edit")[0]
-        blank = Codes.blank(self.words, source.grid, drawn=True)
+        opened = [open_picture(one) for one in pictures_of(image)[0]]
+        if not opened:
+            raise ValueError("there is no picture to edit; give one")
+        sources = self.encode(opened, "edit")
+        grid = sources[-1].grid
+        blank = Codes.blank(self.words, grid, drawn=True)
         filling = self.filling(
-            [self.layout.edit(self.words, instruction, source, blank)],
+            [self.fitting(self.layout.edit(self.words, instruction, tuple(sources), blank))],
             decoding=decoding,
             generator=generator,
-            grid=source.grid,
+            grid=grid,
         )
-        return self.decode(self.codes(filling, filling.run()), source.grid)[0]
+        return self.decode(self.codes(filling, filling.run()), grid)[0]
 
     # --- text -------------------------------------------------------------------------------------
 
@@ -248,6 +253,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
+        think: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> str: ...
 
@@ -262,6 +268,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
+        think: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> list[str]: ...
 
@@ -275,6 +282,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
+        think: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> str | list[str]:
         """Answer a question, at will about a picture or several; or several questions in one pass.
@@ -284,14 +292,18 @@ class Model(Engine):
 
         The other options are those of `chat`.
         """
+        self.layout.need("answer")
         single = isinstance(question, str)
         questions = [question] if isinstance(question, str) else list(question)
+        for one in questions:
+            if not one.strip():
+                raise ValueError(f"question {one!r} is empty; ask something")
         pictures = _given(image, single=single, count=len(questions), what="questions")
         conversations = [
             [{"role": "user", "content": _placed(text, len(some))}]
             for text, some in zip(questions, pictures, strict=True)
         ]
-        answers = self.chat(
+        answers = self._replies(
             conversations,
             pictures,
             num_inference_steps=num_inference_steps,
@@ -299,6 +311,7 @@ class Model(Engine):
             block_length=block_length,
             temperature=temperature,
             guidance_scale=guidance_scale,
+            think=think,
             generator=generator,
         )
         return answers[0] if single else answers
@@ -314,6 +327,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
+        think: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> str: ...
 
@@ -328,6 +342,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
+        think: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> list[str]: ...
 
@@ -345,6 +360,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
+        think: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> str | list[str]:
         """The assistant's next turn in a conversation, or in several of any lengths in one pass.
@@ -356,36 +372,32 @@ class Model(Engine):
         max_new_tokens  room for the answer; what follows its end is dropped
         block_length    answer left to right, so many tokens at a time
         guidance_scale  how strongly to follow the conversation; 1 is off
+        think           give reasons first, or not, where the model was trained for either; None: as
+                        the conversation has it
 
         Where num_inference_steps is not given, the model's own number of tokens per step is kept.
         """
         self.layout.need("chat")
-        single = not messages or not isinstance(messages[0], list | tuple)
+        single = not (
+            isinstance(messages, list | tuple)
+            and len(messages) > 0
+            and isinstance(messages[0], list | tuple)
+        )
         conversations = cast(
             "list[abc.Sequence[Message]]", [messages] if single else list(messages)
         )
         given = _given(images, single=single, count=len(conversations), what="conversations")
-        length = self._new_tokens(max_new_tokens)
-        decoding = self._writing(
-            self.defaults.answer,
-            length,
+        answers = self._replies(
+            conversations,
+            given,
             num_inference_steps=num_inference_steps,
+            max_new_tokens=max_new_tokens,
             block_length=block_length,
             temperature=temperature,
             guidance_scale=guidance_scale,
+            think=think,
+            generator=generator,
         )
-        for conversation, some in zip(conversations, given, strict=True):
-            check_messages(conversation, len(some))
-        opened = [[open_picture(one) for one in some] for some in given]
-        pictures = self.look(opened, "answer")
-        words = self.words
-        asks = [
-            self.fitting(
-                self.layout.reply(words, turns_of(conversation, some), length=length), length
-            )
-            for conversation, some in zip(conversations, pictures, strict=True)
-        ]
-        answers = self.written(asks, decoding, generator, suppressed=self.layout.suppressed(words))
         return answers[0] if single else answers
 
     @overload
@@ -502,10 +514,62 @@ class Model(Engine):
         else:
             picture = self.look([[open_picture(image)]], "infill")[0][0]
         asks = [self.fitting(self.layout.infill(words, one, picture)) for one in texts]
-        filled = self.written(asks, decoding, generator, suppressed=self.layout.ends(words))
+        filled = [
+            text.strip()
+            for text in self.written(asks, decoding, generator, suppressed=self.layout.ends(words))
+        ]
         return filled[0] if single else filled
 
     # --- what tasks have in common ----------------------------------------------------------------
+
+    @torch.no_grad()
+    def _replies(
+        self,
+        conversations: abc.Sequence[abc.Sequence[Message]],
+        given: list[list[ImageLike]],
+        *,
+        num_inference_steps: int | None,
+        max_new_tokens: int | None,
+        block_length: int | None,
+        temperature: float | None,
+        guidance_scale: float | None,
+        think: bool | None,
+        generator: torch.Generator | None,
+    ) -> list[str]:
+        """The assistant's next turn in each conversation; all prompts are context."""
+        length = self._new_tokens(max_new_tokens)
+        decoding = self._writing(
+            self.defaults.answer,
+            length,
+            num_inference_steps=num_inference_steps,
+            block_length=block_length,
+            temperature=temperature,
+            guidance_scale=guidance_scale,
+        )
+        if not conversations:
+            return []
+        for conversation, some in zip(conversations, given, strict=True):
+            check_messages(conversation, len(some))
+        opened = [[open_picture(one) for one in some] for some in given]
+        pictures = self.look(opened, "answer")
+        words = self.words
+        asks = [
+            self.fitting(
+                self.layout.reply(
+                    words,
+                    self.layout.thinking(turns_of(conversation, some), think),
+                    length=length,
+                ),
+                length,
+            )
+            for conversation, some in zip(conversations, pictures, strict=True)
+        ]
+        return [
+            text.strip()
+            for text in self.written(
+                asks, decoding, generator, suppressed=self.layout.suppressed(words)
+            )
+        ]
 
     def _drawing(
         self,

@@ -45,7 +45,7 @@ def check_messages(messages: Sequence[Message], pictures: int) -> None:
     places = sum(message["content"].count(IMAGE) for message in messages)
     if places != pictures:
         raise ValueError(
-            f"the conversation has {_count(places, IMAGE)} but was given "
+            f"the conversation has {_count(places, f'{IMAGE} placeholder')} but was given "
             f"{_count(pictures, 'picture')}; write one {IMAGE} for each"
         )
 

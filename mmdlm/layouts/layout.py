@@ -14,6 +14,8 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.layouts.words import Words
 
 Generation = Mapping[str, Any]  # what a family's generation.json would say
+# name here -> its possible names in a tokenizer, and the id that it was published with
+Specials = Mapping[str, tuple[tuple[str, ...], int]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Layout:
     sees        how a picture enters: not at all, as codes of the image tokenizer, or as features
                 of the vision adapter
     tasks       the methods of `mmdlm.generate.Model` that the family was trained for
-    specials    special tokens that the layout needs: possible names, and the published id
+    specials    special tokens that its conversations need
     generation  decoding that the family was published with, in the form of a generation.json;
                 guidance is in our convention, its published scale + 1
     """
@@ -84,18 +86,12 @@ class Layout:
     family: ClassVar[str]
     sees: ClassVar[Sight] = "nothing"
     tasks: ClassVar[tuple[str, ...]]
-    specials: ClassVar[Mapping[str, tuple[tuple[str, ...], int]]] = {}
+    specials: ClassVar[Specials] = {}
     generation: ClassVar[Generation] = {}
 
-    def check(self, words: Words) -> None:
-        """Raise ValueError for a tokenizer that lacks a special token of the layout."""
-        for name in self.specials:
-            self.special(words, name)
-
-    def special(self, words: Words, name: str) -> int:
-        """The id of one of `specials`."""
-        names, published = self.specials[name]
-        return words.special(*names, published=published)
+    def ids(self, words: Words, *names: str) -> dict[str, int]:
+        """The ids of `specials`, or of those named; ValueError names what the tokenizer lacks."""
+        return words.special({name: self.specials[name] for name in names or self.specials})
 
     def need(self, task: str) -> None:
         """Raise ValueError unless the family has the task."""
@@ -124,8 +120,13 @@ class Layout:
         """
         self.cannot("text_to_image")
 
-    def edit(self, words: Words, instruction: str, source: Codes, picture: Codes) -> Ask:
-        """A picture and what is to change -> the open codes of another."""
+    def edit(
+        self, words: Words, instruction: str, sources: tuple[Codes, ...], picture: Codes
+    ) -> Ask:
+        """Pictures and what is to change -> the open codes of another; two branches beside it.
+
+        The first lacks the instruction, the second the pictures.
+        """
         self.cannot("edit")
 
     def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
@@ -140,6 +141,18 @@ class Layout:
         """A conversation -> the next turn of the assistant, of at most `length` tokens."""
         self.cannot("chat")
 
+    def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
+        """The conversation that asks for an answer with its reasons, or without them.
+
+        think  None: as it is
+        """
+        if think is not None:
+            raise ValueError(
+                f"this model ({self.family}) was not trained to think aloud or not; leave out "
+                f"think={think}"
+            )
+        return turns
+
     # --- what the tasks have in common ---
 
     def ends(self, words: Words) -> tuple[int, ...]:
@@ -151,10 +164,10 @@ class Layout:
         return ()
 
     def decode(self, words: Words, ids: Tensor) -> str:
-        """Generated ids [T] up to the first that ends a text -> words."""
+        """Generated ids [T] up to the first that ends a text -> words, as they are spaced."""
         stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
         kept = ids[: int(stop[0])] if len(stop) else ids
-        return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True)).strip()
+        return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
 
     def canvas(self, size: tuple[int, int], edge: int, task: str) -> tuple[int, int]:
         """Pixels (height, width) at which the image tokenizer meets a picture.

@@ -71,7 +71,7 @@ class Own(Layout):
         """Special tokens that a text names are part of it."""
         ended = (ids == words.vocabulary.eos_id).nonzero()
         stop = int(ended[0]) if len(ended) else len(ids)
-        return str(words.tokenizer.decode(ids[:stop].tolist())).strip()
+        return str(words.tokenizer.decode(ids[:stop].tolist()))
 
 
 def _write(words: Words, text: Tensor, hole: Tensor, picture: Codes | None) -> Ask:

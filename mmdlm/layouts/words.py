@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,28 +43,36 @@ class Words:
             self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         )
 
-    def special(self, *names: str, published: int) -> int:
-        """The id of a special token by the first of its names that the tokenizer has.
+    def special(self, wanted: Mapping[str, tuple[tuple[str, ...], int]]) -> dict[str, int]:
+        """Special tokens, each by the first of its names that the tokenizer has -> their ids.
 
-        published  the id that the family was published with; a vocabulary that is large enough for
-                   it and has the token elsewhere is another family's
+        wanted  name here -> (names there, the id that the family was published with), under which
+                an added token of another name counts too
 
-        Raises ValueError for a token that is not there, or not where it was published.
+        Raises ValueError that names all that are missing, or one that a tokenizer as large as the
+        published one has elsewhere.
         """
-        known = self.tokenizer.get_vocab()
-        found = next((known[name] for name in names if name in known), None)
-        if found is None:
+        known, added = self.tokenizer.get_vocab(), self.tokenizer.added_tokens_decoder
+        found, missing = {}, []
+        for here, (names, published) in wanted.items():
+            there = next((name for name in names if name in known), None)
+            if there is None and published in added:
+                found[here] = published
+            elif there is None:
+                missing.append(" or ".join(names))
+            elif known[there] != published and published < len(self.tokenizer):
+                raise ValueError(
+                    f"the text tokenizer has {there} as id {known[there]}, but the model was "
+                    f"published with id {published}; give it the tokenizer that it was trained with"
+                )
+            else:
+                found[here] = int(known[there])
+        if missing:
             raise ValueError(
-                f"the text tokenizer has no {' or '.join(names)}, which this model needs (id "
-                f"{published} where it was published); give it the tokenizer that it was "
-                "trained with"
+                f"the text tokenizer has no {', no '.join(missing)}, which this model's "
+                "conversations need; give it the tokenizer that it was trained with"
             )
-        if found != published and published < len(self.tokenizer):
-            raise ValueError(
-                f"the text tokenizer has {names[0]} as id {found}, but the model was published "
-                f"with id {published}; give it the tokenizer that it was trained with"
-            )
-        return int(found)
+        return found
 
     def masks(self, count: int) -> Tensor:
         """[count] mask tokens."""

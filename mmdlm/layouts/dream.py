@@ -1,0 +1,81 @@
+"""Dream: Qwen's ChatML; every text begins with a token, as each state predicts the next one."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.layouts.layout import Ask, Generation, Layout, Picture, Specials, Turn
+from mmdlm.layouts.pieces import Piece, answering, segments_of
+from mmdlm.layouts.words import Words
+
+# Dream's own way to decode: the share of a linear schedule, least entropy first, both looked at
+# after temperature and top-p. Source: arXiv:2508.15487 and its published code.
+DECODING = {
+    "schedule": "expected",
+    "order": "entropy",
+    "order_after_temperature": True,
+    "temperature": 0.2,
+    "top_p": 0.95,
+}
+
+
+class Dream(Layout):
+    """`<|im_start|>role, content <|im_end|>`, a turn after the other."""
+
+    family: ClassVar[str] = "dream"
+    tasks: ClassVar[tuple[str, ...]] = ("answer", "chat", "complete", "infill")
+    specials: ClassVar[Specials] = {
+        "im_start": (("<|im_start|>",), 151644),
+        "im_end": (("<|im_end|>",), 151645),
+    }
+    generation: ClassVar[Generation] = {
+        "answer": {"num_inference_steps": 512, **DECODING},
+        "complete": {"num_inference_steps": 512, **DECODING},
+        "infill": {"num_inference_steps": 512, **DECODING, "temperature": 0.0},
+        "max_new_tokens": 512,
+    }
+    system: ClassVar[str] = "You are a helpful assistant."
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """See `Layout.reply`."""
+        return answering(words, segments_of(words, self.prompt(words, turns)), length=length)
+
+    def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
+        """A conversation up to where the assistant's next turn begins."""
+        special = self.ids(words)
+        if turns[0].role != "system":
+            turns = (Turn("system", (self.system,)), *turns)
+        pieces: list[Piece] = []
+        for turn in turns:
+            pieces += [special["im_start"], turn.role, "\n", *turn.parts, special["im_end"], "\n"]
+        return [*pieces, special["im_start"], "assistant", "\n"]
+
+    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+        """The text after a first token; it may name special tokens."""
+        prompt = text_segment([_first(words), *words.ids(text)])
+        return answering(words, (prompt,), length=length)
+
+    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+        """The text between a first token and its end."""
+        assert picture is None, "Dream sees no pictures"
+        ids, hole = words.template(text)
+        sequence = Sequence(
+            (
+                text_segment([_first(words)]),
+                text_segment(ids, target=hole),
+                text_segment([words.vocabulary.eos_id]),
+            )
+        )
+        return Ask(sequence, (sequence,), shown=(1,))
+
+    def ends(self, words: Words) -> tuple[int, ...]:
+        """The end of a turn, where the tokenizer has one, and the end of a text."""
+        end = words.tokenizer.get_vocab().get("<|im_end|>")
+        return (words.vocabulary.eos_id,) if end is None else (words.vocabulary.eos_id, end)
+
+
+def _first(words: Words) -> int:
+    """What stands before a text: without it the state that predicts the first word is missing."""
+    bos: int | None = words.tokenizer.bos_token_id
+    return words.vocabulary.eos_id if bos is None else bos

@@ -1,0 +1,76 @@
+"""LLaDA and LLaDA 1.5: Llama 3's headers around each turn; texts alone as they are."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.layouts.layout import Ask, Generation, Layout, Picture, Specials, Turn
+from mmdlm.layouts.pieces import Piece, answering, segments_of
+from mmdlm.layouts.words import Words
+
+
+class Llada(Layout):
+    """`bos, header role header, content, end of turn`, a turn after the other.
+
+    The published template ends every conversation with the assistant's header, also one that is
+    trained on; here it stands where an answer is generated, and nowhere else.
+
+    gap     between a header and what is said
+    system  said first where the conversation has no system message; None: nothing
+    """
+
+    family: ClassVar[str] = "llada"
+    tasks: ClassVar[tuple[str, ...]] = ("answer", "chat", "complete", "infill")
+    specials: ClassVar[Specials] = {
+        "bos": (("<|startoftext|>",), 126080),
+        "start_header": (("<|start_header_id|>",), 126346),
+        "end_header": (("<|end_header_id|>",), 126347),
+        "eot": (("<|eot_id|>",), 126348),
+    }
+    generation: ClassVar[Generation] = {
+        "answer": {"num_inference_steps": 128, "block_length": 32},
+        "complete": {"num_inference_steps": 128},
+        "infill": {"num_inference_steps": 128},
+        "max_new_tokens": 128,
+    }
+    gap: ClassVar[str] = "\n\n"
+    system: ClassVar[str | None] = None
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """See `Layout.reply`."""
+        return answering(words, segments_of(words, self.prompt(words, turns)), length=length)
+
+    def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
+        """A conversation up to where the assistant's next turn begins."""
+        special = self.ids(words)
+        if self.system is not None and turns[0].role != "system":
+            turns = (Turn("system", (self.system,)), *turns)
+
+        def header(role: str) -> tuple[Piece, ...]:
+            return special["start_header"], role, special["end_header"], self.gap
+
+        said = [(*header(turn.role), *turn.parts, special["eot"]) for turn in turns]
+        return [
+            special["bos"],
+            *(piece for turn in said for piece in turn),
+            *header("assistant"),
+        ]
+
+    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+        """The text and nothing before it; it may name special tokens."""
+        return answering(words, (text_segment(words.ids(text)),), length=length)
+
+    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+        """The text, and that it ends."""
+        assert picture is None, "LLaDA sees no pictures"
+        ids, hole = words.template(text)
+        end = text_segment([words.vocabulary.eos_id])
+        sequence = Sequence((text_segment(ids, target=hole), end))
+        return Ask(sequence, (sequence,), shown=(0,))
+
+    def ends(self, words: Words) -> tuple[int, ...]:
+        """The end of a turn, where the tokenizer has one, and the end of a text."""
+        names, _ = self.specials["eot"]
+        known = words.tokenizer.get_vocab()
+        return (words.vocabulary.eos_id, *(known[name] for name in names if name in known))

@@ -1,0 +1,172 @@
+"""MMaDA: a task token first, LLaDA's headers with one line end, pictures as codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mmdlm.core.sequence import Segment, Sequence, text_segment
+from mmdlm.layouts.layout import Ask, Codes, Generation, Picture, Sight, Specials, Turn
+from mmdlm.layouts.llada import Llada
+from mmdlm.layouts.pieces import answering, picture_segments, segments_of
+from mmdlm.layouts.words import Words, shortened
+
+CAPTION = "Please describe this image in detail."
+THINK = (
+    "You should first think about the reasoning process in the mind and then provide the user with "
+    "the answer. The reasoning process is enclosed within <think> </think> tags, i.e. <think> "
+    "reasoning process here </think> answer here\n"
+)
+EOT = "<eot_id>"  # as its training strings have it, which is no token of its tokenizer
+TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
+
+
+@dataclass(frozen=True)
+class Mmada(Llada):
+    """`<t2i> bos text eos, picture` to draw; `<mmu> picture, conversation` to understand.
+
+    Its prompts are padded on the left to one length. The padding is not attended to, and positions
+    are relative, so that it changes nothing and is left out. Two defects of the published code are
+    options, for results that depend on them:
+
+    attend_pads  the padding is there and is attended to, as it was when the published weights were
+                 trained
+    literal_eot  turns end in the letters `<eot_id>`, as in its captions and its reasoning data,
+                 not in the token that ends a turn
+
+    Source: arXiv:2505.15809 and its published code.
+    """
+
+    attend_pads: bool = False
+    literal_eot: bool = False
+
+    family: ClassVar[str] = "mmada"
+    sees: ClassVar[Sight] = "codes"
+    tasks: ClassVar[tuple[str, ...]] = (
+        "caption",
+        "answer",
+        "chat",
+        "text_to_image",
+        "draw_trajectory",
+        "inpaint",
+        "complete",
+        "infill",
+    )
+    # The tokens that it added have taken the places of LLaDA's reserved ones.
+    specials: ClassVar[Specials] = {
+        **Llada.specials,
+        "t2i": (("<|t2i|>", "<|reserved_token_4|>"), 126088),
+        "mmu": (("<|mmu|>", "<|reserved_token_5|>"), 126089),
+        "pad": (("[iPAD]", "<|reserved_token_9|>"), 126093),
+        "r2i": (("<|r2i|>", "<|reserved_token_10|>"), 126094),
+    }
+    generation: ClassVar[Generation] = {
+        "text_to_image": {
+            "num_inference_steps": 15,
+            "guidance_scale": 4.5,
+            "temperature": 1.0,
+            "order_temperature": 1.0,
+            "schedule": "maskgit",
+        },
+        "inpaint": {
+            "num_inference_steps": 15,
+            "guidance_scale": 4.5,
+            "temperature": 1.0,
+            "order_temperature": 1.0,
+            "schedule": "maskgit",
+        },
+        "caption": {"num_inference_steps": 256, "block_length": 128},
+        "answer": {"num_inference_steps": 256, "block_length": 128},
+        "complete": {"num_inference_steps": 256, "block_length": 128},
+        "infill": {"num_inference_steps": 128},
+        "fit": "crop",
+        "max_text_tokens": 512,
+        "max_new_tokens": 512,
+    }
+    gap: ClassVar[str] = "\n"
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """The question of its captions."""
+        return self.reply(words, (Turn("user", (picture, CAPTION)),), length=length)
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """The picture stands before the conversation, wherever it is spoken of."""
+        pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
+        spoken = tuple(_without_pictures(turn) for turn in turns)
+        prompt = self.prompt(words, spoken)
+        if self.literal_eot:
+            eot = self.ids(words, "eot")["eot"]
+            prompt = [EOT if piece == eot else piece for piece in prompt]
+        sight = self._sight(words, pictures)
+        return answering(words, (*sight, *segments_of(words, prompt)), length=length)
+
+    def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
+        """The instruction to think goes before the last question."""
+        if not think:
+            return turns
+        *before, last = turns
+        return *before, Turn(last.role, (THINK, *last.parts))
+
+    def draw(self, words: Words, prompt: str, picture: Codes, *, negative: str = "") -> Ask:
+        """Without a prompt the text is there, and empty."""
+
+        def document(text: str) -> Sequence:
+            return Sequence((self._drawn(words, text), *picture_segments(words, picture)))
+
+        return Ask(document(prompt), (document(negative),), shown=(2,))
+
+    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+        """A text begins with `bos`."""
+        bos = self.ids(words, "bos")["bos"]
+        return answering(words, (text_segment([bos, *words.ids(text)]),), length=length)
+
+    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+        """`bos text eos`, behind the picture that it describes."""
+        assert picture is None or isinstance(picture, Codes)
+        ids, hole = words.template(text)
+        written = (
+            text_segment([self.ids(words, "bos")["bos"]]),
+            text_segment(ids, target=hole),
+            text_segment([words.vocabulary.eos_id]),
+        )
+        sight = self._sight(words, [] if picture is None else [picture])
+        nothing = () if picture is None else self._sight(words, [Codes.blank(words, picture.grid)])
+        return Ask(
+            Sequence((*sight, *written)), (Sequence((*nothing, *written)),), shown=(len(sight) + 1,)
+        )
+
+    def decode(self, words: Words, ids: Tensor) -> str:
+        """The letters `<eot_id>` end a text too."""
+        return super().decode(words, ids).split(EOT)[0]
+
+    def _sight(self, words: Words, pictures: list[Codes]) -> tuple[Segment, ...]:
+        """`<mmu>` and the picture; nothing where there is none."""
+        if not pictures:
+            return ()
+        if len(pictures) > 1:
+            raise ValueError(
+                f"this model (mmada) looks at one picture in a conversation, not {len(pictures)}; "
+                "ask about each of them"
+            )
+        mmu = text_segment([self.ids(words, "mmu")["mmu"]])
+        return mmu, *picture_segments(words, pictures[0])
+
+    def _drawn(self, words: Words, text: str) -> Segment:
+        """`<t2i> bos text eos`."""
+        special = self.ids(words, "t2i", "bos")
+        ids = [special["t2i"], special["bos"], *words.spoken(text), words.vocabulary.eos_id]
+        if len(ids) > TEXT_LENGTH + 1:
+            raise ValueError(
+                f"prompt {shortened(text)!r} has {len(ids) - 3} tokens, but this model was trained "
+                f"on at most {TEXT_LENGTH - 2}; shorten it"
+            )
+        if self.attend_pads:
+            ids = [self.ids(words, "pad")["pad"]] * (TEXT_LENGTH + 1 - len(ids)) + ids
+        return text_segment(ids)
+
+
+def _without_pictures(turn: Turn) -> Turn:
+    text = "".join(part for part in turn.parts if isinstance(part, str)).strip()
+    return Turn(turn.role, (text,))
