@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -84,23 +85,33 @@ class Conversation(Seeing):
                 f"{len(views)}"
             )
         pictures = iter(views)
+        segments: list[Segment] = []
+        for words, target in self._runs(messages):
+            if words is None:
+                segments.append(picture_segment(next(pictures), vocabulary))
+            elif ids := tokenizer.encode(words, add_special_tokens=False):
+                segments.append(text_segment(ids, target=target))
+        return Sequence((*segments, text_segment([vocabulary.eos_id], target=True)))
 
-        def text(words: str, *, target: bool) -> Iterator[Segment]:
-            ids = tokenizer.encode(words, add_special_tokens=False) if words else []
-            if ids:
-                yield text_segment(ids, target=target)
+    def _runs(self, messages: list[Message]) -> Iterator[tuple[str | None, bool]]:
+        """The conversation as (text, whether it is target), None being a picture.
 
-        segments = [*text(self.turns.start, target=False)]
+        Texts that nothing parts are one, since a tokenizer may join what stands side by side.
+        """
+        pieces: list[tuple[str | None, bool]] = [(self.turns.start, False)]
         for message in messages:
             answer = message.role == "assistant"
-            before = self.turns.before.replace("{role}", message.role)
-            segments += text(before, target=False)
+            pieces.append((self.turns.before.replace("{role}", message.role), False))
             for number, words in enumerate(message.text.split(self.picture)):
                 if number:
-                    segments.append(picture_segment(next(pictures), vocabulary))
-                segments += text(words, target=answer)
-            segments += text(self.turns.after, target=answer)
-        return Sequence((*segments, text_segment([vocabulary.eos_id], target=True)))
+                    pieces.append((None, False))
+                pieces.append((words, answer))
+            pieces.append((self.turns.after, answer))
+        for (is_text, target), run in groupby(pieces, lambda one: (one[0] is not None, one[1])):
+            if is_text:
+                yield "".join(words for words, _ in run if words), target
+            else:
+                yield from run
 
     def messages(self, sample: Sample) -> list[Message]:
         """The messages of a sample; ValueError where they are none, or none of them an answer."""

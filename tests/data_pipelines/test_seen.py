@@ -317,9 +317,9 @@ LLAVA = {
 
 def test_pictures_stand_where_they_are_mentioned(vocabulary: Vocabulary) -> None:
     assert spoken(converse(OPENAI, 3, vocabulary)) == (
-        "^system:S.user:a <0> b <1>.assistant:[c][.]user:<2>d.assistant:[e][.][$]"
+        "^system:S.user:a <0> b <1>.assistant:[c.]user:<2>d.assistant:[e.][$]"
     )
-    assert spoken(converse(LLAVA, 1, vocabulary)) == ("^user:<0>\nwhat.assistant:[this][.][$]")
+    assert spoken(converse(LLAVA, 1, vocabulary)) == ("^user:<0>\nwhat.assistant:[this.][$]")
 
 
 def test_a_system_message_is_added_where_there_is_none(vocabulary: Vocabulary) -> None:
@@ -330,7 +330,7 @@ def test_a_system_message_is_added_where_there_is_none(vocabulary: Vocabulary) -
 def test_another_mark_and_no_pictures(vocabulary: Vocabulary) -> None:
     messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "x"}]
     said = spoken(converse(messages, 0, vocabulary, picture="<p>"))
-    assert said == "^user:<image>.assistant:[x][.][$]"
+    assert said == "^user:<image>.assistant:[x.][$]"
 
 
 def test_the_default_turns_are_those_of_llada() -> None:
