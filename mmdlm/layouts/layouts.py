@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mmdlm.layouts.dimple import Dimple
 from mmdlm.layouts.dream import Dream
 from mmdlm.layouts.lavida import LavidaDream, LavidaLlada
 from mmdlm.layouts.layout import Layout
@@ -12,26 +13,31 @@ from mmdlm.layouts.llada_v import LladaV
 from mmdlm.layouts.lumina import Lumina
 from mmdlm.layouts.mmada import Mmada
 from mmdlm.layouts.own import Own
+from mmdlm.layouts.own_seeing import OwnSeeing
 
 LAYOUTS: Mapping[str, Layout] = {
     layout.family: layout
     for layout in (
         Own(),
+        OwnSeeing(),
         Llada(),
         Mmada(),
         LladaV(),
         LavidaLlada(),
         Dream(),
         LavidaDream(),
+        Dimple(),
         Lumina(),
     )
 }
 
 
-def layout_of(family: str | None) -> Layout:
+def layout_of(family: str | None, *, seeing: bool = False) -> Layout:
     """The layout of a published family.
 
     A model that was born here has ours, and so has one that was made of an autoregressive model or
-    an encoder, which brings no tasks of its own.
+    an encoder, which brings no tasks of its own; it depends on whether the model has a vision
+    adapter (`seeing`).
     """
-    return LAYOUTS.get(family or Own.family, LAYOUTS[Own.family])
+    ours = OwnSeeing.family if seeing else Own.family
+    return LAYOUTS.get(family or ours, LAYOUTS[ours])

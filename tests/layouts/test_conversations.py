@@ -299,3 +299,9 @@ def test_published_decoding_is_read_as_a_file_would_be(layout: Layout) -> None:
 def test_a_family_without_tasks_of_its_own_has_ours() -> None:
     assert layout_of(None) is layout_of("qwen2") is LAYOUTS["mmdlm"]
     assert layout_of("dream") is LAYOUTS["dream"]
+
+
+def test_a_model_that_sees_has_a_layout_of_its_own() -> None:
+    assert layout_of(None, seeing=True) is layout_of("qwen2", seeing=True)
+    assert layout_of(None, seeing=True) is LAYOUTS["mmdlm-seeing"]
+    assert layout_of("llada_v", seeing=True) is LAYOUTS["llada_v"]

@@ -14,9 +14,11 @@ import yaml
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
+import mmdlm
 from data_pipelines import extract_features
 from data_pipelines.seen import Eye, SeenCaption, Through
 from data_pipelines.shards import read_shard
+from data_pipelines.source import decode_image
 from mmdlm.core.forward import Absorbing
 from mmdlm.core.objective import Objective
 from mmdlm.core.sampler import Sampler
@@ -104,6 +106,11 @@ def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None
         ]
         right = map(str.__eq__, said, names[turned:] + names[:turned])
         assert sum(right) >= 15
+
+    # as users ask for it
+    pictures = [decode_image(one["png"]) for one in samples[:4]]
+    captions = mmdlm.load(tmp_path / "out" / "final").caption(pictures)
+    assert sum(map(str.__eq__, captions, names)) >= 3
 
 
 def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path) -> None:
