@@ -1,0 +1,79 @@
+"""Dimple: Dream's conversation, with Qwen2-VL's markers around each picture."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.layouts.dream import Dream
+from mmdlm.layouts.layout import Ask, Generation, Picture, Sight, Specials, Turn, without_prompt
+from mmdlm.layouts.pieces import Piece, segments_of
+from mmdlm.layouts.words import Words
+
+CAPTION = "Describe this image."
+# Confident decoding: all tokens that the model is sure of, or one at random where there is none.
+# Source: arXiv:2505.16990, section 3.3; the numbers are those of its model card. The published
+# benchmarks were decoded in another way: 8 tokens in 8 steps, the most likely ones first.
+DECODING = {
+    "num_inference_steps": 64,
+    "schedule": "catch_up",
+    "order": "random",
+    "threshold": 0.95,
+    "threshold_alone": True,
+    "temperature": 0.2,
+    "top_p": 0.95,
+}
+
+
+class Dimple(Dream):
+    """A picture stands between the begin and the end of vision.
+
+    It was trained to end an answer with the end of text, and to leave out the end of the turn,
+    which the published template has all the same.
+    """
+
+    family: ClassVar[str] = "dimple"
+    sees: ClassVar[Sight] = "features"
+    tasks: ClassVar[tuple[str, ...]] = ("caption", "answer", "chat", "complete", "infill")
+    specials: ClassVar[Specials] = {
+        **Dream.specials,
+        "vision_start": (("<|vision_start|>",), 151652),
+        "vision_end": (("<|vision_end|>",), 151653),
+    }
+    generation: ClassVar[Generation] = {
+        "caption": DECODING,
+        "answer": DECODING,
+        "complete": DECODING,
+        "infill": DECODING,
+        "max_text_tokens": 64,
+        "max_new_tokens": 64,
+    }
+
+    def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
+        """See `Dream.prompt`."""
+        special = self.ids(words)
+        pieces: list[Piece] = []
+        for piece in super().prompt(words, turns):
+            if isinstance(piece, int | str):
+                pieces.append(piece)
+            else:
+                pieces += [special["vision_start"], piece, special["vision_end"]]
+        return pieces
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """See `Layout.describe`."""
+        return self.reply(words, (_asked(picture),), length=length)
+
+    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+        """With a picture the text is the assistant's description of it."""
+        if picture is None:
+            return super().infill(words, text)
+        ids, hole = words.template(text)
+        before = segments_of(words, self.prompt(words, (_asked(picture),)))
+        end = text_segment([words.vocabulary.eos_id])
+        sequence = Sequence((*before, text_segment(ids, target=hole), end))
+        return Ask(sequence, (without_prompt(sequence, words),), shown=(len(before),))
+
+
+def _asked(picture: Picture) -> Turn:
+    return Turn("user", (picture, CAPTION))
