@@ -1,9 +1,11 @@
-"""The command line: draw, caption, inpaint, infill and convert.
+"""The command line: draw, caption, inpaint, edit, infill, answer, chat, complete and convert.
 
     mmdlm draw "red heart" -o heart.png --animate heart.gif
     mmdlm caption heart.png
     mmdlm inpaint heart.png --box 0,0,64,32 --prompt "blue heart" -o half.png
     mmdlm infill "woman [MASK] [MASK] skin tone"
+    mmdlm answer "What is on the table?" --image room.png --model GSAI-ML/LLaDA-V
+    mmdlm chat --model GSAI-ML/LLaDA-8B-Instruct
     mmdlm convert GSAI-ML/LLaDA-8B-Instruct llada-here
 
 What the user got wrong ends in one sentence on stderr and exit status 2, and it is looked for
@@ -94,6 +96,8 @@ def draw(options: argparse.Namespace) -> None:
                 guidance_scale=options.guidance_scale,
                 negative_prompt=options.negative_prompt,
                 num_images_per_prompt=options.num_images,
+                height=options.height,
+                width=options.width,
                 generator=_generator(options.seed),
             )
         ]
@@ -104,6 +108,8 @@ def draw(options: argparse.Namespace) -> None:
             guidance_scale=options.guidance_scale,
             negative_prompt=options.negative_prompt,
             num_images_per_prompt=options.num_images,
+            height=options.height,
+            width=options.width,
             generator=_generator(options.seed),
         )
         total = options.steps or model.defaults.text_to_image.num_inference_steps
@@ -184,6 +190,98 @@ def infill(options: argparse.Namespace) -> None:
     print(text)
 
 
+def edit(options: argparse.Namespace) -> None:
+    """Pictures and an instruction -> another picture."""
+    from mmdlm.vision.pixels import open_image
+
+    _check_place(options.output, "--output", PICTURE_FORMATS)
+    pictures = [open_image(path) for path in options.pictures]
+    model = mmdlm.load(options.model)
+    result = model.edit(
+        pictures,
+        options.prompt,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        image_guidance_scale=options.image_guidance_scale,
+        generator=_generator(options.seed),
+    )
+    _write([(options.output, _encode(result, options.output))])
+
+
+def answer(options: argparse.Namespace) -> None:
+    """A question, at will about pictures -> the answer, on stdout."""
+    from mmdlm.vision.pixels import open_image
+
+    pictures = [open_image(path) for path in options.image]
+    model = mmdlm.load(options.model)
+    text = model.answer(
+        options.question,
+        pictures or None,
+        num_inference_steps=options.steps,
+        max_new_tokens=options.max_new_tokens,
+        block_length=options.block_length,
+        temperature=options.temperature,
+        guidance_scale=options.guidance_scale,
+        think=options.think,
+        generator=_generator(options.seed),
+    )
+    print(text)
+
+
+def chat(options: argparse.Namespace) -> None:
+    """A conversation: each line of stdin is a message, each answer a line or more of stdout."""
+    from mmdlm.terminal import COMMANDS, Conversation
+
+    model = mmdlm.load(options.model)
+    model.layout.need("chat")
+    generator = _generator(options.seed)
+
+    def speak(messages: list[dict[str, str]], images: list[Image.Image]) -> str:
+        text: str = model.chat(
+            messages,
+            images,
+            num_inference_steps=options.steps,
+            max_new_tokens=options.max_new_tokens,
+            block_length=options.block_length,
+            temperature=options.temperature,
+            guidance_scale=options.guidance_scale,
+            think=options.think,
+            generator=generator,
+        )
+        return text
+
+    conversation = Conversation(speak, options.system)
+    if not sys.stdin.isatty():
+        for text in conversation.run(sys.stdin):
+            if text:
+                print(text, flush=True)
+        return
+    print(f"Say something; {COMMANDS} are commands.", file=sys.stderr)
+    while (line := _typed("> ")) is not None and line != "/quit":
+        try:
+            text = conversation.say(line) if line else ""
+        except ValueError as error:  # said in one sentence, and the conversation goes on
+            print(f"mmdlm: {_sentence(error)}", file=sys.stderr)
+            continue
+        if text:
+            print(text, flush=True)
+
+
+def complete(options: argparse.Namespace) -> None:
+    """The beginning of a text -> the whole of it, on stdout."""
+    model = mmdlm.load(options.model)
+    text = model.complete(
+        options.text,
+        num_inference_steps=options.steps,
+        max_new_tokens=options.max_new_tokens,
+        block_length=options.block_length,
+        temperature=options.temperature,
+        guidance_scale=options.guidance_scale,
+        generator=_generator(options.seed),
+    )
+    print(options.text + text)
+
+
 def convert(options: argparse.Namespace) -> None:
     """A checkpoint -> the same weights in another format; its folder on stdout."""
     from mmdlm import convert as formats
@@ -248,6 +346,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--animate", type=Path, metavar="FILE", help="show the denoising too: a .gif or .webp file"
     )
+    for side in ("--height", "--width"):
+        command.add_argument(
+            side,
+            type=_count,
+            metavar="N",
+            help="in pixels, for a model that draws in several sizes (default: the model's own)",
+        )
 
     command = _command(commands, caption, "describe pictures, one line each")
     command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
@@ -283,6 +388,46 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--image", type=Path, metavar="PICTURE", help="a picture that the text describes"
     )
+
+    command = _command(commands, edit, "draw a picture anew as an instruction says")
+    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument(
+        "--prompt", type=_words, required=True, metavar="TEXT", help="what is to change"
+    )
+    _add_output(command)
+    _add_guidance_scale(command)
+    command.add_argument(
+        "--image-guidance-scale",
+        type=_finite,
+        metavar="X",
+        help="how strongly to stay with the picture; 1 is off (default: the model's own value)",
+    )
+
+    command = _command(commands, answer, "answer a question, at will about pictures")
+    command.add_argument("question", type=_words, metavar="QUESTION")
+    command.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PICTURE",
+        help="a picture to look at; may be given several times. They stand where the question says "
+        "<image>, or else before it",
+    )
+    _add_writing(command)
+    _add_thinking(command)
+
+    command = _command(commands, chat, "talk, line by line")
+    command.add_argument(
+        "--system", type=_words, metavar="TEXT", help="what the model is told before it all"
+    )
+    _add_writing(command)
+    _add_thinking(command)
+
+    command = _command(commands, complete, "go on with a text")
+    command.add_argument("text", type=_words, metavar="TEXT", help="how it begins")
+    _add_writing(command)
+
     summary = "write a checkpoint in another format"
     command = commands.add_parser(
         "convert",
@@ -373,6 +518,36 @@ def _add_guidance_scale(command: argparse.ArgumentParser) -> None:
         type=_finite,
         metavar="X",
         help="how strongly to follow the words; 1 is off (default: the model's own value)",
+    )
+
+
+def _add_writing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--max-new-tokens",
+        type=_count,
+        metavar="N",
+        help="room for the text (default: the model's own number)",
+    )
+    command.add_argument(
+        "--block-length",
+        type=_count,
+        metavar="N",
+        help="write left to right, so many tokens at a time (default: the model's own number)",
+    )
+    command.add_argument(
+        "--temperature",
+        type=_finite,
+        metavar="X",
+        help="0 takes the likeliest token (default: the model's own value)",
+    )
+    _add_guidance_scale(command)
+
+
+def _add_thinking(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="ask for reasons first, or for none, where the model was trained for either",
     )
 
 
@@ -527,6 +702,15 @@ def _write(files: Sequence[tuple[Path, bytes]]) -> None:
 
 
 # --- the screen -----------------------------------------------------------------------------------
+
+
+def _typed(prompt: str) -> str | None:
+    """A line from the terminal; None at its end."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print(file=sys.stderr)
+        return None
 
 
 def _progress(items: Iterable[Item], what: str, *, total: int) -> Iterable[Item]:

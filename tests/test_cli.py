@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.defaults = SimpleNamespace(text_to_image=SimpleNamespace(num_inference_steps=4))
         self.calls: list[dict[str, object]] = []
+        self.layout = SimpleNamespace(need=lambda task: None)
 
     def text_to_image(
         self,
@@ -36,6 +38,8 @@ class FakeModel:
         guidance_scale: float | None,
         negative_prompt: str | None,
         num_images_per_prompt: int,
+        height: int | None,
+        width: int | None,
         generator: torch.Generator,
     ) -> list[Image.Image]:
         *_, last = self.draw_trajectory(
@@ -44,6 +48,8 @@ class FakeModel:
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
+            height=height,
+            width=width,
             generator=generator,
         )
         return last
@@ -56,6 +62,8 @@ class FakeModel:
         guidance_scale: float | None,
         negative_prompt: str | None,
         num_images_per_prompt: int,
+        height: int | None,
+        width: int | None,
         generator: torch.Generator,
     ) -> Iterator[list[Image.Image]]:
         self.calls.append({"prompt": prompt, "steps": num_inference_steps, "scale": guidance_scale})
@@ -64,7 +72,8 @@ class FakeModel:
         steps = num_inference_steps or self.defaults.text_to_image.num_inference_steps
         for _ in range(steps):
             colours = torch.randint(0, 256, (num_images_per_prompt, 3), generator=generator)
-            yield [Image.new("RGB", (8, 8), tuple(colour)) for colour in colours.tolist()]
+            size = (width or 8, height or 8)
+            yield [Image.new("RGB", size, tuple(colour)) for colour in colours.tolist()]
 
     def caption(
         self,
@@ -99,6 +108,38 @@ class FakeModel:
         result = image.convert("RGB")
         result.paste((0, 0, 255), mask=mask)
         return result
+
+    def edit(
+        self,
+        image: list[Image.Image],
+        instruction: str,
+        *,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        image_guidance_scale: float | None,
+        generator: torch.Generator,
+    ) -> Image.Image:
+        self.calls.append(
+            {"scales": (guidance_scale, image_guidance_scale), "steps": num_inference_steps}
+        )
+        return image[-1].point(lambda level: 255 - level)
+
+    def answer(self, question: str, image: list[Image.Image] | None, **options: object) -> str:
+        self.calls.append(options)
+        return f"{question} {len(image or [])}"
+
+    def chat(
+        self, messages: list[dict[str, str]], images: list[Image.Image], **options: object
+    ) -> str:
+        self.calls.append(options)
+        if "too long" in messages[-1]["content"]:
+            raise ValueError("the prompt is too long; shorten it")
+        said = " | ".join(message["content"].replace("\n", "/") for message in messages)
+        return f"[{said}] {len(images)}"
+
+    def complete(self, text: str, **options: object) -> str:
+        self.calls.append(options)
+        return " and so on"
 
 
 @pytest.fixture
@@ -226,6 +267,123 @@ def test_inpaint_needs_no_prompt(picture: str) -> None:
         assert painted.getpixel((2, 0)) == (0, 0, 255)
 
 
+def test_edit_writes_the_picture(picture: str, model: FakeModel) -> None:
+    edit = ["edit", picture, "--prompt", "make it blue", "-o", "a.png"]
+    assert cli.main([*edit, "--image-guidance-scale", "4", "--steps", "3"]) == 0
+    assert model.calls == [{"scales": (None, 4.0), "steps": 3}]
+    with Image.open("a.png") as edited:
+        assert edited.getpixel((0, 0)) == (0, 255, 255)
+
+
+def test_a_size_reaches_the_model(model: FakeModel) -> None:
+    assert cli.main(["draw", "heart", "-o", "a.png", "--height", "4", "--width", "12"]) == 0
+    with Image.open("a.png") as drawn:
+        assert drawn.size == (12, 4)
+
+
+def test_answer_prints_the_answer(
+    picture: str, model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["answer", "what?", "--image", picture, "--image", picture]) == 0
+    assert capsys.readouterr().out == "what? 2\n"
+    options = ["--max-new-tokens", "9", "--block-length", "3", "--temperature", "0.5", "--no-think"]
+    assert cli.main(["answer", "what?", *options, "--guidance-scale", "2", "--steps", "4"]) == 0
+    assert capsys.readouterr().out == "what? 0\n"
+    given = {name: value for name, value in model.calls[-1].items() if name != "generator"}
+    assert given == {
+        "num_inference_steps": 4,
+        "max_new_tokens": 9,
+        "block_length": 3,
+        "temperature": 0.5,
+        "guidance_scale": 2.0,
+        "think": False,
+    }
+    assert model.calls[0]["think"] is model.calls[0]["max_new_tokens"] is None
+
+
+def test_complete_prints_the_whole_text(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["complete", "once upon a time"]) == 0
+    assert capsys.readouterr().out == "once upon a time and so on\n"
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def test_chat_over_a_pipe_remembers_what_was_said(
+    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, "a", "", f"/image {picture}", "b", "/new", "c", "/quit", "d")
+    assert cli.main(["chat", "--system", "s"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "[s | a] 0",
+        "[s | a | [s | a] 0 | <image>/b] 1",
+        "[s | c] 0",
+    ]
+
+
+def test_pictures_stand_where_the_message_says(
+    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, f"/image {picture}", f"/image {picture}", "is <image> in <image>?", "b")
+    assert cli.main(["chat"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "[is <image> in <image>?] 2"
+    assert second.endswith("| b] 2")
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("/image missing.png", "missing.png"),
+        ("/image", "there are /image PATH, /new and /quit"),
+        ("/quti", "there is no command '/quti'"),
+        ("too long", "shorten it"),
+    ],
+)
+def test_a_line_that_fails_ends_a_pipe_but_not_a_conversation(
+    model: FakeModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    says: str,
+) -> None:
+    piped(monkeypatch, "a", line, "b")
+    assert cli.main(["chat"]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("[a] 0\n", 1)
+    assert says in shown.err
+
+    typed = iter(["a", line, "", "b"])
+
+    def reads(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", reads)
+    assert cli.main(["chat"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "[a] 0\n[a | [a] 0 | b] 0\n"
+    assert says in shown.err
+
+
+def test_a_model_that_does_not_talk_says_so_at_once(
+    model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def need(task: str) -> None:
+        raise ValueError(f"this model was not trained for {task}")
+
+    monkeypatch.setattr(model, "layout", SimpleNamespace(need=need))
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
+    assert cli.main(["chat"]) == 2
+    assert "not trained for chat" in capsys.readouterr().err
+
+
 DRAW = ["draw", "heart", "-o", "out.png"]
 INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
 
@@ -255,6 +413,17 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         (["caption", "picture.png", "text.png"], "text.png"),
         (["caption", "picture.png", "cut.png"], "cut.png"),
         (["caption", "folder.png"], "folder.png"),
+        (["draw", "heart", "-o", "out.png", "--height", "0"], "'0'"),
+        (["answer", " "], "empty"),
+        (["answer", "a", "--image", "missing.png"], "missing.png"),
+        (["answer", "a", "--max-new-tokens", "0"], "'0'"),
+        (["answer", "a", "--temperature", "hot"], "'hot'"),
+        (["complete", ""], "empty"),
+        (["edit", "picture.png", "-o", "out.png"], "--prompt"),
+        (["edit", "missing.png", "-o", "out.png", "--prompt", "x"], "missing.png"),
+        (["edit", "picture.png", "-o", "out", "--prompt", "x"], "'out.png'"),
+        (["chat", "--system", " "], "empty"),
+        (["chat", "hello"], "hello"),
         (["infill", ""], "empty"),
         (["infill", "[MASK]", "--image", "missing.png"], "missing.png"),
         (INPAINT, "--mask"),
