@@ -52,7 +52,10 @@ class Engine:
 
     def __post_init__(self) -> None:
         vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer
-        if tokenizer.eos_token_id != vocabulary.eos_id:
+        # A tokenizer may give out the end of a turn for that of a text (Dimple's).
+        if tokenizer.eos_token_id != vocabulary.eos_id and (
+            tokenizer.eos_token_id not in self.layout.ends(Words(tokenizer, vocabulary))
+        ):
             has = (
                 "no end of text (eos_token)"
                 if tokenizer.eos_token_id is None

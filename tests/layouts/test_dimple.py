@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -95,6 +97,16 @@ def test_several_pictures_are_described_as_each_alone(model: Model) -> None:
     assert together == [text for ask in asks for text in model.written([ask], Decoding(4), None)]
     assert together[0] != together[1]
     assert len(model.caption([WIDE, HIGH], num_inference_steps=4)) == 2  # as it was published
+
+
+def test_its_tokenizer_may_end_a_text_as_a_turn(model: Model) -> None:
+    model.text_tokenizer.eos_token = END  # the published one does, and config.json does not
+    again = replace(model, text_tokenizer=model.text_tokenizer)
+    ids = torch.tensor(Script(model.words).of("a", model.words.vocabulary.eos_id, "b"))
+    assert again.layout.decode(again.words, ids) == "a"
+    model.text_tokenizer.eos_token = LOOK
+    with pytest.raises(ValueError, match=r"has the end of text '<\|vision_start\|>'"):
+        replace(model, text_tokenizer=model.text_tokenizer)
 
 
 def test_guidance_compares_with_a_text_that_has_no_picture(model: Model) -> None:
