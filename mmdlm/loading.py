@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import sys
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.generate import Model
+from mmdlm.layouts.layouts import layout_of
 from mmdlm.models.checkpoint import Checkpoint
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families import family_named
@@ -73,9 +73,13 @@ def load(
     folder = find_checkpoint(name_or_path)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     checkpoint = Checkpoint.open(folder)
-    defaults = Defaults.from_json(folder / GENERATION)
     text_tokenizer = load_text_tokenizer(folder)
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
+    layout = layout_of(
+        (getattr(config, "published", None) or {}).get("family"),
+        seeing=getattr(config, "vision", None) is not None,
+    )
+    defaults = Defaults.from_json(folder / GENERATION, generation=layout.generation)
     vocabulary = Vocabulary(**config.vocabulary)
     try:
         _check_mask_token(text_tokenizer, vocabulary)
@@ -100,6 +104,7 @@ def load(
             max_length=config.max_position_embeddings,
             defaults=defaults,
             device=where,
+            layout=layout,
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
@@ -318,10 +323,6 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """No bars and reports of transformers on the user's terminal; then everything as it was."""
-    # Of torch, about a library that transformers imports where it is installed.
-    torch_logger = logging.getLogger("torch.utils._pytree")
-    level = torch_logger.level
-    torch_logger.setLevel(logging.ERROR)
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -330,7 +331,6 @@ def _quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
-        torch_logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

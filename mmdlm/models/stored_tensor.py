@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-PIECE = 64 * 2**20  # bytes of a file that are in memory at once while their dtype changes
+PIECE = 16 * 2**20  # bytes of a file that are in memory at once while their dtype changes
 
 DTYPES = {
     "BOOL": torch.bool,
