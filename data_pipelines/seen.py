@@ -140,7 +140,7 @@ def fingerprint(adapter: VisionAdapter) -> str:
     for name, parameter in sorted(adapter.tower.named_parameters()):
         if id(parameter) not in idle:
             digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().numpy())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
 
 
