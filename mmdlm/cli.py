@@ -98,6 +98,7 @@ def draw(options: argparse.Namespace) -> None:
                 num_images_per_prompt=options.num_images,
                 height=options.height,
                 width=options.width,
+                think=options.think,
                 generator=_generator(options.seed),
             )
         ]
@@ -110,6 +111,7 @@ def draw(options: argparse.Namespace) -> None:
             num_images_per_prompt=options.num_images,
             height=options.height,
             width=options.width,
+            think=options.think,
             generator=_generator(options.seed),
         )
         total = options.steps or model.defaults.text_to_image.num_inference_steps
@@ -353,6 +355,11 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="in pixels, for a model that draws in several sizes (default: the model's own)",
         )
+    command.add_argument(
+        "--think",
+        action="store_true",
+        help="first write what is to be drawn, where the model was trained to",
+    )
 
     command = _command(commands, caption, "describe pictures, one line each")
     command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")

@@ -164,15 +164,16 @@ class Engine:
 
     def fitting(self, ask: Ask, length: int = 0) -> Ask:
         """The task, unless it is longer than the model takes; `length` of it is new text."""
-        tokens = len(ask.sequence)
-        if tokens > self.max_length and length:
+        tokens, most = len(ask.sequence), max(self.max_length, self.layout.longest)
+        if tokens > most and length:
             raise ValueError(
-                f"the prompt takes {tokens - length} of the {self.max_length} tokens of this model "
+                f"the prompt takes {tokens - length} of the {most} tokens of this model "
                 f"and leaves no room for {length} new ones; shorten it, or lower max_new_tokens"
             )
-        if tokens > self.max_length:
+        if tokens > most:
             raise ValueError(
-                f"this takes {tokens} tokens, but the model has {self.max_length}; shorten the text"
+                f"this takes {tokens} tokens, but the model takes {most} at most; shorten the text "
+                "or make the picture smaller"
             )
         return ask
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.sampler import Sampler, SampleStep
-from mmdlm.core.sequence import Batch
+from mmdlm.core.sequence import Batch, Sequence
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,15 @@ class Filling:
             row[torch.isin(segment, torch.tensor(shown, device=segment.device))]
             for row, segment, shown in zip(values, self.batch.segment, self.shown, strict=True)
         ]
+
+
+def filled(sequence: Sequence, ids: Tensor) -> Sequence:
+    """A document with its targets as the sampler filled them, in a row [L]; it is context now."""
+    lengths = [len(segment.ids) for segment in sequence.segments]
+    rows = ids[: sum(lengths)].split(lengths)
+    return Sequence(
+        tuple(
+            replace(segment, ids=row, target=torch.zeros_like(segment.target))
+            for segment, row in zip(sequence.segments, rows, strict=True)
+        )
+    )

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmdlm.arguments import ImageLike, hole_of, open_picture, pictures_of
 from mmdlm.decoding import Decoding
 from mmdlm.engine import Engine
-from mmdlm.filling import Filling
+from mmdlm.filling import Filling, filled
 from mmdlm.layouts.conversation import IMAGE, Message, check_messages, turns_of
 from mmdlm.layouts.layout import Ask, Codes
 from mmdlm.vision.frame import Frame
@@ -103,6 +103,7 @@ class Model(Engine):
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
+        think: bool = False,
         generator: torch.Generator | None = None,
     ) -> list[Image.Image]:
         """Draw pictures of a prompt, or of several: all those of the first prompt come first.
@@ -110,6 +111,7 @@ class Model(Engine):
         negative_prompt  what to stay away from: it takes the place of the absent prompt in
                          guidance; None or "": no words at all
         height, width    in pixels, for a model that draws in several sizes; None: its own
+        think            first write what is to be drawn, where the model was trained to
 
         Raises ValueError for an empty or too long prompt, or a number out of range.
         """
@@ -120,6 +122,7 @@ class Model(Engine):
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
             size=(height, width),
+            think=think,
             generator=generator,
         )
         return self.decode(self.codes(filling, filling.run()), filling.grid)
@@ -134,6 +137,7 @@ class Model(Engine):
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
+        think: bool = False,
         generator: torch.Generator | None = None,
     ) -> Iterator[list[Image.Image]]:
         """The pictures of `text_to_image` after each denoising step; the last are its result.
@@ -147,6 +151,7 @@ class Model(Engine):
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
             size=(height, width),
+            think=think,
             generator=generator,
         )
         return self.frames(filling)
@@ -580,6 +585,7 @@ class Model(Engine):
         negative_prompt: str | abc.Sequence[str] | None,
         num_images_per_prompt: int,
         size: tuple[int | None, int | None],
+        think: bool,
         generator: torch.Generator | None,
     ) -> Filling:
         """Text is context, all codes are targets."""
@@ -604,11 +610,42 @@ class Model(Engine):
         height, width = self.layout.drawn_size(size, tokenizer.image_size, tokenizer.downsampling)
         grid = height // tokenizer.downsampling, width // tokenizer.downsampling
         codes = Codes.blank(self.words, grid, drawn=True)
-        asks: list[Ask] = []
-        for one, negative in zip(prompts, against, strict=True):
-            ask = self.layout.draw(self.words, one, codes, negative=negative)
-            asks += [self.fitting(ask)] * num_images_per_prompt
+        if think:
+            if any(negative.strip() for negative in against):
+                raise ValueError(
+                    f"negative_prompt {negative_prompt!r} has no place where the model thinks "
+                    "before it draws; leave out one of both"
+                )
+            each = [one for one in prompts for _ in range(num_images_per_prompt)]
+            asks = self._reasoned(each, codes, generator)
+        else:
+            asks = [
+                self.fitting(self.layout.draw(self.words, one, codes, negative=negative))
+                for one, negative in zip(prompts, against, strict=True)
+                for _ in range(num_images_per_prompt)
+            ]
         return self.filling(asks, decoding=decoding, generator=generator, grid=grid)
+
+    @torch.no_grad()
+    def _reasoned(
+        self, prompts: list[str], codes: Codes, generator: torch.Generator | None
+    ) -> list[Ask]:
+        """Write what is to be drawn -> the tasks to draw it."""
+        asks = [self.fitting(self.layout.reason(self.words, one, codes.grid)) for one in prompts]
+        room = max(int(segment.target.sum()) for ask in asks for segment in ask.sequence.segments)
+        decoding = self._writing(
+            self.defaults.answer,
+            room,
+            num_inference_steps=None,
+            block_length=None,
+            temperature=None,
+            guidance_scale=None,
+        )
+        filling = self.filling(asks, decoding=decoding, generator=generator)
+        return [
+            self.fitting(self.layout.draw_reasoned(filled(ask.sequence, ids), self.words, codes))
+            for ask, ids in zip(asks, filling.run().cpu(), strict=True)
+        ]
 
     def _negatives(
         self, negative_prompt: str | abc.Sequence[str] | None, count: int, decoding: Decoding

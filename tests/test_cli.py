@@ -40,6 +40,7 @@ class FakeModel:
         num_images_per_prompt: int,
         height: int | None,
         width: int | None,
+        think: bool,
         generator: torch.Generator,
     ) -> list[Image.Image]:
         *_, last = self.draw_trajectory(
@@ -50,6 +51,7 @@ class FakeModel:
             num_images_per_prompt=num_images_per_prompt,
             height=height,
             width=width,
+            think=think,
             generator=generator,
         )
         return last
@@ -64,6 +66,7 @@ class FakeModel:
         num_images_per_prompt: int,
         height: int | None,
         width: int | None,
+        think: bool,
         generator: torch.Generator,
     ) -> Iterator[list[Image.Image]]:
         self.calls.append({"prompt": prompt, "steps": num_inference_steps, "scale": guidance_scale})

@@ -254,6 +254,10 @@ def test_mmada_draws_describes_and_mends(painter: Model) -> None:
     assert same(together, alone)
     *_, last = painter.draw_trajectory("a cat", num_inference_steps=4)
     assert same(last, together[:1])
+    thoughtful = painter.text_to_image(prompts, num_inference_steps=4, think=True)
+    assert not same(thoughtful, together)
+    *_, last = painter.draw_trajectory(prompts, num_inference_steps=4, think=True)
+    assert same(last, thoughtful)
     padded = replace(painter, layout=Mmada(attend_pads=True))
     assert not same(padded.text_to_image("a cat", num_inference_steps=4), together[:1])
     before, mask = picture(), Image.new("L", (16, 16), 0)
@@ -369,6 +373,12 @@ class Bad:
         Bad(LladaV(), lambda m: m.answer("a", "missing.png"), "no image file at 'missing.png'"),
         Bad(Mmada(), lambda m: m.answer("a", [picture()] * 2), "one picture in a conversation"),
         Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "pictures of 16 x 16 pixels alone"),
+        Bad(Lumina(), lambda m: m.text_to_image("a", think=True), "not trained to think before it"),
+        Bad(
+            Mmada(),
+            lambda m: m.text_to_image("a", think=True, negative_prompt="b"),
+            "negative_prompt 'b' has no place where the model thinks",
+        ),
         Bad(Lumina(), lambda m: m.text_to_image("a", height=9), "height 9 is not a multiple of 4"),
         Bad(Lumina(), lambda m: m.edit(picture(), " "), "instruction ' ' is empty"),
         Bad(Lumina(), lambda m: m.edit([], "x"), "there is no picture to edit"),

@@ -79,6 +79,7 @@ class Layout:
                 of the vision adapter
     tasks       the methods of `mmdlm.generate.Model` that the family was trained for
     specials    special tokens that its conversations need
+    longest     document that it was trained on, in tokens, where config.json says less
     generation  decoding that the family was published with, in the form of a generation.json;
                 guidance is in our convention, its published scale + 1
     """
@@ -87,6 +88,7 @@ class Layout:
     sees: ClassVar[Sight] = "nothing"
     tasks: ClassVar[tuple[str, ...]]
     specials: ClassVar[Specials] = {}
+    longest: ClassVar[int] = 0
     generation: ClassVar[Generation] = {}
 
     def ids(self, words: Words, *names: str) -> dict[str, int]:
@@ -118,6 +120,17 @@ class Layout:
         prompt    "": whatever fits the rest of the picture
         negative  takes the place of the absent prompt in guidance; "": no words at all
         """
+        self.cannot("text_to_image")
+
+    def reason(self, words: Words, prompt: str, grid: tuple[int, int]) -> Ask:
+        """Words -> what is to be drawn, in more words: they are open, the picture is unknown."""
+        raise ValueError(
+            f"this model ({self.family}) was not trained to think before it draws; leave out "
+            "think=True"
+        )
+
+    def draw_reasoned(self, reasoned: Sequence, words: Words, picture: Codes) -> Ask:
+        """The document of `reason`, its words all there -> the open codes of its picture."""
         self.cannot("text_to_image")
 
     def edit(

@@ -73,6 +73,8 @@ class Lumina(Layout):
     step: int = 32
 
     family: ClassVar[str] = "lumina"
+    # Its config.json has LLaDA's 4096, which a picture of 1024 x 1024 alone exceeds.
+    longest: ClassVar[int] = 8192
     sees: ClassVar[Sight] = "codes"
     tasks: ClassVar[tuple[str, ...]] = (
         "caption",

@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from mmdlm.core.sequence import Segment, Sequence, text_segment
-from mmdlm.layouts.layout import Ask, Codes, Generation, Picture, Sight, Specials, Turn
+from mmdlm.layouts.layout import (
+    Ask,
+    Codes,
+    Generation,
+    Picture,
+    Sight,
+    Specials,
+    Turn,
+    answer_segment,
+    without_prompt,
+)
 from mmdlm.layouts.llada import Llada
-from mmdlm.layouts.pieces import answering, picture_segments, segments_of
+from mmdlm.layouts.pieces import Piece, answering, picture_segments, segments_of
 from mmdlm.layouts.words import Words, shortened
 
 CAPTION = "Please describe this image in detail."
@@ -19,6 +30,11 @@ THINK = (
     "the answer. The reasoning process is enclosed within <think> </think> tags, i.e. <think> "
     "reasoning process here </think> answer here\n"
 )
+THINK_TO_DRAW = (
+    "You should first think out a more detailed version of the description and then provide the "
+    "user with the image. The detailed description is enclosed within <think> </think> tags, i.e. "
+    "<think> detailed description here </think> image here\n"
+)
 EOT = "<eot_id>"  # as its training strings have it, which is no token of its tokenizer
 TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
 
@@ -26,6 +42,8 @@ TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
 @dataclass(frozen=True)
 class Mmada(Llada):
     """`<t2i> bos text eos, picture` to draw; `<mmu> picture, conversation` to understand.
+
+    To think before it draws: `<r2i> conversation eos ..., picture`, its text of one length.
 
     Its prompts are padded on the left to one length. The padding is not attended to, and positions
     are relative, so that it changes nothing and is left out. Two defects of the published code are
@@ -95,10 +113,7 @@ class Mmada(Llada):
         """The picture stands before the conversation, wherever it is spoken of."""
         pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
         spoken = tuple(_without_pictures(turn) for turn in turns)
-        prompt = self.prompt(words, spoken)
-        if self.literal_eot:
-            eot = self.ids(words, "eot")["eot"]
-            prompt = [EOT if piece == eot else piece for piece in prompt]
+        prompt = self._ended(words, self.prompt(words, spoken))
         sight = self._sight(words, pictures)
         return answering(words, (*sight, *segments_of(words, prompt)), length=length)
 
@@ -116,6 +131,34 @@ class Mmada(Llada):
             return Sequence((self._drawn(words, text), *picture_segments(words, picture)))
 
         return Ask(document(prompt), (document(negative),), shown=(2,))
+
+    def reason(self, words: Words, prompt: str, grid: tuple[int, int]) -> Ask:
+        """The description and the picture are one document, of which the first is written first."""
+        asked = self._ended(words, self.prompt(words, (Turn("user", (THINK_TO_DRAW, prompt)),)))
+        (text,) = segments_of(words, [self.ids(words, "r2i")["r2i"], *asked])
+        room = TEXT_LENGTH + 1 - len(text.ids)
+        if room < 1:
+            raise ValueError(
+                f"prompt {shortened(prompt)!r} leaves no room to think in the {TEXT_LENGTH} tokens "
+                "of this model; shorten it"
+            )
+        sequence = Sequence(
+            (
+                text,
+                answer_segment(words, room),
+                *picture_segments(words, Codes.blank(words, grid)),
+            )
+        )
+        return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
+
+    def draw_reasoned(self, reasoned: Sequence, words: Words, picture: Codes) -> Ask:
+        """The other branch has mask tokens for all that was asked and thought."""
+        prompt, thought = reasoned.segments[:2]
+        known = text_segment(torch.cat([prompt.ids, thought.ids]))
+        task, rest = known.ids[:1], known.ids[1:]
+        nothing = text_segment(torch.cat([task, words.masks(len(rest))]))
+        shown = picture_segments(words, picture)
+        return Ask(Sequence((known, *shown)), (Sequence((nothing, *shown)),), shown=(2,))
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
         """A text begins with `bos`."""
@@ -140,6 +183,11 @@ class Mmada(Llada):
     def decode(self, words: Words, ids: Tensor) -> str:
         """The letters `<eot_id>` end a text too."""
         return super().decode(words, ids).split(EOT)[0]
+
+    def _ended(self, words: Words, prompt: list[Piece]) -> list[Piece]:
+        """The conversation with its turns ended as `literal_eot` says."""
+        eot = self.ids(words, "eot")["eot"]
+        return [EOT if piece == eot else piece for piece in prompt] if self.literal_eot else prompt
 
     def _sight(self, words: Words, pictures: list[Codes]) -> tuple[Segment, ...]:
         """`<mmu>` and the picture; nothing where there is none."""

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mmdlm.core.vocabulary import Modality
+from mmdlm.filling import filled
 from mmdlm.layouts.conversation import turns_of
 from mmdlm.layouts.layout import Codes
-from mmdlm.layouts.mmada import THINK, Mmada
+from mmdlm.layouts.mmada import THINK, THINK_TO_DRAW, Mmada
 from mmdlm.layouts.words import Words
 from tests.layouts.tiny import Script, ids_of, modality_of, targets_of, words_of
 
@@ -120,6 +121,30 @@ def test_text(words: Words) -> None:
     assert ids_of(ask.opposite[0]) == write.of(
         *("<|mmu|>", "<|soi|>", *[write.mask] * 4, "<|eoi|>"), *text
     )
+
+
+def test_thinking_before_drawing(words: Words) -> None:
+    write = Script(words)
+    start, end = HEADER
+    ask = Mmada().reason(words, "a cat", (2, 2))
+    prompt = write.of(
+        *("<|r2i|>", "<|startoftext|>", start, "user", end, "\n", THINK_TO_DRAW, "a cat"),
+        *("<|eot_id|>", start, "assistant", end, "\n"),
+    )
+    picture = write.of("<|soi|>", *[write.mask] * 4, "<|eoi|>")
+    room = 513 - len(prompt)
+    assert ids_of(ask.sequence) == [*prompt, *[write.mask] * room, *picture]
+    assert targets_of(ask.sequence) == [len(prompt) + n for n in range(room)]
+    thought = torch.arange(room) % 9
+    row = torch.tensor([*prompt, *thought.tolist(), *picture])
+    drawn = Mmada().draw_reasoned(
+        filled(ask.sequence, row), words, Codes.blank(words, (2, 2), drawn=True)
+    )
+    assert ids_of(drawn.sequence) == row.tolist()
+    assert targets_of(drawn.sequence) == [514, 515, 516, 517]
+    assert ids_of(drawn.opposite[0]) == [*prompt[:1], *[write.mask] * 512, *picture]
+    with pytest.raises(ValueError, match="leaves no room to think in the 512 tokens"):
+        Mmada().reason(words, "x" * 500, (2, 2))
 
 
 def test_what_it_was_not_trained_on(words: Words) -> None:
