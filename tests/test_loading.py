@@ -236,6 +236,21 @@ def test_an_encoder_of_ours_loads(text_tokenizer: PreTrainedTokenizerFast, tmp_p
     torch.testing.assert_close(logits(loaded), logits(model))
 
 
+def test_a_repository_is_fetched_without_its_code(
+    publish: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = publish("llada")
+    asked = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, set(allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    load("GSAI-ML/LLaDA-8B-Instruct")
+    assert asked == [("GSAI-ML/LLaDA-8B-Instruct", {"*.json", "*.safetensors", "*.txt", "*.jinja"})]
+
+
 # --- image tokenizers -----------------------------------------------------------------------------
 
 
