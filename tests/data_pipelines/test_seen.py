@@ -28,9 +28,13 @@ from data_pipelines.shards import Sample, read_shard, write_shard
 from data_pipelines.source import BROKEN_CONTENT, Source
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
+from mmdlm.layouts.dream import Dream
+from mmdlm.layouts.layout import Layout, Turn
+from mmdlm.layouts.llada import Llada
 from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.crops import CropViews
 from tests.data_pipelines.eyes import SQUARE, TILES, adapter, plain
+from tests.layouts.tiny import words_of
 
 EOS = 999
 
@@ -333,23 +337,29 @@ def test_another_mark_and_no_pictures(vocabulary: Vocabulary) -> None:
     assert said == "^user:<image>.assistant:[x.][$]"
 
 
-def test_the_default_turns_are_those_of_llada() -> None:
-    class Whole(LetterTokenizer):
-        said = ""
-
-        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-            self.said += text
-            return [1]
-
-    tokenizer = Whole()
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+@pytest.mark.parametrize(
+    "layout, turns",
+    [
+        (Llada(), Turns()),
+        (Dream(), Turns(start="", before="<|im_start|>{role}\n", after="<|im_end|>\n")),
+    ],
+    ids=["llada", "dream"],
+)
+def test_a_conversation_is_trained_as_it_is_asked(layout: Layout, turns: Turns) -> None:
+    """Up to the last answer the ids are those of the prompt that asks for it."""
+    words = words_of(layout.family)
+    said = [("system", "be kind"), ("user", "hi"), ("assistant", "yo"), ("user", "and\nnow?")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    messages.append({"role": "assistant", "content": "bye"})
     fields = sample(json=json.dumps({"messages": messages}).encode())
-    vocabulary = Vocabulary.build(text_size=1000, eos_id=EOS, image_codes=0)
-    read(Conversation(), fields, vocabulary, tokenizer)
-    assert tokenizer.said == (
-        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nyo<|eot_id|>"
-    )
+    trained = read(Conversation(turns), fields, words.vocabulary, words.tokenizer)
+    asked = layout.reply(words, tuple(Turn(role, (text,)) for role, text in said), length=9)
+    *prompt, _ = asked.sequence.segments
+    ids = [i for segment in trained.segments for i in segment.ids.tolist()]
+    expected = [i for segment in prompt for i in segment.ids.tolist()]
+    assert ids[: len(expected)] == expected
+    assert words.tokenizer.decode(ids[len(expected) :]).startswith("bye" + turns.after)
+    assert ids[-1] == words.vocabulary.eos_id
 
 
 @pytest.mark.parametrize(
