@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdlm.convert import convert
 from mmdlm.core.sequence import Batch, collate, pack, text_segment
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.decoding import Decoding, Defaults
@@ -21,6 +23,7 @@ from mmdlm.layouts.llada import Llada
 from mmdlm.layouts.llada_v import LladaV
 from mmdlm.layouts.lumina import Lumina
 from mmdlm.layouts.mmada import Mmada
+from mmdlm.loading import load
 from mmdlm.vision.adapter import VisionConfig
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 from mmdlm.vision.tiling import Anyres
@@ -254,9 +257,11 @@ def test_mmada_draws_describes_and_mends(painter: Model) -> None:
     assert same(together, alone)
     *_, last = painter.draw_trajectory("a cat", num_inference_steps=4)
     assert same(last, together[:1])
-    thoughtful = painter.text_to_image(prompts, num_inference_steps=4, think=True)
+    quick = replace(painter.defaults.answer, num_inference_steps=4, block_length=None)
+    thinker = replace(painter, defaults=replace(painter.defaults, answer=quick))
+    thoughtful = thinker.text_to_image(prompts, num_inference_steps=4, think=True)
     assert not same(thoughtful, together)
-    *_, last = painter.draw_trajectory(prompts, num_inference_steps=4, think=True)
+    *_, last = thinker.draw_trajectory(prompts, num_inference_steps=4, think=True)
     assert same(last, thoughtful)
     padded = replace(painter, layout=Mmada(attend_pads=True))
     assert not same(padded.text_to_image("a cat", num_inference_steps=4), together[:1])
@@ -402,6 +407,24 @@ def test_a_model_without_its_eyes_or_its_image_tokenizer_says_so() -> None:
     for call in (lambda: bare.text_to_image("a"), lambda: bare.answer("a", picture())):
         with pytest.raises(ValueError, match="has no image tokenizer here, though .* 16 image cod"):
             call()
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_published_folder_is_spoken_to_as_its_family_is(family: str, tmp_path: Path) -> None:
+    model, dream = model_of(LAYOUTS[family]), family == "dream"
+    vocabulary = model.denoiser.vocabulary
+    network = transformer(vocabulary, shift=dream, attention_bias=dream).float()
+    network.save_pretrained(tmp_path / "ours")
+    list(convert(tmp_path / "ours", tmp_path / family, to=family))
+    model.text_tokenizer.save_pretrained(tmp_path / family)
+    loaded = load(tmp_path / family, device="cpu", dtype=torch.float64)
+    assert loaded.layout is LAYOUTS[family]
+    assert loaded.defaults == Defaults().updated(loaded.layout.generation)
+    hot = replace(model, denoiser=network.double(), defaults=loaded.defaults)
+    assert loaded.answer("hi", **FEW) == hot.answer("hi", **FEW)
+    (tmp_path / family / "generation.json").write_text('{"answer": {"temperature": 0.7}}')
+    again = load(tmp_path / family, device="cpu").defaults.answer
+    assert again == replace(loaded.defaults.answer, temperature=0.7)
 
 
 def test_a_batch_of_nothing_is_nothing(speaker: Model) -> None:

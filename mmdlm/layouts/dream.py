@@ -32,7 +32,7 @@ class Dream(Layout):
     generation: ClassVar[Generation] = {
         "answer": {"num_inference_steps": 512, **DECODING},
         "complete": {"num_inference_steps": 512, **DECODING},
-        "infill": {"num_inference_steps": 512, **DECODING, "temperature": 0.0},
+        "infill": {"num_inference_steps": 512, "order": "entropy"},  # a hole is short: one by one
         "max_new_tokens": 512,
     }
     system: ClassVar[str] = "You are a helpful assistant."

@@ -75,6 +75,8 @@ class Mmada(Llada):
     # The tokens that it added have taken the places of LLaDA's reserved ones.
     specials: ClassVar[Specials] = {
         **Llada.specials,
+        "soi": (("<|soi|>", "<|reserved_token_0|>"), 126084),
+        "eoi": (("<|eoi|>", "<|reserved_token_1|>"), 126085),
         "t2i": (("<|t2i|>", "<|reserved_token_4|>"), 126088),
         "mmu": (("<|mmu|>", "<|reserved_token_5|>"), 126089),
         "pad": (("[iPAD]", "<|reserved_token_9|>"), 126093),
@@ -128,7 +130,7 @@ class Mmada(Llada):
         """Without a prompt the text is there, and empty."""
 
         def document(text: str) -> Sequence:
-            return Sequence((self._drawn(words, text), *picture_segments(words, picture)))
+            return Sequence((self._drawn(words, text), *self._picture(words, picture)))
 
         return Ask(document(prompt), (document(negative),), shown=(2,))
 
@@ -146,7 +148,7 @@ class Mmada(Llada):
             (
                 text,
                 answer_segment(words, room),
-                *picture_segments(words, Codes.blank(words, grid)),
+                *self._picture(words, Codes.blank(words, grid)),
             )
         )
         return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
@@ -157,7 +159,7 @@ class Mmada(Llada):
         known = text_segment(torch.cat([prompt.ids, thought.ids]))
         task, rest = known.ids[:1], known.ids[1:]
         nothing = text_segment(torch.cat([task, words.masks(len(rest))]))
-        shown = picture_segments(words, picture)
+        shown = self._picture(words, picture)
         return Ask(Sequence((known, *shown)), (Sequence((nothing, *shown)),), shown=(2,))
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
@@ -199,7 +201,12 @@ class Mmada(Llada):
                 "ask about each of them"
             )
         mmu = text_segment([self.ids(words, "mmu")["mmu"]])
-        return mmu, *picture_segments(words, pictures[0])
+        return mmu, *self._picture(words, pictures[0])
+
+    def _picture(self, words: Words, picture: Codes) -> tuple[Segment, ...]:
+        """`<soi> codes <eoi>`."""
+        special = self.ids(words, "soi", "eoi")
+        return picture_segments(words, picture, markers=(special["soi"], special["eoi"]))
 
     def _drawn(self, words: Words, text: str) -> Segment:
         """`<t2i> bos text eos`."""

@@ -36,12 +36,17 @@ def segments_of(words: Words, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def picture_segments(words: Words, picture: Piece) -> tuple[Segment, ...]:
-    """A picture as context or target: the slots of its features, or its codes between markers."""
+def picture_segments(
+    words: Words, picture: Piece, *, markers: tuple[int, int] | None = None
+) -> tuple[Segment, ...]:
+    """A picture as context or target: the slots of its features, or its codes between markers.
+
+    markers  begin and end of an image; default: those of the vocabulary
+    """
     assert not isinstance(picture, int | str)
     if not isinstance(picture, Codes):
         return (picture_segment(picture, words.vocabulary),)
-    begin, end = map(control_segment, words.vocabulary.image_markers)
+    begin, end = map(control_segment, markers or words.vocabulary.image_markers)
     return begin, Segment(Modality.IMAGE, picture.ids, picture.open), end
 
 
