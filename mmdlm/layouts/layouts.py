@@ -32,12 +32,21 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
+# A model of text that was given a vision adapter speaks as the one of its kind that sees.
+GIVEN_EYES = {
+    Own.family: OwnSeeing.family,
+    Llada.family: LladaV.family,
+    Dream.family: LavidaDream.family,
+}
+
+
 def layout_of(family: str | None, *, seeing: bool = False) -> Layout:
     """The layout of a published family.
 
     A model that was born here has ours, and so has one that was made of an autoregressive model or
-    an encoder, which brings no tasks of its own; it depends on whether the model has a vision
-    adapter (`seeing`).
+    an encoder, which brings no tasks of its own.
+
+    seeing  whether the model has a vision adapter
     """
-    ours = OwnSeeing.family if seeing else Own.family
-    return LAYOUTS.get(family or ours, LAYOUTS[ours])
+    name = Own.family if family not in LAYOUTS or family is None else family
+    return LAYOUTS[GIVEN_EYES.get(name, name) if seeing else name]

@@ -305,3 +305,5 @@ def test_a_model_that_sees_has_a_layout_of_its_own() -> None:
     assert layout_of(None, seeing=True) is layout_of("qwen2", seeing=True)
     assert layout_of(None, seeing=True) is LAYOUTS["mmdlm-seeing"]
     assert layout_of("llada_v", seeing=True) is LAYOUTS["llada_v"]
+    assert layout_of("llada", seeing=True) is LAYOUTS["llada_v"]
+    assert layout_of("dream", seeing=True) is LAYOUTS["lavida_dream"]
