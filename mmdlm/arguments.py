@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import abc
+from dataclasses import replace
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdlm.decoding import Decoding
+from mmdlm.layouts.conversation import IMAGE
 from mmdlm.vision.pixels import open_image, to_image, to_rgb
 
 ImageLike = Image.Image | str | PathLike[str] | Tensor
@@ -66,3 +70,39 @@ def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     if not bool(hole.any()):
         raise ValueError("the mask has no hole; make white what is to be drawn anew")
     return hole
+
+
+def decoding_with(
+    decoding: Decoding,
+    *,
+    num_inference_steps: int | None = None,
+    block_length: int | None = None,
+    temperature: float | None = None,
+    guidance_scale: float | None = None,
+) -> Decoding:
+    """The decoding with what the caller gave; None leaves the default."""
+    given: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps,
+        "block_length": block_length,
+        "temperature": temperature,
+        "guidance_scale": guidance_scale,
+    }
+    return replace(decoding, **{name: value for name, value in given.items() if value is not None})
+
+
+def pictures_of_each(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
+    """The pictures of each document: None, one or several; where not `single`, a list of these."""
+    each = [images] if single else [None] * count if images is None else list(images)
+    if len(each) != count:
+        raise ValueError(
+            f"{count} {what} but {len(each)} entries of pictures; give one for each: a picture, a "
+            "list of them, or None"
+        )
+    return [[] if some is None else pictures_of(some)[0] for some in each]
+
+
+def with_places(question: str, pictures: int) -> str:
+    """The question with a placeholder for each picture: where it has them, or else before it."""
+    if IMAGE in question or not pictures:
+        return question
+    return " ".join([IMAGE] * pictures) + "\n" + question

@@ -255,17 +255,17 @@ def chat(options: argparse.Namespace) -> None:
     conversation = Conversation(speak, options.system)
     if not sys.stdin.isatty():
         for text in conversation.run(sys.stdin):
-            if text:
+            if text is not None:
                 print(text, flush=True)
         return
     print(f"Say something; {COMMANDS} are commands.", file=sys.stderr)
     while (line := _typed("> ")) is not None and line != "/quit":
         try:
-            text = conversation.say(line) if line else ""
+            text = conversation.say(line) if line else None
         except ValueError as error:  # said in one sentence, and the conversation goes on
             print(f"mmdlm: {_sentence(error)}", file=sys.stderr)
             continue
-        if text:
+        if text is not None:
             print(text, flush=True)
 
 

@@ -10,17 +10,25 @@ import math
 from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast, overload
+from typing import cast, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.arguments import ImageLike, hole_of, open_picture, pictures_of
+from mmdlm.arguments import (
+    ImageLike,
+    decoding_with,
+    hole_of,
+    open_picture,
+    pictures_of,
+    pictures_of_each,
+    with_places,
+)
 from mmdlm.decoding import Decoding
 from mmdlm.engine import Engine
 from mmdlm.filling import Filling, filled
-from mmdlm.layouts.conversation import IMAGE, Message, check_messages, turns_of
+from mmdlm.layouts.conversation import Message, check_messages, turns_of
 from mmdlm.layouts.layout import Ask, Codes
 from mmdlm.vision.frame import Frame
 
@@ -80,7 +88,7 @@ class Model(Engine):
         """
         self.layout.need("caption")
         images, single = pictures_of(image)
-        decoding = _with(self.defaults.caption, num_inference_steps=num_inference_steps)
+        decoding = decoding_with(self.defaults.caption, num_inference_steps=num_inference_steps)
         if not images:
             return []
         words = self.words
@@ -179,7 +187,7 @@ class Model(Engine):
         self.layout.need("inpaint")
         picture = open_picture(image)
         hole = hole_of(mask, picture.size)  # [H, W] bool
-        decoding = _with(
+        decoding = decoding_with(
             self.defaults.inpaint,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
@@ -221,7 +229,7 @@ class Model(Engine):
         self.layout.need("edit")
         if not instruction.strip():
             raise ValueError(f"instruction {instruction!r} is empty; say what is to change")
-        decoding = _with(self.defaults.edit, num_inference_steps=num_inference_steps)
+        decoding = decoding_with(self.defaults.edit, num_inference_steps=num_inference_steps)
         scales = decoding.guidance_scale
         words, image_scale = scales if isinstance(scales, tuple) else (scales, 1.0)
         decoding = replace(
@@ -303,9 +311,9 @@ class Model(Engine):
         for one in questions:
             if not one.strip():
                 raise ValueError(f"question {one!r} is empty; ask something")
-        pictures = _given(image, single=single, count=len(questions), what="questions")
+        pictures = pictures_of_each(image, single=single, count=len(questions), what="questions")
         conversations = [
-            [{"role": "user", "content": _placed(text, len(some))}]
+            [{"role": "user", "content": with_places(text, len(some))}]
             for text, some in zip(questions, pictures, strict=True)
         ]
         answers = self._replies(
@@ -391,7 +399,9 @@ class Model(Engine):
         conversations = cast(
             "list[abc.Sequence[Message]]", [messages] if single else list(messages)
         )
-        given = _given(images, single=single, count=len(conversations), what="conversations")
+        given = pictures_of_each(
+            images, single=single, count=len(conversations), what="conversations"
+        )
         answers = self._replies(
             conversations,
             given,
@@ -507,7 +517,7 @@ class Model(Engine):
         """
         self.layout.need("infill")
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
-        decoding = _with(self.defaults.infill, num_inference_steps=num_inference_steps)
+        decoding = decoding_with(self.defaults.infill, num_inference_steps=num_inference_steps)
         if not texts:
             return []
         words = self.words
@@ -601,7 +611,7 @@ class Model(Engine):
             raise ValueError(
                 f"num_images_per_prompt must be at least 1, got {num_images_per_prompt!r}"
             )
-        decoding = _with(
+        decoding = decoding_with(
             self.defaults.text_to_image,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -683,7 +693,7 @@ class Model(Engine):
             num_inference_steps = math.ceil(decoding.num_inference_steps * length / usual)
             blocks = math.ceil(length / (block_length or decoding.block_length or length))
             num_inference_steps = max(num_inference_steps, blocks)
-        return _with(
+        return decoding_with(
             decoding,
             num_inference_steps=num_inference_steps,
             block_length=block_length,
@@ -698,42 +708,3 @@ class Model(Engine):
                 f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}"
             )
         return length
-
-
-# --- arguments ------------------------------------------------------------------------------------
-
-
-def _with(
-    decoding: Decoding,
-    *,
-    num_inference_steps: int | None = None,
-    block_length: int | None = None,
-    temperature: float | None = None,
-    guidance_scale: float | None = None,
-) -> Decoding:
-    """The decoding with what the caller gave; None leaves the default."""
-    given: dict[str, Any] = {
-        "num_inference_steps": num_inference_steps,
-        "block_length": block_length,
-        "temperature": temperature,
-        "guidance_scale": guidance_scale,
-    }
-    return replace(decoding, **{name: value for name, value in given.items() if value is not None})
-
-
-def _given(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
-    """The pictures of each document: None, one or several; where not `single`, a list of these."""
-    each = [images] if single else [None] * count if images is None else list(images)
-    if len(each) != count:
-        raise ValueError(
-            f"{count} {what} but {len(each)} entries of pictures; give one for each: a picture, a "
-            "list of them, or None"
-        )
-    return [[] if some is None else pictures_of(some)[0] for some in each]
-
-
-def _placed(question: str, pictures: int) -> str:
-    """The question with a placeholder for each picture: where it has them, or else before it."""
-    if IMAGE in question or not pictures:
-        return question
-    return " ".join([IMAGE] * pictures) + "\n" + question

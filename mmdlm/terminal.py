@@ -39,8 +39,8 @@ class Conversation:
     images: list[Image.Image] = field(default_factory=list)
     waiting: list[Image.Image] = field(default_factory=list)  # shown with the next message
 
-    def run(self, lines: Iterable[str]) -> Iterator[str]:
-        """One item for each line that is not empty: the answer, or "" for a command.
+    def run(self, lines: Iterable[str]) -> Iterator[str | None]:
+        """One item for each line that is not empty: the answer, or None for a command.
 
         Raises ValueError for a command that is not known, a picture that cannot be read and what
         the model refuses; `say` goes on after that.
@@ -51,8 +51,8 @@ class Conversation:
             if line.strip():
                 yield self.say(line.strip())
 
-    def say(self, line: str) -> str:
-        """A message -> the answer; a command -> ""."""
+    def say(self, line: str) -> str | None:
+        """A message -> the answer; a command -> None."""
         command = COMMAND.fullmatch(line)
         if command is None:
             return self._answered(line)
@@ -63,7 +63,7 @@ class Conversation:
             self.messages, self.images, self.waiting = [], [], []
         else:
             raise ValueError(f"there is no command {line!r}; there are {COMMANDS}")
-        return ""
+        return None
 
     def _answered(self, line: str) -> str:
         from mmdlm.layouts.conversation import IMAGE

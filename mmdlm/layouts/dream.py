@@ -71,7 +71,8 @@ class Dream(Layout):
 
     def ends(self, words: Words) -> tuple[int, ...]:
         """The end of a turn, where the tokenizer has one, and the end of a text."""
-        end = words.tokenizer.get_vocab().get("<|im_end|>")
+        names, _ = self.specials["im_end"]
+        end = words.first_of(names)
         return (words.vocabulary.eos_id,) if end is None else (words.vocabulary.eos_id, end)
 
 

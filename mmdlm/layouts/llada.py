@@ -72,5 +72,5 @@ class Llada(Layout):
     def ends(self, words: Words) -> tuple[int, ...]:
         """The end of a turn, where the tokenizer has one, and the end of a text."""
         names, _ = self.specials["eot"]
-        known = words.tokenizer.get_vocab()
-        return (words.vocabulary.eos_id, *(known[name] for name in names if name in known))
+        end = words.first_of(names)
+        return (words.vocabulary.eos_id,) if end is None else (words.vocabulary.eos_id, end)

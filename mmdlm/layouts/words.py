@@ -52,27 +52,32 @@ class Words:
         Raises ValueError that names all that are missing, or one that a tokenizer as large as the
         published one has elsewhere.
         """
-        known, added = self.tokenizer.get_vocab(), self.tokenizer.added_tokens_decoder
-        found, missing = {}, []
+        found: dict[str, int] = {}
+        missing = []
         for here, (names, published) in wanted.items():
-            there = next((name for name in names if name in known), None)
-            if there is None and published in added:
+            at = self.first_of(names)
+            if at is None and published in self.tokenizer.added_tokens_decoder:
                 found[here] = published
-            elif there is None:
+            elif at is None:
                 missing.append(" or ".join(names))
-            elif known[there] != published and published < len(self.tokenizer):
+            elif at != published and published < len(self.tokenizer):
                 raise ValueError(
-                    f"the text tokenizer has {there} as id {known[there]}, but the model was "
+                    f"the text tokenizer has {' or '.join(names)} as id {at}, but the model was "
                     f"published with id {published}; give it the tokenizer that it was trained with"
                 )
             else:
-                found[here] = int(known[there])
+                found[here] = at
         if missing:
             raise ValueError(
                 f"the text tokenizer has no {', no '.join(missing)}, which this model's "
                 "conversations need; give it the tokenizer that it was trained with"
             )
         return found
+
+    def first_of(self, names: tuple[str, ...]) -> int | None:
+        """The id of the first of some tokens that the tokenizer has; None: it has none."""
+        ids = map(self.tokenizer.backend_tokenizer.token_to_id, names)
+        return next((int(i) for i in ids if i is not None), None)
 
     def masks(self, count: int) -> Tensor:
         """[count] mask tokens."""
