@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts, rewards, advantages and policy losses, for text and pictures."""

@@ -1,0 +1,136 @@
+"""Countdown: from some numbers, each used once, an expression that is worth the target."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from mmdlm.rl.reward import text_of
+from mmdlm.rl.rewards.answer import boxed, tagged
+
+LONGEST = 200  # characters of an expression that is looked at
+WRITTEN = (
+    (re.compile(r"\\d?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
+    (re.compile(r"\\(?:times|cdot)\b|×|·|⋅"), "*"),
+    (re.compile(r"\\div\b|÷"), "/"),
+    (re.compile(r"−|–"), "-"),
+    (re.compile(r"\\(?:left|right)\b|\\[()\[\],;! ]|\$"), " "),
+)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What an expression is worth, exactly, and the numbers that it is made of, in order."""
+
+    value: Fraction
+    numbers: tuple[int, ...]
+
+
+def worth(expression: str) -> Worth | None:
+    r"""Whole numbers, + - * /, parentheses and signs, by the usual rules; None for anything else.
+
+    `\times`, `\div`, `\cdot` and `\frac` are read as what they say. Nothing is ever executed.
+    """
+    for pattern, replacement in WRITTEN:
+        expression = pattern.sub(replacement, expression)
+    expression = " ".join(expression.split())
+    if len(expression) > LONGEST or not re.fullmatch(r"[\d+\-*/() ]+", expression):
+        return None
+    # 007 is a number, though not to Python's parser
+    expression = re.sub(r"\b0+(?=\d)", "", expression)
+    try:
+        numbers: list[int] = []
+        value = _value(ast.parse(expression, mode="eval").body, numbers)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+    return Worth(value, tuple(numbers))
+
+
+def _value(node: ast.expr, numbers: list[int]) -> Fraction:
+    match node:
+        case ast.Constant(value=int(number)) if not isinstance(number, bool):
+            numbers.append(number)
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _value(operand, numbers)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, numbers)
+        case ast.BinOp(left=left, op=op, right=right):
+            one, other = _value(left, numbers), _value(right, numbers)
+            match op:
+                case ast.Add():
+                    return one + other
+                case ast.Sub():
+                    return one - other
+                case ast.Mult():
+                    return one * other
+                case ast.Div():
+                    return one / other
+    raise ValueError("not arithmetic")  # ** and // among others
+
+
+def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
+    """The expression uses each number once and no other, and is worth the target."""
+    found = worth(expression)
+    return (
+        found is not None
+        and sorted(found.numbers) == sorted(numbers)
+        and found.value == Fraction(target)
+    )
+
+
+def expression_of(completion: str, *, equation: bool = False) -> str | None:
+    r"""What stands in the last `<answer>`, its `\boxed` first, or the last `\boxed` of all.
+
+    equation  of `a + b = c`, take what is left of the last `=`
+    """
+    inside = tagged(completion)
+    found = boxed(completion if inside is None else inside)
+    found = inside if found is None else found
+    if found is not None and equation and "=" in found:
+        found = found.rsplit("=", 1)[0]
+    return found
+
+
+@dataclass(frozen=True)
+class Countdown:
+    """1 for an expression that solves the columns `numbers` and `target`, `wrong` for another answer.
+
+    wrong     of an answer in its tags (or box) that is not right
+    equation  an answer may be written `a + b = c`
+
+    A completion without an answer gets 0.
+
+    Source: d1's Countdown reward. Departures: the sum is exact (theirs is right to 1e-5), an answer
+    may stand in `\\boxed`, and only + - * / and parentheses are known, where theirs, which runs the
+    answer as Python, takes ** and // as well.
+    """
+
+    wrong: float = 0.1
+    equation: bool = False
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        numbers: Sequence[Sequence[int]],
+        target: Sequence[int],
+        **columns: Any,
+    ) -> list[float | None]:
+        """[N] scores."""
+        return [
+            self.of(text_of(one), [int(n) for n in some], int(wanted))
+            for one, some, wanted in zip(completions, numbers, target, strict=True)
+        ]
+
+    def of(self, completion: str, numbers: Sequence[int], target: int) -> float:
+        """The score of one completion."""
+        expression = expression_of(completion, equation=self.equation)
+        if expression is None:
+            return 0.0
+        return 1.0 if solves(expression, numbers, target) else self.wrong

@@ -1,0 +1,342 @@
+"""The inside of the sandbox: lock all doors, then run the code and its tests.
+
+Run by path, `python -I -B jail.py ORDERS REPORT`, with two open files; never imported, and it
+imports nothing of ours. See `sandbox` for what each door is.
+"""
+
+import ctypes
+import json
+import math
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+import types
+
+ORDERS, REPORT = int(sys.argv[1]), int(sys.argv[2])
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+MOST_FILES = 100  # that may be opened for writing
+LINUX = sys.platform == "linux"
+MACHINE = platform.machine()
+libc = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 22, 38, 4
+
+
+def main() -> None:
+    """Read the orders, lock up, report that it is ready, run, and report each test."""
+    with os.fdopen(ORDERS, "rb") as file:
+        order = json.load(file)
+    say = reporter(order["token"])
+    if LINUX:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the parent is killed, so is this
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    wanted, layers = order["layers"], []
+    if "limits" in wanted:
+        limit(order)
+        layers.append("limits")
+    if "landlock" in wanted and LINUX and landlock(order["folder"]):
+        layers.append("landlock")
+    if "seccomp" in wanted and LINUX and seccomp():
+        layers.append("seccomp")
+    elif "limits" in wanted:  # the next best against forks, but for root; it forbids threads too
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if "audit" in wanted:
+        layers.append("audit")
+        sys.addaudithook(watch(order["folder"], say, tight="landlock" not in layers))
+    say(layers=layers)
+    run(order, say)
+    os._exit(0)  # no thread, finalizer or atexit of the code runs
+
+
+def reporter(token: str):
+    """A function that writes a line of the report."""
+    write, dumps, report = os.write, json.dumps, REPORT
+
+    def say(**line) -> None:
+        write(report, dumps({"token": token, **line}).encode() + b"\n")
+
+    return say
+
+
+def run(order: dict, say) -> None:
+    """The code, and each of its tests."""
+    solution = types.ModuleType("solution")
+    sys.modules["solution"] = solution
+    names = solution.__dict__
+    broken = ""
+    for part, where in ((order["setup"], "its setup"), (order["code"], "the code")):
+        broken = broken or attempt(part, names, where)
+    say(code=broken)
+    for n, test in enumerate(order["tests"]):
+        say(test=n, reason=broken or attempt(test, names, f"test {n + 1}"))
+
+
+def attempt(source: str, names: dict, where: str) -> str:
+    """Why the source failed, in one sentence, or ""."""
+    try:
+        exec(compile(source, f"<{where}>", "exec"), names)
+    except MemoryError:
+        return f"{where} took too much memory"
+    except SystemExit:
+        return f"{where} ended itself"
+    except BaseException as error:
+        try:
+            what = " ".join(str(error).split())[:200]
+        except BaseException:  # the code made the exception
+            what = ""
+        name = type(error).__name__
+        return f"{where} raised {name}: {what}" if what else f"{where} raised {name}"
+    return ""
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def limit(order: dict) -> None:
+    """Of this process and, as far as there may be any, of its children."""
+    seconds = math.ceil(order["seconds"])
+    for name, value in (
+        ("RLIMIT_CPU", seconds + 1),
+        ("RLIMIT_AS", order["bytes"]),
+        ("RLIMIT_DATA", order["bytes"]),
+        ("RLIMIT_FSIZE", order["file_bytes"]),
+        ("RLIMIT_NOFILE", 64),
+        ("RLIMIT_CORE", 0),
+    ):
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (ValueError, OSError):
+            if name != "RLIMIT_AS":  # macOS has it and does not keep it
+                raise
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+    if LINUX and MACHINE in NUMBERS:  # a root without capabilities cannot raise its limits again
+        header = struct.pack("=Ii", 0x20080522, 0)
+        libc.syscall(NUMBERS[MACHINE]["capset"], header, bytes(24))
+
+
+# ---- landlock ------------------------------------------------------------------------------------
+
+READ = (1 << 0) | (1 << 2) | (1 << 3)  # execute, read a file, list a folder
+FILE_ONLY = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
+RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16}  # version -> how many rights there are
+READABLE = (
+    *("/usr", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl"),
+    *("/dev/urandom", "/dev/random", "/dev/zero", "/sys/devices/system/cpu"),
+)
+
+
+def landlock(folder: str) -> bool:
+    """Forbid all files but the folder and what Python reads, and TCP; False where there is none."""
+    version = libc.syscall(444, None, 0, 1)
+    if version < 1:
+        return False
+    every = (1 << RIGHTS.get(version, 16)) - 1
+    net, scoped = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    rules = libc.syscall(444, struct.pack("=QQQ", every, net, scoped), size, 0)
+    if rules < 0:
+        return False
+    prefixes = (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)
+    readable = {os.path.realpath(one) for one in (*READABLE, *prefixes) if one}
+    allowed = [(one, READ) for one in sorted(readable - {"/"})]
+    allowed += [(folder, every), ("/dev/null", every)]
+    for path, rights in allowed:
+        try:
+            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        rights &= every if os.path.isdir(path) else every & FILE_ONLY
+        libc.syscall(445, rules, 1, struct.pack("=Qi", rights, opened), 0)
+        os.close(opened)
+    done = libc.syscall(446, rules, 0) == 0
+    os.close(rules)
+    return done
+
+
+# ---- seccomp -------------------------------------------------------------------------------------
+
+# What ends the process. Numbers from 424 on are the same on both machines.
+_NEW = {
+    **{"pidfd_send_signal": 424, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429},
+    **{"fsopen": 430, "pidfd_open": 434, "mount_setattr": 442},
+}
+NUMBERS = {
+    "x86_64": {
+        **{"arch": 0xC000003E, "capset": 126, "clone": 56, "tgkill": 234, "prlimit64": 302},
+        "killed": {
+            **{"socket": 41, "connect": 42, "fork": 57, "vfork": 58, "execve": 59, "execveat": 322},
+            **{"kill": 62, "tkill": 200, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297},
+            **{"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321},
+            **{"perf_event_open": 298, "userfaultfd": 323, "mount": 165, "umount2": 166},
+            **{"unshare": 272, "setns": 308, "pivot_root": 155, "chroot": 161, "keyctl": 250},
+            **{"add_key": 248, "request_key": 249, "init_module": 175, "finit_module": 313},
+            **{"delete_module": 176, "kexec_load": 246, "kexec_file_load": 320, "reboot": 169},
+            **{"settimeofday": 164, "clock_settime": 227, "open_by_handle_at": 304, **_NEW},
+        },
+        "refused": {
+            **{"chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "utime": 132},
+            **{"fchmodat": 268, "fchownat": 260, "fchmodat2": 452, "setxattr": 188, "mknod": 133},
+            **{"lsetxattr": 189, "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198},
+            **{"fremovexattr": 199, "utimensat": 280, "utimes": 235, "futimesat": 261},
+            **{"mknodat": 259, "setpriority": 141, "sched_setaffinity": 203, "shmget": 29},
+            **{"sched_setscheduler": 144, "msgget": 68, "semget": 64, "mq_open": 240},
+            **{"memfd_create": 319, "memfd_secret": 447},
+        },
+    },
+    "aarch64": {
+        **{"arch": 0xC00000B7, "capset": 91, "clone": 220, "tgkill": 131, "prlimit64": 261},
+        "killed": {
+            **{"socket": 198, "connect": 203, "execve": 221, "execveat": 281, "kill": 129},
+            **{"tkill": 130, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "ptrace": 117},
+            **{"process_vm_readv": 270, "process_vm_writev": 271, "bpf": 280, "mount": 40},
+            **{"perf_event_open": 241, "userfaultfd": 282, "umount2": 39, "unshare": 97},
+            **{"setns": 268, "pivot_root": 41, "chroot": 51, "keyctl": 219, "add_key": 217},
+            **{"request_key": 218, "init_module": 105, "finit_module": 273, "delete_module": 106},
+            **{"kexec_load": 104, "kexec_file_load": 294, "reboot": 142, "settimeofday": 170},
+            **{"clock_settime": 112, "open_by_handle_at": 265, **_NEW},
+        },
+        "refused": {
+            **{"fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "fchmodat2": 452},
+            **{"setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "mknodat": 33},
+            **{"lremovexattr": 15, "fremovexattr": 16, "utimensat": 88, "setpriority": 140},
+            **{"sched_setaffinity": 122, "sched_setscheduler": 119, "shmget": 194, "msgget": 186},
+            **{"semget": 190, "mq_open": 180, "memfd_create": 279, "memfd_secret": 447},
+        },
+    },
+}
+CLONE3 = 435
+CLONE_THREAD = 0x00010000
+KILL, REFUSE, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+NO_SUCH_CALL, NOT_PERMITTED = 38, 1
+LOAD, JUMP_EQUAL, JUMP_SET, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+AT_NUMBER, AT_ARCH, AT_ARGUMENT = 0, 4, 16  # in struct seccomp_data; the low half comes first
+
+
+def seccomp() -> bool:
+    """Install the filter; False on a machine or a kernel that has none."""
+    if MACHINE not in NUMBERS:
+        return False
+    numbers = NUMBERS[MACHINE]
+    me = os.getpid()
+    code = [
+        (LOAD, 0, 0, AT_ARCH),
+        (JUMP_EQUAL, 1, 0, numbers["arch"]),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, AT_NUMBER),
+    ]
+    if MACHINE == "x86_64":  # the second numbering of the same calls
+        code += [(JUMP_AT_LEAST, 0, 1, 0x40000000), (RETURN, 0, 0, KILL)]
+
+    def unless(number: int, test: int, value: int) -> None:
+        """End the process at this call, unless its first argument passes the test."""
+        code.extend(
+            [
+                (JUMP_EQUAL, 0, 4, number),
+                (LOAD, 0, 0, AT_ARGUMENT),
+                (test, 1, 0, value),
+                (RETURN, 0, 0, KILL),
+                (RETURN, 0, 0, ALLOW),
+            ]
+        )
+
+    unless(numbers["clone"], JUMP_SET, CLONE_THREAD)  # threads are let through, processes not
+    unless(numbers["tgkill"], JUMP_EQUAL, me)  # abort() sends itself a signal
+    code += [  # of its own limits it may read and lower what it likes
+        (JUMP_EQUAL, 0, 5, numbers["prlimit64"]),
+        (LOAD, 0, 0, AT_ARGUMENT),
+        (JUMP_EQUAL, 2, 0, 0),
+        (JUMP_EQUAL, 1, 0, me),
+        (RETURN, 0, 0, KILL),
+        (RETURN, 0, 0, ALLOW),
+    ]
+    # glibc then falls back to clone, whose flags can be read here
+    code += [(JUMP_EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE | NO_SUCH_CALL)]
+    for number in numbers["killed"].values():
+        code += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, KILL)]
+    for number in numbers["refused"].values():
+        code += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE | NOT_PERMITTED)]
+    code.append((RETURN, 0, 0, ALLOW))
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
+    header = struct.pack("@HP", len(code), ctypes.addressof(program))
+    return libc.prctl(PR_SET_SECCOMP, 2, header, 0, 0) == 0
+
+
+# ---- audit ---------------------------------------------------------------------------------------
+
+FORBIDDEN = {
+    **dict.fromkeys(
+        ("os.fork", "os.forkpty", "os.system", "os.exec", "os.spawn", "os.posix_spawn"),
+        "started a process",
+    ),
+    **dict.fromkeys(("subprocess.Popen", "pty.spawn", "os.startfile"), "started a process"),
+    **dict.fromkeys(("os.kill", "os.killpg", "signal.pthread_kill"), "sent a signal"),
+    **dict.fromkeys(("urllib.Request", "http.client.connect"), "used the network"),
+    **dict.fromkeys(("ftplib.connect", "smtplib.connect", "webbrowser.open"), "used the network"),
+    "resource.prlimit": "changed its limits",
+}
+PATHS = {  # event -> which arguments are paths that it changes, and which are folders to start from
+    **{"os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.mkdir": ((0, 2),)},
+    **{"os.rename": ((0, 2), (1, 3)), "os.link": ((0, 2), (1, 3)), "os.symlink": ((1, 2),)},
+    **{"os.truncate": ((0, None),), "os.chmod": ((0, 2),), "os.chown": ((0, 3),)},
+    **{"os.utime": ((0, 3),), "os.setxattr": ((0, None),), "os.removexattr": ((0, None),)},
+}
+
+
+def watch(folder: str, say, *, tight: bool):
+    """The audit hook: what is forbidden is reported, and ends the process at once.
+
+    tight  nothing else guards the files: paths relative to an open folder are forbidden as well
+    """
+    inside, real = os.path.join(folder, ""), os.path.realpath
+    decode, isfile, leave = os.fsdecode, os.path.isabs, os._exit
+    unix = 1  # AF_UNIX: event loops talk to themselves through a pair of these
+    opened = [0]
+
+    def stop(what: str) -> None:
+        say(stopped=f"it {what}")
+        leave(0)
+
+    def check(path, start=None) -> None:
+        if path is None or isinstance(path, int):
+            return
+        path = decode(path)
+        if start not in (None, -1) and not isfile(path):
+            if tight:
+                stop(f"changed {path[:100]!r} from an open folder")
+            return
+        path = real(path)
+        if not (path + "/").startswith(inside) and path != "/dev/null":
+            stop(f"wrote outside its folder: {path[:100]!r}")
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & WRITES and not isinstance(path, int):
+                check(path)
+                opened[0] += 1
+                if opened[0] > MOST_FILES:
+                    stop(f"opened more than {MOST_FILES} files for writing")
+        elif event in FORBIDDEN:
+            stop(f"{FORBIDDEN[event]} ({event})")
+        elif event.startswith("socket."):
+            mine = event == "socket.gethostname"
+            if event == "socket.__new__":
+                mine = arguments[1] == unix
+            if not mine:
+                stop(f"used the network ({event})")
+        elif event in PATHS:
+            for path, start in PATHS[event]:
+                check(arguments[path], None if start is None else arguments[start])
+        elif event.startswith("ctypes.") and (event, arguments) != ("ctypes.dlopen", (None,)):
+            stop(f"left Python ({event})")
+
+    return hook
+
+
+main()

@@ -1,0 +1,37 @@
+"""The other end of `math_equivalence`: a process that compares answers, one JSON line each.
+
+Run by path, never imported. It is its own process so that an answer such as 9^{9^{9^9}}, which no
+signal interrupts, can be killed, and so that one which takes all memory takes only its own.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+
+
+def main() -> None:
+    """Read [reference, answer] lines, write {"equal": ..} or {"error": ..} lines."""
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    logging.disable(logging.CRITICAL)
+    from math_verify import parse, verify
+
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        reference, answer = json.loads(line)
+        try:
+            options = {"parsing_timeout": 0, "raise_on_error": False}
+            right = parse(f"${reference}$", **options)
+            given = parse(f"${answer}$", **options)
+            equal = bool(verify(right, given, timeout_seconds=0))
+            result = {"equal": equal}
+        except Exception as error:  # a parser of free text may raise anything
+            result = {"error": type(error).__name__}
+        print(json.dumps(result), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

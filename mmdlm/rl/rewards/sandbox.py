@@ -1,0 +1,211 @@
+"""Run code that nobody has read: in a process of its own, which can do next to nothing.
+
+What stands between the code and the machine, from the outside in:
+
+parent      own session and folder, killed with all its children when time is up
+limits      of processor time, memory, file size and open files (setrlimit); no capabilities
+landlock    Linux 5.13: writing and making files only in the folder, reading only Python's own
+            files; from 6.7 no TCP, from 6.12 no signals to others
+seccomp     Linux: no sockets, no new processes or programs, no tracing, no signals to others
+audit       Python's audit hook: the same, with the name of what was tried; also on macOS
+
+Each is used where the system has it, without any privilege. With the audit hook alone (macOS),
+what stops code is Python and not the kernel: it holds against what a model writes by itself, not
+against someone who studies it. The code and its tests share one process, as they do in HumanEval:
+code that looks for the tests in the frames of its callers, or whose results claim to equal
+everything, passes them.
+
+Source of the threats: arXiv:2107.03374, section 2.3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from mmdlm.rl.reward import RewardUnavailable
+
+JAIL = Path(__file__).with_name("jail.py")
+LAYERS = ("limits", "landlock", "seccomp", "audit")
+STARTING = 60.0  # seconds that starting Python may take on a busy machine
+REPORT = 1 << 20  # bytes of it that are read
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    passed  for each test; all false where the code was stopped
+    reason  why not all passed, in one sentence; "" where they did
+    layers  the guards that were in force
+    """
+
+    passed: tuple[bool, ...]
+    reason: str
+    layers: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the tests that passed."""
+        return sum(self.passed) / len(self.passed) if self.passed else 0.0
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Where code is run, and what it may use.
+
+    seconds    of time, from when its first line runs to when the last test ends
+    megabytes  of memory (address space)
+    file_megabytes  a file that it writes may have
+    layers     guards to use, where the system has them
+    required   guards without which nothing is run
+    """
+
+    seconds: float = 5.0
+    megabytes: int = 1024
+    file_megabytes: int = 8
+    layers: tuple[str, ...] = LAYERS
+    required: tuple[str, ...] = ("limits", "audit")
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "required"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # YAML has lists
+            unknown = sorted(set(getattr(self, name)) - set(LAYERS))
+            if unknown:
+                raise ValueError(f"{name} {unknown[0]!r} is none of {', '.join(LAYERS)}")
+        for name in ("seconds", "megabytes", "file_megabytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+
+    def run(self, code: str, tests: Sequence[str], *, setup: str = "") -> Outcome:
+        """Run `setup` and `code` as the module `solution`, and then each test among its names.
+
+        A test passes that raises nothing. Code that is stopped - late, too large, or caught at what
+        it may not do - passes none, whatever it passed before.
+        """
+        none = (False,) * len(tests)
+        folder = tempfile.mkdtemp(prefix="solution-")
+        token = token_hex(16)
+        order = {
+            "token": token,
+            "setup": setup,
+            "code": code,
+            "tests": list(tests),
+            "folder": os.path.realpath(folder),
+            "layers": self.layers,
+            "seconds": self.seconds,
+            "bytes": self.megabytes << 20,
+            "file_bytes": self.file_megabytes << 20,
+        }
+        try:
+            lines, end = self._run(order, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        said = [line for line in lines if line.get("token") == token]
+        ready = next((line for line in said if "layers" in line), None)
+        if ready is None:
+            raise RewardUnavailable(f"the sandbox does not start here ({end or 'it ended early'})")
+        layers = tuple(ready["layers"])
+        missing = [one for one in self.required if one not in layers]
+        if missing:
+            raise RewardUnavailable(
+                f"the sandbox has no {missing[0]!r} here; take it out of `required` if {layers} are "
+                "enough"
+            )
+        stopped = next((line["stopped"] for line in said if "stopped" in line), end)
+        if stopped:
+            return Outcome(none, stopped, layers)
+        results = {line["test"]: line["reason"] for line in said if "test" in line}
+        reasons = [results.get(n, "the code ended itself") for n in range(len(tests))]
+        if not tests:
+            broken = next((line["code"] for line in said if line.get("code")), "")
+            return Outcome((), broken, layers)
+        reason = next((one for one in reasons if one), "")
+        return Outcome(tuple(not one for one in reasons), reason, layers)
+
+    def _run(self, order: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], str]:
+        """The lines that the jail wrote, and why it was ended, or ""."""
+        reading, writing = os.pipe()
+        with tempfile.TemporaryFile() as orders:
+            orders.write(json.dumps(order).encode())
+            orders.seek(0)
+            # -I: nothing of this process's environment; -B: nothing is written beside modules
+            jail = subprocess.Popen(
+                [sys.executable, "-I", "-B", str(JAIL), str(orders.fileno()), str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(orders.fileno(), writing),
+                start_new_session=True,
+                cwd=folder,
+                env={"HOME": folder, "TMPDIR": folder, **ONE_THREAD},
+            )
+        os.close(writing)
+        try:
+            report, late = self._read(reading)
+        finally:
+            os.close(reading)
+            ended = jail.poll()
+            try:
+                os.killpg(jail.pid, signal.SIGKILL)  # whatever it left behind, itself included
+            except ProcessLookupError:
+                pass
+            jail.wait()
+        lines = [json.loads(line) for line in report.split(b"\n") if _is_json(line)]
+        if late:
+            return lines, late
+        code = jail.returncode if ended is None else ended
+        return lines, "" if code in (0, -signal.SIGKILL) and lines else self._why(code)
+
+    def _read(self, pipe: int) -> tuple[bytes, str]:
+        """The report up to its end, and why it was cut short, or ""."""
+        report, began = b"", None
+        until = time.monotonic() + STARTING
+        while True:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                if began is None:
+                    return report, ""
+                return report, f"it ran for more than {self.seconds:g} seconds"
+            part = os.read(pipe, 1 << 16)
+            report += part
+            if not part:
+                return report, ""
+            if len(report) > REPORT:
+                return report, "it wrote into the report of the sandbox"
+            if began is None and b"\n" in report:  # it is ready: from now on time counts
+                began = time.monotonic()
+                until = began + self.seconds
+
+    def _why(self, code: int) -> str:
+        if code == -signal.SIGXCPU:
+            return f"it took more than {self.seconds:g} seconds of processor time"
+        if code == -signal.SIGXFSZ:
+            return f"it wrote a file of more than {self.file_megabytes} MB"
+        if code == -signal.SIGSYS:
+            return "it made a system call that is forbidden: a socket, a process or a signal"
+        if code < 0:
+            return f"it died of {signal.Signals(-code).name}"
+        return f"it ended with status {code}"
+
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
