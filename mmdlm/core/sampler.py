@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal
@@ -46,6 +46,10 @@ class Progress:
     def last(self) -> Tensor:
         """[B] bool: this is the last step of the block."""
         return self.step + 1 >= self.steps
+
+    def rows(self, index: Tensor) -> Progress:
+        """Of some rows."""
+        return Progress(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 # ---- order: which positions first ---------------------------------------------------------------
@@ -433,25 +437,30 @@ class SampleStep:
     ids        [B, L] committed and given tokens; noise where a target is still open
     committed  [B, L] bool, targets committed so far
     step       0, 1, ... ; at most `steps` of them, fewer where everything was committed before
+    log_prob   [B, L] of each committed token when it was committed, 0 elsewhere: under the model's
+               guided logits, at temperature 1 and before top-k and top-p, whatever it was drawn by
     """
 
     ids: Tensor
     committed: Tensor
     step: int
     steps: int
+    log_prob: Tensor
 
 
 @dataclass(frozen=True)
 class SampleOutput:
     """What became of a batch.
 
-    ids    [B, L] the batch's ids with the targets filled
-    steps  [B, L] the step at which each target was committed (for good), -1 elsewhere, and where
-           the mask token was drawn for good
+    ids       [B, L] the batch's ids with the targets filled
+    steps     [B, L] the step at which each target was committed (for good), -1 elsewhere, and where
+              the mask token was drawn for good or the row was stopped before
+    log_prob  [B, L] of each of these tokens when it was committed, see `SampleStep`; 0 elsewhere
     """
 
     ids: Tensor
     steps: Tensor
+    log_prob: Tensor
 
 
 @dataclass(frozen=True)
@@ -471,6 +480,9 @@ class Sampler:
     suppressed      ids that are never generated
     postponed       ids that the order does not see, so that a position for which one is drawn has
                     probability 0 and comes last (LLaDA's option for the end of a turn)
+    stop_ids        ids that end a row's last text: once one is committed, with all targets before
+                    it, the row is left as it is, noise behind the end included, and takes no more
+                    part in forward passes
 
     Logits are restricted to the id range of each position's modality, the mask token is never
     drawn, and the order looks at probabilities before temperature, top-k and top-p. These options
@@ -496,6 +508,7 @@ class Sampler:
     noise: Noise = MaskNoise()
     suppressed: tuple[int, ...] = ()
     postponed: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
     order_after_temperature: bool = False
     whole_vocabulary: bool = False
     mask_drawn: bool = False
@@ -523,12 +536,13 @@ class Sampler:
         """Run `trajectory` to its end."""
         ids, steps = batch.ids.clone(), torch.full_like(batch.ids, -1)
         committed = torch.zeros_like(batch.target)
+        log_prob = torch.zeros(ids.shape, device=ids.device)
         for state in self.trajectory(
             denoiser, batch, generator=generator, unconditional=unconditional
         ):
             steps = steps.masked_fill(state.committed & ~committed, state.step)
-            ids, committed = state.ids, state.committed
-        return SampleOutput(ids=ids, steps=steps)
+            ids, committed, log_prob = state.ids, state.committed, state.log_prob
+        return SampleOutput(ids=ids, steps=steps, log_prob=log_prob)
 
     @torch.no_grad()
     def trajectory(
@@ -548,7 +562,8 @@ class Sampler:
         _check_ranges(batch, vocabulary)
         block_of, blocks = self._blocks(target)
         guidance = ClassifierFreeGuidance(self.guidance_scale)
-        denoiser = guidance(denoiser, batch, unconditional=unconditional)
+        live, part = torch.arange(len(batch), device=target.device), batch
+        guided = guidance(denoiser, part, unconditional=unconditional)
         fill = partial(
             self.noise.fill, modality=batch.modality, vocabulary=vocabulary, generator=generator
         )
@@ -557,6 +572,7 @@ class Sampler:
         x_t = fill(batch.ids, target, p_mask=all_noise)
         committed = torch.zeros_like(target)
         probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
+        log_prob = torch.zeros_like(all_noise)
         each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
         block = torch.zeros_like(blocks)  # [B] the block each row is at
         taken = torch.zeros_like(blocks)  # [B] steps it has taken there
@@ -574,8 +590,15 @@ class Sampler:
                 step=taken,
                 steps=each + (block < rest),
             )
-            hidden = denoiser.hidden(x_t, batch)
-            drawn = self._draw(denoiser, hidden, still_open, batch, progress, generator)
+            if self.stop_ids and int((block < blocks).sum()) < len(live):
+                live = (block < blocks).nonzero().squeeze(1)
+                part = batch.rows(live)
+                guided = guidance(denoiser, part, unconditional=_rows(unconditional, live))
+            hidden = guided.hidden(x_t[live], part)
+            drawn = self._draw(
+                guided, hidden, still_open[live], part, progress.rows(live), generator
+            )
+            drawn = drawn.among(live, len(batch))
 
             remaining = self._remaining(progress, generator)  # [B]
             again = torch.zeros_like(target)
@@ -597,17 +620,30 @@ class Sampler:
 
             committed = (committed & ~again) | chosen
             probability = torch.where(chosen, drawn.probability, probability)
+            log_prob = torch.where(chosen, drawn.log_prob, log_prob).masked_fill(~committed, 0.0)
             left = (begun & ~committed).sum(1) - void
             noisiness = torch.where(here, (left / progress.size.clamp_min(1))[:, None], all_noise)
             x_t = torch.where(still_open, drawn.ids, x_t)
             x_t = fill(x_t, target & ~committed, p_mask=noisiness)
-            yield SampleStep(ids=x_t, committed=committed, step=step, steps=self.steps)
+            yield SampleStep(
+                ids=x_t, committed=committed, step=step, steps=self.steps, log_prob=log_prob
+            )
 
             finished = (left == 0) | progress.last
             if self.remask is not None:
                 finished &= remaining == 0  # until then the plan leaves room for second thoughts
-            block = block + finished
+            block = torch.where(self._stopped(x_t, committed, batch), blocks, block + finished)
             taken = torch.where(finished, 0, taken + 1)
+
+    def _stopped(self, x_t: Tensor, committed: Tensor, batch: Batch) -> Tensor:
+        """[B] bool, whose last text has come to its end."""
+        if not self.stop_ids:
+            return torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
+        stop = torch.isin(x_t, torch.tensor(self.stop_ids, device=x_t.device))
+        none_before = (batch.target & ~committed).cumsum(1) == 0
+        last = batch.segment.masked_fill(~batch.target, -1).amax(1, keepdim=True)
+        ends = stop & committed & none_before & batch.of(Modality.TEXT) & (batch.segment == last)
+        return ends.any(1)
 
     def _blocks(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """[B, L] number of the block of each target, [B] number of blocks of each row."""
@@ -643,6 +679,7 @@ class Sampler:
         ids = torch.zeros_like(batch.ids)
         score = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
         probability = torch.zeros(ids.shape, device=ids.device)
+        own = torch.zeros(ids.shape, device=ids.device)
         for modality in GENERATED:
             start, stop = vocabulary.range(modality)
             if start == stop:
@@ -655,13 +692,14 @@ class Sampler:
             mask = () if self.mask_drawn else (vocabulary.mask_id,)
             drawable = _without(logits, mask, start)
             token = self._categorical(drawable, generator)  # [M]
+            plain = logits
             if self.order_after_temperature:
                 logits = _in_parts(
                     self._tempered, _without(drawable, self.postponed, start)
                 ).float()
             else:
                 logits = _without(logits, self.postponed, start)
-            log_prob = logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
+            log_prob = _log_prob(logits, token)
             row, column = here.nonzero(as_tuple=True)
             candidates = Candidates(
                 logits=logits,
@@ -673,7 +711,10 @@ class Sampler:
             ids = ids.masked_scatter(here, token + start)
             score = score.masked_scatter(here, self.order.score(candidates, generator=generator))
             probability = probability.masked_scatter(here, log_prob.exp())
-        return _Drawn(ids=ids, score=score, probability=probability)
+            if logits is not plain:
+                log_prob = _log_prob(plain, token)
+            own = own.masked_scatter(here, log_prob)
+        return _Drawn(ids=ids, score=score, probability=probability, log_prob=own)
 
     def _categorical(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """[M, R] -> [M] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
@@ -702,11 +743,41 @@ class Sampler:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """All [B, L]; meaningful at open positions of the current block."""
+    """All [B, L]; meaningful at open positions of the current block.
+
+    probability  as the order sees it
+    log_prob     see `SampleStep`
+    """
 
     ids: Tensor
     score: Tensor
     probability: Tensor
+    log_prob: Tensor
+
+    def among(self, live: Tensor, rows: int) -> _Drawn:
+        """What was drawn for some rows, put among all."""
+        if len(live) == rows:
+            return self
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _Drawn(
+            **{
+                name: value.new_zeros(rows, *value.shape[1:]).index_copy(0, live, value)
+                for name, value in values.items()
+            }
+        )
+
+
+def _log_prob(logits: Tensor, token: Tensor) -> Tensor:
+    """Logits [M, R] -> [M] log probability of the tokens [M]."""
+    return logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def _rows(
+    batches: Batch | tuple[Batch, ...] | None, index: Tensor
+) -> Batch | tuple[Batch, ...] | None:
+    if batches is None or isinstance(batches, Batch):
+        return None if batches is None else batches.rows(index)
+    return tuple(batch.rows(index) for batch in batches)
 
 
 def _highest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:

@@ -181,6 +181,28 @@ class Batch:
         """The same batch in which only tokens of `modality` are targets."""
         return replace(self, target=self.target & self.of(modality))
 
+    def rows(self, index: Tensor) -> Batch:
+        """Rows [N] int64 of the batch, in this order and as often as named, with their pictures."""
+        slots = self.of(Modality.FEATURE).sum(1).tolist()
+        chosen = index.tolist()
+        features = views = None
+        if self.features is not None:
+            pieces = self.features.split(slots)
+            features = torch.cat([pieces[row] for row in chosen])
+        if self.views is not None:
+            pictures = iter(self.views)
+            of_row: list[tuple[Views, ...]] = []
+            for room in slots:
+                found: list[Views] = []
+                while sum(picture.slots for picture in found) < room:
+                    found.append(next(pictures))
+                of_row.append(tuple(found))
+            views = sum((of_row[row] for row in chosen), ())
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        del tensors["features"], tensors["views"]
+        taken: dict[str, Any] = {k: v[index] for k, v in tensors.items() if v is not None}
+        return replace(self, **taken, features=features, views=views)
+
     def without_context(self, vocabulary: Vocabulary) -> Batch:
         """The unconditional twin for classifier-free guidance: context text and codes are masked.
 
