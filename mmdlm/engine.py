@@ -88,6 +88,7 @@ class Engine:
 
     @property
     def words(self) -> Words:
+        """The text tokenizer over the vocabulary, with the lengths of this model."""
         return Words(
             self.text_tokenizer,
             self.denoiser.vocabulary,
@@ -132,6 +133,7 @@ class Engine:
         return self.denoiser.see(batch)
 
     def generator(self, generator: torch.Generator | None) -> torch.Generator:
+        """One on the device of the model; None: a fresh one of seed 0."""
         if generator is None:
             return torch.Generator(self.device).manual_seed(SEED)
         if generator.device.type == self.device.type:
@@ -226,7 +228,9 @@ class Engine:
     def encode(self, images: list[Image.Image], task: str) -> list[Codes]:
         """Pictures -> their codes; those of one size in one pass."""
         tokenizer = self.need_pictures()
-        sizes = [self.layout.canvas(one.size, tokenizer.image_size, task) for one in images]
+        sizes = [
+            self.layout.canvas(one.size, edge=tokenizer.image_size, task=task) for one in images
+        ]
         found: dict[int, Codes] = {}
         for size in dict.fromkeys(sizes):
             here = [n for n, other in enumerate(sizes) if other == size]

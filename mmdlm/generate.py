@@ -193,13 +193,13 @@ class Model(Engine):
             guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
         )
         tokenizer = self.need_pictures()
-        canvas = self.layout.canvas(picture.size, tokenizer.image_size, "inpaint")
+        canvas = self.layout.canvas(picture.size, edge=tokenizer.image_size, task="inpaint")
         frame = Frame.within(canvas, picture.size)
         known = self.encode([frame.place(picture)], "inpaint")[0]
         open_ = frame.cells(hole, tokenizer.downsampling).flatten()
         codes = replace(known, open=open_)
         filling = self.filling(
-            [self.layout.draw(self.words, prompt, codes)],
+            [self.layout.draw(self.words, prompt, picture=codes)],
             decoding=decoding,
             generator=generator,
             grid=codes.grid,
@@ -246,7 +246,11 @@ class Model(Engine):
         grid = sources[-1].grid
         blank = Codes.blank(self.words, grid, drawn=True)
         filling = self.filling(
-            [self.fitting(self.layout.edit(self.words, instruction, tuple(sources), blank))],
+            [
+                self.fitting(
+                    self.layout.edit(self.words, instruction, sources=tuple(sources), picture=blank)
+                )
+            ],
             decoding=decoding,
             generator=generator,
             grid=grid,
@@ -528,7 +532,7 @@ class Model(Engine):
             decoding = replace(decoding, guidance_scale=1.0)  # there is nothing to follow
         else:
             picture = self.look([[open_picture(image)]], "infill")[0][0]
-        asks = [self.fitting(self.layout.infill(words, one, picture)) for one in texts]
+        asks = [self.fitting(self.layout.infill(words, one, picture=picture)) for one in texts]
         filled = [
             text.strip()
             for text in self.written(asks, decoding, generator, suppressed=self.layout.ends(words))
@@ -617,7 +621,9 @@ class Model(Engine):
             guidance_scale=guidance_scale,
         )
         against = self._negatives(negative_prompt, len(prompts), decoding)
-        height, width = self.layout.drawn_size(size, tokenizer.image_size, tokenizer.downsampling)
+        height, width = self.layout.drawn_size(
+            size, edge=tokenizer.image_size, cell=tokenizer.downsampling
+        )
         grid = height // tokenizer.downsampling, width // tokenizer.downsampling
         codes = Codes.blank(self.words, grid, drawn=True)
         if think:
@@ -630,7 +636,7 @@ class Model(Engine):
             asks = self._reasoned(each, codes, generator)
         else:
             asks = [
-                self.fitting(self.layout.draw(self.words, one, codes, negative=negative))
+                self.fitting(self.layout.draw(self.words, one, picture=codes, negative=negative))
                 for one, negative in zip(prompts, against, strict=True)
                 for _ in range(num_images_per_prompt)
             ]
@@ -641,7 +647,9 @@ class Model(Engine):
         self, prompts: list[str], codes: Codes, generator: torch.Generator | None
     ) -> list[Ask]:
         """Write what is to be drawn -> the tasks to draw it."""
-        asks = [self.fitting(self.layout.reason(self.words, one, codes.grid)) for one in prompts]
+        asks = [
+            self.fitting(self.layout.reason(self.words, one, grid=codes.grid)) for one in prompts
+        ]
         room = max(int(segment.target.sum()) for ask in asks for segment in ask.sequence.segments)
         decoding = self._writing(
             self.defaults.answer,
@@ -653,7 +661,9 @@ class Model(Engine):
         )
         filling = self.filling(asks, decoding=decoding, generator=generator)
         return [
-            self.fitting(self.layout.draw_reasoned(filled(ask.sequence, ids), self.words, codes))
+            self.fitting(
+                self.layout.draw_reasoned(self.words, filled(ask.sequence, ids), picture=codes)
+            )
             for ask, ids in zip(asks, filling.run().cpu(), strict=True)
         ]
 

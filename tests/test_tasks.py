@@ -280,7 +280,7 @@ def test_masked_padding_changes_nothing(painter: Model) -> None:
     """Why MMaDA's prompts need none: positions are relative, and nothing else tells."""
     layout, words = Mmada(), painter.words
     codes = painter.encode([picture()], "answer")[0]
-    document = layout.draw(words, "a cat", codes).sequence
+    document = layout.draw(words, "a cat", picture=codes).sequence
     left = Document((text_segment([words.vocabulary.pad_id] * 9),))
     alone = collate([document], words.vocabulary)
     shifted = replace(alone, position=alone.position + 9)

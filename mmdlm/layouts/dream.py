@@ -56,7 +56,7 @@ class Dream(Layout):
         prompt = text_segment([_first(words), *words.ids(text)])
         return answering(words, (prompt,), length=length)
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """The text between a first token and its end."""
         assert picture is None, "Dream sees no pictures"
         ids, hole = words.template(text)

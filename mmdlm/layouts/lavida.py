@@ -56,7 +56,7 @@ class LavidaLlada(Llada):
         """See `Layout.describe`."""
         return self.reply(words, (_asked(picture),), length=length)
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """With a picture the text is the assistant's description of it."""
         if picture is None and not self.flexible:
             return super().infill(words, text)
@@ -88,7 +88,7 @@ class LavidaDream(Dream):
         """See `Layout.describe`."""
         return self.reply(words, (_asked(picture),), length=length)
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """With a picture the text is the assistant's description of it."""
         if picture is None:
             return super().infill(words, text)

@@ -114,7 +114,7 @@ class Layout:
         """A picture -> a caption of at most `length` tokens."""
         self.cannot("caption")
 
-    def draw(self, words: Words, prompt: str, picture: Codes, *, negative: str = "") -> Ask:
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
         """Words -> the open codes of a picture.
 
         prompt    "": whatever fits the rest of the picture
@@ -122,19 +122,19 @@ class Layout:
         """
         self.cannot("text_to_image")
 
-    def reason(self, words: Words, prompt: str, grid: tuple[int, int]) -> Ask:
+    def reason(self, words: Words, prompt: str, *, grid: tuple[int, int]) -> Ask:
         """Words -> what is to be drawn, in more words: they are open, the picture is unknown."""
         raise ValueError(
             f"this model ({self.family}) was not trained to think before it draws; leave out "
             "think=True"
         )
 
-    def draw_reasoned(self, reasoned: Sequence, words: Words, picture: Codes) -> Ask:
+    def draw_reasoned(self, words: Words, reasoned: Sequence, *, picture: Codes) -> Ask:
         """The document of `reason`, its words all there -> the open codes of its picture."""
         self.cannot("text_to_image")
 
     def edit(
-        self, words: Words, instruction: str, sources: tuple[Codes, ...], picture: Codes
+        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
     ) -> Ask:
         """Pictures and what is to change -> the open codes of another; two branches beside it.
 
@@ -142,7 +142,7 @@ class Layout:
         """
         self.cannot("edit")
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """A text with holes -> what belongs there."""
         self.cannot("infill")
 
@@ -182,7 +182,7 @@ class Layout:
         kept = ids[: int(stop[0])] if len(stop) else ids
         return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
 
-    def canvas(self, size: tuple[int, int], edge: int, task: str) -> tuple[int, int]:
+    def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
         """Pixels (height, width) at which the image tokenizer meets a picture.
 
         size  of the picture, (width, height)
@@ -191,7 +191,7 @@ class Layout:
         return edge, edge
 
     def drawn_size(
-        self, size: tuple[int | None, int | None], edge: int, cell: int
+        self, size: tuple[int | None, int | None], *, edge: int, cell: int
     ) -> tuple[int, int]:
         """Pixels (height, width) of a picture that is drawn from nothing; None: as it likes.
 

@@ -43,7 +43,7 @@ class Llada(Layout):
 
     def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
         """A conversation up to where the assistant's next turn begins."""
-        special = self.ids(words)
+        special = self.ids(words, *Llada.specials)  # those of drawing are not needed to talk
         if self.system is not None and turns[0].role != "system":
             turns = (Turn("system", (self.system,)), *turns)
 
@@ -61,7 +61,7 @@ class Llada(Layout):
         """The text and nothing before it; it may name special tokens."""
         return answering(words, (text_segment(words.ids(text)),), length=length)
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """The text, and that it ends."""
         assert picture is None, "LLaDA sees no pictures"
         ids, hole = words.template(text)

@@ -50,7 +50,7 @@ class LladaV(Llada):
         *before, last = turns
         return *before, Turn(last.role, (*last.parts, " /think" if think else " /no_think"))
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """With a picture the text is the assistant's description of it."""
         if picture is None:
             return super().infill(words, text)

@@ -125,7 +125,7 @@ class Lumina(Layout):
         shown = len(sequence.segments) - 2
         return Ask(sequence, (without_prompt(sequence, words),), shown=(shown,))
 
-    def draw(self, words: Words, prompt: str, picture: Codes, *, negative: str = "") -> Ask:
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
         """The other branch says `<uncondition>`, or what to stay away from."""
         with_words, without = (
             self._prompt(words, DRAW, text or NO_WORDS, []) for text in (prompt, negative)
@@ -133,7 +133,7 @@ class Lumina(Layout):
         return self._drawn(words, picture, with_words, without)
 
     def edit(
-        self, words: Words, instruction: str, sources: tuple[Codes, ...], picture: Codes
+        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
     ) -> Ask:
         """One branch lacks the words, the other the pictures."""
         system, given = EDITS[self.editing], list(sources)
@@ -149,13 +149,13 @@ class Lumina(Layout):
         """The end of an answer, and that of a text."""
         return self.ids(words, "end_answer")["end_answer"], words.vocabulary.eos_id
 
-    def canvas(self, size: tuple[int, int], edge: int, task: str) -> tuple[int, int]:
+    def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
         """The shape, of all that have the area, into which the picture fits best."""
         side = self.edit_side if task == "edit" else self.side
         return best_crop(size, crops((side // self.step) ** 2, self.step))
 
     def drawn_size(
-        self, size: tuple[int | None, int | None], edge: int, cell: int
+        self, size: tuple[int | None, int | None], *, edge: int, cell: int
     ) -> tuple[int, int]:
         """Any size of whole codes."""
         height, width = (self.side if side is None else side for side in size)

@@ -126,7 +126,7 @@ class Mmada(Llada):
         *before, last = turns
         return *before, Turn(last.role, (THINK, *last.parts))
 
-    def draw(self, words: Words, prompt: str, picture: Codes, *, negative: str = "") -> Ask:
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
         """Without a prompt the text is there, and empty."""
 
         def document(text: str) -> Sequence:
@@ -134,7 +134,7 @@ class Mmada(Llada):
 
         return Ask(document(prompt), (document(negative),), shown=(2,))
 
-    def reason(self, words: Words, prompt: str, grid: tuple[int, int]) -> Ask:
+    def reason(self, words: Words, prompt: str, *, grid: tuple[int, int]) -> Ask:
         """The description and the picture are one document, of which the first is written first."""
         asked = self._ended(words, self.prompt(words, (Turn("user", (THINK_TO_DRAW, prompt)),)))
         (text,) = segments_of(words, [self.ids(words, "r2i")["r2i"], *asked])
@@ -153,7 +153,7 @@ class Mmada(Llada):
         )
         return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
 
-    def draw_reasoned(self, reasoned: Sequence, words: Words, picture: Codes) -> Ask:
+    def draw_reasoned(self, words: Words, reasoned: Sequence, *, picture: Codes) -> Ask:
         """The other branch has mask tokens for all that was asked and thought."""
         prompt, thought = reasoned.segments[:2]
         known = text_segment(torch.cat([prompt.ids, thought.ids]))
@@ -167,7 +167,7 @@ class Mmada(Llada):
         bos = self.ids(words, "bos")["bos"]
         return answering(words, (text_segment([bos, *words.ids(text)]),), length=length)
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """`bos text eos`, behind the picture that it describes."""
         assert picture is None or isinstance(picture, Codes)
         ids, hole = words.template(text)

@@ -40,7 +40,7 @@ class Own(Layout):
             _document(words, Codes.blank(words, picture.grid), text, write=everything),
         )
 
-    def draw(self, words: Words, prompt: str, picture: Codes, *, negative: str = "") -> Ask:
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
         """The text is context; the rest of the picture stays in both branches."""
         text = words.closed(words.prompt(prompt))
         nothing = torch.full_like(text, words.vocabulary.mask_id)
@@ -48,7 +48,7 @@ class Own(Layout):
         document = _document(words, picture, text if prompt.strip() else nothing)
         return Ask(document, (_document(words, picture, against),), shown=(1,))
 
-    def infill(self, words: Words, text: str, picture: Picture | None = None) -> Ask:
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """The holes are open; without the picture they are open too, in the other branch."""
         assert picture is None or isinstance(picture, Codes)
         ids, hole = words.template(text)

@@ -69,8 +69,8 @@ class Words:
                 found[here] = at
         if missing:
             raise ValueError(
-                f"the text tokenizer has no {', no '.join(missing)}, which this model's "
-                "conversations need; give it the tokenizer that it was trained with"
+                f"the text tokenizer has no {', no '.join(missing)}, which this "
+                "model needs; give it the tokenizer that it was trained with"
             )
         return found
 

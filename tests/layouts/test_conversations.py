@@ -198,17 +198,17 @@ def test_lavida_fills_a_description_of_its_picture() -> None:
     write = Script(words)
     mask, fim = write.mask, "<|reserved_token_1|>"
     layout = LavidaLlada(flexible=True)
-    ask = layout.infill(words, "A [MASK:2] and [MASK].", Seen(2))
+    ask = layout.infill(words, "A [MASK:2] and [MASK].", picture=Seen(2))
     prompt = ids_of(layout.describe(words, Seen(2), length=0).sequence)
     tail = write.of("A", mask, mask, fim, " and", mask, fim, ".", "<|eot_id|>")
     assert ids_of(ask.sequence) == [*prompt, *tail]
     assert targets_of(ask.sequence) == [len(prompt) + n for n in (1, 2, 8)]
     filled = torch.tensor(write.of("A", " o", "[S]", fim, " and", "n", fim, "."))
     assert layout.decode(words, filled) == "A o andn."
-    plain = LavidaLlada().infill(words, "A [MASK]", Seen(2))
+    plain = LavidaLlada().infill(words, "A [MASK]", picture=Seen(2))
     assert ids_of(plain.sequence) == [*prompt, *write.of("A", mask, "<|eot_id|>")]
     dream = words_of("lavida_dream")
-    ask = LavidaDream().infill(dream, "A [MASK]", Seen(2))
+    ask = LavidaDream().infill(dream, "A [MASK]", picture=Seen(2))
     assert ids_of(ask.sequence)[-3:] == Script(dream).of(
         "A", dream.vocabulary.mask_id, "<|im_end|>"
     )
@@ -284,7 +284,7 @@ def test_what_a_family_cannot_do_is_said_with_what_it_can() -> None:
     words = words_of("llada")
     says = r"\(llada\) was not trained for edit; it is for answer, chat, complete and infill"
     with pytest.raises(ValueError, match=says):
-        Llada().edit(words, "x", (), None)  # type: ignore[arg-type]
+        Llada().edit(words, "x", sources=(), picture=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(mmdlm\) was not trained for chat; it is for caption"):
         Own().need("chat")
 

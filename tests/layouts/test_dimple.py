@@ -59,7 +59,7 @@ def test_a_description_is_filled_in_up_to_the_end_of_text() -> None:
     words = words_of("dimple")
     write = Script(words)
     (picture,) = TILING.views([WIDE])
-    ask = Dimple().infill(words, "A [MASK].", picture)
+    ask = Dimple().infill(words, "A [MASK].", picture=picture)
     prompt = ids_of(Dimple().describe(words, picture, length=0).sequence)
     assert ids_of(ask.sequence) == [*prompt, *write.of("A", write.mask, ".", write.eos)]
     assert Dimple().infill(words, "A [MASK]").sequence.segments[0].ids.tolist() == [write.eos]

@@ -32,7 +32,7 @@ def rows(words: Words, grid: tuple[int, int], *ids: int) -> list[int]:
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (3, 2)])
 def test_drawing_has_a_line_end_after_every_row(words: Words, grid: tuple[int, int]) -> None:
     write, count = Script(words), grid[0] * grid[1]
-    ask = Lumina().draw(words, "a cat", Codes.blank(words, grid, drawn=True))
+    ask = Lumina().draw(words, "a cat", picture=Codes.blank(words, grid, drawn=True))
     picture = [
         *write.of("<answer>"),
         *rows(words, grid, *[write.mask] * count),
@@ -45,14 +45,16 @@ def test_drawing_has_a_line_end_after_every_row(words: Words, grid: tuple[int, i
     shown = [ask.sequence.segments[n] for n in ask.shown]
     assert [segment.modality for segment in shown] == [Modality.IMAGE] * grid[0]
     assert all(segment.target.all() for segment in shown)
-    against = Lumina().draw(words, "a", Codes.blank(words, grid, drawn=True), negative="dog")
+    against = Lumina().draw(
+        words, "a", picture=Codes.blank(words, grid, drawn=True), negative="dog"
+    )
     assert ids_of(against.opposite[0])[: len(write.of(DRAW, "dog"))] == write.of(DRAW, "dog")
 
 
 def test_inpainting_keeps_what_is_known(words: Words) -> None:
     ids = words.vocabulary.image_ids(torch.arange(6))
     hole = torch.tensor([True, False, False, False, True, False])
-    ask = Lumina().draw(words, "x", Codes(ids, hole, (2, 3)))
+    ask = Lumina().draw(words, "x", picture=Codes(ids, hole, (2, 3)))
     context = ids_of(ask.sequence)
     for place in targets_of(ask.sequence):
         assert context[place] in ids.tolist()
@@ -62,7 +64,9 @@ def test_inpainting_keeps_what_is_known(words: Words) -> None:
 def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Words) -> None:
     write = Script(words)
     source = Codes.given(words.vocabulary.image_ids(torch.tensor([5, 6])), (1, 2))
-    ask = Lumina().edit(words, "night", (source,), Codes.blank(words, (1, 2), drawn=True))
+    ask = Lumina().edit(
+        words, "night", sources=(source,), picture=Codes.blank(words, (1, 2), drawn=True)
+    )
     seen = rows(words, (1, 2), *source.ids.tolist())
     drawn = [
         *write.of("<answer>"),
@@ -80,7 +84,7 @@ def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Word
     shown = torch.cat([ask.sequence.segments[n].target for n in ask.shown])
     assert shown.tolist() == [True, True]
     both = Lumina(editing="style").edit(
-        words, "x", (source, source), Codes.blank(words, (1, 2), drawn=True)
+        words, "x", sources=(source, source), picture=Codes.blank(words, (1, 2), drawn=True)
     )
     assert ids_of(both.sequence).count(write.of("<boi>")[0]) == 3
     with pytest.raises(ValueError, match="editing 'paint' is not one of edit, dense"):
@@ -133,20 +137,20 @@ def test_crops_are_those_of_the_published_walk() -> None:
 def test_the_shape_that_keeps_most_of_a_picture(
     size: tuple[int, int], shape: tuple[int, int]
 ) -> None:
-    assert Lumina().canvas(size, 32, "edit") == shape
-    height, width = Lumina().canvas(size, 32, "answer")
+    assert Lumina().canvas(size, edge=32, task="edit") == shape
+    height, width = Lumina().canvas(size, edge=32, task="answer")
     assert height % 32 == width % 32 == 0
     assert height * width <= 1024**2
     assert best_crop(size, [(32, 32)]) == (32, 32)
 
 
 def test_sizes_that_can_be_drawn() -> None:
-    assert Lumina().drawn_size((None, None), 32, 16) == (1024, 1024)
-    assert Lumina().drawn_size((768, None), 32, 16) == (768, 1024)
+    assert Lumina().drawn_size((None, None), edge=32, cell=16) == (1024, 1024)
+    assert Lumina().drawn_size((768, None), edge=32, cell=16) == (768, 1024)
     with pytest.raises(ValueError, match="height 100 is not a multiple of 16 pixels; .* 96"):
-        Lumina().drawn_size((100, None), 32, 16)
+        Lumina().drawn_size((100, None), edge=32, cell=16)
     with pytest.raises(ValueError, match="width 0 is not a multiple"):
-        Lumina().drawn_size((None, 0), 32, 16)
+        Lumina().drawn_size((None, 0), edge=32, cell=16)
 
 
 def test_its_image_tokenizer_sees_pixels_from_zero_to_one() -> None:

@@ -35,7 +35,7 @@ def test_a_code_is_an_id_behind_the_tokenizer(words: Words) -> None:
 
 def test_drawing(words: Words) -> None:
     write = Script(words)
-    ask = Mmada().draw(words, "a cat", Codes.blank(words, (2, 2), drawn=True))
+    ask = Mmada().draw(words, "a cat", picture=Codes.blank(words, (2, 2), drawn=True))
     picture = ["<|soi|>", *[write.mask] * 4, "<|eoi|>"]
     t2i, bos, eos = "<|t2i|>", "<|startoftext|>", "<|endoftext|>"
     assert ids_of(ask.sequence) == write.of(t2i, bos, "a cat", eos, *picture)
@@ -45,7 +45,9 @@ def test_drawing(words: Words) -> None:
     ]
     assert targets_of(ask.opposite[0]) == [4, 5, 6, 7]
     assert [ask.sequence.segments[n].modality for n in ask.shown] == [Modality.IMAGE]
-    against = Mmada().draw(words, "a", Codes.blank(words, (2, 2), drawn=True), negative="dog")
+    against = Mmada().draw(
+        words, "a", picture=Codes.blank(words, (2, 2), drawn=True), negative="dog"
+    )
     assert ids_of(against.opposite[0]) == write.of(t2i, bos, "dog", eos, *picture)
 
 
@@ -53,7 +55,7 @@ def test_a_part_of_a_picture_is_drawn_anew(words: Words) -> None:
     write = Script(words)
     known = seen(words, 3, 1, 4, 1)
     hole = Codes(known.ids, torch.tensor([False, True, False, True]), (2, 2))
-    ask = Mmada().draw(words, "", hole)
+    ask = Mmada().draw(words, "", picture=hole)
     first = len(words.tokenizer)
     assert ids_of(ask.sequence)[3:] == write.of(
         "<|soi|>", first + 3, first + 1, first + 4, first + 1, "<|eoi|>"
@@ -64,7 +66,7 @@ def test_a_part_of_a_picture_is_drawn_anew(words: Words) -> None:
 def test_published_padding_is_an_option(words: Words) -> None:
     write = Script(words)
     blank = Codes.blank(words, (2, 2), drawn=True)
-    ask = Mmada(attend_pads=True).draw(words, "a cat", blank)
+    ask = Mmada(attend_pads=True).draw(words, "a cat", picture=blank)
     for sequence, text in ((ask.sequence, "a cat"), (ask.opposite[0], "")):
         prompt = write.of("<|t2i|>", "<|startoftext|>", text, "<|endoftext|>")
         ids = ids_of(sequence)
@@ -108,11 +110,18 @@ def test_conversation_without_a_picture(words: Words) -> None:
     assert THINK.endswith("answer here\n")
 
 
+def test_talking_needs_no_tokens_of_drawing() -> None:
+    plain = words_of("llada")
+    assert Mmada().reply(plain, user("hi"), length=1).shown == (1,)
+    with pytest.raises(ValueError, match=r"has no <\|t2i\|> or <\|reserved_token_4\|>, which"):
+        Mmada().draw(plain, "a", picture=Codes.blank(plain, (2, 2), drawn=True))
+
+
 def test_text(words: Words) -> None:
     write = Script(words)
     ask = Mmada().complete(words, "once", length=1)
     assert ids_of(ask.sequence) == write.of("<|startoftext|>", "once", write.mask)
-    ask = Mmada().infill(words, "a[MASK]", seen(words, 0, 1, 2, 3))
+    ask = Mmada().infill(words, "a[MASK]", picture=seen(words, 0, 1, 2, 3))
     first = len(words.tokenizer)
     text = write.of("<|startoftext|>", "a", write.mask, "<|endoftext|>")
     assert ids_of(ask.sequence) == write.of(
@@ -126,7 +135,7 @@ def test_text(words: Words) -> None:
 def test_thinking_before_drawing(words: Words) -> None:
     write = Script(words)
     start, end = HEADER
-    ask = Mmada().reason(words, "a cat", (2, 2))
+    ask = Mmada().reason(words, "a cat", grid=(2, 2))
     prompt = write.of(
         *("<|r2i|>", "<|startoftext|>", start, "user", end, "\n", THINK_TO_DRAW, "a cat"),
         *("<|eot_id|>", start, "assistant", end, "\n"),
@@ -138,13 +147,13 @@ def test_thinking_before_drawing(words: Words) -> None:
     thought = torch.arange(room) % 9
     row = torch.tensor([*prompt, *thought.tolist(), *picture])
     drawn = Mmada().draw_reasoned(
-        filled(ask.sequence, row), words, Codes.blank(words, (2, 2), drawn=True)
+        words, filled(ask.sequence, row), picture=Codes.blank(words, (2, 2), drawn=True)
     )
     assert ids_of(drawn.sequence) == row.tolist()
     assert targets_of(drawn.sequence) == [514, 515, 516, 517]
     assert ids_of(drawn.opposite[0]) == [*prompt[:1], *[write.mask] * 512, *picture]
     with pytest.raises(ValueError, match="leaves no room to think in the 512 tokens"):
-        Mmada().reason(words, "x" * 500, (2, 2))
+        Mmada().reason(words, "x" * 500, grid=(2, 2))
 
 
 def test_what_it_was_not_trained_on(words: Words) -> None:
@@ -155,4 +164,4 @@ def test_what_it_was_not_trained_on(words: Words) -> None:
             length=1,
         )
     with pytest.raises(ValueError, match="has 511 tokens, but this model was trained on at most"):
-        Mmada().draw(words, "x" * 511, Codes.blank(words, (2, 2), drawn=True))
+        Mmada().draw(words, "x" * 511, picture=Codes.blank(words, (2, 2), drawn=True))
