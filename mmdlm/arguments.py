@@ -106,3 +106,24 @@ def with_places(question: str, pictures: int) -> str:
     if IMAGE in question or not pictures:
         return question
     return " ".join([IMAGE] * pictures) + "\n" + question
+
+
+def negatives_of(
+    negative_prompt: str | abc.Sequence[str] | None, *, count: int, guided: bool
+) -> list[str]:
+    """One negative prompt for each prompt; "" stands for none."""
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives = [negative_prompt or ""] * count
+    else:
+        negatives = list(negative_prompt)
+    if len(negatives) != count:
+        raise ValueError(
+            f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one "
+            "for each"
+        )
+    if not guided and any(one.strip() for one in negatives):
+        raise ValueError(
+            f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1, which is "
+            "no guidance; raise it, for example to 3"
+        )
+    return negatives

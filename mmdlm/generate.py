@@ -20,6 +20,7 @@ from mmdlm.arguments import (
     ImageLike,
     decoding_with,
     hole_of,
+    negatives_of,
     open_picture,
     pictures_of,
     pictures_of_each,
@@ -620,7 +621,9 @@ class Model(Engine):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
-        against = self._negatives(negative_prompt, len(prompts), decoding)
+        against = negatives_of(
+            negative_prompt, count=len(prompts), guided=decoding.guidance_scale != 1.0
+        )
         height, width = self.layout.drawn_size(
             size, edge=tokenizer.image_size, cell=tokenizer.downsampling
         )
@@ -666,26 +669,6 @@ class Model(Engine):
             )
             for ask, ids in zip(asks, filling.run().cpu(), strict=True)
         ]
-
-    def _negatives(
-        self, negative_prompt: str | abc.Sequence[str] | None, count: int, decoding: Decoding
-    ) -> list[str]:
-        """One negative prompt for each prompt; "" stands for none."""
-        if negative_prompt is None or isinstance(negative_prompt, str):
-            negatives = [negative_prompt or ""] * count
-        else:
-            negatives = list(negative_prompt)
-        if len(negatives) != count:
-            raise ValueError(
-                f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one "
-                "for each"
-            )
-        if decoding.guidance_scale == 1.0 and any(one.strip() for one in negatives):
-            raise ValueError(
-                f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1, which is "
-                "no guidance; raise it, for example to 3"
-            )
-        return negatives
 
     def _writing(
         self,
