@@ -237,9 +237,7 @@ class Engine:
             pixels = torch.stack(
                 [to_pixels(images[n], size, fit=self.defaults.fit) for n in here]
             ).to(self.device)
-            ids = self.denoiser.vocabulary.image_ids(
-                tokenizer.encode(self.layout.pixels_in(pixels))
-            )
+            ids = self.denoiser.vocabulary.image_ids(tokenizer.encode(pixels))
             grid = size[0] // tokenizer.downsampling, size[1] // tokenizer.downsampling
             found |= {n: Codes.given(one, grid) for n, one in zip(here, ids.cpu(), strict=True)}
         return [found[n] for n in range(len(images))]
@@ -250,8 +248,7 @@ class Engine:
 
     def decode(self, codes: Tensor, grid: tuple[int, int] | None) -> list[Image.Image]:
         """Codes [B, K] -> B pictures."""
-        pixels = self.need_pictures().decode(codes, grid=grid)
-        return [to_image(one) for one in self.layout.pixels_out(pixels)]
+        return [to_image(one) for one in self.need_pictures().decode(codes, grid=grid)]
 
     @torch.no_grad()
     def frames(self, filling: Filling) -> Iterator[list[Image.Image]]:
@@ -262,8 +259,7 @@ class Engine:
             "RGB", (grid[1] * tokenizer.downsampling, grid[0] * tokenizer.downsampling), WHITE
         )
         # decoding needs valid codes everywhere
-        pixels = to_pixels(blank)[None].to(self.device)
-        paper = tokenizer.encode(self.layout.pixels_in(pixels))  # [1, K]
+        paper = tokenizer.encode(to_pixels(blank)[None].to(self.device))  # [1, K]
         for state in filling.trajectory():
             still_open = ~torch.stack(filling.results(state.committed))  # [B, K]
             codes = torch.where(still_open, paper, self.codes(filling, state.ids))

@@ -207,14 +207,6 @@ class Layout:
             )
         return edge, edge
 
-    def pixels_in(self, pixels: Tensor) -> Tensor:
-        """Pixels in [-1, 1] -> what the family's image tokenizer encodes."""
-        return pixels
-
-    def pixels_out(self, pixels: Tensor) -> Tensor:
-        """What the family's image tokenizer decodes -> pixels in [-1, 1]."""
-        return pixels
-
 
 def answer_segment(words: Words, length: int) -> Segment:
     """`length` text tokens to be generated."""

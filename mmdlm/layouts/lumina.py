@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.layouts.layout import (
@@ -166,14 +164,6 @@ class Lumina(Layout):
                     f"{max(cell, round(side / cell) * cell)}"
                 )
         return height, width
-
-    def pixels_in(self, pixels: Tensor) -> Tensor:
-        """Its image tokenizer (aMUSEd's) was trained on pixels in [0, 1]."""
-        return (pixels + 1) / 2
-
-    def pixels_out(self, pixels: Tensor) -> Tensor:
-        """See `pixels_in`."""
-        return pixels * 2 - 1
 
     def _prompt(
         self, words: Words, system: str, text: str, pictures: list[Codes]

@@ -23,7 +23,10 @@ class VQModelTokenizer(ImageTokenizer):
     `image_size` is the config's sample_size, which many checkpoints leave at diffusers' default of
     32. diffusers is imported when a tokenizer is built, and not before.
 
-    Source: arXiv:2012.09841 (VQGAN); diffusers.VQModel.
+    aMUSEd's, which Lumina-DiMOO took over, was trained on pixels in [0, 1]; its config is told by
+    `lookup_from_codebook`. Here as everywhere pixels lie in [-1, 1], and are moved inside.
+
+    Source: arXiv:2012.09841 (VQGAN); arXiv:2401.01808 (aMUSEd); diffusers.VQModel.
     """
 
     family = "VQModel"
@@ -38,6 +41,7 @@ class VQModelTokenizer(ImageTokenizer):
         self.image_size = int(model.config["sample_size"])
         # each block but the last halves the resolution
         self.downsampling = 2 ** (len(model.config["block_out_channels"]) - 1)
+        self.unit_range = bool(model.config["lookup_from_codebook"])
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -69,7 +73,7 @@ class VQModelTokenizer(ImageTokenizer):
     def encode(self, pixels: Tensor) -> Tensor:
         """See `ImageTokenizer.encode`; any size of whole codes."""
         self.check_pixels(pixels)
-        z = self.model.encode(pixels).latents  # [N, C, h, w]
+        z = self._latents(pixels)
         _, _, (_, _, codes) = self.model.quantize(z)
         return codes.reshape(len(pixels), -1)
 
@@ -86,10 +90,16 @@ class VQModelTokenizer(ImageTokenizer):
         original weighting, which puts 0.25 on the codebook's term rather than the encoder's).
         """
         self.check_pixels(pixels)
-        quantized, loss, _ = self.model.quantize(self.model.encode(pixels).latents)
+        quantized, loss, _ = self.model.quantize(self._latents(pixels))
         return self._decode(quantized), loss
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, C, h, w], not quantized yet."""
+        latents: Tensor = self.model.encode((pixels + 1) / 2 if self.unit_range else pixels).latents
+        return latents
 
     def _decode(self, quantized: Tensor) -> Tensor:
         """[N, C, h, w] codebook vectors -> [N, 3, H, W]."""
         spatial = quantized if self.model.config["norm_type"] == "spatial" else None
-        return self.model.decoder(self.model.post_quant_conv(quantized), spatial)
+        pixels: Tensor = self.model.decoder(self.model.post_quant_conv(quantized), spatial)
+        return pixels * 2 - 1 if self.unit_range else pixels

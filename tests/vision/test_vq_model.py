@@ -71,6 +71,18 @@ def test_spatial_norm_sees_the_codes(diffusers, pixels) -> None:
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_amused_sees_pixels_from_0_to_1(diffusers, pixels) -> None:
+    torch.manual_seed(0)
+    tokenizer = VQModelTokenizer.from_config(OPTIONS | {"lookup_from_codebook": True}).eval()
+    torch.nn.init.normal_(tokenizer.model.quantize.embedding.weight)
+    with torch.no_grad():
+        expected = tokenizer.model((pixels + 1) / 2).sample * 2 - 1
+        decoded = tokenizer.decode(tokenizer.encode(pixels), grid=(8, 12))
+        reconstruction, _ = tokenizer.reconstruct(pixels)
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reconstruction, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_pictures_must_be_rgb(diffusers) -> None:
     with pytest.raises(ValueError, match=r"in_channels must be 3 \(RGB\), not 4"):
         VQModelTokenizer.from_config(OPTIONS | {"in_channels": 4})
