@@ -289,7 +289,7 @@ class MeanField(LikelihoodEstimator):
     feature slots stay. With p_context = 0 it is exact for one step of sampling that commits all
     targets, and for a model that looks at no target, and no bound otherwise.
 
-    Source: arXiv:2504.12216 (d1), section 3.2 (diffu-GRPO); 0.15 in its runs, 0.3 in its code's
+    Source: arXiv:2504.12216 (d1), section on diffu-GRPO; 0.15 in its runs, 0.3 in its code's
     defaults. Departures from the code: there the micro-step chooses the seed of a mask, so that
     with accumulation each micro-batch sees half of the seeds, each twice, and the global generator
     is reseeded; left padding is attended to; special ids of the prompt are masked as well.
@@ -335,9 +335,8 @@ def spread_timesteps(first: Tensor, iterations: int, total: int) -> Tensor:
         t_n = floor((n - 1) / (iterations - 1) (total - t_1) + t_1)
 
     From 100 of 1000 in 5 iterations: 100, 325, 550, 775, 1000.
-    Source: arXiv:2505.15809, section 4.2. Its worked example for these numbers goes 300, 500, 700,
-    900 after 100, in steps of 200 that do not reach 1000, and contradicts its formula; this is the
-    formula.
+    Source: arXiv:2505.15809, section on UniGRPO. Its worked example for these numbers goes on from
+    100 to 300, 500, 700 and 900, which contradicts its formula; this is the formula.
     """
     n = torch.arange(iterations, device=first.device).view(-1, *([1] * first.dim()))
     return n * (total - first) // max(1, iterations - 1) + first
@@ -354,7 +353,7 @@ class Structured(LikelihoodEstimator):
 
     schedule  of the mask: linear for the paper; `Cosine()` masks images as MaskGIT does
 
-    Source: arXiv:2505.15809 (MMaDA), section 4.2 (UniGRPO); no code was released. Departure: the
+    Source: arXiv:2505.15809 (MMaDA), section on UniGRPO; no code was released. Departure: the
     number of masked tokens is the expected one, not drawn, so that no view is empty.
     """
 
@@ -407,7 +406,7 @@ class Coupled(LikelihoodEstimator):
     noise level t and half of that at 1 - t. The halves add up to 3/2, so that a log-ratio is half
     as large again as one token's own (at most 3 times): the clipping range should allow for it.
 
-    Source: arXiv:2506.20639 (DiffuCoder), section 4 (coupled-GRPO), and its published code for the
+    Source: arXiv:2506.20639 (DiffuCoder), section on coupled-GRPO, and its published code for the
     average with the full mask and the range of t. Departure: t is drawn for each document, there
     for the whole batch.
     """
@@ -461,7 +460,7 @@ class Trace(LikelihoodEstimator):
     views  so many of the merged steps an iteration, drawn without replacement, until all of them
            have had their turn; None: all of them, each iteration
 
-    Source: arXiv:2509.06949 (TraceRL), section 4; its code merges 8 steps for LLaDA. Departures: as
+    Source: arXiv:2509.06949 (TraceRL); its code merges 8 steps for LLaDA. Departures: as
     many views as the longest row has steps, there each step is a training sample; `views` is ours.
     """
 
@@ -548,8 +547,8 @@ class BlockRandom(LikelihoodEstimator):
 
     It is unbiased for its own mixture of noise levels, not for the bound.
 
-    Source: arXiv:2510.09541 (SPG), section 3.4, and its published code, which covers the tokens
-    behind the block as well, though it prepares a mask that would leave them out.
+    Source: arXiv:2510.09541 (SPG), its block-wise masking, and its published code, which covers the
+    tokens behind the block as well, though it prepares a mask that would leave them out.
     """
 
     block_length: int = 32

@@ -1,0 +1,368 @@
+"""Losses that make good answers likelier and bad ones less so, given rewards from outside.
+
+Each takes what an estimator of `mmdlm.core.likelihood` says of the covered tokens, whatever their
+modality, and one advantage a row; rows hold one rollout each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.likelihood import TokenScores, View
+from mmdlm.core.objective import LossTerms
+from mmdlm.rl.statistics import Statistics
+
+Level = Literal["token", "sequence", "product"]
+Divergence = Literal["k1", "k3"]
+Anchor = Literal["reference", "old"]
+Normaliser = Literal["token", "sequence", "constant"]
+
+
+@dataclass(frozen=True)
+class PolicyTerms(LossTerms):
+    """Sums and counts of "policy", and of "kl" where there is one, to be divided once; see
+    `PolicyLoss.coefficients` for what each term counts. Statistics carry TRL's names."""
+
+    statistics: Statistics
+
+
+class PolicyLoss(ABC):
+    """A loss of the policy's scores on a batch of rollouts.
+
+    A step of training draws the views of all inner iterations, scores them with the old policy and
+    the reference where they are needed, and then in each iteration scores its views with the policy
+    and minimises sum_k coefficients[k] * sums[k] / counts[k].
+    """
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether scores of the policy before the first update are of use."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether scores of a reference model are needed."""
+        return False
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """What each term counts in the loss."""
+        return {"policy": 1.0}
+
+    def prepare(self, advantage: Tensor, *, group: Tensor) -> Tensor:
+        """[N] what `__call__` is to be given as advantages; once, on complete groups."""
+        return advantage
+
+    @abstractmethod
+    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+        """The denominators, scalars, known before any forward pass."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        policy: TokenScores,
+        advantage: Tensor,
+        *,
+        old: TokenScores | None = None,
+        reference: TokenScores | None = None,
+    ) -> PolicyTerms:
+        """Scores, and advantages [B] -> the terms; all scores are of the same views.
+
+        old  None: the policy as it is, with ratio 1
+        """
+
+
+@dataclass(frozen=True)
+class ClippedSurrogate(PolicyLoss):
+    """PPO's clipped surrogate, with a KL penalty.
+
+        -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
+
+    with A the advantage of the row and the ratio r, by `level`,
+
+        "token"     exp(l_i - l_i,old), each covered token its own (diffu-GRPO, UniGRPO, TraceRL)
+        "sequence"  exp(sum_i (l_i - l_i,old) / sum of weights), a row's mean (GSPO)
+        "product"   exp(sum_i (l_i - l_i,old)), the ratio of the estimated probabilities
+
+    where l_i is the estimate token by token (`TokenScores.total`). The bound (`Elbo`) gives l_i no
+    meaning of its own, only their sum: take a ratio of the row for it.
+
+    kl          "k3": exp(d) - d - 1, d = l_anchor - l, never negative. "k1": -d, unbiased as a
+                number, while its gradient is none of the KL's: zero on average where the tokens are
+                the policy's own
+    anchor      what the KL is to: the reference model, or the old policy (TraceRL)
+    normaliser  "token"     the covered tokens of all rows (d1, DAPO)
+                "sequence"  each row's own covered tokens, then the rows that have any (GRPO,
+                            UniGRPO, TraceRL)
+                "constant"  rows times `length` (Dr. GRPO)
+
+    As published: d1 epsilon 0.5, beta 0.04, "token"; TraceRL epsilon 0.2, beta 0.01 to the old
+    policy, "sequence"; UniGRPO "sequence", its epsilon and beta are not given.
+
+    Source: arXiv:1707.06347, equation 7 (PPO); arXiv:2402.03300, section 4.1 (GRPO: groups, k3);
+    arXiv:2507.18071 (GSPO: "sequence"); arXiv:2503.20783 (Dr. GRPO: "constant"); with views of
+    diffusion models: arXiv:2504.12216 (d1), arXiv:2505.15809 (UniGRPO), arXiv:2509.06949 (TraceRL).
+    Departures from d1's code: there one inner iteration with beta above 0 fails, and a setting to
+    move the reference has no effect, as that is the model without its adapter.
+    """
+
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    level: Level = "token"
+    beta: float = 0.0
+    kl: Divergence = "k3"
+    anchor: Anchor = "reference"
+    normaliser: Normaliser = "token"
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("level", ("token", "sequence", "product")),
+            ("kl", ("k1", "k3")),
+            ("anchor", ("reference", "old")),
+            ("normaliser", ("token", "sequence", "constant")),
+        )
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"ClippedSurrogate: {name} {getattr(self, name)!r} is not one of "
+                    f"{', '.join(known)}"
+                )
+        for name in ("epsilon", "beta"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"ClippedSurrogate: {name} must not be negative, got {getattr(self, name)}"
+                )
+        if (self.normaliser == "constant") != (self.length is not None):
+            raise ValueError(
+                "ClippedSurrogate: the normaliser 'constant' needs a length, and no other has one; "
+                f"got {self.normaliser!r} and {self.length}"
+            )
+
+    @property
+    def needs_old(self) -> bool:
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0 and self.anchor == "reference"
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return {"policy": 1.0} | ({"kl": self.beta} if self.beta else {})
+
+    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+        covered = torch.stack([view.covered for view in views]).any(0)
+        return dict.fromkeys(self.coefficients, self._count(covered))
+
+    def __call__(
+        self,
+        policy: TokenScores,
+        advantage: Tensor,
+        *,
+        old: TokenScores | None = None,
+        reference: TokenScores | None = None,
+    ) -> PolicyTerms:
+        if self.needs_reference and reference is None:
+            raise ValueError(
+                "ClippedSurrogate: a KL to the reference needs its scores; pass them, or set beta "
+                "to 0"
+            )
+        covered, log_prob = policy.anywhere, policy.total
+        before = (old or policy).total.detach()
+        log_ratio = self._at_level(log_prob - before, policy)
+        ratio = log_ratio.exp()
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        better, worse = advantage[:, None] > 0, advantage[:, None] < 0
+        unclipped = ratio * advantage[:, None]
+        clipped = ratio.clamp(1 - self.epsilon, 1 + high) * advantage[:, None]
+        sums = {"policy": self._sum(-torch.minimum(unclipped, clipped), covered)}
+
+        low_clipped = ((ratio < 1 - self.epsilon) & worse).float()
+        high_clipped = ((ratio > 1 + high) & better).float()
+        statistics = Statistics.means(
+            region_mean=(low_clipped + high_clipped, covered),
+            low_mean=(low_clipped, covered),
+            high_mean=(high_clipped, covered),
+        )
+        statistics = statistics + _extremes(statistics)
+        statistics = statistics.named(
+            {name: f"clip_ratio/{name}" for part in statistics.parts for name in part}
+        )
+        anchor = reference if self.anchor == "reference" else (old or policy)
+        if anchor is not None:
+            divergence = self._divergence(log_prob, anchor.total.detach())
+            statistics = statistics + Statistics.means(kl=(divergence, covered))
+            if self.beta:
+                sums["kl"] = self._sum(divergence, covered)
+        return PolicyTerms(
+            sums=sums,
+            counts=dict.fromkeys(sums, self._count(covered)),
+            statistics=statistics + _entropy(policy),
+        )
+
+    def _at_level(self, log_ratio: Tensor, policy: TokenScores) -> Tensor:
+        """[B, L] -> [B, L]; of a row, the same everywhere."""
+        if self.level == "token":
+            return log_ratio
+        row = log_ratio.sum(1, keepdim=True)
+        if self.level == "sequence":
+            weight = policy.weight.sum(0).sum(1, keepdim=True)
+            row = row / torch.where(weight > 0, weight, 1.0)
+        return row.expand_as(log_ratio)
+
+    def _divergence(self, log_prob: Tensor, anchor: Tensor) -> Tensor:
+        d = anchor - log_prob
+        return -d if self.kl == "k1" else torch.expm1(d) - d
+
+    def _sum(self, value: Tensor, covered: Tensor) -> Tensor:
+        value = torch.where(covered, value, 0.0)
+        if self.normaliser == "sequence":
+            value = value / covered.sum(1, keepdim=True).clamp_min(1)
+        return value.sum()
+
+    def _count(self, covered: Tensor) -> Tensor:
+        if self.normaliser == "token":
+            return covered.sum()
+        if self.normaliser == "sequence":
+            return covered.any(1).sum()
+        assert self.length is not None
+        return torch.tensor(len(covered) * self.length, device=covered.device)
+
+
+@dataclass(frozen=True)
+class WeightedLikelihood(PolicyLoss):
+    """wd1: likelihood of good answers up, of bad ones down, with no ratio, old policy or reference.
+
+        sum_j (w-_j - w+_j) log p(x_j),    w+ = softmax(psi A), w- = softmax(-psi A)
+
+    over the answers j of a group, log p(x_j) being the sum of the estimates of a row; the mean over
+    groups. Equal advantages cancel.
+
+    Source: arXiv:2507.08838 (wd1), with the likelihood of diffu-GRPO. Departure: its code takes the
+    softmax over a micro-batch, whichever groups are in it.
+    """
+
+    psi: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.psi <= 0:
+            raise ValueError(f"WeightedLikelihood: psi must be above 0, got {self.psi}")
+
+    def prepare(self, advantage: Tensor, *, group: Tensor) -> Tensor:
+        """[N] n (w+ - w-) for groups of n, so that the mean over rows is that over groups."""
+        _, index = group.unique(return_inverse=True)
+        own = index[:, None] == index[None, :]  # [N, N]
+        scaled = self.psi * advantage
+        up, down = (
+            sign.expand_as(own).masked_fill(~own, -torch.inf).softmax(1).diagonal()
+            for sign in (scaled, -scaled)
+        )
+        return own.sum(1) * (up - down)
+
+    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+        covered = torch.stack([view.covered for view in views]).any(0)
+        return {"policy": covered.any(1).sum()}
+
+    def __call__(
+        self,
+        policy: TokenScores,
+        advantage: Tensor,
+        *,
+        old: TokenScores | None = None,
+        reference: TokenScores | None = None,
+    ) -> PolicyTerms:
+        """`advantage` is what `prepare` made of them."""
+        return PolicyTerms(
+            sums={"policy": -(advantage * policy.total.sum(1)).sum()},
+            counts={"policy": policy.anywhere.any(1).sum()},
+            statistics=_entropy(policy),
+        )
+
+
+@dataclass(frozen=True)
+class Sandwiched(PolicyLoss):
+    """SPG: policy gradient between two bounds, the lower for good answers, the upper for bad ones.
+
+        -A L where A >= 0,    -A (mix U + (1 - mix) L) where A < 0
+
+    with, for weights w_k of views k that each cover part of a row's n tokens,
+
+        L = sum_k sum_i w_k log p_k(x_i)                                (evidence lower bound)
+        U = n / c sum_i 1 / beta log sum_k w_k p_k(x_i)^beta            (evidence upper bound)
+
+    over the tokens that some view covers, c of them. Rows are averaged by their lengths n, the sum
+    of all weights of a row, so that L and U enter as sums. No ratio, old policy or reference.
+
+    beta  1.5 as published, 1 to 2 tried
+    mix   0.5 as published; 1 is the upper bound alone
+
+    U bounds log p only up to a constant, and from above in the mean over views alone: the logarithm
+    of few of them lies below. Weights must be those of a bound: take `Elbo` or `BlockRandom`.
+
+    Source: arXiv:2510.09541 (SPG) and its published code. Departure: p^beta is summed by
+    logarithms; there, tokens whose power underflows drop out.
+    """
+
+    beta: float = 1.5
+    mix: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.beta < 1:
+            raise ValueError(f"Sandwiched: beta must be at least 1, got {self.beta}")
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"Sandwiched: mix must lie in [0, 1], got {self.mix}")
+
+    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+        return {"policy": sum((view.weight.sum() for view in views), torch.zeros(()))}
+
+    def __call__(
+        self,
+        policy: TokenScores,
+        advantage: Tensor,
+        *,
+        old: TokenScores | None = None,
+        reference: TokenScores | None = None,
+    ) -> PolicyTerms:
+        lower = policy.total.sum(1)  # [B]
+        value = lower
+        if self.mix > 0:
+            mixed = self.mix * self.upper(policy) + (1 - self.mix) * lower
+            value = torch.where(advantage < 0, mixed, lower)
+        return PolicyTerms(
+            sums={"policy": -(advantage * value).sum()},
+            counts={"policy": policy.weight.sum()},
+            statistics=_entropy(policy),
+        )
+
+    def upper(self, policy: TokenScores) -> Tensor:
+        """[B], U."""
+        covered = policy.anywhere
+        exponent = policy.weight.clamp_min(torch.finfo(policy.weight.dtype).tiny).log()
+        exponent = (exponent + self.beta * policy.log_prob).masked_fill(~policy.covered, -torch.inf)
+        # Where nothing is covered a number stands in, so that no gradient is NaN.
+        exponent = torch.where(covered, exponent, 0.0)
+        token = torch.where(covered, exponent.logsumexp(0) / self.beta, 0.0)  # [B, L]
+        length = policy.weight.sum((0, 2))
+        return length * token.sum(1) / covered.sum(1).clamp_min(1)
+
+
+def _extremes(means: Statistics) -> Statistics:
+    """Of the shares clipped, TRL's `low_min` and `high_max`, over micro-batches and processes."""
+    low, high = (
+        means.sums[name] / means.counts[name].clamp_min(1) for name in ("low_mean", "high_mean")
+    )
+    return Statistics(least={"low_min": low}, most={"high_max": high})
+
+
+def _entropy(policy: TokenScores) -> Statistics:
+    """`entropy`, a mean over all covered tokens, where it was computed."""
+    if policy.entropy is None:
+        return Statistics()
+    return Statistics.means(entropy=(policy.entropy, policy.covered))
