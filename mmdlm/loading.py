@@ -85,6 +85,11 @@ def load(
         _check_mask_token(text_tokenizer, vocabulary)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    if image_tokenizer is not None and not vocabulary.image_codes:
+        raise ValueError(
+            f"{folder} has no image codes in its vocabulary; leave out image_tokenizer="
+            f"{str(image_tokenizer)!r}"
+        )
     lora = None if adapter is None else Lora.open(_find(adapter, "adapter"))
     denoiser = _load_denoiser(
         checkpoint, config, dtype or _default_dtype(checkpoint, config), where, quantization

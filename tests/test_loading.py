@@ -315,6 +315,11 @@ def test_the_familys_image_tokenizer_is_fetched(
     assert asked == [(repository, f"{inside}/*.json".lstrip("/"))]
 
 
+def test_a_model_of_text_takes_no_image_tokenizer(publish: Any, tmp_path: Path) -> None:
+    folder, _ = publish("llada")
+    error_of(lambda: load(folder, image_tokenizer=tmp_path), folder, "no image codes in its vocab")
+
+
 def test_an_image_tokenizer_that_is_not_there_is_said(publish: Any) -> None:
     folder, _ = publish("mmada")
     with pytest.raises(ValueError, match="image_tokenizer: no folder 'showlab/magvitv2'.*Hub"):
