@@ -16,7 +16,6 @@ where they are used, so that `mmdlm --help` is instant.
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
 import sys
@@ -25,29 +24,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import mmdlm
+from mmdlm.picture_files import (
+    ANIMATED_FORMATS,
+    PICTURE_FORMATS,
+    animation,
+    check_place,
+    encode,
+    numbered,
+    sentence,
+    write,
+)
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from mmdlm.generate import Model
+
 Item = TypeVar("Item")
 
 USER_ERROR = 2
 INTERRUPTED = 130
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
 CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
-FRAME_MS = 120
-LAST_FRAME_MS = 2000
-PICTURE_FORMATS = {  # a file's ending -> Pillow's name
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".gif": "GIF",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
-ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader left (mmdlm caption ... | head): not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        print(f"mmdlm: {_sentence(error)}", file=sys.stderr)
+        print(f"mmdlm: {sentence(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("mmdlm: interrupted", file=sys.stderr)
@@ -76,18 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw(options: argparse.Namespace) -> None:
     """Words -> one or more pictures, and on request the denoising as an animation."""
-    outputs = _numbered(options.output, options.num_images)
+    outputs = numbered(options.output, options.num_images)
     for path in outputs:
-        _check_place(path, "--output", PICTURE_FORMATS)
+        check_place(path, "--output", PICTURE_FORMATS)
     if options.animate is not None:
-        _check_place(options.animate, "--animate", ANIMATED_FORMATS)
+        check_place(options.animate, "--animate", ANIMATED_FORMATS)
         if options.animate.resolve() in [path.resolve() for path in outputs]:
             raise ValueError(
                 f"--animate and --output both name {str(options.animate)!r}; "
                 "give two different files"
             )
 
-    model = mmdlm.load(options.model)
+    model = _load(options)
     if options.animate is None and not sys.stderr.isatty():
         frames = [
             model.text_to_image(
@@ -116,10 +116,10 @@ def draw(options: argparse.Namespace) -> None:
         )
         total = options.steps or model.defaults.text_to_image.num_inference_steps
         frames = list(_progress(steps, "drawing", total=total))
-    files = [(path, _encode(one, path)) for path, one in zip(outputs, frames[-1], strict=True)]
+    files = [(path, encode(one, path)) for path, one in zip(outputs, frames[-1], strict=True)]
     if options.animate is not None:
-        files.append((options.animate, _animation(frames, options.animate)))
-    _write(files)
+        files.append((options.animate, animation(frames, options.animate)))
+    write(files)
 
 
 def caption(options: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def caption(options: argparse.Namespace) -> None:
     for path in options.pictures:  # a broken picture is found before the first forward pass
         open_image(path)
 
-    model = mmdlm.load(options.model)
+    model = _load(options)
     generator = _generator(options.seed)
     starts: Iterable[int] = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
     if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
@@ -148,7 +148,7 @@ def inpaint(options: argparse.Namespace) -> None:
     """A picture, a hole in it and words -> the picture with the hole filled."""
     from mmdlm.vision.pixels import open_image
 
-    _check_place(options.output, "--output", PICTURE_FORMATS)
+    check_place(options.output, "--output", PICTURE_FORMATS)
     picture = open_image(options.picture)
     if options.box is None:
         mask = open_image(options.mask).convert("L").point(_black_or_white)
@@ -165,7 +165,7 @@ def inpaint(options: argparse.Namespace) -> None:
             "to be drawn anew"
         )
 
-    model = mmdlm.load(options.model)
+    model = _load(options)
     result = model.inpaint(
         picture,
         mask,
@@ -174,7 +174,7 @@ def inpaint(options: argparse.Namespace) -> None:
         guidance_scale=options.guidance_scale,
         generator=_generator(options.seed),
     )
-    _write([(options.output, _encode(result, options.output))])
+    write([(options.output, encode(result, options.output))])
 
 
 def infill(options: argparse.Namespace) -> None:
@@ -182,7 +182,7 @@ def infill(options: argparse.Namespace) -> None:
     from mmdlm.vision.pixels import open_image
 
     picture = None if options.image is None else open_image(options.image)
-    model = mmdlm.load(options.model)
+    model = _load(options)
     text = model.infill(
         options.text,
         image=picture,
@@ -196,9 +196,9 @@ def edit(options: argparse.Namespace) -> None:
     """Pictures and an instruction -> another picture."""
     from mmdlm.vision.pixels import open_image
 
-    _check_place(options.output, "--output", PICTURE_FORMATS)
+    check_place(options.output, "--output", PICTURE_FORMATS)
     pictures = [open_image(path) for path in options.pictures]
-    model = mmdlm.load(options.model)
+    model = _load(options)
     result = model.edit(
         pictures,
         options.prompt,
@@ -207,7 +207,7 @@ def edit(options: argparse.Namespace) -> None:
         image_guidance_scale=options.image_guidance_scale,
         generator=_generator(options.seed),
     )
-    _write([(options.output, _encode(result, options.output))])
+    write([(options.output, encode(result, options.output))])
 
 
 def answer(options: argparse.Namespace) -> None:
@@ -215,7 +215,7 @@ def answer(options: argparse.Namespace) -> None:
     from mmdlm.vision.pixels import open_image
 
     pictures = [open_image(path) for path in options.image]
-    model = mmdlm.load(options.model)
+    model = _load(options)
     text = model.answer(
         options.question,
         pictures or None,
@@ -234,7 +234,7 @@ def chat(options: argparse.Namespace) -> None:
     """A conversation: each line of stdin is a message, each answer a line or more of stdout."""
     from mmdlm.terminal import COMMANDS, Conversation
 
-    model = mmdlm.load(options.model)
+    model = _load(options)
     model.layout.need("chat")
     generator = _generator(options.seed)
 
@@ -263,7 +263,7 @@ def chat(options: argparse.Namespace) -> None:
         try:
             text = conversation.say(line) if line else None
         except ValueError as error:  # said in one sentence, and the conversation goes on
-            print(f"mmdlm: {_sentence(error)}", file=sys.stderr)
+            print(f"mmdlm: {sentence(error)}", file=sys.stderr)
             continue
         if text is not None:
             print(text, flush=True)
@@ -271,7 +271,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def complete(options: argparse.Namespace) -> None:
     """The beginning of a text -> the whole of it, on stdout."""
-    model = mmdlm.load(options.model)
+    model = _load(options)
     text = model.complete(
         options.text,
         num_inference_steps=options.steps,
@@ -498,6 +498,24 @@ def _command(
         "(default: %(default)s)",
     )
     command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="to compute in (default: that of the weights, float32 for small models of ours)",
+    )
+    command.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="hold the weights in fewer bits: 4bit and 8bit by bitsandbytes, the others by torchao",
+    )
+    command.add_argument(
+        "--adapter", metavar="NAME", help="a LoRA by PEFT: a folder or OWNER/NAME of the Hub"
+    )
+    command.add_argument(
+        "--image-tokenizer",
+        metavar="NAME",
+        help="where the model's folder has none (default: the one its family is published with)",
+    )
+    command.add_argument(
         "--steps",
         type=_count,
         metavar="N",
@@ -596,6 +614,19 @@ def _box(text: str) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
+def _load(options: argparse.Namespace) -> Model:
+    """The model of a command, as its options ask for it."""
+    import torch
+
+    return mmdlm.load(
+        options.model,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
+        quantization=options.quantization,
+        adapter=options.adapter,
+        image_tokenizer=options.image_tokenizer,
+    )
+
+
 def _generator(seed: int) -> torch.Generator:
     import torch
 
@@ -626,88 +657,6 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-# --- files out ------------------------------------------------------------------------------------
-
-
-def _numbered(path: Path, count: int) -> list[Path]:
-    """[out.png], or [out-1.png, out-2.png, ...]."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
-
-
-def _check_place(path: Path, option: str, formats: dict[str, str]) -> None:
-    """Find out before the slow work that the result would have no place or no format."""
-    if path.suffix.lower() not in formats:
-        raise ValueError(
-            f"{option} {str(path)!r} does not end in one of {' '.join(formats)}; "
-            f"try {str(path.with_suffix(next(iter(formats))))!r}"
-        )
-    if path.is_dir():
-        raise ValueError(f"{option} {str(path)!r} is a folder; name a file in it")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise ValueError(f"{option} {str(path)!r}: there is no folder {str(folder)!r}; create it")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{option} {str(path)!r}: the folder {str(folder)!r} may not be written to; "
-            "choose another"
-        )
-
-
-def _encode(picture: Image.Image, path: Path) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=95)
-    return buffer.getvalue()
-
-
-def _animation(frames: Sequence[list[Image.Image]], path: Path) -> bytes:
-    """One frame per denoising step, its pictures side by side; the last frame stays longer."""
-    sheets = [_side_by_side(pictures) for pictures in frames]
-    durations = [FRAME_MS] * (len(sheets) - 1) + [LAST_FRAME_MS]
-    buffer = io.BytesIO()
-    sheets[0].save(
-        buffer,
-        ANIMATED_FORMATS[path.suffix.lower()],
-        save_all=True,
-        append_images=sheets[1:],
-        duration=durations,
-        loop=0,
-    )
-    return buffer.getvalue()
-
-
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    from PIL import Image
-
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for n, picture in enumerate(pictures):
-        sheet.paste(picture, (n * width, 0))
-    return sheet
-
-
-def _write(files: Sequence[tuple[Path, bytes]]) -> None:
-    """Write all beside their places, then rename: each file is whole, or as it was before."""
-    places = [path.resolve() for path, _ in files]  # a link stays a link
-    parts = [place.with_name(f".{place.name}.{os.getpid()}.part") for place in places]
-    try:
-        for part, (_, content) in zip(parts, files, strict=True):
-            part.write_bytes(content)
-        for part, place in zip(parts, places, strict=True):
-            part.replace(place)
-    except OSError as error:
-        named = " and ".join(repr(str(path)) for path, _ in files)
-        raise ValueError(
-            f"cannot write {named} ({_sentence(error)}); free some space or choose another place"
-        ) from None
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    for path, _ in files:
-        print(path)
-
-
 # --- the screen -----------------------------------------------------------------------------------
 
 
@@ -735,14 +684,6 @@ def _follow(parts: Iterable[tuple[int, int]], what: str) -> None:
         for done, total in parts:
             bar.total = total
             bar.update(done - bar.n)
-
-
-def _sentence(error: BaseException) -> str:
-    """One line, without the number that the operating system gives to an error."""
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror.lower()
-        return f"{text}: {error.filename!r}" if error.filename else text
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.defaults = SimpleNamespace(text_to_image=SimpleNamespace(num_inference_steps=4))
         self.calls: list[dict[str, object]] = []
+        self.loaded: tuple[object, ...] = ()
         self.layout = SimpleNamespace(need=lambda task: None)
 
     def text_to_image(
@@ -150,7 +151,15 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     """A fake behind every name but "missing"; the current folder is an empty one."""
     fake = FakeModel()
 
-    def load(name_or_path: str) -> FakeModel:
+    def load(
+        name_or_path: str,
+        *,
+        dtype: torch.dtype | None,
+        quantization: str | None,
+        adapter: str | None,
+        image_tokenizer: str | None,
+    ) -> FakeModel:
+        fake.loaded = (dtype, quantization, adapter, image_tokenizer)
         if name_or_path == "missing":
             raise ValueError("no model 'missing'; give a bundled name (emoji) or a folder")
         return fake
@@ -176,6 +185,14 @@ def test_draw_writes_the_picture(model: FakeModel, capsys: pytest.CaptureFixture
     assert files() == {"heart.png"}
     with Image.open("heart.png") as drawn:
         assert drawn.size == (8, 8)
+
+
+def test_options_of_loading_reach_it(model: FakeModel) -> None:
+    assert cli.main(["draw", "heart", "-o", "a.png"]) == 0
+    assert model.loaded == (None, None, None, None)
+    given = ["--dtype", "bfloat16", "--quantization", "4bit", "--adapter", "a/b"]
+    assert cli.main(["draw", "x", "-o", "a.png", *given, "--image-tokenizer", "c/d"]) == 0
+    assert model.loaded == (torch.bfloat16, "4bit", "a/b", "c/d")
 
 
 def test_options_reach_the_model_and_none_leaves_its_defaults(model: FakeModel) -> None:
@@ -466,7 +483,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 def test_errors_that_need_no_model_come_before_it_is_loaded(
     picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mmdlm, "load", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(mmdlm, "load", lambda *_, **__: pytest.fail("loaded"))
     assert cli.main(["draw", "heart", "-o", "nowhere/out.png"]) == 2
     assert cli.main(["caption", picture, "missing.png"]) == 2
     assert cli.main([*INPAINT, "--box", "0,0,9,9"]) == 2
@@ -559,3 +576,9 @@ def test_the_bundled_model_draws_describes_and_mends(
     filled = capsys.readouterr().out.strip()
     assert filled.startswith("woman ")
     assert "[MASK]" not in filled
+
+
+def test_kinds_of_quantization_are_those_that_there_are() -> None:
+    from mmdlm.models.quantization import KINDS
+
+    assert set(cli.QUANTIZATIONS) == set(KINDS)

@@ -1,0 +1,116 @@
+"""Pictures and animations as files: each appears whole or not at all.
+
+Pillow is imported where it is used, so that `mmdlm --help` is instant.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FRAME_MS = 120
+LAST_FRAME_MS = 2000
+PICTURE_FORMATS = {  # a file's ending -> Pillow's name
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """[out.png], or [out-1.png, out-2.png, ...]."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
+
+
+def check_place(path: Path, option: str, formats: dict[str, str]) -> None:
+    """Find out before the slow work that the result would have no place or no format."""
+    if path.suffix.lower() not in formats:
+        raise ValueError(
+            f"{option} {str(path)!r} does not end in one of {' '.join(formats)}; "
+            f"try {str(path.with_suffix(next(iter(formats))))!r}"
+        )
+    if path.is_dir():
+        raise ValueError(f"{option} {str(path)!r} is a folder; name a file in it")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise ValueError(f"{option} {str(path)!r}: there is no folder {str(folder)!r}; create it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{option} {str(path)!r}: the folder {str(folder)!r} may not be written to; "
+            "choose another"
+        )
+
+
+def encode(picture: Image.Image, path: Path) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=95)
+    return buffer.getvalue()
+
+
+def animation(frames: Sequence[list[Image.Image]], path: Path) -> bytes:
+    """One frame per denoising step, its pictures side by side; the last frame stays longer."""
+    sheets = [_side_by_side(pictures) for pictures in frames]
+    durations = [FRAME_MS] * (len(sheets) - 1) + [LAST_FRAME_MS]
+    buffer = io.BytesIO()
+    sheets[0].save(
+        buffer,
+        ANIMATED_FORMATS[path.suffix.lower()],
+        save_all=True,
+        append_images=sheets[1:],
+        duration=durations,
+        loop=0,
+    )
+    return buffer.getvalue()
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    from PIL import Image
+
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width * len(pictures), height))
+    for n, picture in enumerate(pictures):
+        sheet.paste(picture, (n * width, 0))
+    return sheet
+
+
+def write(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write all beside their places, then rename: each file is whole, or as it was before."""
+    places = [path.resolve() for path, _ in files]  # a link stays a link
+    parts = [place.with_name(f".{place.name}.{os.getpid()}.part") for place in places]
+    try:
+        for part, (_, content) in zip(parts, files, strict=True):
+            part.write_bytes(content)
+        for part, place in zip(parts, places, strict=True):
+            part.replace(place)
+    except OSError as error:
+        named = " and ".join(repr(str(path)) for path, _ in files)
+        raise ValueError(
+            f"cannot write {named} ({sentence(error)}); free some space or choose another place"
+        ) from None
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    for path, _ in files:
+        print(path)
+
+
+def sentence(error: BaseException) -> str:
+    """One line, without the number that the operating system gives to an error."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror.lower()
+        return f"{text}: {error.filename!r}" if error.filename else text
+    return " ".join(str(error).split())
