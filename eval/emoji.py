@@ -39,21 +39,14 @@ from data_pipelines.emoji import (
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, write_file
 from data_pipelines.source import BROKEN_CONTENT, field_image
 from eval.cards import FAINT, FAIR, GOOD, POOR, Card, sheet_of
-from eval.metrics import (
-    Neighbours,
-    estimate,
-    exact_match,
-    nearest_neighbours,
-    psnr,
-    wilson_interval,
-    word_overlap,
-)
+from eval.metrics import estimate, exact_match, psnr, wilson_interval, word_overlap
 from mmdlm.core.likelihood import Elbo
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import collate, image_segments, text_segment
 from mmdlm.decoding import Decoding
 from mmdlm.generate import Model
 from mmdlm.loading import find_checkpoint, load
+from mmdlm.rl.rewards.neighbours import Neighbours, nearest_neighbours
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 from mmdlm.vision.pixels import to_pixels
 

@@ -142,7 +142,7 @@ class Rubric:
             raise ValueError(f"on_error {self.on_error!r} is neither 'skip' nor 'raise'")
 
     def check_columns(self, columns: Collection[str]) -> None:
-        """Raise ValueError unless each column that a reward needs is there; to be asked at start."""
+        """Raise ValueError unless each column that a reward needs is there; ask at the start."""
         for name, reward in self.rewards.items():
             missing = [one for one in needs(reward) if one not in columns]
             if missing:
@@ -183,7 +183,9 @@ class Rubric:
             **columns,
             **context,
         }
-        found = _outcomes({name: (one, _accepted(one, given)) for name, one in self.rewards.items()})
+        found = _outcomes(
+            {name: (one, _accepted(one, given)) for name, one in self.rewards.items()}
+        )
         rewards: dict[str, Tensor] = {}
         skipped: dict[str, Skipped] = {}
         total = torch.zeros(count, dtype=torch.float64)
@@ -191,16 +193,16 @@ class Rubric:
         failed = torch.zeros(count, dtype=torch.bool)
         weights = {name: float(self.weights.get(name, 1.0)) for name in self.rewards}
         for name, outcome in found.items():
-            values, wrong, reason = _scores(name, outcome, count)
+            scores, wrong, reason = _scores(name, outcome, count)
             if reason:
                 if self.on_error == "raise":
                     raise ValueError(reason) from (
                         outcome if isinstance(outcome, Exception) else None
                     )
                 skipped[name] = Skipped(int(wrong.sum()), reason)
-            rewards[name] = values
-            has = ~values.isnan()
-            total += torch.where(has, weights[name] * values, 0.0)
+            rewards[name] = scores
+            has = ~scores.isnan()
+            total += torch.where(has, weights[name] * scores, 0.0)
             spoken |= has
             failed |= wrong
         total[failed | ~spoken] = math.nan
@@ -230,8 +232,9 @@ def text_of(completion: Any) -> str:
         completion = [completion]
     if isinstance(completion, Sequence):
         contents = [one.get("content") for one in completion if isinstance(one, Mapping)]
-        if len(contents) == len(completion) and all(isinstance(one, str) for one in contents):
-            return "\n".join(contents)
+        texts = [one for one in contents if isinstance(one, str)]
+        if len(texts) == len(completion):
+            return "\n".join(texts)
     raise ValueError(
         f"a completion of type {type(completion).__name__} has no text; give this reward text or "
         "messages"
@@ -287,6 +290,7 @@ def _outcomes(calls: Mapping[str, Call]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     waiting: dict[str, Awaitable[Any]] = {}
     for name, (reward, arguments) in calls.items():
+        result: Any
         try:
             result = reward(**arguments)
         except RewardUnavailable:

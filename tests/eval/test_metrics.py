@@ -12,8 +12,6 @@ from eval.metrics import (
     PERFECT_PSNR,
     estimate,
     exact_match,
-    first_alike,
-    nearest_neighbours,
     psnr,
     wilson_interval,
     word_overlap,
@@ -116,79 +114,3 @@ def test_psnr_of_equal_pictures_is_finite_and_the_most_there_is() -> None:
 def test_psnr_wants_one_size() -> None:
     with pytest.raises(ValueError, match="resize"):
         psnr(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8))
-
-
-# ---- neighbours
-
-
-def test_every_picture_is_nearest_to_itself() -> None:
-    gallery = levels(30)
-    found = nearest_neighbours(gallery, gallery, right=torch.arange(30), k=5)
-    assert found.rank.tolist() == [0] * 30
-    assert found.nearest[:, 0].tolist() == list(range(30))
-    assert bool(found.within(1).all())
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 512])
-def test_ranks_are_those_of_brute_force(chunk: int) -> None:
-    images, gallery = levels(20, seed=1), levels(33)
-    right = torch.arange(20)
-    distance = torch.stack(
-        [(image.double() - gallery.double()).square().flatten(1).sum(1) for image in images]
-    )
-    found = nearest_neighbours(images, gallery, right=right, k=5, chunk=chunk)
-    expected = (distance < distance.gather(1, right[:, None])).sum(1)
-    assert torch.equal(found.rank, expected)
-    assert torch.equal(found.nearest, distance.argsort(1)[:, :5])
-
-
-def test_noise_is_at_chance() -> None:
-    images, gallery = levels(2000, seed=1), levels(50)
-    right = torch.arange(2000) % 50
-    shares = [
-        float(nearest_neighbours(images, gallery, right=right).within(k).double().mean())
-        for k in (1, 5)
-    ]
-    assert shares == pytest.approx([1 / 50, 5 / 50], abs=4 * math.sqrt(0.1 * 0.9 / 2000))
-
-
-def test_pictures_that_are_alike_count_as_one() -> None:
-    gallery = levels(6)
-    gallery[1:5] = gallery[0]  # five alike, and one more
-    image = gallery[:1].clone()
-    for place in range(5):
-        found = nearest_neighbours(image, gallery, right=torch.tensor([place]))
-        assert found.rank.tolist() == [0]
-        assert found.nearest.tolist() == [[0, 5]]
-    other = nearest_neighbours(image, gallery, right=torch.tensor([5]))
-    assert other.rank.tolist() == [1]
-
-
-def test_a_tie_is_decided_for_the_right_one() -> None:
-    gallery = torch.tensor([0, 2], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
-    between = torch.ones(1, 3, 4, 4, dtype=torch.uint8)
-    for right in (0, 1):
-        found = nearest_neighbours(between, gallery, right=torch.tensor([right]))
-        assert found.rank.tolist() == [0]
-        assert found.nearest.tolist() == [[right, 1 - right]]
-
-
-def test_one_level_of_one_pixel_decides() -> None:
-    """At 64 x 64, where float32 would have rounded it away."""
-    image = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
-    gallery = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    gallery[1, 0, 0, 0] = 1  # nearer by 255^2 - 254^2 of 8e8
-    found = nearest_neighbours(image, gallery, right=torch.tensor([0]))
-    assert found.rank.tolist() == [1]
-    assert found.nearest.tolist() == [[1, 0]]
-
-
-def test_sizes_must_agree() -> None:
-    with pytest.raises(ValueError, match="resize"):
-        nearest_neighbours(levels(1, size=4), levels(1, size=8), right=torch.zeros(1).long())
-
-
-def test_the_first_of_alike_pictures() -> None:
-    gallery = levels(4)
-    gallery[3] = gallery[1]
-    assert first_alike(gallery).tolist() == [0, 1, 2, 1]

@@ -60,7 +60,7 @@ def answer_of(text: str) -> str | None:
 
 
 def reference_of(text: str) -> str:
-    r"""The answer in a column of a data set: its last `\boxed`, what follows `####`, or all of it."""
+    r"""The answer in a column of a data set: its last `\boxed`, what follows `####`, or all."""
     found = boxed(text)
     if found is None:
         found = after_hashes(text)

@@ -15,9 +15,9 @@ from mmdlm.rl.rewards.answer import boxed, tagged
 LONGEST = 200  # characters of an expression that is looked at
 WRITTEN = (
     (re.compile(r"\\d?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
-    (re.compile(r"\\(?:times|cdot)\b|×|·|⋅"), "*"),
+    (re.compile("\\\\(?:times|cdot)\\b|[\u00d7\u00b7\u22c5]"), "*"),
     (re.compile(r"\\div\b|÷"), "/"),
-    (re.compile(r"−|–"), "-"),
+    (re.compile("[\u2212\u2013]"), "-"),
     (re.compile(r"\\(?:left|right)\b|\\[()\[\],;! ]|\$"), " "),
 )
 
@@ -98,7 +98,7 @@ def expression_of(completion: str, *, equation: bool = False) -> str | None:
 
 @dataclass(frozen=True)
 class Countdown:
-    """1 for an expression that solves the columns `numbers` and `target`, `wrong` for another answer.
+    """1 for an expression that solves the columns `numbers` and `target`, `wrong` for another.
 
     wrong     of an answer in its tags (or box) that is not right
     equation  an answer may be written `a + b = c`

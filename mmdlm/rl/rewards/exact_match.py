@@ -17,12 +17,12 @@ Where = Literal["answer", "last_number", "text"]
 class ExactMatch:
     r"""1 where the answer equals the column `answer`, 0 elsewhere.
 
-    where  "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": there too, or
-           else the last number of the completion; "text": the whole completion, stripped
+    where  "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": there too,
+           or else the last number of the completion; "text": the whole completion, stripped
 
-    The column may be a bare answer, a GSM8K solution (`#### 72`) or one with a `\boxed`. White space
-    counts as one space, and commas between thousands, a leading `$` and a final full stop do not
-    count; nothing else is mended: for that there is `MathEquivalence`.
+    The column may be a bare answer, a GSM8K solution (`#### 72`) or one with a `\boxed`. White
+    space counts as one space, and commas between thousands, a leading `$` and a final full stop do
+    not count; nothing else is mended: for that there is `MathEquivalence`.
 
     Source: d1's correctness reward (arXiv:2504.12216, appendix), which is 2.0 of this. Departures:
     an answer is found in `\boxed` as well, and a text without an answer is wrong, where d1 compares

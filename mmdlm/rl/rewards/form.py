@@ -22,9 +22,9 @@ class Tagged:
     Each tag stands once. Without `strict`, white space between the parts is free, and so is what
     follows the last; where the last tag is "think", something has to follow.
 
-    Source: d1's strict and soft format rewards, .5 of this each. Departures: reasoning may have many
-    lines, where their expressions stop at the first; a tag twice is wrong; the line break at the
-    very end, which their strict reward asks for, may be missing.
+    Source: d1's strict and soft format rewards, .5 of this each. Departures: reasoning may have
+    many lines, where their expressions stop at the first; a tag twice is wrong; the line break at
+    the very end, which their strict reward asks for, may be missing.
     """
 
     tags: tuple[str, ...] = ("reasoning", "answer")
@@ -66,8 +66,8 @@ class TagCount:
     character after `</answer>` costs `trailing` for each of the two answer tags, but for one line
     break.
 
-    Source: d1's xmlcount reward, half of this (4 x .125, less .001 a character). Departure: where no
-    line break follows `</answer>`, theirs counts the whole completion as trailing.
+    Source: d1's xmlcount reward, half of this (4 x .125, less .001 a character). Departure: where
+    no line break follows `</answer>`, theirs counts the whole completion as trailing.
     """
 
     trailing: float = 0.002
@@ -90,8 +90,9 @@ class TagCount:
 
 @dataclass(frozen=True)
 class BoxedAnswer:
-    r"""The mean of two: 1 for an `<answer>`, and 1 for a `\boxed` in it (or, without, anywhere), else
-    `unboxed`.
+    r"""The mean of 1 for an `<answer>`, and 1 for a `\boxed` in it (without one: anywhere).
+
+    unboxed  in place of the second where there is no `\boxed`
 
     Source: d1's format reward for MATH, which is this. Departure: theirs never sees a `\boxed`, as
     its "\b" is a backspace: it gives .75 with tags and .25 without, whatever they hold.

@@ -5,6 +5,7 @@ imports nothing of ours. See `sandbox` for what each door is.
 """
 
 import ctypes
+import fcntl
 import json
 import math
 import os
@@ -14,6 +15,8 @@ import signal
 import struct
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 ORDERS, REPORT = int(sys.argv[1]), int(sys.argv[2])
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -21,8 +24,10 @@ MOST_FILES = 100  # that may be opened for writing
 LINUX = sys.platform == "linux"
 MACHINE = platform.machine()
 libc = ctypes.CDLL(None, use_errno=True)
+Say = Callable[..., None]  # writes a line of the report
 
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 22, 38, 4
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+F_GETPATH = 50  # of macOS
 
 
 def main() -> None:
@@ -45,23 +50,23 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     if "audit" in wanted:
         layers.append("audit")
-        sys.addaudithook(watch(order["folder"], say, tight="landlock" not in layers))
+        sys.addaudithook(watch(order["folder"], say))
     say(layers=layers)
     run(order, say)
     os._exit(0)  # no thread, finalizer or atexit of the code runs
 
 
-def reporter(token: str):
+def reporter(token: str) -> Say:
     """A function that writes a line of the report."""
     write, dumps, report = os.write, json.dumps, REPORT
 
-    def say(**line) -> None:
+    def say(**line: Any) -> None:
         write(report, dumps({"token": token, **line}).encode() + b"\n")
 
     return say
 
 
-def run(order: dict, say) -> None:
+def run(order: dict[str, Any], say: Say) -> None:
     """The code, and each of its tests."""
     solution = types.ModuleType("solution")
     sys.modules["solution"] = solution
@@ -74,7 +79,7 @@ def run(order: dict, say) -> None:
         say(test=n, reason=broken or attempt(test, names, f"test {n + 1}"))
 
 
-def attempt(source: str, names: dict, where: str) -> str:
+def attempt(source: str, names: dict[str, Any], where: str) -> str:
     """Why the source failed, in one sentence, or ""."""
     try:
         exec(compile(source, f"<{where}>", "exec"), names)
@@ -95,7 +100,7 @@ def attempt(source: str, names: dict, where: str) -> str:
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def limit(order: dict) -> None:
+def limit(order: dict[str, Any]) -> None:
     """Of this process and, as far as there may be any, of its children."""
     seconds = math.ceil(order["seconds"])
     for name, value in (
@@ -115,9 +120,11 @@ def limit(order: dict) -> None:
             if name != "RLIMIT_AS":  # macOS has it and does not keep it
                 raise
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
-    if LINUX and MACHINE in NUMBERS:  # a root without capabilities cannot raise its limits again
+    if (
+        LINUX and MACHINE in ARCHITECTURES
+    ):  # a root without capabilities cannot raise its limits again
         header = struct.pack("=Ii", 0x20080522, 0)
-        libc.syscall(NUMBERS[MACHINE]["capset"], header, bytes(24))
+        libc.syscall(numbers(SPECIAL)["capset"], header, bytes(24))
 
 
 # ---- landlock ------------------------------------------------------------------------------------
@@ -161,56 +168,40 @@ def landlock(folder: str) -> bool:
 
 # ---- seccomp -------------------------------------------------------------------------------------
 
-# What ends the process. Numbers from 424 on are the same on both machines.
-_NEW = {
-    **{"pidfd_send_signal": 424, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429},
-    **{"fsopen": 430, "pidfd_open": 434, "mount_setattr": 442},
-}
-NUMBERS = {
-    "x86_64": {
-        **{"arch": 0xC000003E, "capset": 126, "clone": 56, "tgkill": 234, "prlimit64": 302},
-        "killed": {
-            **{"socket": 41, "connect": 42, "fork": 57, "vfork": 58, "execve": 59, "execveat": 322},
-            **{"kill": 62, "tkill": 200, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297},
-            **{"ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321},
-            **{"perf_event_open": 298, "userfaultfd": 323, "mount": 165, "umount2": 166},
-            **{"unshare": 272, "setns": 308, "pivot_root": 155, "chroot": 161, "keyctl": 250},
-            **{"add_key": 248, "request_key": 249, "init_module": 175, "finit_module": 313},
-            **{"delete_module": 176, "kexec_load": 246, "kexec_file_load": 320, "reboot": 169},
-            **{"settimeofday": 164, "clock_settime": 227, "open_by_handle_at": 304, **_NEW},
-        },
-        "refused": {
-            **{"chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "utime": 132},
-            **{"fchmodat": 268, "fchownat": 260, "fchmodat2": 452, "setxattr": 188, "mknod": 133},
-            **{"lsetxattr": 189, "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198},
-            **{"fremovexattr": 199, "utimensat": 280, "utimes": 235, "futimesat": 261},
-            **{"mknodat": 259, "setpriority": 141, "sched_setaffinity": 203, "shmget": 29},
-            **{"sched_setscheduler": 144, "msgget": 68, "semget": 64, "mq_open": 240},
-            **{"memfd_create": 319, "memfd_secret": 447},
-        },
-    },
-    "aarch64": {
-        **{"arch": 0xC00000B7, "capset": 91, "clone": 220, "tgkill": 131, "prlimit64": 261},
-        "killed": {
-            **{"socket": 198, "connect": 203, "execve": 221, "execveat": 281, "kill": 129},
-            **{"tkill": 130, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "ptrace": 117},
-            **{"process_vm_readv": 270, "process_vm_writev": 271, "bpf": 280, "mount": 40},
-            **{"perf_event_open": 241, "userfaultfd": 282, "umount2": 39, "unshare": 97},
-            **{"setns": 268, "pivot_root": 41, "chroot": 51, "keyctl": 219, "add_key": 217},
-            **{"request_key": 218, "init_module": 105, "finit_module": 273, "delete_module": 106},
-            **{"kexec_load": 104, "kexec_file_load": 294, "reboot": 142, "settimeofday": 170},
-            **{"clock_settime": 112, "open_by_handle_at": 265, **_NEW},
-        },
-        "refused": {
-            **{"fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "fchmodat2": 452},
-            **{"setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "mknodat": 33},
-            **{"lremovexattr": 15, "fremovexattr": 16, "utimensat": 88, "setpriority": 140},
-            **{"sched_setaffinity": 122, "sched_setscheduler": 119, "shmget": 194, "msgget": 186},
-            **{"semget": 190, "mq_open": 180, "memfd_create": 279, "memfd_secret": 447},
-        },
-    },
-}
-CLONE3 = 435
+# Name and number on x86-64 and on ARM64; "-" where it has none.
+KILLED = """
+socket 41 198 | connect 42 203 | fork 57 - | vfork 58 - | execve 59 221 | execveat 322 281 |
+kill 62 129 | tkill 200 130 | rt_sigqueueinfo 129 138 | rt_tgsigqueueinfo 297 240 |
+ptrace 101 117 | process_vm_readv 310 270 | process_vm_writev 311 271 | bpf 321 280 |
+perf_event_open 298 241 | userfaultfd 323 282 | mount 165 40 | umount2 166 39 | unshare 272 97 |
+setns 308 268 | pivot_root 155 41 | chroot 161 51 | keyctl 250 219 | add_key 248 217 |
+request_key 249 218 | init_module 175 105 | finit_module 313 273 | delete_module 176 106 |
+kexec_load 246 104 | kexec_file_load 320 294 | reboot 169 142 | settimeofday 164 170 |
+clock_settime 227 112 | open_by_handle_at 304 265 | pidfd_send_signal 424 424 |
+io_uring_setup 425 425 | open_tree 428 428 | move_mount 429 429 | fsopen 430 430 |
+pidfd_open 434 434 | mount_setattr 442 442
+"""
+REFUSED = """
+chmod 90 - | fchmod 91 52 | chown 92 - | fchown 93 55 | lchown 94 - | utime 132 - |
+fchmodat 268 53 | fchownat 260 54 | fchmodat2 452 452 | setxattr 188 5 | mknod 133 - |
+lsetxattr 189 6 | fsetxattr 190 7 | removexattr 197 14 | lremovexattr 198 15 |
+fremovexattr 199 16 | utimensat 280 88 | utimes 235 - | futimesat 261 - | mknodat 259 33 |
+setpriority 141 140 | sched_setaffinity 203 122 | shmget 29 194 | sched_setscheduler 144 119 |
+msgget 68 186 | semget 64 190 | mq_open 240 180 | memfd_create 319 279 | memfd_secret 447 447
+"""
+SPECIAL = """
+clone 56 220 | tgkill 234 131 | prlimit64 302 261 | clone3 435 435 | capset 126 91
+"""
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+
+def numbers(table: str) -> dict[str, int]:
+    """Name -> number on this machine."""
+    column = 1 + list(ARCHITECTURES).index(MACHINE)
+    rows = [row.split() for row in table.replace("\n", " ").split("|")]
+    return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+
+
 CLONE_THREAD = 0x00010000
 KILL, REFUSE, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 NO_SUCH_CALL, NOT_PERMITTED = 38, 1
@@ -220,13 +211,12 @@ AT_NUMBER, AT_ARCH, AT_ARGUMENT = 0, 4, 16  # in struct seccomp_data; the low ha
 
 def seccomp() -> bool:
     """Install the filter; False on a machine or a kernel that has none."""
-    if MACHINE not in NUMBERS:
+    if MACHINE not in ARCHITECTURES:
         return False
-    numbers = NUMBERS[MACHINE]
-    me = os.getpid()
+    special, me = numbers(SPECIAL), os.getpid()
     code = [
         (LOAD, 0, 0, AT_ARCH),
-        (JUMP_EQUAL, 1, 0, numbers["arch"]),
+        (JUMP_EQUAL, 1, 0, ARCHITECTURES[MACHINE]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, AT_NUMBER),
     ]
@@ -245,10 +235,10 @@ def seccomp() -> bool:
             ]
         )
 
-    unless(numbers["clone"], JUMP_SET, CLONE_THREAD)  # threads are let through, processes not
-    unless(numbers["tgkill"], JUMP_EQUAL, me)  # abort() sends itself a signal
+    unless(special["clone"], JUMP_SET, CLONE_THREAD)  # threads are let through, processes not
+    unless(special["tgkill"], JUMP_EQUAL, me)  # abort() sends itself a signal
     code += [  # of its own limits it may read and lower what it likes
-        (JUMP_EQUAL, 0, 5, numbers["prlimit64"]),
+        (JUMP_EQUAL, 0, 5, special["prlimit64"]),
         (LOAD, 0, 0, AT_ARGUMENT),
         (JUMP_EQUAL, 2, 0, 0),
         (JUMP_EQUAL, 1, 0, me),
@@ -256,10 +246,10 @@ def seccomp() -> bool:
         (RETURN, 0, 0, ALLOW),
     ]
     # glibc then falls back to clone, whose flags can be read here
-    code += [(JUMP_EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, REFUSE | NO_SUCH_CALL)]
-    for number in numbers["killed"].values():
+    code += [(JUMP_EQUAL, 0, 1, special["clone3"]), (RETURN, 0, 0, REFUSE | NO_SUCH_CALL)]
+    for number in numbers(KILLED).values():
         code += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, KILL)]
-    for number in numbers["refused"].values():
+    for number in numbers(REFUSED).values():
         code += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE | NOT_PERMITTED)]
     code.append((RETURN, 0, 0, ALLOW))
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
@@ -281,20 +271,35 @@ FORBIDDEN = {
     "resource.prlimit": "changed its limits",
 }
 PATHS = {  # event -> which arguments are paths that it changes, and which are folders to start from
-    **{"os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.mkdir": ((0, 2),)},
-    **{"os.rename": ((0, 2), (1, 3)), "os.link": ((0, 2), (1, 3)), "os.symlink": ((1, 2),)},
-    **{"os.truncate": ((0, None),), "os.chmod": ((0, 2),), "os.chown": ((0, 3),)},
-    **{"os.utime": ((0, 3),), "os.setxattr": ((0, None),), "os.removexattr": ((0, None),)},
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((0, 2), (1, 3)),
+    "os.symlink": ((1, 2),),
+    "os.truncate": ((0, None),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+    "os.setxattr": ((0, None),),
+    "os.removexattr": ((0, None),),
 }
 
 
-def watch(folder: str, say, *, tight: bool):
-    """The audit hook: what is forbidden is reported, and ends the process at once.
+def path_of(folder: int) -> str:
+    """Of an open folder; "" where the system does not say."""
+    try:
+        if LINUX:
+            return os.readlink(f"/proc/self/fd/{folder}")
+        return fcntl.fcntl(folder, F_GETPATH, bytes(1024)).rstrip(b"\0").decode()
+    except OSError:
+        return ""
 
-    tight  nothing else guards the files: paths relative to an open folder are forbidden as well
-    """
-    inside, real = os.path.join(folder, ""), os.path.realpath
-    decode, isfile, leave = os.fsdecode, os.path.isabs, os._exit
+
+def watch(folder: str, say: Say) -> Callable[[str, tuple[Any, ...]], None]:
+    """The audit hook: what is forbidden is reported, and ends the process at once."""
+    inside, real, join = os.path.join(folder, ""), os.path.realpath, os.path.join
+    decode, absolute, leave, start_of = os.fsdecode, os.path.isabs, os._exit, path_of
     unix = 1  # AF_UNIX: event loops talk to themselves through a pair of these
     opened = [0]
 
@@ -302,19 +307,17 @@ def watch(folder: str, say, *, tight: bool):
         say(stopped=f"it {what}")
         leave(0)
 
-    def check(path, start=None) -> None:
+    def check(path: Any, start: Any = None) -> None:
         if path is None or isinstance(path, int):
             return
         path = decode(path)
-        if start not in (None, -1) and not isfile(path):
-            if tight:
-                stop(f"changed {path[:100]!r} from an open folder")
-            return
+        if start not in (None, -1) and not absolute(path):
+            path = join(start_of(start), path)
         path = real(path)
         if not (path + "/").startswith(inside) and path != "/dev/null":
             stop(f"wrote outside its folder: {path[:100]!r}")
 
-    def hook(event: str, arguments: tuple) -> None:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
             if isinstance(flags, int) and flags & WRITES and not isinstance(path, int):

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -30,9 +31,9 @@ LONGEST = 2000  # characters of an answer that is looked at
 class MathEquivalence:
     r"""1 where the answer equals the column `answer`: 0.5, 1/2 and \frac{1}{2} are one.
 
-    The answer is that of `answer.answer_of` (`<answer>`, `\boxed`); the column may be a bare answer,
-    a whole solution with a `\boxed`, or a GSM8K solution. What is equal as it is written is equal;
-    anything else is compared by `math-verify` (the extra `math`) in a process of its own.
+    The answer is that of `answer.answer_of` (`<answer>`, `\boxed`); the column may be a bare
+    answer, a whole solution with a `\boxed`, or a GSM8K solution. What is equal as it is written is
+    equal; anything else is compared by `math-verify` (the extra `math`) in a process of its own.
 
     seconds    one comparison may take; after it the process is killed and the score is 0
     megabytes  of memory that it may take
@@ -147,10 +148,8 @@ class _Worker:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
 
 @cache

@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -121,8 +122,8 @@ class Sandbox:
         missing = [one for one in self.required if one not in layers]
         if missing:
             raise RewardUnavailable(
-                f"the sandbox has no {missing[0]!r} here; take it out of `required` if {layers} are "
-                "enough"
+                f"the sandbox has no {missing[0]!r} here; take it out of `required` if "
+                f"{', '.join(layers)} are enough"
             )
         stopped = next((line["stopped"] for line in said if "stopped" in line), end)
         if stopped:
@@ -158,10 +159,8 @@ class Sandbox:
         finally:
             os.close(reading)
             ended = jail.poll()
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(jail.pid, signal.SIGKILL)  # whatever it left behind, itself included
-            except ProcessLookupError:
-                pass
             jail.wait()
         lines = [json.loads(line) for line in report.split(b"\n") if _is_json(line)]
         if late:

@@ -27,7 +27,7 @@ def grids() -> tuple[str, ...]:
 
 
 def fits(cells: str) -> bool:
-    """No row, column or 2x2 box holds a digit twice; `0` and what is missing at the end are open."""
+    """No row, column or 2x2 box holds a digit twice; `0` and what is missing are open."""
     return all(
         len(digits) == len(set(digits))
         for unit in UNITS

@@ -1,0 +1,19 @@
+"""Pictures among completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+
+def pictures_of(completions: Sequence[Any]) -> list[Image.Image]:
+    """The completions, which all have to be pictures; ValueError names the first that is not."""
+    for n, one in enumerate(completions):
+        if not isinstance(one, Image.Image):
+            raise ValueError(
+                f"completion {n} is {type(one).__name__}, not a picture; this reward is for "
+                "text-to-image"
+            )
+    return list(completions)

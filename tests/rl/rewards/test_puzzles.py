@@ -1,0 +1,210 @@
+"""Sudoku and Countdown: as d1's rewards on well-formed answers, and right where those are not."""
+
+from __future__ import annotations
+
+import re
+from itertools import permutations
+
+import pytest
+import torch
+
+from mmdlm.rl.rewards.countdown import Countdown, expression_of, solves, worth
+from mmdlm.rl.rewards.sudoku import Sudoku, fits, grid_of, grids, solutions
+
+PUZZLE, SOLUTION = "1200340021430000", "1234341221434321"
+TWICE = "0034341200434321"  # 1 and 2 can change places
+
+
+def answer(text: str) -> str:
+    return f"<reasoning>\nr\n</reasoning>\n<answer>\n{text}\n</answer>\n"
+
+
+# ---- Sudoku
+
+
+def test_there_are_288_grids_and_they_are_all_that_keep_the_rules() -> None:
+    assert len(set(grids())) == 288
+    rows = ["".join(one) for one in permutations("1234")]
+    count = sum(
+        fits(a + b + c + d) for a in rows[:1] for b in rows for c in rows for d in rows
+    )  # by brute force, of those with first row 1234
+    assert count == 288 // 24
+    assert all(fits(grid) for grid in grids())
+
+
+def test_solutions_keep_the_givens() -> None:
+    assert solutions(SOLUTION) == (SOLUTION,)
+    assert len(solutions("0" * 16)) == 288
+    assert solutions("11" + "0" * 14) == ()
+    assert SOLUTION in solutions(PUZZLE)
+    with pytest.raises(ValueError, match="16 cells"):
+        solutions("12")
+
+
+def published_sudoku(text: str, solution: str, puzzle: str) -> float:
+    """d1's reward in our words."""
+    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    digits = "".join(one for one in found[-1] if one.isdigit()) if found else ""
+    if not digits:
+        return 0.0
+    digits = (digits + "0" * 16)[:16]
+    empty = [n for n in range(16) if puzzle[n] == "0"]
+    return sum(digits[n] == solution[n] for n in empty) / len(empty)
+
+
+def unique_puzzle(seed: int) -> tuple[str, str]:
+    generator = torch.Generator().manual_seed(seed)
+    grid = grids()[int(torch.randint(288, (), generator=generator))]
+    cells = list(grid)
+    for place in torch.randperm(16, generator=generator).tolist():
+        kept, cells[place] = cells[place], "0"
+        if len(solutions("".join(cells))) > 1:
+            cells[place] = kept
+    return "".join(cells), grid
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cells_are_scored_as_published_where_the_solution_is_unique(seed: int) -> None:
+    puzzle, solution = unique_puzzle(seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    given = [str(int(d)) for d in torch.randint(1, 5, (16,), generator=generator)]
+    for text in (
+        answer("".join(given)),
+        answer("\n".join("".join(given[i : i + 4]) for i in range(0, 16, 4))),
+        answer("".join(given)[:9]),
+        answer("".join(given) + "1234"),
+        answer(solution),
+        answer("no digits"),
+        "".join(given[:5]),
+    ):
+        expected = published_sudoku(text, solution, puzzle)
+        assert Sudoku()([""], [text], puzzle=[puzzle]) == [pytest.approx(expected)]
+    assert Sudoku()([""], [answer(solution)], puzzle=[puzzle]) == [1.0]
+
+
+def test_any_solution_is_right() -> None:
+    assert len(solutions(TWICE)) == 2
+    for one in solutions(TWICE):
+        assert Sudoku()([""], [answer(one)], puzzle=[TWICE]) == [1.0]
+        assert Sudoku(score="grid")([""], [answer(one)], puzzle=[TWICE]) == [1.0]
+    assert published_sudoku(answer(solutions(TWICE)[0]), solutions(TWICE)[1], TWICE) == 0.0
+
+
+def test_a_whole_grid_keeps_the_givens() -> None:
+    other = next(grid for grid in grids() if grid[0] != PUZZLE[0])
+    texts = [answer(SOLUTION), answer(other), answer(SOLUTION[:15]), answer(SOLUTION + "1")]
+    assert Sudoku(score="grid")([""] * 4, texts, puzzle=[PUZZLE] * 4) == [1, 0, 0, 0]
+
+
+def test_puzzles_that_ask_nothing_are_not_scored() -> None:
+    puzzles = [SOLUTION, "11" + "0" * 14]
+    assert Sudoku()([""] * 2, [answer(SOLUTION)] * 2, puzzle=puzzles) == [None, None]
+
+
+def test_grids_are_found_without_tags_too() -> None:
+    assert grid_of("1234\n3412\n2143\n4321") == "1234341221434321"
+    assert grid_of("| 1 2 | 3 4 | nothing") is None
+    assert grid_of("\\boxed{1234 3412 2143 4321}") == "1234341221434321"
+
+
+# ---- Countdown
+
+
+@pytest.mark.parametrize(
+    "text, value, numbers",
+    [
+        ("2*4-3", 5, (2, 4, 3)),
+        ("(1 + 2) * 3", 9, (1, 2, 3)),
+        ("100/30", None, (100, 30)),
+        ("-3+5", 2, (3, 5)),
+        (r"2 \times 3", 6, (2, 3)),
+        (r"\frac{6}{3}", 2, (6, 3)),
+        ("6\u00f73\u00d72", 4, (6, 3, 2)),
+        ("007", 7, (7,)),
+    ],
+)
+def test_expressions_are_worth(text: str, value: int | None, numbers: tuple[int, ...]) -> None:
+    found = worth(text)
+    assert found is not None
+    assert found.numbers == numbers
+    if value is not None:
+        assert found.value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2**3",
+        "7//2",
+        "1/0",
+        "",
+        "1+",
+        "__import__('os')",
+        "1_000",
+        "2.5*2",
+        "a+b",
+        "(" * 150,
+        "9" * 300,
+        "2(3)",
+    ],
+)
+def test_what_is_no_expression(text: str) -> None:
+    assert worth(text) is None
+
+
+def test_each_number_is_used_once() -> None:
+    assert solves("30+93-100", [30, 100, 93], 23)
+    assert not solves("93-100", [30, 100, 93], -7)
+    assert not solves("30+93-100+30-30", [30, 100, 93], 23)
+    assert solves("2*(3/2)", [2, 3, 2], 3)  # 3/2 is exact
+    assert not solves("1/3*3+0", [1, 3, 3], 2)
+
+
+def published_countdown(text: str, numbers: list[int], target: int) -> float:
+    """d1's reward in our words."""
+    found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    if not found:
+        return 0.0
+    equation = found[-1].strip()
+    if sorted(int(n) for n in re.findall(r"\d+", equation)) != sorted(numbers):
+        return 0.1
+    try:
+        if not re.match(r"^[\d+\-*/().\s]+$", equation):
+            return 0.1
+        value = eval(equation, {"__builtins__": None}, {})
+        return 1.0 if abs(value - target) < 1e-5 else 0.1
+    except Exception:
+        return 0.1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        answer("30+93-100"),
+        answer("93 - (100 - 30)"),
+        answer("100-93+30"),
+        answer("30+93"),
+        answer("30+93-100 = 23"),
+        answer("thirty"),
+        answer("30+93-100)"),
+        "30+93-100",
+        answer("1") + answer("30+93-100"),
+    ],
+)
+def test_expressions_are_scored_as_published(text: str) -> None:
+    expected = published_countdown(text, [30, 100, 93], 23)
+    found = Countdown()([""], [text], numbers=[[30, 100, 93]], target=[23])
+    assert found == [expected]
+
+
+def test_other_operations_of_python_do_not_count() -> None:
+    text = answer("2**3")
+    assert published_countdown(text, [2, 3], 8) == 1.0
+    assert Countdown()([""], [text], numbers=[[2, 3]], target=[8]) == [0.1]
+
+
+def test_equations_are_an_option() -> None:
+    text = answer("30+93-100 = 23")
+    reward = Countdown(equation=True)
+    assert reward([""], [text], numbers=[["30", "100", "93"]], target=["23"]) == [1.0]
+    assert expression_of("\\boxed{1+2=3}", equation=True) == "1+2"
