@@ -1,0 +1,202 @@
+"""Rewards on pictures: by pixels, by the model's own words, and by models that are not here."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmdlm.rl.reward import RewardUnavailable, Rubric
+from mmdlm.rl.rewards import clip_score
+from mmdlm.rl.rewards.clip_score import ClipScore, Hps, load_hps
+from mmdlm.rl.rewards.image_reward import ImageRewardScore
+from mmdlm.rl.rewards.nearest_name import Gallery, NearestName, levels_of
+from mmdlm.rl.rewards.round_trip import RoundTrip, word_f1
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
+
+
+def picture(colour: tuple[int, int, int], size: int = 8) -> Image.Image:
+    return Image.new("RGB", (size, size), colour)
+
+
+def gallery() -> Gallery:
+    names = tuple(frozenset({name, f"{name} square"}) for name in COLOURS)
+    return Gallery(names, levels_of([picture(one) for one in COLOURS.values()]))
+
+
+# ---- the nearest name
+
+
+def test_the_named_picture_is_the_nearest() -> None:
+    drawn = [picture((200, 10, 0)), picture((200, 10, 0)), picture((0, 0, 255))]
+    names = ["red", "blue", "blue square"]
+    columns: dict[str, Any] = {"name": names, "gallery": gallery()}
+    assert NearestName(top=1)([""] * 3, drawn, **columns) == [1, 0, 1]
+    assert NearestName(top=4)([""] * 3, drawn, **columns) == [1, 1, 1]
+    reciprocal = NearestName(score="reciprocal")([""] * 3, drawn, **columns)
+    assert reciprocal[0] == reciprocal[2] == 1
+    assert reciprocal[1] in (1 / 2, 1 / 3, 1 / 4)
+
+
+def test_pictures_of_another_size_are_prepared() -> None:
+    def prepare(pictures: Sequence[Image.Image]) -> Tensor:
+        return levels_of([one.resize((8, 8)) for one in pictures])
+
+    one = gallery()
+    scaled = Gallery(one.names, one.levels, prepare)
+    arguments: dict[str, Any] = {"name": ["red"], "gallery": scaled}
+    assert NearestName(top=1)([""], [picture((255, 0, 0), 16)], **arguments) == [1]
+    with pytest.raises(ValueError, match="resize"):
+        NearestName()([""], [picture((255, 0, 0), 16)], name=["red"], gallery=one)
+
+
+def test_names_that_the_gallery_does_not_have() -> None:
+    with pytest.raises(ValueError, match="'mauve'"):
+        NearestName()([""], [picture((0, 0, 0))], name=["mauve"], gallery=gallery())
+    with pytest.raises(ValueError, match="one for each"):
+        Gallery((frozenset({"a"}),), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_text_is_no_picture() -> None:
+    with pytest.raises(ValueError, match="completion 0 is str"):
+        NearestName()([""], ["red"], name=["red"], gallery=gallery())
+
+
+# ---- round trip
+
+
+def describe(pictures: Sequence[Image.Image]) -> list[str]:
+    """Reads the colour of the middle."""
+    seen = [one.getpixel((4, 4)) for one in pictures]
+    return [next(name for name, one in COLOURS.items() if one == two) + " square" for two in seen]
+
+
+def test_round_trip_compares_words() -> None:
+    drawn = [picture(COLOURS["red"]), picture(COLOURS["blue"])]
+    rubric = Rubric({"words": RoundTrip(), "exact": RoundTrip(score="exact")})
+    found = rubric(
+        ["red square"] * 2,
+        drawn,
+        columns={"name": ["red square"] * 2},
+        context={"describe": describe},
+    )
+    assert found.rewards["words"].tolist() == [1, 0.5]
+    assert found.rewards["exact"].tolist() == [1, 0]
+    assert found.extras["round_trip/caption"] == ["red square", "blue square"]
+
+
+def test_words_in_common() -> None:
+    assert word_f1("a b c", "c b a") == 1
+    assert word_f1("", "") == 1
+    assert word_f1("a a", "a b") == 0.5
+
+
+def test_a_caption_for_each_picture() -> None:
+    with pytest.raises(ValueError, match="0 captions of 1"):
+        RoundTrip()([""], [picture((0, 0, 0))], name=["x"], describe=lambda pictures: [])
+
+
+# ---- CLIP, HPS, ImageReward
+
+
+class TinyClip(nn.Module):
+    """A space of three colours: pictures by their mean, texts by the colour that they name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3)) * self.scale
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        return torch.eye(3)[ids]
+
+
+def fake_open_clip() -> types.ModuleType:
+    module = types.ModuleType("open_clip")
+
+    def transform(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+
+    def create(model: str, *, pretrained: str | None, device: str) -> tuple[Any, Any, Any]:
+        if model == "unknown":
+            raise RuntimeError("Model config for unknown not found.")
+        return TinyClip().to(device), None, transform
+
+    def get_tokenizer(model: str) -> Any:
+        return lambda texts: torch.tensor([list(COLOURS).index(one.split()[0]) for one in texts])
+
+    module.create_model_and_transforms = create  # type: ignore[attr-defined]
+    module.get_tokenizer = get_tokenizer  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.fixture
+def open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", fake_open_clip())
+    clip_score.load_judge.cache_clear()
+    load_hps.cache_clear()
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_clip_score_is_the_scaled_cosine() -> None:
+    drawn = [picture((255, 0, 0)), picture((255, 0, 0)), picture((255, 255, 0))]
+    prompts = ["red square", "blue square", "green square"]
+    found = ClipScore(batch_size=2)(prompts, drawn)
+    assert found == pytest.approx([2.5, 0, 2.5 / 2**0.5])
+    by_column = ClipScore(column="name")(["?"] * 3, drawn, name=["red"] * 3)
+    assert by_column[:2] == pytest.approx([2.5, 2.5])
+    with pytest.raises(ValueError, match="'name'"):
+        ClipScore(column="name")(["?"], drawn[:1])
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_hps_is_a_cosine_of_its_own_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": {"scale": torch.tensor(-1.0)}}, path)
+    assert Hps(weights=path)(["red"], [picture((255, 0, 0))]) == pytest.approx([-1])
+    with pytest.raises(RewardUnavailable, match="no file"):
+        Hps(weights=tmp_path / "other.pt")(["red"], [picture((255, 0, 0))])
+    torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "wrong.pt")
+    with pytest.raises(RewardUnavailable, match="does not hold a ViT-H-14"):
+        Hps(weights=tmp_path / "wrong.pt")(["red"], [picture((255, 0, 0))])
+
+
+@pytest.mark.usefixtures("open_clip")
+def test_unknown_models_are_one_sentence() -> None:
+    with pytest.raises(RewardUnavailable, match="'unknown'"):
+        ClipScore(model="unknown")(["red"], [picture((255, 0, 0))])
+
+
+def test_image_reward_asks_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Judge:
+        def score(self, prompt: str, image: Image.Image) -> float:
+            return len(prompt) / 10 + image.width
+
+    module = types.ModuleType("ImageReward")
+    module.load = lambda name, device: Judge()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ImageReward", module)
+    found = ImageRewardScore(model="test")(["red"], [picture((255, 0, 0))])
+    assert found == pytest.approx([8.3])
+
+
+@pytest.mark.parametrize(
+    "reward, package",
+    [(ClipScore(model="absent"), "open_clip"), (ImageRewardScore(model="absent"), "ImageReward")],
+)
+def test_absent_packages_stop_the_run_with_a_sentence(
+    reward: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RewardUnavailable, match="pip install"):
+        Rubric({"judge": reward})(["red"], [picture((255, 0, 0))])
