@@ -300,8 +300,8 @@ class Sandwiched(PolicyLoss):
     over the tokens that some view covers, c of them. Rows are averaged by their lengths n, the sum
     of all weights of a row, so that L and U enter as sums. No ratio, old policy or reference.
 
-    beta  1.5 as published, 1 to 2 tried
-    mix   0.5 as published; 1 is the upper bound alone
+    eubo_beta  beta; 1.5 as published, 1 to 2 tried
+    mix        0.5 as published; 1 is the upper bound alone
 
     U bounds log p only up to a constant, and from above in the mean over views alone: the logarithm
     of few of them lies below. Weights must be those of a bound: take `Elbo` or `BlockRandom`.
@@ -310,17 +310,17 @@ class Sandwiched(PolicyLoss):
     logarithms; there, tokens whose power underflows drop out.
     """
 
-    beta: float = 1.5
+    eubo_beta: float = 1.5
     mix: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.beta < 1:
-            raise ValueError(f"Sandwiched: beta must be at least 1, got {self.beta}")
+        if self.eubo_beta < 1:
+            raise ValueError(f"Sandwiched: eubo_beta must be at least 1, got {self.eubo_beta}")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"Sandwiched: mix must lie in [0, 1], got {self.mix}")
 
     def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
-        return {"policy": sum((view.weight.sum() for view in views), torch.zeros(()))}
+        return {"policy": torch.stack([view.weight.sum() for view in views]).sum()}
 
     def __call__(
         self,
@@ -345,10 +345,10 @@ class Sandwiched(PolicyLoss):
         """[B], U."""
         covered = policy.anywhere
         exponent = policy.weight.clamp_min(torch.finfo(policy.weight.dtype).tiny).log()
-        exponent = (exponent + self.beta * policy.log_prob).masked_fill(~policy.covered, -torch.inf)
-        # Where nothing is covered a number stands in, so that no gradient is NaN.
-        exponent = torch.where(covered, exponent, 0.0)
-        token = torch.where(covered, exponent.logsumexp(0) / self.beta, 0.0)  # [B, L]
+        exponent = (exponent + self.eubo_beta * policy.log_prob).masked_fill(
+            ~policy.covered, -torch.inf
+        )
+        token = torch.where(covered, exponent.logsumexp(0) / self.eubo_beta, 0.0)  # [B, L]
         length = policy.weight.sum((0, 2))
         return length * token.sum(1) / covered.sum(1).clamp_min(1)
 

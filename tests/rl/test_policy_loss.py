@@ -49,7 +49,7 @@ LOSSES: list[PolicyLoss] = [
     ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old"),
     WeightedLikelihood(psi=2.0),
     Sandwiched(),
-    Sandwiched(mix=1.0, beta=2.0),
+    Sandwiched(mix=1.0, eubo_beta=2.0),
 ]
 every_estimator = pytest.mark.parametrize(
     "estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__
@@ -173,6 +173,14 @@ def test_surrogate_gradient_is_that_of_finite_differences(level, kl):
     assert (gradient != 0).any()
 
 
+def test_without_an_old_policy_the_gradient_is_that_of_the_likelihood():
+    policy = made_up(1)
+    policy = replace(policy, log_prob=policy.log_prob.requires_grad_())
+    terms = ClippedSurrogate()(policy, ADVANTAGE)
+    (gradient,) = torch.autograd.grad(terms.sums["policy"], policy.log_prob)
+    torch.testing.assert_close(gradient, -ADVANTAGE[None, :, None] * policy.weight)
+
+
 def test_clipping_stops_the_gradient_where_the_ratio_has_gone_far_enough():
     old = made_up(1)
     shift = torch.where(old.covered, 1.0, 0.0)
@@ -242,7 +250,7 @@ def test_weighted_likelihood_is_the_formula():
 @pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
 def test_sandwiched_is_the_formula(mix: float):
     """As published: means over the masked tokens of a view, then over views, weighed by length."""
-    beta, loss = 1.5, Sandwiched(beta=1.5, mix=mix)
+    beta, loss = 1.5, Sandwiched(eubo_beta=1.5, mix=mix)
     length = [5, 3, 4, 6]  # tokens of each answer, of which a view masks `size`
     generator = rng(1)
     covered = torch.zeros(K, B, L, dtype=torch.bool)
@@ -490,7 +498,7 @@ def test_refuses_what_makes_no_sense():
         (lambda: ClippedSurrogate(normaliser="constant"), "'constant' needs a length"),
         (lambda: ClippedSurrogate(length=3), "'constant' needs a length"),
         (lambda: WeightedLikelihood(psi=0), "psi must be above 0"),
-        (lambda: Sandwiched(beta=0.5), "beta must be at least 1, got 0.5"),
+        (lambda: Sandwiched(eubo_beta=0.5), "eubo_beta must be at least 1, got 0.5"),
         (lambda: Sandwiched(mix=2), "mix must lie in"),
     ):
         with pytest.raises(ValueError, match=message):

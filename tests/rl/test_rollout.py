@@ -197,6 +197,21 @@ def test_rows_stop_at_their_end_and_are_the_same_up_to_there(sampler, guidance, 
     assert not (early.batch.ids[batch.target] == VOCABULARY.mask_id).any()
 
 
+def test_rows_that_go_on_keep_their_own_unconditional_twin():
+    batch = prompts(2, 7, 0, 4, answer=9)
+    sampler = Sampler(steps=9, order=LeftToRight(), guidance_scale=2.0)
+    negative = replace(batch, ids=batch.ids.flip(0).clamp_max(VOCABULARY.text[1] - 1))
+    full = Rollout.sample(
+        sampler, TinyDenoiser(), batch, generator=rng(), unconditional=(negative,)
+    )
+    places = batch.target[0].nonzero().flatten()
+    stopping = replace(sampler, stop_ids=(int(full.batch.ids[0, places[1]]),))
+    watched = Watched()
+    early = Rollout.sample(stopping, watched, batch, generator=rng(), unconditional=(negative,))
+    assert 0 < min(watched.rows) < max(watched.rows)
+    assert torch.equal(early.batch.ids[early.scored], full.batch.ids[early.scored])
+
+
 def test_all_rows_stopped_end_the_sampling():
     words = [EOS] * 16
     batch, watched = prompts(2, 3, answer=8), factorised(words)
