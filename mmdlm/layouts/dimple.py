@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
@@ -49,16 +50,25 @@ class Dimple(Dream):
         "max_new_tokens": 64,
     }
 
-    def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
-        """See `Dream.prompt`."""
+    def script(
+        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+    ) -> list[tuple[Piece, bool]]:
+        """See `Dream.script`; the end of a turn is not learnt."""
         special = self.ids(words)
-        pieces: list[Piece] = []
-        for piece in super().prompt(words, turns):
+        pieces: list[tuple[Piece, bool]] = []
+        for piece, learnt in super().script(words, turns, answers=answers):
             if isinstance(piece, int | str):
-                pieces.append(piece)
+                pieces.append((piece, learnt and piece != special["im_end"]))
             else:
-                pieces += [special["vision_start"], piece, special["vision_end"]]
+                around = (special["vision_start"], piece, special["vision_end"])
+                pieces += [(one, False) for one in around]
         return pieces
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """See `Layout.teach`; the end of the text is learnt behind the last answer alone."""
+        taught = super().teach(words, turns, answers=answers)
+        end = text_segment([words.vocabulary.eos_id], target=True)
+        return Sequence((*taught.segments, end))
 
     def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
         """See `Layout.describe`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.layouts.layout import Ask, Generation, Layout, Picture, Specials, Turn
-from mmdlm.layouts.pieces import Piece, answering, segments_of
+from mmdlm.layouts.pieces import Piece, answering, learnt_segments, segments_of
 from mmdlm.layouts.words import Words
 
 # Dream's own way to decode: the share of a linear schedule, least entropy first, both looked at
@@ -43,13 +44,31 @@ class Dream(Layout):
 
     def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
         """A conversation up to where the assistant's next turn begins."""
-        special = self.ids(words)
+        said = [piece for piece, _ in self.script(words, turns)]
+        return [*said, self.ids(words, "im_start")["im_start"], "assistant", "\n"]
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """See `Layout.teach`; an answer ends with the end of its turn."""
+        pieces = self.script(words, turns, answers=answers)
+        return Sequence(learnt_segments(words, _without_tail(pieces)))
+
+    def script(
+        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+    ) -> list[tuple[Piece, bool]]:
+        """A conversation piece by piece, each with whether it is to be learnt.
+
+        answers  numbers of the turns that are, each with its end
+        """
+        special = self.ids(words, "im_start", "im_end")
+        numbered = list(enumerate(turns))
         if turns[0].role != "system":
-            turns = (Turn("system", (self.system,)), *turns)
-        pieces: list[Piece] = []
-        for turn in turns:
-            pieces += [special["im_start"], turn.role, "\n", *turn.parts, special["im_end"], "\n"]
-        return [*pieces, special["im_start"], "assistant", "\n"]
+            numbered.insert(0, (-1, Turn("system", (self.system,))))
+        pieces: list[tuple[Piece, bool]] = []
+        for number, turn in numbered:
+            pieces += [(special["im_start"], False), (turn.role, False), ("\n", False)]
+            pieces += [(piece, number in answers) for piece in (*turn.parts, special["im_end"])]
+            pieces.append(("\n", False))
+        return pieces
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
         """The text after a first token; it may name special tokens."""
@@ -74,6 +93,12 @@ class Dream(Layout):
         names, _ = self.specials["im_end"]
         end = words.first_of(names)
         return (words.vocabulary.eos_id,) if end is None else (words.vocabulary.eos_id, end)
+
+
+def _without_tail(pieces: list[tuple[Piece, bool]]) -> list[tuple[Piece, bool]]:
+    """The pieces up to the last that is learnt: what opens the next turn is no part of this one."""
+    last = max(number for number, (_, learnt) in enumerate(pieces) if learnt)
+    return pieces[: last + 1]
 
 
 def _first(words: Words) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdlm.core.sequence import Segment, Sequence, Views, text_segment
 from mmdlm.core.vocabulary import Modality
-from mmdlm.layouts.words import Words
+from mmdlm.layouts.words import Words, shortened
 
 Generation = Mapping[str, Any]  # what a family's generation.json would say
 # name here -> its possible names in a tokenizer, and the id that it was published with
@@ -154,6 +154,55 @@ class Layout:
         """A conversation -> the next turn of the assistant, of at most `length` tokens."""
         self.cannot("chat")
 
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """A conversation to learn from: up to each answer it is the prompt that asks for it.
+
+        answers  numbers of the turns that are learnt, each with what ends it
+
+        Raises ValueError for a conversation that is never asked for in this way.
+        """
+        *asked, answer = turns
+        if list(answers) != [len(asked)]:
+            raise ValueError(
+                f"this model ({self.family}) learns the last answer of a conversation alone"
+            )
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if thought:
+                raise ValueError(
+                    f"this model ({self.family}) was not trained to think before it draws, but its "
+                    f"answer has the words {shortened(thought)!r} beside a picture"
+                )
+            return self.draw(words, prompt, picture=picture).sequence
+        ids = [*words.spoken(said(answer)), *self.closing(words)]
+        ask = self.reply(words, tuple(asked), length=len(ids))
+        (shown,) = ask.shown
+        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+
+    def drawing(self, turns: tuple[Turn, ...]) -> tuple[str, str, Codes] | None:
+        """(prompt, words before it, picture to be learnt) of an answer that is a picture.
+
+        None for an answer in words. Raises ValueError where there is more than a prompt and one
+        picture.
+        """
+        *asked, answer = turns
+        pictures = [part for part in answer.parts if not isinstance(part, str)]
+        if not pictures:
+            return None
+        if len(asked) != 1 or asked[0].role != "user" or len(pictures) != 1:
+            raise ValueError("an answer with a picture has one, and one message of the user before")
+        (picture,) = pictures
+        if not isinstance(picture, Codes) or any(not isinstance(p, str) for p in asked[0].parts):
+            raise ValueError(
+                f"this model ({self.family}) learns to draw pictures of codes, from words alone"
+            )
+        open_ = torch.ones(picture.ids.shape, dtype=torch.bool)
+        return said(asked[0]), said(answer), replace(picture, open=open_)
+
+    def closing(self, words: Words) -> tuple[int, ...]:
+        """What a model writes at the end of an answer that it has learnt."""
+        return (words.vocabulary.eos_id,)
+
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """The conversation that asks for an answer with its reasons, or without them.
 
@@ -206,6 +255,11 @@ class Layout:
                 f"of height {height} and width {width}; leave height and width out"
             )
         return edge, edge
+
+
+def said(turn: Turn) -> str:
+    """The words of a turn."""
+    return "".join(part for part in turn.parts if isinstance(part, str)).strip()
 
 
 def answer_segment(words: Words, length: int) -> Segment:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.layouts.layout import Ask, Generation, Layout, Picture, Specials, Turn
-from mmdlm.layouts.pieces import Piece, answering, segments_of
+from mmdlm.layouts.pieces import Piece, answering, learnt_segments, segments_of
 from mmdlm.layouts.words import Words
 
 
@@ -43,19 +44,33 @@ class Llada(Layout):
 
     def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
         """A conversation up to where the assistant's next turn begins."""
+        said = [piece for piece, _ in self.script(words, turns)]
+        return [*said, *self._header(words, "assistant")]
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """See `Layout.teach`; an answer ends with the end of its turn."""
+        return Sequence(learnt_segments(words, self.script(words, turns, answers=answers)))
+
+    def script(
+        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+    ) -> list[tuple[Piece, bool]]:
+        """A conversation piece by piece, each with whether it is to be learnt.
+
+        answers  numbers of the turns that are, each with its end
+        """
         special = self.ids(words, *Llada.specials)  # those of drawing are not needed to talk
+        numbered = list(enumerate(turns))
         if self.system is not None and turns[0].role != "system":
-            turns = (Turn("system", (self.system,)), *turns)
+            numbered.insert(0, (-1, Turn("system", (self.system,))))
+        pieces: list[tuple[Piece, bool]] = [(special["bos"], False)]
+        for number, turn in numbered:
+            pieces += [(piece, False) for piece in self._header(words, turn.role)]
+            pieces += [(piece, number in answers) for piece in (*turn.parts, special["eot"])]
+        return pieces
 
-        def header(role: str) -> tuple[Piece, ...]:
-            return special["start_header"], role, special["end_header"], self.gap
-
-        said = [(*header(turn.role), *turn.parts, special["eot"]) for turn in turns]
-        return [
-            special["bos"],
-            *(piece for turn in said for piece in turn),
-            *header("assistant"),
-        ]
+    def _header(self, words: Words, role: str) -> tuple[Piece, ...]:
+        special = self.ids(words, "start_header", "end_header")
+        return special["start_header"], role, special["end_header"], self.gap
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
         """The text and nothing before it; it may name special tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -142,6 +142,19 @@ class Lumina(Layout):
             self._prompt(words, system, NO_WORDS, given),
             self._prompt(words, system, instruction, []),
         )
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """One question and its answer."""
+        if len(turns) != 2:
+            raise ValueError(
+                "this model (lumina) learns one question with its answer, not "
+                f"{len(turns)} messages"
+            )
+        return super().teach(words, turns, answers=answers)
+
+    def closing(self, words: Words) -> tuple[int, ...]:
+        """The end of an answer."""
+        return (self.ids(words, "end_answer")["end_answer"],)
 
     def ends(self, words: Words) -> tuple[int, ...]:
         """The end of an answer, and that of a text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,13 @@ from mmdlm.layouts.layout import (
     without_prompt,
 )
 from mmdlm.layouts.llada import Llada
-from mmdlm.layouts.pieces import Piece, answering, picture_segments, segments_of
+from mmdlm.layouts.pieces import (
+    Piece,
+    answering,
+    learnt_segments,
+    picture_segments,
+    segments_of,
+)
 from mmdlm.layouts.words import Words, shortened
 
 CAPTION = "Please describe this image in detail."
@@ -118,6 +125,34 @@ class Mmada(Llada):
         prompt = self._ended(words, self.prompt(words, spoken))
         sight = self._sight(words, pictures)
         return answering(words, (*sight, *segments_of(words, prompt)), length=length)
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """Words about a picture, a picture of words, or one after words that were thought before.
+
+        These are closed and filled up by the end of text, as the room for them is fixed.
+        """
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if not thought:
+                return self.draw(words, prompt, picture=picture).sequence
+            ask = self.reason(words, prompt, grid=picture.grid)
+            asked, room = ask.sequence.segments[0], len(ask.sequence.segments[1].ids)
+            ids = words.spoken(thought)
+            if len(ids) >= room:
+                raise ValueError(
+                    f"what is thought before the picture, {shortened(thought)!r}, has {len(ids)} "
+                    f"tokens, but there is room for {room - 1}; shorten it"
+                )
+            ids += [words.vocabulary.eos_id] * (room - len(ids))
+            thinking = text_segment(ids, target=True)
+            return Sequence((asked, thinking, *self._picture(words, picture)))
+        pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
+        spoken = tuple(_without_pictures(turn) for turn in turns)
+        script = self.script(words, spoken, answers=answers)
+        if self.literal_eot:
+            eot = self.ids(words, "eot")["eot"]
+            script = [(EOT if piece == eot else piece, learnt) for piece, learnt in script]
+        return Sequence((*self._sight(words, pictures), *learnt_segments(words, script)))
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """The instruction to think goes before the last question."""

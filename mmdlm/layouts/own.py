@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
-from mmdlm.layouts.layout import Ask, Codes, Layout, Picture, Sight, answer_segment
+from mmdlm.layouts.layout import (
+    Ask,
+    Codes,
+    Layout,
+    Picture,
+    Sight,
+    Turn,
+    answer_segment,
+    said,
+)
 from mmdlm.layouts.words import Words
 
 
@@ -66,6 +76,28 @@ class Own(Layout):
             text_segment([words.vocabulary.eos_id] * rest),
         )
         return Ask(Sequence(segments), (Sequence(segments),), shown=(len(segments) - 2,))
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """One question and what is to follow it, as `complete` and `draw` have it."""
+        if len(turns) != 2 or list(answers) != [1]:
+            raise ValueError(
+                f"this model ({self.family}) learns one question with its answer, not "
+                f"{len(turns)} messages"
+            )
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if thought:
+                self.cannot("words beside a picture")
+            return self.draw(words, prompt, picture=picture).sequence
+        if any(not isinstance(part, str) for part in turns[0].parts):
+            self.cannot("questions about pictures")
+        ids = [*words.ids(said(turns[1])), words.vocabulary.eos_id]
+        sequence = self.complete(words, said(turns[0]), length=len(ids)).sequence
+        *before, answer, rest = sequence.segments
+        if len(answer.ids) < len(ids):
+            raise ValueError(f"{len(ids)} tokens of an answer are too many for this model")
+        filled = text_segment([*ids, *rest.ids.tolist()], target=True)
+        return Sequence((*before, filled))
 
     def decode(self, words: Words, ids: Tensor) -> str:
         """Special tokens that a text names are part of it."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
-from mmdlm.core.sequence import Sequence, picture_segment
-from mmdlm.layouts.layout import Ask, Codes, Picture, Sight, answer_segment, without_prompt
+from mmdlm.core.sequence import Sequence, picture_segment, text_segment
+from mmdlm.layouts.layout import (
+    Ask,
+    Codes,
+    Picture,
+    Sight,
+    Turn,
+    answer_segment,
+    said,
+    without_prompt,
+)
 from mmdlm.layouts.own import Own
 from mmdlm.layouts.words import Words
 
@@ -26,3 +36,14 @@ class OwnSeeing(Own):
         seen = picture_segment(picture, words.vocabulary)
         sequence = Sequence((seen, answer_segment(words, length)))
         return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """A picture and its caption; without a picture as `Own.teach`."""
+        pictures = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+        if not pictures:
+            return super().teach(words, turns, answers=answers)
+        if len(turns) != 2 or turns[0].parts != tuple(pictures) or len(pictures) > 1:
+            self.cannot("questions about pictures")
+        ids = [*words.ids(said(turns[1])), words.vocabulary.eos_id]
+        seen, _ = self.describe(words, pictures[0], length=len(ids)).sequence.segments
+        return Sequence((seen, text_segment(ids, target=True)))

@@ -25,14 +25,22 @@ def segments_of(words: Words, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
     Neighbouring texts are tokenized as one, as the whole of a template's string would be; names of
     special tokens in them are no more than letters.
     """
+    return learnt_segments(words, ((piece, False) for piece in pieces))
+
+
+def learnt_segments(words: Words, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
+    """Pieces, each with whether it is to be learnt -> segments, of which those are targets.
+
+    Where learning begins and ends, the text of a prompt does too, so that it is tokenized apart.
+    """
     segments: list[Segment] = []
-    for kind, group in groupby(_joined(pieces), lambda piece: isinstance(piece, int | str)):
-        if kind:
-            ids = [i for piece in group for i in _ids(words, piece)]
-            segments.append(text_segment(ids))
-        else:
-            for picture in group:
+    kinds = groupby(pieces, lambda one: (isinstance(one[0], int | str), one[1]))
+    for (is_text, learnt), group in kinds:
+        if not is_text:
+            for picture, _ in group:
                 segments += picture_segments(words, picture)
+        elif ids := [i for piece in _joined(one for one, _ in group) for i in _ids(words, piece)]:
+            segments.append(text_segment(ids, target=learnt))
     return tuple(segments)
 
 
