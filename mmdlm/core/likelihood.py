@@ -455,7 +455,7 @@ class Trace(LikelihoodEstimator):
     Each view masks what was committed at a step or later, or never, and covers what was committed
     at it; `shrink` neighbouring steps of a row count as one. With shrink = 1 it is exactly the
     log-probability of the tokens given the order in which they were committed, at temperature 1 and
-    without guidance; a larger one treats the merged tokens as independent.
+    without guidance or re-masking; a larger one treats the merged tokens as independent.
 
     views  so many of the merged steps an iteration, drawn without replacement, until all of them
            have had their turn; None: all of them, each iteration

@@ -6,6 +6,7 @@ modality, and one advantage a row; rows hold one rollout each.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -177,7 +178,8 @@ class ClippedSurrogate(PolicyLoss):
         covered, log_prob = policy.anywhere, policy.total
         before = (old or policy).total.detach()
         log_ratio = self._at_level(log_prob - before, policy)
-        ratio = log_ratio.exp()
+        # An infinite ratio would make even the gradients NaN that clipping takes away.
+        ratio = log_ratio.clamp_max(0.5 * math.log(torch.finfo(log_ratio.dtype).max)).exp()
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         better, worse = advantage[:, None] > 0, advantage[:, None] < 0
         unclipped = ratio * advantage[:, None]
@@ -237,7 +239,7 @@ class ClippedSurrogate(PolicyLoss):
 
 
 @dataclass(frozen=True)
-class WeightedLikelihood(PolicyLoss):
+class Wd1(PolicyLoss):
     """wd1: likelihood of good answers up, of bad ones down, with no ratio, old policy or reference.
 
         sum_j (w-_j - w+_j) log p(x_j),    w+ = softmax(psi A), w- = softmax(-psi A)
@@ -253,7 +255,7 @@ class WeightedLikelihood(PolicyLoss):
 
     def __post_init__(self) -> None:
         if self.psi <= 0:
-            raise ValueError(f"WeightedLikelihood: psi must be above 0, got {self.psi}")
+            raise ValueError(f"Wd1: psi must be above 0, got {self.psi}")
 
     def prepare(self, advantage: Tensor, *, group: Tensor) -> Tensor:
         """[N] n (w+ - w-) for groups of n, so that the mean over rows is that over groups."""
@@ -287,7 +289,7 @@ class WeightedLikelihood(PolicyLoss):
 
 
 @dataclass(frozen=True)
-class Sandwiched(PolicyLoss):
+class Spg(PolicyLoss):
     """SPG: policy gradient between two bounds, the lower for good answers, the upper for bad ones.
 
         -A L where A >= 0,    -A (mix U + (1 - mix) L) where A < 0
@@ -315,9 +317,9 @@ class Sandwiched(PolicyLoss):
 
     def __post_init__(self) -> None:
         if self.eubo_beta < 1:
-            raise ValueError(f"Sandwiched: eubo_beta must be at least 1, got {self.eubo_beta}")
+            raise ValueError(f"Spg: eubo_beta must be at least 1, got {self.eubo_beta}")
         if not 0 <= self.mix <= 1:
-            raise ValueError(f"Sandwiched: mix must lie in [0, 1], got {self.mix}")
+            raise ValueError(f"Spg: mix must lie in [0, 1], got {self.mix}")
 
     def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
         return {"policy": torch.stack([view.weight.sum() for view in views]).sum()}

@@ -47,6 +47,8 @@ class Rollout:
     ) -> Rollout:
         """Fill the targets of a batch of prompts of any lengths; `batch.rows` repeats a prompt.
 
+        Pictures are to be looked at before, so that they are features.
+
         ends  ids that end a text, themselves scored. Default: the sampler's `stop_ids`, at which it
               stops early as well, or else the end of a text, at which it does not
         tail  so many committed tokens behind an end are scored, too (TraceRL's post_num), so that a

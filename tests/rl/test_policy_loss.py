@@ -27,8 +27,8 @@ from mmdlm.rl.policy_loss import (
     ClippedSurrogate,
     PolicyLoss,
     PolicyTerms,
-    Sandwiched,
-    WeightedLikelihood,
+    Spg,
+    Wd1,
 )
 from mmdlm.rl.rollout import Rollout
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, rng
@@ -47,9 +47,9 @@ LOSSES: list[PolicyLoss] = [
     ClippedSurrogate(level="sequence", normaliser="sequence", epsilon_high=0.3),
     ClippedSurrogate(level="product", normaliser="constant", length=7, beta=0.1, kl="k1"),
     ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old"),
-    WeightedLikelihood(psi=2.0),
-    Sandwiched(),
-    Sandwiched(mix=1.0, eubo_beta=2.0),
+    Wd1(psi=2.0),
+    Spg(),
+    Spg(mix=1.0, eubo_beta=2.0),
 ]
 every_estimator = pytest.mark.parametrize(
     "estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__
@@ -192,6 +192,17 @@ def test_clipping_stops_the_gradient_where_the_ratio_has_gone_far_enough():
         assert moved.tolist() == (still & old.anywhere.any(1)).tolist()
 
 
+def test_a_ratio_beyond_all_numbers_leaves_gradients_finite():
+    old = made_up(1)
+    shift = torch.where(old.covered, 1e4, 0.0)
+    policy = replace(old, log_prob=(old.log_prob + shift).float().requires_grad_())
+    advantage = torch.tensor([1.0, 0.0, 0.0, 2.0])
+    terms = ClippedSurrogate(level="product")(policy, advantage, old=old)
+    (gradient,) = torch.autograd.grad(terms.sums["policy"], policy.log_prob)
+    assert torch.isfinite(terms.sums["policy"])
+    assert (gradient == 0).all()  # clipped, or without an advantage
+
+
 def test_clip_statistics_are_those_of_trl():
     old = made_up(1)
     policy, reference = made_up(2, near=old), made_up(3, near=old)
@@ -226,8 +237,8 @@ def test_k3_is_never_negative_and_zero_where_nothing_has_moved():
 # ---- wd1 ----------------------------------------------------------------------------------------
 
 
-def test_weighted_likelihood_is_the_formula():
-    loss, policy = WeightedLikelihood(psi=1.7), made_up(1)
+def test_wd1_is_the_formula():
+    loss, policy = Wd1(psi=1.7), made_up(1)
     policy = replace(
         policy, covered=policy.covered.index_fill(1, torch.tensor([2]), True)
     )  # every row counts
@@ -248,9 +259,9 @@ def test_weighted_likelihood_is_the_formula():
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
-def test_sandwiched_is_the_formula(mix: float):
+def test_spg_is_the_formula(mix: float):
     """As published: means over the masked tokens of a view, then over views, weighed by length."""
-    beta, loss = 1.5, Sandwiched(eubo_beta=1.5, mix=mix)
+    beta, loss = 1.5, Spg(eubo_beta=1.5, mix=mix)
     length = [5, 3, 4, 6]  # tokens of each answer, of which a view masks `size`
     generator = rng(1)
     covered = torch.zeros(K, B, L, dtype=torch.bool)
@@ -282,7 +293,7 @@ def test_sandwiched_is_the_formula(mix: float):
     assert float(got) == pytest.approx(value / sum(length), rel=1e-9)
 
 
-@pytest.mark.parametrize("loss", [Sandwiched(), Sandwiched(mix=1.0), WeightedLikelihood()])
+@pytest.mark.parametrize("loss", [Spg(), Spg(mix=1.0), Wd1()])
 def test_gradients_without_ratio_are_those_of_finite_differences(loss: PolicyLoss):
     policy = made_up(1)
 
@@ -300,7 +311,7 @@ def test_gradients_without_ratio_are_those_of_finite_differences(loss: PolicyLos
 def test_the_upper_bound_survives_what_is_all_but_impossible():
     policy = made_up(1)
     policy = replace(policy, log_prob=(1000 * policy.log_prob).float().requires_grad_())
-    value = Sandwiched(mix=1.0).upper(policy)
+    value = Spg(mix=1.0).upper(policy)
     assert torch.isfinite(value).all()
     (gradient,) = torch.autograd.grad(value.sum(), policy.log_prob)
     assert torch.isfinite(gradient).all()
@@ -435,8 +446,8 @@ def test_dropped_rows_take_no_part():
     [
         (ClippedSurrogate(normaliser="sequence", beta=0.01), "text"),
         (ClippedSurrogate(level="sequence"), "image"),
-        (WeightedLikelihood(), "text"),
-        (Sandwiched(), "image"),
+        (Wd1(), "text"),
+        (Spg(), "image"),
     ],
     ids=["token-text", "sequence-image", "wd1-text", "spg-image"],
 )
@@ -497,9 +508,9 @@ def test_refuses_what_makes_no_sense():
         (lambda: ClippedSurrogate(epsilon=-0.1), "epsilon must not be negative, got -0.1"),
         (lambda: ClippedSurrogate(normaliser="constant"), "'constant' needs a length"),
         (lambda: ClippedSurrogate(length=3), "'constant' needs a length"),
-        (lambda: WeightedLikelihood(psi=0), "psi must be above 0"),
-        (lambda: Sandwiched(eubo_beta=0.5), "eubo_beta must be at least 1, got 0.5"),
-        (lambda: Sandwiched(mix=2), "mix must lie in"),
+        (lambda: Wd1(psi=0), "psi must be above 0"),
+        (lambda: Spg(eubo_beta=0.5), "eubo_beta must be at least 1, got 0.5"),
+        (lambda: Spg(mix=2), "mix must lie in"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
