@@ -5,11 +5,9 @@ python -m eval.emoji --config configs/eval/emoji.yaml
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import time
@@ -24,7 +22,7 @@ from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data_pipelines import command_line
@@ -40,12 +38,13 @@ from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, 
 from data_pipelines.source import BROKEN_CONTENT, field_image
 from eval.cards import FAINT, FAIR, GOOD, POOR, Card, sheet_of
 from eval.metrics import estimate, exact_match, psnr, wilson_interval, word_overlap
+from eval.provenance import describe_hardware, describe_model, sha256_of
 from mmdlm.core.likelihood import Elbo
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import collate, image_segments, text_segment
 from mmdlm.decoding import Decoding
 from mmdlm.generate import Model
-from mmdlm.loading import find_checkpoint, load
+from mmdlm.loading import load
 from mmdlm.rl.rewards.neighbours import Neighbours, nearest_neighbours
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 from mmdlm.vision.pixels import to_pixels
@@ -185,7 +184,7 @@ class Gallery:
             unit=" emoji",
         )
         emoji = tuple(one for one in drawn if isinstance(one, Emoji))
-        return cls.of(emoji, {"font": font.name, "font_sha256": _sha256(font)})
+        return cls.of(emoji, {"font": font.name, "font_sha256": sha256_of(font)})
 
     @classmethod
     def read(cls, shards: str) -> Gallery:
@@ -521,62 +520,6 @@ def summary(columns: Columns) -> dict[str, dict[str, Any]]:
             one["standard_error"] = None
         found[key] = one
     return found
-
-
-# ---- what it was measured on ---------------------------------------------------------------------
-
-
-def describe_model(name: str, model: Model) -> dict[str, Any]:
-    """The checkpoint: its size, and sha256 of each file of weights, as `sha256sum` gives it."""
-    folder = find_checkpoint(name)
-    return {
-        "name": name,
-        "sha256": {
-            path.relative_to(folder).as_posix(): _sha256(path)
-            for path in sorted(folder.rglob("*.safetensors"))
-        },
-        "parameters": {
-            "denoiser": _parameters(model.denoiser),
-            "image_tokenizer": _parameters(model.image_tokenizer),
-        },
-        "codes": model.denoiser.vocabulary.image_codes,
-        "text_ids": model.denoiser.vocabulary.text[1] - model.denoiser.vocabulary.text[0],
-    }
-
-
-def describe_hardware(model: Model) -> dict[str, Any]:
-    """The machine, and how busy it is before the measurement."""
-    on_gpu = model.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
-        "cpu": _cpu_name(),
-        "cpu_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _parameters(module: object) -> int:
-    return sum(p.numel() for p in module.parameters()) if isinstance(module, nn.Module) else 0
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- the table and the files ---------------------------------------------------------------------

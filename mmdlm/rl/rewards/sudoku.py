@@ -53,8 +53,23 @@ def solutions(puzzle: str) -> tuple[str, ...]:
         raise ValueError(
             f"{puzzle!r} is no 4x4 puzzle; write its 16 cells row by row, 0 for an empty one"
         )
-    givens = [(n, digit) for n, digit in enumerate(puzzle) if digit != "0"]
-    return tuple(grid for grid in grids() if all(grid[n] == digit for n, digit in givens))
+    left = (1 << len(grids())) - 1
+    for cell, digit in zip(_holders(), puzzle, strict=True):
+        if digit != "0":
+            left &= cell[digit]
+    return tuple(grid for n, grid in enumerate(grids()) if left >> n & 1)
+
+
+@cache
+def _holders() -> tuple[dict[str, int], ...]:
+    """For each cell: digit -> the grids that have it there, as bits."""
+    return tuple(
+        {
+            digit: sum(1 << n for n, grid in enumerate(grids()) if grid[place] == digit)
+            for digit in "1234"
+        }
+        for place in range(CELLS)
+    )
 
 
 def grid_of(completion: str) -> str | None:
