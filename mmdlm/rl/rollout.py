@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,11 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    def rows(self, index: Tensor) -> Rollout:
+        """Some of the rollouts, [N] int64: a micro-batch."""
+        taken = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "batch"}
+        return Rollout(batch=self.batch.rows(index), **taken)
 
     @property
     def lengths(self) -> Tensor:

@@ -246,6 +246,18 @@ def test_rows_of_a_batch_take_their_features_along():
     assert torch.equal(rolled.batch.ids[0::2], rolled.batch.ids[1::2])
 
 
+def test_rollouts_are_split_into_micro_batches():
+    rollout = Rollout.sample(
+        Sampler(steps=5, temperature=1.0), TinyDenoiser(), with_features(), generator=rng()
+    )
+    part = rollout.rows(torch.tensor([2, 0]))
+    assert len(part) == 2
+    assert torch.equal(part.lengths, rollout.lengths[[2, 0]])
+    for mine, whole in zip(part.answers(), [rollout.answers()[i] for i in (2, 0)], strict=True):
+        assert torch.equal(mine, whole)
+    assert len(part.batch.features) == 5
+
+
 def test_rows_of_a_batch_take_their_pictures_along():
     class Picture:
         places = None
