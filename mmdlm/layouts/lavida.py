@@ -76,12 +76,16 @@ class LavidaLlada(Llada):
 
 
 class LavidaDream(Dream):
-    """LaViDa on Dream."""
+    """LaViDa on Dream, whose answers are written in the order of its published benchmarks."""
 
     family: ClassVar[str] = "lavida_dream"
     sees: ClassVar[Sight] = "features"
     tasks: ClassVar[tuple[str, ...]] = TASKS
-    generation: ClassVar[Generation] = GENERATION
+    generation: ClassVar[Generation] = {
+        **GENERATION,
+        "caption": {**DECODING, "order": "margin"},
+        "answer": {**DECODING, "order": "margin"},
+    }
     system: ClassVar[str] = SYSTEM
 
     def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:

@@ -22,14 +22,17 @@ from mmdlm.layouts.layout import (
 )
 from mmdlm.layouts.words import Words
 
-CAPTION = "Please describe this image in detail."
+CAPTION = "Please describe this image."
 UNDERSTAND = (
     "You are a multimodal model that can process both text and images. Answer the following "
     "question based on the provided images. Analyze each image and combine relevant details to "
     "answer."
 )
 DRAW = "Generate an image according to the text prompt."
-# What an edit may be, each with the system prompt that it was trained under.
+# What an edit may be, each with the system prompt that it was trained under. Some instructions are
+# published: "dense" `Generate a canny edge map according to the image.` (or hed edge map, normal
+# map, sam2 mask, depth map, pose estimation map); "multi_view" `Generate the left view based on the
+# provided front view.`; "style" its system prompt again, the picture with the style being the last.
 EDITS: Mapping[str, str] = {
     "edit": "Generate an image applying the following editing instruction based on the original "
     "image.",
@@ -45,7 +48,6 @@ MAX_RATIO = 4.0  # of the sides of a picture
 DRAWING = {
     "num_inference_steps": 64,
     "temperature": 1.0,
-    "order": "probability",
     "order_temperature": 1.0,
     "order_decay": "none",
     "schedule": "maskgit",
@@ -91,10 +93,10 @@ class Lumina(Layout):
         "text_to_image": {**DRAWING, "guidance_scale": 5.0},
         "inpaint": {**DRAWING, "guidance_scale": 5.0},
         "edit": {**DRAWING, "guidance_scale": (3.5, 5.0)},
-        "caption": {"num_inference_steps": 128, "block_length": 256},
+        "caption": {"num_inference_steps": 128, "block_length": 32},
         "answer": {"num_inference_steps": 128, "block_length": 256},
         "fit": "crop",
-        "max_text_tokens": 1024,
+        "max_text_tokens": 128,
         "max_new_tokens": 1024,
     }
 

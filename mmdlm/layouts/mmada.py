@@ -44,6 +44,15 @@ THINK_TO_DRAW = (
 )
 EOT = "<eot_id>"  # as its training strings have it, which is no token of its tokenizer
 TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
+# Noise of its order is multiplied by what is left of each step, as in its published code.
+DRAWING = {
+    "num_inference_steps": 15,
+    "guidance_scale": 4.5,
+    "temperature": 1.0,
+    "order_temperature": 1.0,
+    "order_decay": "compounding",
+    "schedule": "maskgit",
+}
 
 
 @dataclass(frozen=True)
@@ -90,20 +99,8 @@ class Mmada(Llada):
         "r2i": (("<|r2i|>", "<|reserved_token_10|>"), 126094),
     }
     generation: ClassVar[Generation] = {
-        "text_to_image": {
-            "num_inference_steps": 15,
-            "guidance_scale": 4.5,
-            "temperature": 1.0,
-            "order_temperature": 1.0,
-            "schedule": "maskgit",
-        },
-        "inpaint": {
-            "num_inference_steps": 15,
-            "guidance_scale": 4.5,
-            "temperature": 1.0,
-            "order_temperature": 1.0,
-            "schedule": "maskgit",
-        },
+        "text_to_image": DRAWING,
+        "inpaint": DRAWING,
         "caption": {"num_inference_steps": 256, "block_length": 128},
         "answer": {"num_inference_steps": 256, "block_length": 128},
         "complete": {"num_inference_steps": 256, "block_length": 128},

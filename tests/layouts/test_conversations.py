@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from mmdlm.core.sequence import Views
 from mmdlm.core.vocabulary import Modality
-from mmdlm.decoding import Defaults
+from mmdlm.decoding import Decoding, Defaults
 from mmdlm.layouts.conversation import check_messages, turns_of
 from mmdlm.layouts.dream import Dream
 from mmdlm.layouts.lavida import LavidaDream, LavidaLlada
@@ -294,6 +294,54 @@ def test_published_decoding_is_read_as_a_file_would_be(layout: Layout) -> None:
     defaults = Defaults().updated(layout.generation)
     assert set(layout.generation) <= {*layout.tasks, "fit", "max_text_tokens", "max_new_tokens"}
     assert defaults.max_new_tokens >= 1
+
+
+def of_a_picture(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> Decoding:
+    """Noise of temperature 1 in what is drawn and in its order, a cosine of counts."""
+    return Decoding(
+        steps,
+        guidance_scale=scale,
+        temperature=1.0,
+        order="confidence",
+        order_temperature=1.0,
+        order_decay=decay,
+        schedule="maskgit",
+    )
+
+
+# Commands, arguments and defaults of the published code. Its guidance is s in (1 + s) c - s u of a
+# drawing, so that 1 + s is ours; Lumina-DiMOO edits by c + 2.5 (c - words) + 4 (c - pictures).
+PUBLISHED = [
+    ("llada", "answer", Decoding(128, block_length=32)),
+    ("llada", "complete", Decoding(128)),
+    ("llada_v", "caption", Decoding(128)),  # in one block, of 128
+    ("lavida_llada", "caption", Decoding(64, schedule="shifted", shift=1 / 3)),
+    ("lavida_dream", "caption", Decoding(64, schedule="shifted", shift=1 / 3, order="margin")),
+    ("mmada", "answer", Decoding(256, block_length=128)),
+    ("mmada", "text_to_image", of_a_picture(15, 4.5, decay="compounding")),
+    ("lumina", "answer", Decoding(128, block_length=256)),
+    ("lumina", "caption", Decoding(128, block_length=32)),
+    ("lumina", "text_to_image", of_a_picture(64, 5.0, decay="none")),
+    ("lumina", "edit", of_a_picture(64, (3.5, 5.0), decay="none")),
+]
+LENGTHS = {"llada": (None, 128), "lavida_llada": (128, 128), "mmada": (512, 512)}
+LENGTHS |= {"lavida_dream": (128, 128), "llada_v": (128, 128), "lumina": (128, 1024)}
+
+
+@pytest.mark.parametrize(("family", "task", "decoding"), PUBLISHED)
+def test_published_decoding(family: str, task: str, decoding: Decoding) -> None:
+    defaults = Defaults().updated(LAYOUTS[family].generation)
+    published, ours = asdict(decoding), asdict(getattr(defaults, task))
+    del published["suppressed"], ours["suppressed"]
+    assert ours == published
+
+
+@pytest.mark.parametrize(("family", "lengths"), LENGTHS.items())
+def test_published_lengths(family: str, lengths: tuple[int | None, int]) -> None:
+    text, answer = lengths
+    defaults = Defaults().updated(LAYOUTS[family].generation)
+    assert defaults.max_new_tokens == answer
+    assert text is None or defaults.max_text_tokens == text
 
 
 def test_a_family_without_tasks_of_its_own_has_ours() -> None:

@@ -105,6 +105,10 @@ def test_understanding(words: Words) -> None:
         "</system><user>What?</user"
     )
     assert targets_of(ask.sequence) == [len(ids) - 4 + n for n in range(3)]
+    described = ids_of(Lumina().describe(words, source, length=3).sequence)
+    assert words.tokenizer.decode(described[: -len(tail) - len(seen)]).endswith(
+        "to answer.</system><user>Please describe this image.</user"
+    )
     end = write.of("</answer>")[0]
     assert Lumina().decode(words, torch.tensor(write.of("a cat", end, "no"))) == "a cat"
     assert end in Lumina().ends(words)
