@@ -11,10 +11,31 @@ from typing import Any
 
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint
+from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.families import family_named, family_of
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 
 OURS = MmdlmConfig.model_type
+# Fields of `MmdlmConfig`, beside the vocabulary, that change what a model computes.
+COMPUTED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_sections",
+    "rms_norm_eps",
+    "attention_bias",
+    "qk_norm",
+    "tie_word_embeddings",
+    "shift",
+    "vision",
+)
 
 
 def convert(
@@ -34,6 +55,10 @@ def convert(
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
+    if out.resolve().is_relative_to(checkpoint.folder.resolve()):
+        raise ValueError(f"{out} lies in {checkpoint.folder}, which is copied; name another place")
+    if checkpoint.config.get("model_type") == MmdlmEncoderConfig.model_type:
+        raise ValueError(f"{checkpoint.folder} is an encoder in our format, and there is no other")
     config, names = _to_ours(checkpoint) if to == OURS else _to_published(checkpoint, to)
     part = out.with_name(out.name + ".partial")
     shutil.rmtree(part, ignore_errors=True)
@@ -77,15 +102,42 @@ def _to_published(checkpoint: Checkpoint, name: str) -> tuple[dict[str, Any], di
 
 
 def _published_config(config: MmdlmConfig, *, family_name: str) -> dict[str, Any]:
-    """The config.json that the weights came with, unless the model has changed since."""
+    """The config.json that the weights came with, unless the model has changed since.
+
+    Raises ValueError where what is written would be read as another model.
+    """
     record = config.published or {}
-    fields = config.to_dict()
-    if record.get("family") == family_name:
-        then = read_config(record["config"]).to_dict()
-        kept = ("hidden_size", "num_hidden_layers", "vocab_size", "vision", "tie_word_embeddings")
-        if all(then[field] == fields[field] for field in kept):
-            return dict(record["config"])
-    return family_named(family_name).published_config(fields)
+    if record.get("family") == family_name and not _misread(record["config"], config):
+        return dict(record["config"])
+    written = family_named(family_name).published_config(config.to_dict())
+    if misread := _misread(written, config):
+        name, (ours, theirs) = next(iter(misread.items()))
+        raise ValueError(
+            f"{family_name} cannot say {name} = {ours!r}, and would be read with {theirs!r}; keep "
+            "the model in our format, or choose another family"
+        )
+    return written
+
+
+def _misread(written: dict[str, Any], config: MmdlmConfig) -> dict[str, tuple[Any, Any]]:
+    """Where a family's config.json describes another model than ours -> (ours, as it is read)."""
+    words = config.vocabulary or {}
+    ours = _computed(config)
+    theirs = _computed(read_config(written, tokenizer_size=words["text"][1]))
+    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+
+def _computed(config: MmdlmConfig) -> dict[str, Any]:
+    """All of a config that the outputs of a model depend on, as JSON holds it."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    words = fields["vocabulary"]
+    start, stop = words["image"]
+    return {
+        **{name: fields[name] for name in COMPUTED},
+        "mask_id": words["mask_id"],
+        "eos_id": words["eos_id"],
+        "image codes": [start, stop] if stop > start else None,
+    }
 
 
 def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
@@ -98,4 +150,3 @@ def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
             shutil.copytree(path, out / path.name)
         else:
             shutil.copy2(path, out / path.name)
-

@@ -12,7 +12,7 @@ from mmdlm.models.weight_map import LLAMA_NAMES, WeightMap
 
 MASK_ID, EOS_ID = 151666, 151643
 
-LAYOUT = {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}
+LAYOUT = {"hidden_act": "silu", "use_sliding_window": False}
 
 
 class Dream(Family):

@@ -24,7 +24,7 @@ class LladaV(Family):
         return "hidden_size" in config and "d_model" not in config
 
     def shape(self, config: Json) -> Json:
-        refuse_unless(config, {"hidden_act": "silu", "rope_scaling": None})
+        refuse_unless(config, {"hidden_act": "silu"})
         vision = llava_vision(config) if config.get("mm_vision_tower") else None
         bias = bool(config.get("attention_bias"))
         return {**llama_shape(config), "attention_bias": bias, "vision": vision}
@@ -35,7 +35,7 @@ class LladaV(Family):
         return Vocabulary(size=size, text=(0, size), image=(size, size), **special_ids(config))
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
-        refuse_to_write(ours, "LLaDA-V", {"qk_norm": False, "shift": False, "rope_scaling": None})
+        refuse_to_write(ours, "LLaDA-V", {"qk_norm": False, "shift": False})
         vision = {} if ours.get("vision") is None else llava_config(ours["vision"])
         words = ours["vocabulary"]
         return {

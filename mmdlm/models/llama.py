@@ -31,8 +31,17 @@ def llama_shape(config: Json) -> Json:
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
         "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
         "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "rope_scaling": _rope_scaling(config),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
     }
+
+
+def _rope_scaling(config: Json) -> Json | None:
+    """How positions are stretched, wherever a config says it; None: they are not."""
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if (given.get("rope_type") or given.get("type") or "default") == "default":
+        return None
+    return {name: value for name, value in given.items() if name != "rope_theta"}
 
 
 def llama_config(ours: Mapping[str, Any]) -> Json:
@@ -43,6 +52,7 @@ def llama_config(ours: Mapping[str, Any]) -> Json:
         "head_dim": ours["head_dim"],
         "max_position_embeddings": ours["max_position_embeddings"],
         "rope_theta": ours["rope_theta"],
+        "rope_scaling": ours.get("rope_scaling"),
         "vocab_size": ours["vocabulary"]["size"],
         "hidden_act": "silu",
     }

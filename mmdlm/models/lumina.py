@@ -49,6 +49,10 @@ class LuminaDimoo(Llada):
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
         start, stop = ours["vocabulary"]["image"]
+        if start == stop:
+            raise ValueError(
+                "Lumina-DiMOO draws, but this model has no image codes; write it as 'llada'"
+            )
         return {
             **super().published_config(ours),
             "architectures": [ARCHITECTURE],

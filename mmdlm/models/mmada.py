@@ -51,11 +51,15 @@ class Mmada(Llada):
     def published_config(self, ours: Mapping[str, Any]) -> Json:
         words = ours["vocabulary"]
         codes = words["image"][1] - words["image"][0]
+        if not codes:
+            raise ValueError("MMaDA draws, but this model has no image codes; write it as 'llada'")
+        # Rows before the codes, those that the tokenizer does not use included.
+        padded, first = words["size"] - codes, words["image"][0]
         return {
             **super().published_config(ours),
             "architectures": ["MMadaModelLM"],
             "model_type": "mmada",
-            "llm_vocab_size": words["size"] - codes,
+            "llm_vocab_size": padded if TOKENIZER_SIZE.get(padded, padded) == first else first,
             "codebook_size": codes,
             "new_vocab_size": words["size"],
         }

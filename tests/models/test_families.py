@@ -322,6 +322,89 @@ def test_a_family_that_cannot_express_a_model_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rope_theta": 1234.0}, None),
+        ({"rms_norm_eps": 1e-3}, None),
+        ({"max_position_embeddings": 99}, None),
+        ({"shift": True}, "shift = True"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling = {"),
+    ],
+)
+def test_what_changed_since_it_was_published_is_written(
+    change: dict[str, Any], says: str | None, tmp_path: Path
+) -> None:
+    """Not the config.json that it once came with."""
+    list(convert(write(tmp_path / "theirs", CONFIGS["llada"]), tmp_path / "ours"))
+    path = tmp_path / "ours" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if says is not None:
+        with pytest.raises(ValueError, match=says):
+            list(convert(tmp_path / "ours", tmp_path / "back", to="llada"))
+        return
+    list(convert(tmp_path / "ours", tmp_path / "back", to="llada"))
+    again = AutoConfig.from_pretrained(tmp_path / "back")
+    assert {name: getattr(again, name) for name in change} == change
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "says"),
+    [
+        ("llada", {"head_dim": 16}, "llada cannot say head_dim = 16, and would be read with 8"),
+        ("llada", {"codes": True}, r"llada cannot say image codes = \[48, 64\]"),
+        ("dream", {"codes": True}, "dream cannot say image codes"),
+        ("lumina", {"codes": True, "mask_id": 50}, "lumina cannot say mask_id = 50"),
+        ("mmada", {}, "MMaDA draws, but this model has no image codes"),
+        ("lumina", {}, "Lumina-DiMOO draws, but this model has no image codes"),
+    ],
+)
+def test_what_a_family_would_read_as_another_model_is_not_written(
+    family: str, change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    config = read_config(CONFIGS["dream" if family == "dream" else "llada"])
+    config.published = None
+    change = dict(change)
+    words = {"mask_id": change.pop("mask_id", 40), "eos_id": 39, "pad_id": 39, "size": 64}
+    if change.pop("codes", False):
+        words |= {"text": (0, 48), "image": (48, 64), "begin_image_id": 46, "end_image_id": 47}
+    else:
+        words |= {"text": (0, 64), "image": (64, 64)}
+    config.vocabulary = Vocabulary(**words).to_dict()
+    for name, value in change.items():
+        setattr(config, name, value)
+    MmdlmForMaskedDiffusion(config).save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match=says):
+        list(convert(tmp_path / "ours", tmp_path / "theirs", to=family))
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize("name", ["dream", "llada_v", "dimple"])
+def test_stretched_positions_are_read_and_written(name: str, tmp_path: Path) -> None:
+    """Wherever a config says it: transformers 5 moves the angle and the factor."""
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    older = read_config(CONFIGS[name] | {"rope_scaling": scaling})
+    without = {key: value for key, value in CONFIGS[name].items() if key != "rope_theta"}
+    newer = read_config(without | {"rope_parameters": {**scaling, "rope_theta": 500000.0}})
+    assert older.rope_scaling == newer.rope_scaling == scaling
+    assert older.rope_theta == newer.rope_theta == 500000.0
+    plain = without | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}
+    assert read_config(plain).rope_scaling is None
+    older.published = None
+    model = MmdlmForMaskedDiffusion(older).eval()
+    model.save_pretrained(tmp_path / "ours")
+    list(convert(tmp_path / "ours", tmp_path / "theirs", to=name))
+    again = AutoModel.from_pretrained(tmp_path / "theirs")
+    ids = torch.arange(12)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_folder_is_not_written_into_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs", CONFIGS["llada"])
+    with pytest.raises(ValueError, match="lies in .*theirs, which is copied"):
+        list(convert(folder, folder / "ours"))
+
+
 def test_markers_of_an_image_are_asked_for_where_there_are_none() -> None:
     assert family_named("llada").vocabulary(CONFIGS["llada"]).begin_image_id is None
     with pytest.raises(ValueError, match="no begin and end of an image"):
