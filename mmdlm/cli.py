@@ -291,7 +291,7 @@ def convert(options: argparse.Namespace) -> None:
     """A checkpoint -> the same weights in another format; its folder on stdout."""
     from mmdlm import convert as formats
     from mmdlm.loading import find_checkpoint
-    from mmdlm.models.conversion import convert_to_diffusion
+    from mmdlm.models.conversion import MASK_TOKEN, convert_to_diffusion
 
     start = options.start
     if len(options.folders) != (1 if start else 2):
@@ -304,11 +304,18 @@ def convert(options: argparse.Namespace) -> None:
         shards = convert_to_diffusion(
             find_checkpoint(start),
             out,
-            mask_token=options.mask_token,
+            mask_token=options.mask_token or MASK_TOKEN,
             shift=not options.no_shift,
             image_codes=options.image_codes,
         )
     else:
+        given = {
+            "--mask-token": options.mask_token is not None,
+            "--no-shift": options.no_shift,
+            "--image-codes": options.image_codes > 0,
+        }
+        if strays := [name for name, is_given in given.items() if is_given]:
+            raise ValueError(f"{strays[0]} goes with --from alone; leave it out")
         shards = formats.convert(options.folders[0], out, to=options.to or formats.OURS)
     _follow(shards, "converting")
     print(out)
@@ -464,9 +471,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--mask-token",
-        default="<|mask|>",
+        type=_words,
         metavar="TOKEN",
-        help="with --from: the token to add where the tokenizer has none (default: %(default)s)",
+        help="with --from: the token to add where the tokenizer has none (default: <|mask|>)",
     )
     command.add_argument(
         "--no-shift",
@@ -516,7 +523,8 @@ def _command(
     command.add_argument(
         "--image-tokenizer",
         metavar="NAME",
-        help="where the model's folder has none (default: the one its family is published with)",
+        help="a folder or OWNER/NAME of the Hub (default: the one in the model's folder, else the "
+        "one its family is published with)",
     )
     command.add_argument(
         "--steps",

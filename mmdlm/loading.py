@@ -58,8 +58,8 @@ def load(
     adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
                      those that the model was published with
     merge_adapter    add the adapter to the weights, instead of computing it beside them
-    image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER), where the model's folder
-                     has none; default: the one that the family is published with
+    image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
+                     model's folder, else the one that the family is published with
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
@@ -71,7 +71,7 @@ def load(
     if merge_adapter and adapter is None:
         raise ValueError("merge_adapter=True has no adapter to merge; name one: adapter=FOLDER")
     folder = find_checkpoint(name_or_path)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _device(device)
     checkpoint = Checkpoint.open(folder)
     text_tokenizer = load_text_tokenizer(folder)
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
@@ -113,6 +113,19 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The device to load to; ValueError for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch's, for unknown and for absent ones
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({_reason(error)}); take 'cpu', or leave "
+            "it out"
+        ) from error
 
 
 def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
@@ -253,15 +266,15 @@ def _load_denoiser(
 def _find_image_tokenizer(
     folder: Path, config: PreTrainedConfig, given: str | PathLike[str] | None
 ) -> Path:
-    """The model's own image tokenizer, the one that was given, or the one its family is used with.
+    """The image tokenizer that was given, the model's own, or the one its family is used with.
 
     A published family keeps it in another repository, or in a folder of its own.
     """
+    if given is not None:
+        return _find(given, "image_tokenizer")
     own = folder / "image_tokenizer"
     if own.is_dir():
         return own
-    if given is not None:
-        return _find(given, "image_tokenizer")
     family = (getattr(config, "published", None) or {}).get("family")
     source = None if family is None else family_named(family).image_tokenizer
     if source is None:

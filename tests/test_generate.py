@@ -574,7 +574,7 @@ def few_codes(folder: Path) -> None:
         (cut("image_tokenizer/model.safetensors"), r"model.safetensors is damaged"),
         (edit("config.json", model_type="llama"), "describes a model of type 'llama'"),
         (edit("config.json", num_key_value_heads=3), "config.json: .*not a multiple of .* 3"),
-        (edit("config.json", hidden_size="wide"), "does not fit its config"),
+        (edit("config.json", hidden_size="wide"), "hidden_size must be a whole number"),
         (edit("config.json", text_slots="many"), "text_slots must be .* got 'many'"),
         (edit("config.json", vocabulary=None), "config.json: vocabulary is missing"),
         (edit("config.json", vocabulary={"size": 3}), "config.json: vocabulary"),

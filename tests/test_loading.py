@@ -266,10 +266,21 @@ def test_an_image_tokenizer_is_given_as_a_folder(publish: Any, tmp_path: Path, n
         assert torch.equal(loaded.state_dict()[key].cpu(), tensor)
 
 
-def test_the_folders_own_image_tokenizer_comes_first(publish: Any, tmp_path: Path) -> None:
+def test_an_image_tokenizer_that_is_given_comes_before_the_folders_own(
+    publish: Any, tmp_path: Path
+) -> None:
     folder, _ = publish("mmada")
     six_bits().save_pretrained(folder / "image_tokenizer")
-    assert load(folder, image_tokenizer=tmp_path / "nowhere").image_tokenizer is not None
+    other = six_bits()
+    torch.nn.init.ones_(next(other.parameters()))
+    other.save_pretrained(tmp_path / "other")
+    own, given = load(folder), load(folder, image_tokenizer=tmp_path / "other")
+    assert own.image_tokenizer is not None
+    assert given.image_tokenizer is not None
+    assert not bool((next(own.image_tokenizer.parameters()) == 1).all())
+    assert bool((next(given.image_tokenizer.parameters()) == 1).all())
+    with pytest.raises(ValueError, match="image_tokenizer: no folder"):
+        load(folder, image_tokenizer=tmp_path / "nowhere")
 
 
 def test_luminas_folder_holds_its_image_tokenizer(publish: Any) -> None:
@@ -772,6 +783,9 @@ WTE = "model.transformer.wte.weight"
         ),
         (edit("config.json", d_model=None), "none of the families|has no 'd_model'"),
         (edit("config.json", n_heads=None), "has no 'n_heads', which a llada has"),
+        (edit("config.json", n_heads=0), "num_attention_heads must be a whole number from 1, not"),
+        (edit("config.json", d_model="64"), "hidden_size must be a whole number from 1, not '64'"),
+        (edit("config.json", eos_token_id=[1, 2]), r"eos_token_id = \[1, 2\]; one whole number"),
         (edit("config.json", block_type="sequential"), "has block_type = 'sequential'"),
         (
             edit("config.json", d_model=96),
@@ -841,6 +855,25 @@ def test_a_network_loads_without_a_tokenizer(publish: Any) -> None:
     remove("tokenizer.json", "tokenizer_config.json")(folder)
     assert torch.equal(logits(AutoModel.from_pretrained(folder)), logits(original))
     error_of(lambda: load(folder), folder, "AutoModel.from_pretrained loads a network without one")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_said(publish: Any, device: str) -> None:
+    folder, _ = publish("llada")
+    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used here .*take 'cpu'"):
+        load(folder, device=device)
+
+
+def test_a_folder_inside_the_folder_is_read(publish: Any, tmp_path: Path) -> None:
+    folder, original = publish("llada")
+    other = tmp_path / "repository"
+    shutil.copytree(folder, other / "inner")
+    shutil.copytree(folder, other, dirs_exist_ok=True)
+    edit("config.json", n_layers=1)(other)
+    read = AutoModel.from_pretrained(other, subfolder="inner")
+    assert torch.equal(logits(read), logits(original))
+    with pytest.raises(ValueError, match="variant: files of other names are not read"):
+        AutoModel.from_pretrained(other / "inner", variant="fp16")
 
 
 def test_an_empty_folder_is_said(tmp_path: Path) -> None:

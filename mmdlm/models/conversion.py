@@ -73,6 +73,7 @@ def convert_to_diffusion(
         raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
     if image_codes < 0:
         raise ValueError(f"image_codes is {image_codes}; it must be 0 or more")
+    _check_kind(checkpoint)
     tokenizer = load_source_tokenizer(checkpoint.folder)
     rows = int(required(checkpoint.config, "vocab_size"))
     vocabulary = give_mask(tokenizer, rows, mask_token=mask_token, image_codes=image_codes)
@@ -218,15 +219,19 @@ def _denoiser(
             shape = shape_of_autoregressive(source)
             config = MmdlmConfig(vocabulary=vocabulary.to_dict(), shift=shift, **shape)
             return _stored(config, source), MmdlmForMaskedDiffusion(config)
-        if kind in ENCODERS:
-            encoder = {k: v for k, v in source.items() if k not in ("dtype", "torch_dtype")}
-            encoder["vocab_size"] = vocabulary.size
-            config = MmdlmEncoderConfig(vocabulary=vocabulary.to_dict(), encoder=encoder)
-            return _stored(config, source), MmdlmEncoder(config)
-    raise ValueError(
-        f"{checkpoint.folder}: a model of type {kind!r} cannot become a denoiser; known are "
-        f"{', '.join((*AUTOREGRESSIVE, *ENCODERS))}"
-    )
+        encoder = {k: v for k, v in source.items() if k not in ("dtype", "torch_dtype")}
+        encoder["vocab_size"] = vocabulary.size
+        config = MmdlmEncoderConfig(vocabulary=vocabulary.to_dict(), encoder=encoder)
+        return _stored(config, source), MmdlmEncoder(config)
+
+
+def _check_kind(checkpoint: Checkpoint) -> None:
+    kind = checkpoint.config.get("model_type")
+    if kind not in (*AUTOREGRESSIVE, *ENCODERS):
+        raise ValueError(
+            f"{checkpoint.folder}: a model of type {kind!r} cannot become a denoiser, unless it is "
+            f"one already; known are {', '.join((*AUTOREGRESSIVE, *ENCODERS))}"
+        )
 
 
 def _stored(config: PreTrainedConfig, source: Json) -> PreTrainedConfig:

@@ -91,5 +91,7 @@ def special_id(config: Json, key: str, *, default: int, size: int, last: int) ->
     """
     value = config.get(key)
     if value is None:
-        value = default if default < size else size - last
-    return int(value)
+        return default if default < size else size - last
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"config.json has {key} = {value!r}; one whole number is needed")
+    return value

@@ -43,7 +43,7 @@ class Llada(Family):
         refuse_unless(config, LAYOUT)
         width, heads = required(config, "d_model"), required(config, "n_heads")
         kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
-        inner = config.get("mlp_hidden_size") or config.get("mlp_ratio", 4) * width
+        inner = config.get("mlp_hidden_size") or int(config.get("mlp_ratio", 4) * width)
         return {
             "hidden_size": width,
             "intermediate_size": inner,

@@ -35,6 +35,16 @@ from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_ten
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
+# Fields of a config that count something, of which there is one at least.
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 ROPE_TYPES = ("linear", "llama3", "yarn")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # Options of `from_pretrained` that put parts of the weights in different places.
@@ -86,6 +96,10 @@ class MmdlmConfig(PreTrainedConfig):
     text_slots: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name in SIZES:
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -428,8 +442,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         would draw them at random and log a warning. Memory holds the weights in the dtype that is
         asked for, and one piece of a file.
         """
+        if kwargs.pop("variant", None) is not None:
+            raise ValueError("variant: files of other names are not read; leave it out")
+        inside = kwargs.pop("subfolder", None) or ""
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
-        folder = local_folder(pretrained_model_name_or_path, **hub)
+        folder = local_folder(pretrained_model_name_or_path, **hub) / inside
         checkpoint = Checkpoint.open(folder)
         if config is None:
             config = read_config(checkpoint.config)

@@ -298,7 +298,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     config = tmp_path / "theirs" / "config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, "model_type": "gpt2"}))
-    fails("'gpt2' cannot become a denoiser; known are llama")
+    fails("'gpt2' cannot become a denoiser, unless it is one already; known are llama")
     config.write_text(json.dumps({**content, "num_hidden_layers": 3}))
     fails("lacks 9 tensors .model.layers.2")
     config.write_text(json.dumps({**content, "num_hidden_layers": 1}))
@@ -313,3 +313,5 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     convert(tmp_path / "theirs", tmp_path / "ours")
     with pytest.raises(ValueError, match="exists already"):
         list(convert_to_diffusion(tmp_path / "theirs", tmp_path / "ours"))
+    with pytest.raises(ValueError, match="'mmdlm' cannot become a denoiser, unless it is one"):
+        list(convert_to_diffusion(tmp_path / "ours", tmp_path / "again"))
