@@ -23,9 +23,9 @@ def pictures_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageL
     """One picture or several -> (all of them, whether it was one)."""
     if isinstance(image, Tensor) and image.ndim == 4:
         return list(image), False
-    if isinstance(image, Image.Image | str | PathLike | Tensor):
-        return [image], True
-    return list(image), False
+    if isinstance(image, Image.Image | str | PathLike | Tensor | bytes):
+        return [image], True  # bytes, too, are no pictures: `open_picture` says so
+    return (list(image), False) if isinstance(image, abc.Iterable) else ([image], True)
 
 
 def open_picture(image: ImageLike) -> Image.Image:

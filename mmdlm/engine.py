@@ -20,7 +20,7 @@ from mmdlm.layouts.own import Own
 from mmdlm.layouts.words import Words
 from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.image_tokenizer import ImageTokenizer
-from mmdlm.vision.pixels import WHITE, to_image, to_pixels
+from mmdlm.vision.pixels import WHITE, check_visible, to_image, to_pixels
 from mmdlm.vision.tiles import tiled
 
 SEED = 0  # of every call that is given no generator, so that its output can be had again
@@ -228,6 +228,8 @@ class Engine:
     def encode(self, images: list[Image.Image], task: str) -> list[Codes]:
         """Pictures -> their codes; those of one size in one pass."""
         tokenizer = self.need_pictures()
+        for one in images:
+            check_visible(*one.size)
         sizes = [
             self.layout.canvas(one.size, edge=tokenizer.image_size, task=task) for one in images
         ]

@@ -371,6 +371,13 @@ class Bad:
         Bad(LladaV(), lambda m: m.chat(SHORT, picture()), "0 <image> placeholders but was given 1"),
         Bad(LladaV(), lambda m: m.answer("a", "missing.png"), "no image file at 'missing.png'"),
         Bad(Mmada(), lambda m: m.answer("a", [picture()] * 2), "one picture in a conversation"),
+        Bad(Mmada(), lambda m: m.answer("a", picture(1, 1)), "1x1 pixels is too small to be seen"),
+        Bad(Mmada(), lambda m: m.caption(picture(20000, 10)), "20000x10 pixels is too narrow"),
+        Bad(Lumina(), lambda m: m.edit(picture(10, 20000), "a"), "10x20000 pixels is too narrow"),
+        Bad(LladaV(), lambda m: m.caption(picture(1, 1)), "1x1 pixels is too small to be seen"),
+        Bad(LladaV(), lambda m: m.answer("a", picture(20000, 10)), "20000x10 pixels is too narrow"),
+        Bad(LladaV(), lambda m: m.caption(3), "int is no picture"),
+        Bad(LladaV(), lambda m: m.caption(b"..."), "bytes is no picture"),
         Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "pictures of 16 x 16 pixels alone"),
         Bad(Lumina(), lambda m: m.text_to_image("a", think=True), "not trained to think before it"),
         Bad(

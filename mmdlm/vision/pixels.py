@@ -20,6 +20,10 @@ from torch import Tensor
 
 Fit = Literal["crop", "pad", "stretch"]
 WHITE = (255, 255, 255)
+# Bicubic resampling weighs four pixels a side; a picture with fewer is all extrapolation. Web
+# crawls are full of 1x1 trackers, while the thinnest lines of text stay above this.
+MIN_SIDE = 4
+MAX_RATIO = 200  # of the sides of a picture; beyond that little of it is seen, or all of it blurred
 
 
 def open_image(path: str | PathLike[str]) -> Image.Image:
@@ -65,6 +69,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (*WHITE, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError for a picture that is too small to be seen."""
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(
+            f"a picture of {width}x{height} pixels is too small to be seen; each side needs "
+            f"{MIN_SIDE} pixels at least"
+        )
+
+
+def check_visible(width: int, height: int) -> None:
+    """Raise ValueError for a picture that is too small or too narrow to be seen."""
+    check_size(width, height)
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"a picture of {width}x{height} pixels is too narrow: its sides may differ "
+            f"{MAX_RATIO} times; crop it or cut it into parts"
+        )
 
 
 def to_pixels(

@@ -18,14 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmdlm.vision.crops import CropViews, Layout
-from mmdlm.vision.pixels import to_rgb
+from mmdlm.vision.pixels import check_size, check_visible, to_rgb
 from mmdlm.vision.pooling import Pooling
 
-# Bicubic resampling weighs four pixels a side; a picture with fewer is all extrapolation. Web
-# crawls are full of 1x1 trackers, while the thinnest lines of text stay above this.
-MIN_SIDE = 4
 RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")
-MAX_RATIO = 200  # of the sides of a picture that is seen whole, in its own aspect ratio
 _BAND = 256  # rows of a padded square that are in memory at a time
 
 
@@ -122,7 +118,7 @@ class Square(Tiling):
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
         """See `Tiling.layout`; refuses pictures that, unsquashed, are thinner than one feature."""
-        _check_size(width, height)
+        check_size(width, height)
         pooled = self._pooled(self.grid, self.grid)
         rows, columns = _covered(width, height, *pooled)
         if min(rows, columns) < 1:
@@ -233,7 +229,7 @@ class Anyres(Tiling):
         """See `Tiling.layout`; refuses pictures that cover no whole row or column of features."""
         if not alone and not self.tile_several:
             return self._square.layout(width, height)
-        _check_size(width, height)
+        check_size(width, height)
         columns, rows = self._shape(width, height)
         pooled = self._pooled(self.grid, self.grid)
         mosaic = (rows * pooled[0], columns * pooled[1])
@@ -332,7 +328,7 @@ class Natural(Tiling):
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
         """See `Tiling.layout`; refuses pictures that are longer than `max_patches` squares."""
-        _check_size(width, height)
+        check_size(width, height)
         if max(width, height) > self.max_patches * min(width, height):
             raise ValueError(
                 f"a picture of {width}x{height} pixels is too narrow for {self.max_patches} "
@@ -391,12 +387,7 @@ class Rounded(Tiling):
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
         """See `Tiling.layout`; refuses pictures of sides that differ more than 200 times."""
-        _check_size(width, height)
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise ValueError(
-                f"a picture of {width}x{height} pixels is too narrow: its sides may differ "
-                f"{MAX_RATIO} times; crop it or cut it into parts"
-            )
+        check_visible(width, height)
         # Python rounds halves to even numbers, as the published processor does.
         grid = [round(side / self.patch) for side in (height, width)]
         if grid[0] * grid[1] * self.patch**2 > self.max_pixels:
@@ -439,14 +430,6 @@ def _window(width: int, height: int, rows: int, columns: int) -> tuple[int, int,
         )
     top, left = (rows - covered[0]) // 2, (columns - covered[1]) // 2
     return top, rows - top, left, columns - left
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(
-            f"a picture of {width}x{height} pixels is too small to be seen; each side needs "
-            f"{MIN_SIDE} pixels at least"
-        )
 
 
 def _check_sides(**sides: int) -> None:
