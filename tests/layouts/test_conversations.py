@@ -318,7 +318,7 @@ PUBLISHED = [
     ("lavida_llada", "caption", Decoding(64, schedule="shifted", shift=1 / 3)),
     ("lavida_dream", "caption", Decoding(64, schedule="shifted", shift=1 / 3, order="margin")),
     ("mmada", "answer", Decoding(256, block_length=128)),
-    ("mmada", "text_to_image", of_a_picture(15, 4.5, decay="compounding")),
+    ("mmada", "text_to_image", of_a_picture(15, 4.5, decay="linear")),  # its slip is an option
     ("lumina", "answer", Decoding(128, block_length=256)),
     ("lumina", "caption", Decoding(128, block_length=32)),
     ("lumina", "text_to_image", of_a_picture(64, 5.0, decay="none")),
