@@ -58,7 +58,7 @@ def load_judge(model: str, pretrained: str | None, device: str) -> Judge:
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise RewardUnavailable(
             f"open_clip does not load the model {model!r} with the weights {pretrained!r}: "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(str(error).split())[:120]}"
         ) from error
     return Judge(network.eval().requires_grad_(False), transform, tokenizer, torch.device(device))
 
@@ -75,12 +75,19 @@ class ClipScore:
     Source: arXiv:2104.08718, section 3.
     """
 
-    model: str = "ViT-B-32"
+    model: str = "ViT-B-32-quickgelu"  # as OpenAI trained it
     pretrained: str | None = "openai"
     scale: float = 2.5
     batch_size: int = 32
     column: str = ""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.pretrained is None and ":" not in self.model:
+            raise ValueError(
+                f"{self.model!r} without `pretrained` has random weights; name them, or a model of "
+                "hf-hub: or local-dir:"
+            )
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any

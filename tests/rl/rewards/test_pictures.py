@@ -174,6 +174,8 @@ def test_hps_is_a_cosine_of_its_own_weights(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("open_clip")
 def test_unknown_models_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="random weights"):
+        ClipScore(pretrained=None)
     with pytest.raises(RewardUnavailable, match="'unknown'"):
         ClipScore(model="unknown")(["red"], [picture((255, 0, 0))])
 
