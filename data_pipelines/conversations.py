@@ -1,44 +1,40 @@
-"""Conversations about pictures: messages in turns, pictures wherever they are mentioned."""
+"""Conversations: messages in turns, with pictures wherever they are mentioned; answers are learnt.
+
+How they are laid out is the model's own affair: `mmdlm.layouts` asks and teaches by one template.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import isqrt
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_pipelines.seen import Seeing
+from data_pipelines.end_of_text import FilledTail, Tail
+from data_pipelines.seen import PICTURE_FIELD, Seeing, numbered
 from data_pipelines.shards import Sample
-from data_pipelines.source import TextTokenizer, field_names
-from mmdlm.core.sequence import Segment, Sequence, picture_segment, text_segment
+from data_pipelines.source import Source, TextTokenizer, field_codes, field_names, read_array
+from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.layouts.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
+from mmdlm.layouts.layout import Codes, Layout, Picture, Turn, said
+from mmdlm.layouts.words import Words, shortened
 from mmdlm.vision.crops import CropViews
 
-ROLES = {"human": "user", "gpt": "assistant"}  # LLaVA's names -> ours
-
-
-@dataclass(frozen=True)
-class Turns:
-    """What stands around the messages, in the tokenizer's words: a chat template in three parts.
-
-    start   before the first message
-    before  each message, {role} being its role
-    after   each message; of an answer it is target too, so that a model learns to end
-
-    The default is that of LLaDA's instruction-tuned models.
-    """
-
-    start: str = "<|startoftext|>"
-    before: str = "<|start_header_id|>{role}<|end_header_id|>\n\n"
-    after: str = "<|eot_id|>"
+# Names that LLaVA and ShareGPT give the sides of a conversation -> ours.
+ROLES = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT}
+THOUGHT = "<think>"  # how an answer begins that was thought about
+CODES = re.compile(r"(?:(\d+)\.)?codes\.npy")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `text` says with `picture` marks where pictures stand."""
+    """One turn of a conversation; `text` says with a mark where its pictures stand."""
 
     role: str
     text: str
@@ -46,27 +42,42 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation(Seeing):
-    """All messages of a conversation, pictures among their words; every answer is target.
+    """A conversation in the layout of the model that is trained; answers are targets.
 
     The JSON has {"messages": [{"role", "content"}]}, whose content is a text or a list of
-    {"type": "text", "text"} and {"type": "image"}, or LLaVA's {"conversations": [{"from",
-    "value"}]}. All answers are masked together, under full attention, as LLaDA-V trains them
-    (arXiv:2505.16933, section 3.2); eos closes the whole, and is target.
+    {"type": "text", "text"} and {"type": "image"}; LLaVA's {"conversations": [{"from", "value"}]};
+    or {"prompt", "completion"}, each a text or messages. `data_pipelines.write_shards
+    conversations` writes such shards. What follows the last answer is left out.
 
-    turns    what stands around the messages
-    system   first message of conversations that have no system message; empty for none
-    picture  the mark of a picture in a text
-    field    of the JSON
+    answers   "every" answer at once, under full attention, as LLaDA-V trains them
+              (arXiv:2505.16933, section 3.2); "one" at random, with all that was said before it, as
+              LaViDa (arXiv:2505.16839, section 3.3; its code forgets what was said before); or the
+              "last" alone
+    tail      what follows the last answer
+    system    first message of conversations that have no system message; empty for none but what
+              the layout has
+    thinking  an answer that begins with <think> is asked for in the way in which the layout asks to
+              think; otherwise questions stay as they are
+    template  false: a question and its answer are one text that goes on, as `Model.complete` asks
+    picture   the mark of a picture in a text
+    field     of the JSON
     """
 
-    turns: Turns = Turns()
+    answers: Literal["every", "one", "last"] = "every"
+    tail: Tail = FilledTail()
     system: str = ""
-    picture: str = "<image>"
+    thinking: bool = False
+    template: bool = True
+    picture: str = IMAGE
     field: str = "json"
+
+    needs_eyes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.picture:
             raise ValueError("picture is empty; name the mark of a picture, such as <image>")
+        if self.answers not in ("every", "one", "last"):
+            raise ValueError(f"answers {self.answers!r} is not one of every, one, last")
 
     def sequence(
         self,
@@ -77,77 +88,215 @@ class Conversation(Seeing):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        messages = self.messages(sample)
-        marks = sum(message.text.count(self.picture) for message in messages)
-        if marks != len(views):
-            raise ValueError(
-                f"its messages mention {marks} pictures by {self.picture!r}, but it has "
-                f"{len(views)}"
-            )
-        pictures = iter(views)
-        segments: list[Segment] = []
-        for words, target in self._runs(messages):
-            if words is None:
-                segments.append(picture_segment(next(pictures), vocabulary))
-            elif ids := tokenizer.encode(words, add_special_tokens=False):
-                segments.append(text_segment(ids, target=target))
-        return Sequence((*segments, text_segment([vocabulary.eos_id], target=True)))
-
-    def _runs(self, messages: list[Message]) -> Iterator[tuple[str | None, bool]]:
-        """The conversation as (text, whether it is target), None being a picture.
-
-        Texts that nothing parts are one, since a tokenizer may join what stands side by side.
-        """
-        pieces: list[tuple[str | None, bool]] = [(self.turns.start, False)]
-        for message in messages:
-            answer = message.role == "assistant"
-            pieces.append((self.turns.before.replace("{role}", message.role), False))
-            for number, words in enumerate(message.text.split(self.picture)):
-                if number:
-                    pieces.append((None, False))
-                pieces.append((words, answer))
-            pieces.append((self.turns.after, answer))
-        for (is_text, target), run in groupby(pieces, lambda one: (one[0] is not None, one[1])):
-            if is_text:
-                yield "".join(words for words, _ in run if words), target
-            else:
-                yield from run
+        raise AssertionError("`speak` gives conversations the layout of a model")
 
     def messages(self, sample: Sample) -> list[Message]:
-        """The messages of a sample; ValueError where they are none, or none of them an answer."""
+        """The messages of a sample, up to its last answer; ValueError where they are none."""
         if self.field not in sample:
             raise ValueError(
                 f"no {self.field!r} among its fields ({', '.join(field_names(sample))})"
             )
-        content = json.loads(sample[self.field])
-        names = ("messages", "conversations")
-        given = None
-        if isinstance(content, dict):
-            given = next((content[name] for name in names if name in content), None)
-        if not isinstance(given, list) or not given:
-            raise ValueError(f"its {self.field} has neither messages nor conversations")
-        messages = [self._message(one) for one in given]
-        if self.system and messages[0].role != "system":
-            messages.insert(0, Message("system", self.system))
-        if not any(message.role == "assistant" for message in messages):
-            raise ValueError(f"its {len(given)} messages hold no answer of an assistant")
+        messages = messages_of(json.loads(sample[self.field]), picture=self.picture)
+        if self.system and messages[0].role != SYSTEM:
+            messages.insert(0, Message(SYSTEM, self.system))
         return messages
 
-    def _message(self, content: Any) -> Message:
-        if not isinstance(content, dict):
-            raise ValueError(f"a message is no object but {content!r:.60}")
-        role = content.get("role", content.get("from"))
-        text = content.get("content", content.get("value"))
-        if isinstance(text, list):
-            text = "".join(self._piece(piece) for piece in text)
-        if not isinstance(role, str) or not isinstance(text, str):
-            raise ValueError(f"a message has no role and text: {json.dumps(content):.60}")
-        return Message(ROLES.get(role, role), text.strip())
 
-    def _piece(self, piece: Any) -> str:
-        match piece:
-            case {"type": "text", "text": str(text)}:
-                return text
-            case {"type": "image" | "image_url"}:
-                return self.picture
-        raise ValueError(f"a piece of a message is neither text nor image: {json.dumps(piece):.60}")
+@dataclass(frozen=True)
+class Spoken(Seeing):
+    """Conversations in the layout of one model, in rows of one length."""
+
+    conversation: Conversation
+    layout: Layout
+    words: Words
+    length: int
+
+    needs_eyes: ClassVar[bool] = False
+
+    def sequence(
+        self,
+        sample: Sample,
+        views: list[CropViews],
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        turns = self._turns(self.conversation.messages(sample), self._pictures(sample, views))
+        turns, answers = self._learnt(turns, generator=generator)
+        if self.conversation.template:
+            taught = self.layout.teach(self.words, turns, answers=answers)
+        else:
+            taught = self._text(turns)
+        answer = _trailing_targets(taught)
+        if not answer:  # it ends in a picture, which no end of text follows
+            return taught
+        room = self.length - len(taught)
+        count = self.conversation.tail.count(answer=answer, room=room, generator=generator)
+        tail = text_segment([vocabulary.eos_id] * max(0, min(count, room)), target=True)
+        return Sequence((*taught.segments, tail))
+
+    def _learnt(
+        self, turns: tuple[Turn, ...], *, generator: torch.Generator
+    ) -> tuple[tuple[Turn, ...], list[int]]:
+        """The turns up to the last that is learnt, and the numbers of those that are."""
+        answers = [number for number, turn in enumerate(turns) if turn.role == ASSISTANT]
+        match self.conversation.answers:
+            case "one":
+                drawn = int(torch.randint(len(answers), (), generator=generator))
+                answers = [answers[drawn]]
+            case "last":
+                answers = answers[-1:]
+        turns = turns[: answers[-1] + 1]
+        if self.conversation.thinking:
+            for number in answers:
+                if said(turns[number]).startswith(THOUGHT):
+                    asked = self.layout.thinking(turns[:number], True)
+                    turns = (*asked, *turns[number:])
+        return turns, answers
+
+    def _turns(self, messages: list[Message], pictures: list[Picture]) -> tuple[Turn, ...]:
+        """Messages with the pictures in their places."""
+        mark = self.conversation.picture
+        marks = sum(message.text.count(mark) for message in messages)
+        if marks != len(pictures):
+            raise ValueError(
+                f"its messages mention {marks} pictures by {mark!r}, but it has {len(pictures)}"
+            )
+        rest = iter(pictures)
+        turns = []
+        for message in messages:
+            first, *others = message.text.split(mark)
+            parts: list[str | Picture] = [first]
+            for text in others:
+                parts += [next(rest), text]
+            turns.append(Turn(message.role, tuple(part for part in parts if part != "")))
+        return tuple(turns)
+
+    def _pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
+        """The pictures of a sample as the model sees them; ValueError where it sees none."""
+        if self.layout.sees == "features" and views:
+            return list(views)
+        codes = numbered(sample, CODES)
+        found = codes or numbered(sample, PICTURE_FIELD)
+        if found and self.layout.sees != "codes":
+            raise ValueError(
+                f"it has pictures ({', '.join(found)}), but this model ({self.layout.family}) sees "
+                "none; give it `vision`, or train on conversations without"
+            )
+        if found and not codes:
+            raise ValueError(
+                f"it has pictures ({', '.join(found)}), but no codes of them; "
+                "data_pipelines.tokenize_images adds them"
+            )
+        return [self._codes(sample, name) for name in codes]
+
+    def _codes(self, sample: Sample, name: str) -> Codes:
+        """Codes with their grid: that of the array, or a square."""
+        shape = read_array(sample[name]).shape
+        codes = field_codes(sample, self.words.vocabulary, field=name)
+        grid = shape if len(shape) == 2 else (isqrt(len(codes)),) * 2
+        if grid[0] * grid[1] != len(codes):
+            raise ValueError(
+                f"its {name} has {len(codes)} codes, no square; store them in rows and columns"
+            )
+        return Codes.given(self.words.vocabulary.image_ids(codes), (grid[0], grid[1]))
+
+    def _text(self, turns: tuple[Turn, ...]) -> Sequence:
+        """A question and its answer as one text, without a template."""
+        if [turn.role for turn in turns] != [USER, ASSISTANT]:
+            raise ValueError(
+                f"its {len(turns)} messages are not one question and its answer, as they must be "
+                "without a template"
+            )
+        question, answer = map(said, turns)
+        ids = [*self.words.ids(answer), self.words.vocabulary.eos_id]
+        ask = self.layout.complete(self.words, question, length=len(ids))
+        (shown,) = ask.shown
+        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+
+
+def speak(
+    sources: Iterable[Source], layout: Layout, words: Words, *, length: int, packed: bool
+) -> list[Source]:
+    """The same sources, conversations among them in the layout of the model that is trained.
+
+    length  of a row
+
+    Raises ValueError for a tail that the rows have no room for.
+    """
+    spoken = []
+    for source in sources:
+        if isinstance(source.to_sequence, Conversation):
+            source.to_sequence.tail.check(packed=packed)
+            source = replace(source, to_sequence=Spoken(source.to_sequence, layout, words, length))
+        spoken.append(source)
+    return spoken
+
+
+# ---- messages -----------------------------------------------------------------------------------
+
+
+def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
+    """A conversation in any of the forms that `Conversation` describes, up to its last answer.
+
+    Raises ValueError where it is none, starts with the assistant, or has no answer.
+    """
+    messages = [_message(one, picture) for one in _given(content)]
+    last = max((n for n, one in enumerate(messages) if one.role == ASSISTANT), default=None)
+    if last is None:
+        raise ValueError(f"its {len(messages)} messages hold no answer of an assistant")
+    asked, answer = messages[:last], messages[last]
+    for number, (before, here) in enumerate(pairwise(messages[: last + 1]), 2):
+        if before.role == here.role == ASSISTANT:
+            raise ValueError(f"message {number} is the second of the assistant in a row")
+    # What asks for the answer; the marks of pictures are counted where the pictures are.
+    plain = [{"role": one.role, "content": one.text.replace(IMAGE, "-")} for one in messages]
+    check_messages(plain[: last + all(one.role in (SYSTEM, ASSISTANT) for one in asked)], 0)
+    if not answer.text:
+        raise ValueError(f"message {last + 1}, of the assistant, is empty; say something in it")
+    return [*asked, answer]
+
+
+def _given(content: Any) -> list[Any]:
+    if isinstance(content, dict):
+        if "prompt" in content and "completion" in content:
+            sides = ((USER, content["prompt"]), (ASSISTANT, content["completion"]))
+            return [
+                one
+                for role, side in sides
+                for one in (side if isinstance(side, list) else [{"role": role, "content": side}])
+            ]
+        for name in ("messages", "conversations"):
+            given = content.get(name)
+            if isinstance(given, list) and given:
+                return given
+    raise ValueError("it has neither messages nor conversations, nor a prompt with its completion")
+
+
+def _message(content: Any, picture: str) -> Message:
+    if not isinstance(content, dict):
+        raise ValueError(f"a message is no object but {shortened(repr(content))}")
+    role = content.get("role", content.get("from"))
+    text = content.get("content", content.get("value"))
+    if isinstance(text, list):
+        text = "".join(_piece(piece, picture) for piece in text)
+    if not isinstance(role, str) or not isinstance(text, str):
+        raise ValueError(f"a message has no role and text: {shortened(repr(content))}")
+    return Message(ROLES.get(role, role), text.strip())
+
+
+def _piece(piece: Any, picture: str) -> str:
+    match piece:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image" | "image_url"}:
+            return picture
+    raise ValueError(f"a piece of a message is neither text nor image: {shortened(repr(piece))}")
+
+
+def _trailing_targets(sequence: Sequence) -> int:
+    """Tokens of the answer that ends a document."""
+    target = torch.cat([segment.target for segment in sequence.segments])
+    context = (~target).nonzero()
+    return len(target) - (int(context[-1]) + 1 if len(context) else 0)

@@ -12,6 +12,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -148,7 +149,12 @@ def fingerprint(adapter: VisionAdapter) -> str:
 
 
 class Seeing(ToSequence):
-    """Makes one document of a sample with pictures that a vision adapter looks at."""
+    """Makes one document of a sample with pictures that a vision adapter looks at.
+
+    needs_eyes  whether a model without a vision adapter can make nothing of it
+    """
+
+    needs_eyes: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -175,10 +181,10 @@ class Seeing(ToSequence):
 
 @dataclass(frozen=True)
 class Through(ToSequence):
-    """A source of pictures with the eye of a model."""
+    """A source of pictures with the eye of a model; None: it has none, and sees no pictures."""
 
     seeing: Seeing
-    eye: Eye
+    eye: Eye | None
 
     @property
     def fields(self) -> tuple[str, ...] | None:
@@ -192,7 +198,7 @@ class Through(ToSequence):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        views = self.eye.views(sample)
+        views = [] if self.eye is None else self.eye.views(sample)
         return self.seeing.sequence(
             sample, views, vocabulary, tokenizer=tokenizer, generator=generator
         )
@@ -250,10 +256,13 @@ def see_through(sources: Iterable[Source], adapter: VisionAdapter | None) -> lis
     if not seeing:
         return sources
     if adapter is None:
-        raise ValueError(
-            f"{seeing[0].urls}: {type(seeing[0].to_sequence).__name__} needs a model that sees; "
-            "give it `vision`, or start from one"
-        )
+        for source in seeing:
+            if source.to_sequence.needs_eyes:
+                raise ValueError(
+                    f"{source.urls}: {type(source.to_sequence).__name__} needs a model that sees; "
+                    "give it `vision`, or start from one"
+                )
+        return _looked_at(sources, None)
     made_by = {url: made for source in seeing for url, made in [_first_features(source)] if made}
     eye = Eye(adapter.config.tiling, fingerprint(adapter) if made_by else None)
     for url, made in made_by.items():
@@ -264,6 +273,10 @@ def see_through(sources: Iterable[Source], adapter: VisionAdapter | None) -> lis
                 f"{url} holds features, through which the tower cannot learn; freeze vit, or train "
                 "from the pictures"
             )
+    return _looked_at(sources, eye)
+
+
+def _looked_at(sources: list[Source], eye: Eye | None) -> list[Source]:
     return [
         replace(source, to_sequence=Through(source.to_sequence, eye))
         if isinstance(source.to_sequence, Seeing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from tqdm import tqdm
 from data_pipelines import command_line
 from data_pipelines import emoji as emoji_source
 from data_pipelines.coco import coco_entries, coco_samples
+from data_pipelines.conversation_files import Columns, conversation_samples, rows_of
 from data_pipelines.folder import folder_samples, picture_files
 from data_pipelines.shards import Sample, write_json, write_shards
+from data_pipelines.stream import Tally
 from data_pipelines.text import count_lines, jsonl_samples
+from mmdlm.layouts.conversation import IMAGE
 
 SHARD_BYTES = 1 << 30
 INDEX = "index.json"  # written last: where it is, the shards are whole
@@ -149,6 +153,57 @@ def text(file: Path, out: Path, *, field: str = "text", samples_per_shard: int =
         _write({"": samples}, out, settings)
 
 
+def conversations(
+    source: str,
+    out: Path,
+    *,
+    images: Path | None = None,
+    prompt: str | None = None,
+    completion: str | None = None,
+    system: str = "",
+    picture: str = IMAGE,
+    split: str = "train",
+    subset: str | None = None,
+    max_broken: float = 0.01,
+    samples_per_shard: int = 1000,
+) -> None:
+    """Pack conversations, with their pictures, of files or a data set of the Hugging Face Hub.
+
+    A row has messages (role, content), conversations (from, value) or prompt and completion, and
+    may have image or images. Rows that cannot be used are counted, listed and left out.
+
+    Args:
+        source: A .json, .jsonl or .parquet file, a folder of them, or OWNER/NAME on the Hub.
+        out: Folder for the shards.
+        images: Folder that the paths of pictures begin in.
+        prompt: Column, or template over columns such as "{question} Think.", of the question.
+        completion: Column, or template over columns, of its answer.
+        system: System message of rows that are made of prompt and completion.
+        picture: Mark of a picture in a text.
+        split: Of a data set on the Hub.
+        subset: Of a data set on the Hub; default: its own.
+        max_broken: Share of rows that may be left out; more stop the job.
+        samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
+    """
+    columns = Columns(prompt, completion, system, images, picture)
+    settings = {
+        "source": "conversations",
+        "of": source,
+        **{name: value and str(value) for name, value in asdict(columns).items()},
+        "split": split,
+        "subset": subset,
+        "samples_per_shard": samples_per_shard,
+    }
+    if _is_done(out, settings):
+        return
+    tally = Tally(max_broken)
+    rows = rows_of(source, split=split, subset=subset)
+    samples = conversation_samples(rows, columns, source=source, tally=tally)
+    _write({"": tqdm(samples, desc="packing", unit=" conversations")}, out, settings)
+    if tally.broken:
+        print(f"{out}: {tally.broken} left out: {tally.summary()}")
+
+
 def png_bytes(image: Image.Image) -> bytes:
     """A picture as PNG, without loss."""
     file = io.BytesIO()
@@ -199,4 +254,12 @@ def _write(
 
 
 if __name__ == "__main__":
-    command_line.run({"emoji": emoji, "folder": folder, "coco": coco, "text": text})
+    command_line.run(
+        {
+            "emoji": emoji,
+            "folder": folder,
+            "coco": coco,
+            "text": text,
+            "conversations": conversations,
+        }
+    )

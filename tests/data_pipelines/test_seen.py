@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.conversations import Conversation, Turns
 from data_pipelines.image_text import ImageText
 from data_pipelines.loader import build_loader
 from data_pipelines.seen import (
@@ -28,13 +26,9 @@ from data_pipelines.shards import Sample, read_shard, write_shard
 from data_pipelines.source import BROKEN_CONTENT, Source
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.layouts.dream import Dream
-from mmdlm.layouts.layout import Layout, Turn
-from mmdlm.layouts.llada import Llada
 from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.crops import CropViews
 from tests.data_pipelines.eyes import SQUARE, TILES, adapter, plain
-from tests.layouts.tiny import words_of
 
 EOS = 999
 
@@ -264,123 +258,6 @@ def test_a_later_sample_of_another_tower_is_broken(shard, vocabulary, tokenizer)
     sources = see_through([Source(shard("a.tar", mixed), SeenCaption(2))], eye)
     with pytest.raises(ValueError, match="sample 001: it holds features of another vision tower"):
         list(loader(sources, vocabulary, tokenizer, max_broken=0.0))
-
-
-# ---- conversations ------------------------------------------------------------------------------
-
-
-class LetterTokenizer:
-    """A letter is its code point below 900."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return [ord(letter) for letter in text]
-
-
-def converse(messages: Any, pictures: int, vocabulary: Vocabulary, **options: Any) -> Sequence:
-    options.setdefault("turns", Turns(start="^", before="{role}:", after="."))
-    fields = {f"{n}.png": plain(n) for n in range(pictures)}
-    content = messages if isinstance(messages, dict) else {"messages": messages}
-    fields["json"] = json.dumps(content).encode()
-    return read(Conversation(**options), {**sample(), **fields}, vocabulary, LetterTokenizer())
-
-
-def spoken(sequence: Sequence) -> str:
-    """Text of the segments, a picture as its number, targets in brackets."""
-    parts = []
-    for segment in sequence.segments:
-        if segment.views is not None:
-            parts.append(f"<{reds([segment.views])[0]}>")
-            continue
-        text = "".join("$" if i == EOS else chr(i) for i in segment.ids.tolist())
-        parts.append(f"[{text}]" if segment.target.all() else text)
-    return "".join(parts)
-
-
-OPENAI = [
-    {"role": "system", "content": "S"},
-    {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": "a "},
-            {"type": "image"},
-            {"type": "text", "text": " b "},
-            {"type": "image"},
-        ],
-    },
-    {"role": "assistant", "content": " c "},
-    {"role": "user", "content": "<image>d"},
-    {"role": "assistant", "content": "e"},
-]
-LLAVA = {
-    "conversations": [
-        {"from": "human", "value": "<image>\nwhat"},
-        {"from": "gpt", "value": "this"},
-    ]
-}
-
-
-def test_pictures_stand_where_they_are_mentioned(vocabulary: Vocabulary) -> None:
-    assert spoken(converse(OPENAI, 3, vocabulary)) == (
-        "^system:S.user:a <0> b <1>.assistant:[c.]user:<2>d.assistant:[e.][$]"
-    )
-    assert spoken(converse(LLAVA, 1, vocabulary)) == ("^user:<0>\nwhat.assistant:[this.][$]")
-
-
-def test_a_system_message_is_added_where_there_is_none(vocabulary: Vocabulary) -> None:
-    assert spoken(converse(LLAVA, 1, vocabulary, system="Z")).startswith("^system:Z.user:")
-    assert "Z" not in spoken(converse(OPENAI, 3, vocabulary, system="Z"))
-
-
-def test_another_mark_and_no_pictures(vocabulary: Vocabulary) -> None:
-    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "x"}]
-    said = spoken(converse(messages, 0, vocabulary, picture="<p>"))
-    assert said == "^user:<image>.assistant:[x.][$]"
-
-
-@pytest.mark.parametrize(
-    "layout, turns",
-    [
-        (Llada(), Turns()),
-        (Dream(), Turns(start="", before="<|im_start|>{role}\n", after="<|im_end|>\n")),
-    ],
-    ids=["llada", "dream"],
-)
-def test_a_conversation_is_trained_as_it_is_asked(layout: Layout, turns: Turns) -> None:
-    """Up to the last answer the ids are those of the prompt that asks for it."""
-    words = words_of(layout.family)
-    said = [("system", "be kind"), ("user", "hi"), ("assistant", "yo"), ("user", "and\nnow?")]
-    messages = [{"role": role, "content": text} for role, text in said]
-    messages.append({"role": "assistant", "content": "bye"})
-    fields = sample(json=json.dumps({"messages": messages}).encode())
-    trained = read(Conversation(turns), fields, words.vocabulary, words.tokenizer)
-    asked = layout.reply(words, tuple(Turn(role, (text,)) for role, text in said), length=9)
-    *prompt, _ = asked.sequence.segments
-    ids = [i for segment in trained.segments for i in segment.ids.tolist()]
-    expected = [i for segment in prompt for i in segment.ids.tolist()]
-    assert ids[: len(expected)] == expected
-    assert words.tokenizer.decode(ids[len(expected) :]).startswith("bye" + turns.after)
-    assert ids[-1] == words.vocabulary.eos_id
-
-
-@pytest.mark.parametrize(
-    "messages, pictures, message",
-    [
-        (OPENAI, 2, "mention 3 pictures by '<image>', but it has 2"),
-        (LLAVA, 0, "mention 1 pictures by '<image>', but it has 0"),
-        (LLAVA, 2, "mention 1 pictures by '<image>', but it has 2"),
-        ([], 0, "neither messages nor conversations"),
-        ({"texts": []}, 0, "neither messages nor conversations"),
-        ([{"role": "user", "content": "x"}], 0, "its 1 messages hold no answer"),
-        ([{"role": "user"}], 0, "no role and text"),
-        (["x"], 0, "no object but 'x'"),
-        ([{"role": "user", "content": [{"type": "audio"}]}], 0, "neither text nor image"),
-    ],
-)
-def test_conversations_that_cannot_be_used(
-    messages: Any, pictures: int, message: str, vocabulary: Vocabulary
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        converse(messages, pictures, vocabulary)
 
 
 def test_numbers_are_compared_as_numbers() -> None:
