@@ -30,7 +30,8 @@ def benchmark(puzzles: Sequence[Puzzle], *, style: Style = "d1") -> Benchmark:
         name="sudoku",
         problems=tuple(to_problem(one, style=style) for one in puzzles),
         rubric=Rubric(
-            {"grid": Sudoku(score="grid"), "cells": Sudoku(score="cells")}, on_error="raise"
+            {"grid": Sudoku("grid", loose=True), "cells": Sudoku("cells", loose=True)},
+            on_error="raise",
         ),
         measures=MEASURES,
         facts={

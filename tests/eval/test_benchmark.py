@@ -14,9 +14,9 @@ import torch
 
 import eval.code
 from data_pipelines import command_line
-from data_pipelines.countdown import Countdown, read_countdown, solve
+from data_pipelines.countdown import Countdown
 from data_pipelines.problems import Prompt
-from data_pipelines.sudoku import Puzzle, make_puzzles, read_puzzles
+from data_pipelines.sudoku import Puzzle, make_puzzles
 from data_pipelines.word_problems import read_gsm8k, read_math500
 from eval import countdown, gsm8k, math500, sudoku
 from eval.benchmark import Asked, Asking, Benchmark, score, some_examples, summarize
@@ -294,18 +294,24 @@ def test_mistakes_are_one_sentence_before_a_model_is_loaded(
     assert message in error
 
 
-# ---- the published files, where they are
-
-
-PUBLISHED = Path("data/published")
-
-
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published files in data/published")
-def test_the_published_files_are_as_they_are_known() -> None:
-    puzzles = read_puzzles(PUBLISHED / "4x4_test_sudoku.csv")
-    assert len(puzzles) == 500
-    assert sum(not one.ambiguous for one in puzzles) == 376
-    assert len({one.solution for one in puzzles}) == 229
-    problems = read_countdown(PUBLISHED / "countdown_cd3_test.jsonl")
-    assert len(problems) == 256
-    assert all(solve(one.numbers, one.target) for one in problems)
+@pytest.mark.parametrize(
+    "name, job",
+    [("sudoku", sudoku), ("countdown", countdown), ("gsm8k", gsm8k), ("math500", math500)],
+)
+def test_d1s_settings_are_a_config(
+    name: str, job: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(__file__).parents[2] / "configs" / "eval" / f"d1_{name}.yaml"
+    arguments = ["--config", str(config), "--model", "m", "--data", "d", "--print_config"]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(job.main)
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "max_new_tokens: 256",
+        "num_inference_steps: 128",
+        "block_length: 32",
+        "style: d1",
+    ):
+        assert line in printed

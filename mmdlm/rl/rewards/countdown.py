@@ -83,17 +83,23 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
     )
 
 
-def expression_of(completion: str, *, equation: bool = False) -> str | None:
+def expression_of(completion: str, *, equation: bool = False, loose: bool = False) -> str | None:
     r"""What stands in the last `<answer>`, its `\boxed` first, or the last `\boxed` of all.
 
     equation  of `a + b = c`, take what is left of the last `=`
+    loose     where no answer is marked, the last line that is an expression (or equation)
     """
     inside = tagged(completion)
     found = boxed(completion if inside is None else inside)
     found = inside if found is None else found
-    if found is not None and equation and "=" in found:
-        found = found.rsplit("=", 1)[0]
-    return found
+    if found is None and loose:
+        lines = [_left(line, equation) for line in completion.splitlines()]
+        return next((line for line in reversed(lines) if worth(line) is not None), None)
+    return None if found is None else _left(found, equation)
+
+
+def _left(text: str, equation: bool) -> str:
+    return text.rsplit("=", 1)[0] if equation else text
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class Countdown:
 
     wrong     of an answer in its tags (or box) that is not right
     equation  an answer may be written `a + b = c`
+    loose     an answer need not be marked, see `expression_of`
 
     A completion without an answer gets 0.
 
@@ -112,6 +119,7 @@ class Countdown:
 
     wrong: float = 0.1
     equation: bool = False
+    loose: bool = False
 
     def __call__(
         self,
@@ -130,7 +138,7 @@ class Countdown:
 
     def of(self, completion: str, numbers: Sequence[int], target: int) -> float:
         """The score of one completion."""
-        expression = expression_of(completion, equation=self.equation)
+        expression = expression_of(completion, equation=self.equation, loose=self.loose)
         if expression is None:
             return 0.0
         return 1.0 if solves(expression, numbers, target) else self.wrong

@@ -158,15 +158,13 @@ class Sandbox:
             report, late = self._read(reading)
         finally:
             os.close(reading)
-            ended = jail.poll()
             with suppress(ProcessLookupError):
                 os.killpg(jail.pid, signal.SIGKILL)  # whatever it left behind, itself included
             jail.wait()
         lines = [json.loads(line) for line in report.split(b"\n") if _is_json(line)]
         if late:
             return lines, late
-        code = jail.returncode if ended is None else ended
-        return lines, "" if code in (0, -signal.SIGKILL) and lines else self._why(code)
+        return lines, "" if jail.returncode == 0 and lines else self._why(jail.returncode)
 
     def _read(self, pipe: int) -> tuple[bytes, str]:
         """The report up to its end, and why it was cut short, or ""."""
@@ -195,6 +193,8 @@ class Sandbox:
             return f"it wrote a file of more than {self.file_megabytes} MB"
         if code == -signal.SIGSYS:
             return "it made a system call that is forbidden: a socket, a process or a signal"
+        if code == -signal.SIGKILL:
+            return "it was killed: for want of memory, or because it hid from the sandbox"
         if code < 0:
             return f"it died of {signal.Signals(-code).name}"
         return f"it ended with status {code}"

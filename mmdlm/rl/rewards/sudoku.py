@@ -72,16 +72,18 @@ def _holders() -> tuple[dict[str, int], ...]:
     )
 
 
-def grid_of(completion: str) -> str | None:
-    r"""The digits of the answer: of `<answer>`, `\boxed`, or else the last 16 of 1-4 in a row.
+def grid_of(completion: str, *, loose: bool = False) -> str | None:
+    r"""The digits of the answer, in `<answer>` or `\boxed`; None where there are none.
 
-    Inside tags every digit counts, whatever separates them; None where there are none.
+    Every digit counts, whatever separates them.
+
+    loose  where no answer is marked, the last 16 of 1-4 in a row, but for spaces, commas and bars
     """
     inside = tagged(completion)
     if inside is None:
         inside = boxed(completion)
     if inside is None:
-        found = GRID.findall(re.sub(r"[\s|,]+", "", completion))
+        found = GRID.findall(re.sub(r"[\s|,]+", "", completion)) if loose else []
         return found[-1] if found else None
     return re.sub(r"[^0-9]", "", inside) or None
 
@@ -92,6 +94,7 @@ class Sudoku:
 
     score  "cells": the share of the empty cells that are; "grid": 1 if all are and the givens are
            kept, else 0
+    loose  an answer need not be marked, see `grid_of`
 
     Where a puzzle has several solutions any of them is right, and the cells are compared with the
     one that the answer is nearest to. An answer of more digits than 16 is cut off, one of fewer has
@@ -101,6 +104,7 @@ class Sudoku:
     """
 
     score: Literal["cells", "grid"] = "cells"
+    loose: bool = False
 
     def __call__(
         self,
@@ -112,7 +116,7 @@ class Sudoku:
     ) -> list[float | None]:
         """[N] scores."""
         return [
-            self.of(grid_of(text_of(one)), str(which))
+            self.of(grid_of(text_of(one), loose=self.loose), str(which))
             for one, which in zip(completions, puzzle, strict=True)
         ]
 

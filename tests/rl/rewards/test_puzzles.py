@@ -102,8 +102,12 @@ def test_puzzles_that_ask_nothing_are_not_scored() -> None:
 
 
 def test_grids_are_found_without_tags_too() -> None:
-    assert grid_of("1234\n3412\n2143\n4321") == "1234341221434321"
-    assert grid_of("| 1 2 | 3 4 | nothing") is None
+    rows = "1234\n3412\n2143\n4321"
+    assert grid_of(rows, loose=True) == "1234341221434321"
+    assert grid_of("| 1 2 | 3 4 | nothing", loose=True) is None
+    assert grid_of(rows) is None
+    assert Sudoku()([""], [SOLUTION], puzzle=[PUZZLE]) == [0.0]  # as published
+    assert Sudoku(loose=True)([""], [SOLUTION], puzzle=[PUZZLE]) == [1.0]
     assert grid_of("\\boxed{1234 3412 2143 4321}") == "1234341221434321"
 
 
@@ -208,3 +212,12 @@ def test_equations_are_an_option() -> None:
     reward = Countdown(equation=True)
     assert reward([""], [text], numbers=[["30", "100", "93"]], target=["23"]) == [1.0]
     assert expression_of("\\boxed{1+2=3}", equation=True) == "1+2"
+
+
+def test_bare_expressions_are_an_option() -> None:
+    text = "so I try\n93+30\n30+93-100\nwhich is 23"
+    arguments = {"numbers": [[30, 100, 93]], "target": [23]}
+    assert Countdown()([""], [text], **arguments) == [0.0]  # as published
+    assert Countdown(loose=True)([""], [text], **arguments) == [1.0]
+    assert expression_of("1+2=3\n", equation=True, loose=True) == "1+2"
+    assert expression_of("none", loose=True) is None
