@@ -9,6 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint
 from mmdlm.models.encoder import MmdlmEncoderConfig
@@ -34,7 +37,6 @@ COMPUTED = (
     "qk_norm",
     "tie_word_embeddings",
     "shift",
-    "vision",
 )
 
 
@@ -124,20 +126,38 @@ def _misread(written: dict[str, Any], config: MmdlmConfig) -> dict[str, tuple[An
     words = config.vocabulary or {}
     ours = _computed(config)
     theirs = _computed(read_config(written, tokenizer_size=words["text"][1]))
-    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+    both = {name: (ours.get(name), theirs.get(name)) for name in ours | theirs}
+    return {name: (mine, read) for name, (mine, read) in both.items() if mine != read}
 
 
 def _computed(config: MmdlmConfig) -> dict[str, Any]:
-    """All of a config that the outputs of a model depend on, as JSON holds it."""
+    """All of a config that the outputs of a model depend on, by dotted names, as JSON holds it."""
     fields = json.loads(config.to_json_string(use_diff=False))
-    words = fields["vocabulary"]
+    words, vision = fields["vocabulary"], fields["vision"]
+    if vision is not None and vision["tower"].get("model_type") in CONFIG_MAPPING:
+        # with the defaults of what it leaves out
+        vision = vision | {"tower": AutoConfig.for_model(**vision["tower"]).to_dict()}
     start, stop = words["image"]
-    return {
-        **{name: fields[name] for name in COMPUTED},
-        "mask_id": words["mask_id"],
-        "eos_id": words["eos_id"],
-        "image codes": [start, stop] if stop > start else None,
-    }
+    return _flat(
+        {
+            **{name: fields[name] for name in COMPUTED},
+            "vision": vision,
+            "mask_id": words["mask_id"],
+            "eos_id": words["eos_id"],
+            "image codes": [start, stop] if stop > start else None,
+        }
+    )
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:

@@ -106,6 +106,25 @@ class Checkpoint:
                 f"checkpoint {self.folder} does not fit its config.json: {'; '.join(problems)}"
             )
 
+    def check_tied(self, pairs: Mapping[str, str], *, names: Mapping[str, str]) -> None:
+        """Compare tensors that config.json calls the same, where both are in the files.
+
+        pairs  our names of the one and the other
+        names  the files' names -> ours
+
+        Raises ValueError for two that differ.
+        """
+        theirs = {ours: name for name, ours in names.items()}
+        for one, other in pairs.items():
+            if one not in theirs or other not in theirs:
+                continue
+            first, second = self.tensors[theirs[one]], self.tensors[theirs[other]]
+            if not torch.equal(first[...], second[...]):
+                raise ValueError(
+                    f"checkpoint {self.folder} does not fit its config.json, which ties the head "
+                    f"to the embedding: {first.name} and {second.name} differ; correct the config"
+                )
+
     def rewrite(
         self, out: Path, *, rename: Callable[[str], str], config: dict[str, Any]
     ) -> Iterator[Path]:

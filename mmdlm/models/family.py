@@ -63,6 +63,14 @@ def required(config: Json, key: str) -> Any:
     return config[key]
 
 
+def number(config: Json, key: str, *, default: float) -> float:
+    """A number of a config.json; ValueError where it holds something else."""
+    value = default if config.get(key) is None else config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"config.json has {key} = {value!r}; a number is needed")
+    return float(value)
+
+
 def refuse_unless(config: Json, expected: Mapping[str, Any]) -> None:
     """ValueError where the config asks for what the one Transformer does not do."""
     for key, value in expected.items():

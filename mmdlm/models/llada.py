@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.family import Family, Json, refuse_to_write, refuse_unless, required, special_id
+from mmdlm.models.family import (
+    Family,
+    Json,
+    number,
+    refuse_to_write,
+    refuse_unless,
+    required,
+    special_id,
+)
 from mmdlm.models.weight_map import OLMO_NAMES, WeightMap
 
 MASK_ID, EOS_ID = 126336, 126081
@@ -51,8 +59,8 @@ class Llada(Family):
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "max_position_embeddings": config.get("max_sequence_length", 4096),
-            "rope_theta": float(config.get("rope_theta", 10_000.0)),
-            "rms_norm_eps": float(config.get("rms_norm_eps", 1e-5)),
+            "rope_theta": number(config, "rope_theta", default=10_000.0),
+            "rms_norm_eps": number(config, "rms_norm_eps", default=1e-5),
             "attention_bias": bool(config.get("include_qkv_bias")),
             "tie_word_embeddings": bool(config.get("weight_tying")),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmdlm.models.family import Json, required
+from mmdlm.models.family import Json, number, required
 
 SAME_NAME = (
     "hidden_size",
@@ -20,7 +20,8 @@ SAME_NAME = (
 def llama_shape(config: Json) -> Json:
     """Llama's names of sizes, which are ours; what is missing has Llama's default."""
     heads = required(config, "num_attention_heads")
-    rope = config.get("rope_parameters") or {}  # where transformers 5 keeps the angle
+    # transformers 5 keeps the angle elsewhere
+    angle = config if config.get("rope_theta") else config.get("rope_parameters") or {}
     return {
         "hidden_size": required(config, "hidden_size"),
         "intermediate_size": required(config, "intermediate_size"),
@@ -29,8 +30,8 @@ def llama_shape(config: Json) -> Json:
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim"),
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
-        "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
-        "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "rope_theta": number(angle, "rope_theta", default=10_000.0),
+        "rms_norm_eps": number(config, "rms_norm_eps", default=1e-6),
         "rope_scaling": _rope_scaling(config),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmdlm.models.family import Json
+from transformers import AutoConfig
+
+from mmdlm.models.family import Json, required
 from mmdlm.vision.adapter import VisionConfig
 from mmdlm.vision.pooling import Pooling
 from mmdlm.vision.tiling import Anyres, Square, Tiling
@@ -50,7 +52,7 @@ def _tiling(config: Json, tower: Mapping[str, Any], pooling: Pooling | None) -> 
         return Anyres(
             size=size,
             grid=grid,
-            shapes=Anyres.shapes_of(config["image_grid_pinpoints"], size=size),
+            shapes=Anyres.shapes_of(required(config, "image_grid_pinpoints"), size=size),
             max_tiles=int(most) if most else None,
             pooling=pooling,
             background=GREY,
@@ -72,12 +74,20 @@ def llava_config(vision: Mapping[str, Any]) -> Json:
     if config.library != "transformers" or config.select_layer != -1:
         raise ValueError(
             f"LLaVA's towers are transformers' and end with the layer that is looked at, but this "
-            f"is {config.library}'s with select_layer {config.select_layer}"
+            f"is {config.library}'s with select_layer {config.select_layer}; keep the model in our "
+            "format"
         )
+    if config.tower.get("model_type") != SO400M["model_type"]:
+        raise ValueError(
+            f"LLaVA's towers are of type {SO400M['model_type']!r}, but this is of type "
+            f"{config.tower.get('model_type')!r}; keep the model in our format"
+        )
+    # With the defaults of what it leaves out, which are not those of so400m.
+    tower = AutoConfig.for_model(**config.tower).to_dict()
     keys: Json = {
-        "vision_config": dict(config.tower),
+        "vision_config": {name: tower[name] for name in SO400M},
         "mm_vision_tower": "google/siglip2-so400m-patch14-384",
-        "mm_hidden_size": config.tower["hidden_size"],
+        "mm_hidden_size": tower["hidden_size"],
         "mm_projector_type": config.projector,
         "mm_vision_select_layer": -2,
         "mm_patch_merge_type": "spatial_unpad" if tiling.newline else "flat",

@@ -455,6 +455,8 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             all_names = {name: names.get(name, name) for name in checkpoint.tensors}
             wanted = cls._wanted(config, all_names.values(), *args)
             checkpoint.check_fits(wanted, names=all_names)
+            if config.tie_word_embeddings:
+                checkpoint.check_tied(cls._tied_weights_keys, names=all_names)
         kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)  # named in `info`
         if _is_quantized(checkpoint) or not _streams(kwargs):
             kwargs["key_mapping"] = {f"^{re.escape(key)}$": ours for key, ours in names.items()}

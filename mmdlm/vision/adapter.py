@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmdlm.core.sequence import Views
 from mmdlm.vision.crops import CropViews
 from mmdlm.vision.pooling import Pooling
-from mmdlm.vision.projector import build_projector
+from mmdlm.vision.projector import build_projector, check_projector
 from mmdlm.vision.tiling import Anyres, Natural, Rounded, Square, Tiling
 from mmdlm.vision.tower import Layer, NaflexTower, QwenTower, Tower, build_tower
 
@@ -48,6 +48,7 @@ class VisionConfig:
             )
         if not isinstance(self.tower, Mapping):
             raise ValueError(f"vision config: tower must be a config, not {self.tower!r}")
+        check_projector(self.projector)
         if isinstance(self.tiling, Mapping):
             object.__setattr__(self, "tiling", Tiling.from_dict(self.tiling))
         if not isinstance(self.tiling, Square | Anyres | Natural | Rounded):

@@ -6,6 +6,8 @@ import re
 
 from torch import nn
 
+LINEAR, MLP = "linear", re.compile(r"mlp([1-9]\d*)x_(gelu|silu)")
+
 
 def build_projector(name: str, tower_width: int, width: int) -> nn.Module:
     """A projector by the name that LLaVA gives it, [..., D_tower] -> [..., D].
@@ -16,15 +18,21 @@ def build_projector(name: str, tower_width: int, width: int) -> nn.Module:
 
     Source: arXiv:2310.03744, section 3.3.
     """
-    if name == "linear":
+    check_projector(name)
+    if name == LINEAR:
         return nn.Linear(tower_width, width)
-    match = re.fullmatch(r"mlp([1-9]\d*)x_(gelu|silu)", name)
-    if match is None:
-        raise ValueError(
-            f"unknown projector {name!r}; take 'linear', 'mlp2x_gelu', 'mlp2x_silu' or another "
-            "'mlpNx_gelu' or 'mlpNx_silu'"
-        )
+    match = MLP.fullmatch(name)
+    assert match is not None
     layers: list[nn.Module] = [nn.Linear(tower_width, width)]
     for _ in range(int(match[1]) - 1):
         layers += [nn.GELU() if match[2] == "gelu" else nn.SiLU(), nn.Linear(width, width)]
     return nn.Sequential(*layers)
+
+
+def check_projector(name: object) -> None:
+    """Raise ValueError unless it is the name of a projector."""
+    if name != LINEAR and (not isinstance(name, str) or MLP.fullmatch(name) is None):
+        raise ValueError(
+            f"unknown projector {name!r}; take 'linear', 'mlp2x_gelu', 'mlp2x_silu' or another "
+            "'mlpNx_gelu' or 'mlpNx_silu'"
+        )

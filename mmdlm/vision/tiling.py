@@ -208,6 +208,7 @@ class Anyres(Tiling):
         [[384, 384], [384, 768]]. Raises ValueError for anything else, and for sizes that are no
         whole tiles.
         """
+        given = pinpoints
         if isinstance(pinpoints, str):
             pairs = [(int(a), int(b)) for a, b in re.findall(r"\((\d+)x(\d+)\)", pinpoints)]
             if pairs:
@@ -221,7 +222,7 @@ class Anyres(Tiling):
             pinpoints = list(zip(numbers[::2], numbers[1::2], strict=False))
         if not pinpoints or any(side % size for pair in pinpoints for side in pair):
             raise ValueError(
-                f"image_grid_pinpoints {pinpoints!r} are no multiples of tiles of {size}x{size}"
+                f"image_grid_pinpoints {given!r} are no multiples of tiles of {size}x{size}"
             )
         return tuple((width // size, height // size) for width, height in pinpoints)
 

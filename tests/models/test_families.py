@@ -304,6 +304,59 @@ def test_what_the_transformer_does_not_do_is_refused(change: dict[str, Any], mat
         read_config(CONFIGS["llada"] | change)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"mm_projector_type": "resampler"}, "unknown projector 'resampler'"),
+        ({"image_grid_pinpoints": None}, "no 'image_grid_pinpoints', which a llava_llada has"),
+        ({"image_grid_pinpoints": "all"}, "image_grid_pinpoints 'all' are no multiples"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small'; a number is needed"),
+        ({"rope_theta": "x"}, "rope_theta = 'x'; a number is needed"),
+    ],
+)
+def test_eyes_that_are_not_known_are_refused(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        read_config(CONFIGS["llada_v"] | change)
+
+
+def test_a_head_that_is_called_the_embedding_is_the_embedding(tmp_path: Path) -> None:
+    folder = write(tmp_path, CONFIGS["llada_v"])
+    (folder / "config.json").write_text(json.dumps(CONFIGS["llada_v"] | {"tie_word_embeddings": 1}))
+    with pytest.raises(ValueError, match=r"lm_head.weight and model.embed_tokens.weight differ"):
+        AutoModel.from_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tied = AutoModel.from_pretrained(folder)
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.arange(12)[None]
+    assert torch.equal(AutoModel.from_pretrained(folder)(ids).logits, tied(ids).logits)
+
+
+def test_eyes_are_written_with_the_defaults_of_what_they_leave_out(tmp_path: Path) -> None:
+    """Those of transformers, which are not those that a published config leaves out."""
+    config = read_config(CONFIGS["llada_v"])
+    assert config.vision is not None
+    config.published = None
+    config.vision["tower"] = {
+        name: value
+        for name, value in config.vision["tower"].items()
+        if name not in ("intermediate_size", "num_attention_heads", "layer_norm_eps")
+    } | {"hidden_size": 24}
+    model = MmdlmForMaskedDiffusion(config)
+    model.save_pretrained(tmp_path / "ours")
+    list(convert(tmp_path / "ours", tmp_path / "theirs", to="llada_v"))
+    again = AutoModel.from_pretrained(tmp_path / "theirs")
+    assert again.config.vision["tower"]["intermediate_size"] == 3072
+    assert again.config.vision["tower"]["num_attention_heads"] == 12
+    config.vision["tiling"]["tile_several"] = True
+    model.save_pretrained(tmp_path / "several")
+    with pytest.raises(ValueError, match=r"llada_v cannot say vision.tiling.tile_several = True"):
+        list(convert(tmp_path / "several", tmp_path / "no", to="llada_v"))
+
+
 def test_tensors_of_another_family_are_named(tmp_path: Path) -> None:
     folder = write(tmp_path, CONFIGS["llada"])
     (folder / "config.json").write_text(json.dumps(CONFIGS["dream"]))
