@@ -28,8 +28,8 @@ from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from tests.models.tiny import VOCABULARY, document
 from tests.train.test_parts import part_of, seeing
 from tests.train.tiny import Run, pretrain, trajectory
+from train.denoising import Coefficients, DenoisingStage
 from train.parts import Parts
-from train.pretrain import Coefficients, DenoisingStage
 
 ROOT = Path(__file__).parents[2]
 PICTURES = str(ROOT / "tests/data/emoji_pictures.tar")

@@ -1,0 +1,313 @@
+"""What recipes have in common that denoise documents: data, stage, how they start and end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from data_pipelines.conversations import speak
+from data_pipelines.loader import Loader, build_loader
+from data_pipelines.seen import see_through
+from data_pipelines.source import Source
+from mmdlm.core.forward import Corruption
+from mmdlm.core.objective import Objective
+from mmdlm.core.sequence import Batch
+from mmdlm.decoding import GENERATION, Defaults
+from mmdlm.engine import Engine
+from mmdlm.layouts.layout import Layout
+from mmdlm.layouts.layouts import layout_of
+from mmdlm.layouts.words import Words
+from mmdlm.models.checkpoint import read_json
+from mmdlm.models.encoder import MmdlmEncoderConfig
+from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
+from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
+from mmdlm.vision.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tower_weights import load_tower
+from train.annealing import AttentionAnnealing
+from train.checkpoint import replace_folder
+from train.loop import Stage
+from train.optimizer import Rates
+from train.parts import Parts
+
+Attention = Literal["sdpa", "flex_attention"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the samples come from and how they make a batch; see `build_loader`.
+
+    batch_size  rows a batch, per process
+    length      tokens a row
+    packed      several documents a row
+    """
+
+    sources: list[Source]
+    batch_size: int = 64
+    length: int = 82
+    packed: bool = False
+    num_workers: int = 0
+    shuffle_buffer: int = 4096
+    max_broken: float = 0.01
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Weight of each modality in the loss."""
+
+    text: float = 1.0
+    image: float = 1.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is drawn for a batch.
+
+    ahead  how far to the right each row sees
+    seed   of the dropout, where there is any
+    """
+
+    corruption: Corruption
+    ahead: Tensor | None
+    seed: int | None = None
+
+
+class DenoisingStage(Stage):
+    """A batch is corrupted, denoised, and scored by an objective."""
+
+    def __init__(
+        self,
+        denoiser: PretrainedDenoiser,
+        objective: Objective,
+        coefficients: Coefficients,
+        *,
+        annealing: AttentionAnnealing | None = None,
+        parts: Parts = Parts(),
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.objective, self.annealing = denoiser, objective, annealing
+        self.parts = parts
+        self.coefficients = asdict(coefficients)
+        self.step = 0
+        self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in denoiser.modules())
+        self._no_split_modules = denoiser._no_split_modules  # what accelerate shards apart
+
+    def begin(self, step: int) -> None:
+        """Where annealing is."""
+        self.step = step
+
+    def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
+        """Times and noise, then what annealing and dropout draw."""
+        corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
+        ahead = seed = None
+        if self.annealing is not None:
+            ahead = self.annealing.ahead(batch, self.step, generator=generator)
+        if self.drops:
+            drawn = torch.randint(1 << 62, (), generator=generator, device=generator.device)
+            seed = int(drawn)
+        return Noise(corruption, ahead, seed)
+
+    def counts(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """As the objective's normalisers say."""
+        return self.objective.counts(batch, noise.corruption)
+
+    def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Loss sums by modality. Pictures are looked at once, however many copies are masked."""
+        with _dropout(noise.seed, batch.ids.device):
+            batch = self.denoiser.see(replace(batch, ahead=noise.ahead))
+            sums = self.objective.terms(self.denoiser, batch, noise.corruption).sums
+        vision = getattr(self.denoiser, "vision", None)
+        if vision is not None and batch.features is None:
+            # Without pictures its gradient is zero, not absent: other processes may have some, and
+            # would wait for it.
+            sums["text"] = sums["text"] + _nothing(vision)
+        return sums
+
+    def rates(self) -> Rates:
+        """Those of the parts."""
+        return self.parts.rates(self.denoiser)
+
+    def compile_layers(self) -> None:
+        """One compiled layer serves the whole depth."""
+        for module in self.denoiser.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile()
+
+
+def _nothing(module: nn.Module) -> Tensor | float:
+    """Zero, as a function of each trainable parameter."""
+    return sum(0.0 * p.flatten()[0] for p in module.parameters() if p.requires_grad)
+
+
+@contextmanager
+def _dropout(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within the block dropout follows from a seed; torch knows no generator for it."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def layout_for(denoiser: PretrainedDenoiser) -> Layout:
+    """The layout of the tasks of a model: that of its family, where it was published."""
+    family = (getattr(denoiser.config, "published", None) or {}).get("family")
+    return layout_of(family, seeing=getattr(denoiser, "vision", None) is not None)
+
+
+def words_for(
+    denoiser: PretrainedDenoiser,
+    tokenizer: PreTrainedTokenizerFast,
+    pictures: ImageTokenizer | None = None,
+) -> Words:
+    """The tokenizer over the vocabulary of a model, just as where the model is asked with it.
+
+    Raises ValueError where they do not fit.
+    """
+    config = denoiser.config
+    engine = Engine(
+        denoiser,
+        tokenizer,
+        pictures,
+        text_slots=getattr(config, "text_slots", None),
+        max_length=config.max_position_embeddings,
+        layout=layout_for(denoiser),
+    )
+    return engine.words
+
+
+def read_sources(
+    data: Data, denoiser: PretrainedDenoiser, words: Words, layout: Layout
+) -> list[Source]:
+    """The sources of a data section, seen and spoken as the model does.
+
+    Raises ValueError for what the model cannot see.
+    """
+    spoken = speak(data.sources, layout, words, length=data.length, packed=data.packed)
+    return see_through(spoken, getattr(denoiser, "vision", None))
+
+
+def load_batches(
+    data: Data, sources: list[Source], words: Words, *, seed: int, process: PartialState
+) -> Loader:
+    """Batches of this process; see `build_loader`."""
+    return build_loader(
+        sources,
+        words.vocabulary,
+        tokenizer=words.tokenizer,
+        batch_size=data.batch_size,
+        length=data.length,
+        packed=data.packed,
+        seed=seed,
+        num_workers=data.num_workers,
+        rank=process.process_index,
+        world_size=process.num_processes,
+        shuffle_buffer=data.shuffle_buffer,
+        max_broken=data.max_broken,
+        pin_memory=process.device.type == "cuda" and data.num_workers > 0,
+    )
+
+
+# ---- start and end ------------------------------------------------------------------------------
+
+
+def start(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    pictures: ImageTokenizer | None,
+    *,
+    attention: Attention,
+    dtype: torch.dtype = torch.float32,
+    needs_pictures: bool = True,
+) -> PretrainedDenoiser:
+    """The denoiser of a folder, ours or of a published family, to be trained further.
+
+    dtype           of its weights, whatever was stored; in half precision small steps are lost
+    needs_pictures  whether a model of image codes needs their tokenizer
+
+    Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"start_from {folder}: no config.json there; correct the path")
+    options = {"attn_implementation": attention, "dtype": dtype}
+    content = read_json(folder / "config.json")
+    if isinstance(content, dict) and content.get("model_type") != MmdlmEncoderConfig.model_type:
+        options["config"] = read_config(content, tokenizer_size=len(tokenizer))
+    denoiser = load_denoiser(folder, **options)
+    known = denoiser.vocabulary
+    codes = pictures.codebook_size if pictures is not None else 0
+    if pictures is None and not needs_pictures:
+        codes = known.image_codes
+    size = known.text[1] - known.text[0]
+    if known.text[0] <= known.mask_id < known.text[1]:
+        size = min(size, len(tokenizer))  # published embeddings have rows to spare
+    ends = {known.eos_id, *layout_for(denoiser).ends(Words(tokenizer, known))}
+    eos = tokenizer.eos_token_id
+    right = eos is not None and eos + known.text[0] in ends
+    if (len(tokenizer), codes) != (size, known.image_codes) or not right:
+        raise ValueError(
+            f"{folder} has another vocabulary, {known}, than the tokenizers given, with "
+            f"{len(tokenizer)} text ids, end of text {eos} and {codes} image codes; "
+            "give those that it was trained with"
+        )
+    return denoiser
+
+
+def open_eyes(
+    denoiser: PretrainedDenoiser, vision: VisionConfig, tower_weights: Path | None, *, seed: int
+) -> None:
+    """Give a model that does not see a vision adapter, whose projector is new."""
+    if not isinstance(denoiser, MmdlmForMaskedDiffusion):
+        raise ValueError("vision: an encoder of text takes no pictures; start from another model")
+    if denoiser.vision is not None:
+        raise ValueError(
+            "vision: the model to start from sees already, with an adapter of its own; leave "
+            "`vision` out"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter = VisionAdapter(vision, denoiser.config.hidden_size)
+        if tower_weights is not None:
+            load_tower(adapter.tower, tower_weights)
+    denoiser.vision = adapter
+    denoiser.config.vision = vision.to_dict()
+
+
+def save(
+    denoiser: PretrainedDenoiser,
+    weights: dict[str, Tensor],
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    decoding: Defaults | None = None,
+) -> None:
+    """Write all that `mmdlm.load` needs, beside and then renamed."""
+
+    def write(part: Path) -> None:
+        rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+        denoiser.save_pretrained(part, state_dict=rounded)
+        words.save_pretrained(part)
+        if image_tokenizer is not None:
+            load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
+        if decoding is not None:
+            (part / GENERATION).write_text(json.dumps(asdict(decoding), indent=2) + "\n")
+
+    replace_folder(folder, write)
