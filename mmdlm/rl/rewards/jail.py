@@ -18,7 +18,6 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-ORDERS, REPORT = int(sys.argv[1]), int(sys.argv[2])
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 MOST_FILES = 100  # that may be opened for writing
 LINUX = sys.platform == "linux"
@@ -32,9 +31,10 @@ F_GETPATH = 50  # of macOS
 
 def main() -> None:
     """Read the orders, lock up, report that it is ready, run, and report each test."""
-    with os.fdopen(ORDERS, "rb") as file:
+    orders, report = map(int, sys.argv[1:])
+    with os.fdopen(orders, "rb") as file:
         order = json.load(file)
-    say = reporter(order["token"])
+    say = reporter(report, order["token"])
     if LINUX:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the parent is killed, so is this
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -51,14 +51,16 @@ def main() -> None:
     if "audit" in wanted:
         layers.append("audit")
         sys.addaudithook(watch(order["folder"], say))
+    sys.argv = ["solution"]
+    globals().pop("libc")  # what is left in reach is Python
     say(layers=layers)
     run(order, say)
     os._exit(0)  # no thread, finalizer or atexit of the code runs
 
 
-def reporter(token: str) -> Say:
+def reporter(report: int, token: str) -> Say:
     """A function that writes a line of the report."""
-    write, dumps, report = os.write, json.dumps, REPORT
+    write, dumps = os.write, json.dumps
 
     def say(**line: Any) -> None:
         write(report, dumps({"token": token, **line}).encode() + b"\n")
@@ -69,7 +71,7 @@ def reporter(token: str) -> Say:
 def run(order: dict[str, Any], say: Say) -> None:
     """The code, and each of its tests."""
     solution = types.ModuleType("solution")
-    sys.modules["solution"] = solution
+    sys.modules["solution"] = sys.modules["__main__"] = solution
     names = solution.__dict__
     broken = ""
     for part, where in ((order["setup"], "its setup"), (order["code"], "the code")):
@@ -342,4 +344,5 @@ def watch(folder: str, say: Say) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -202,3 +202,33 @@ def test_absent_packages_stop_the_run_with_a_sentence(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(RewardUnavailable, match="pip install"):
         Rubric({"judge": reward})(["red"], [picture((255, 0, 0))])
+
+
+def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
+    from eval import emoji
+
+    read = emoji.Gallery.read(str(Path(__file__).parents[2] / "data" / "emoji_pictures.tar"))
+    one = Gallery(read.right, read.levels, lambda pictures: emoji.to_levels(pictures, emoji.SIZE))
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randperm(len(read.emoji), generator=generator).tolist()
+    noise = torch.randint(256, (len(places), 3, 16, 16), generator=generator, dtype=torch.uint8)
+    blended = [
+        Image.blend(
+            read.emoji[place].image.convert("RGB").resize((16, 16)),
+            Image.fromarray(grain.permute(1, 2, 0).numpy()),
+            0.4,
+        )
+        for place, grain in zip(places, noise, strict=True)
+    ]
+    answers = emoji.Answers(
+        captions=[""] * len(places),
+        drawings=emoji.to_levels(blended, emoji.SIZE),
+        originals=read.levels[places],
+        reconstructions=read.levels[places],
+    )
+    columns, _ = emoji.score(answers, read, places)
+    names = [read.emoji[place].name for place in places]
+    for top in (1, 5):
+        found = NearestName(top=top)([""] * len(names), blended, name=names, gallery=one)
+        assert found == columns[f"drawing_top_{top}"].double().tolist()
+        assert top == 1 or any(found)
