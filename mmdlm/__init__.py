@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdlm.generate import Model
+    from mmdlm.layouts.layout import Layout
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -28,6 +29,7 @@ def load(
     adapter: str | PathLike[str] | None = None,
     merge_adapter: bool = False,
     image_tokenizer: str | PathLike[str] | None = None,
+    layout: Layout | None = None,
 ) -> Model:
     """Load a model: see `mmdlm.loading.load`, which this is, imported at the first call.
 
@@ -43,4 +45,5 @@ def load(
         adapter=adapter,
         merge_adapter=merge_adapter,
         image_tokenizer=image_tokenizer,
+        layout=layout,
     )

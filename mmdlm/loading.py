@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.generate import Model
+from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.models.checkpoint import Checkpoint
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
@@ -47,6 +48,7 @@ def load(
     adapter: str | PathLike[str] | None = None,
     merge_adapter: bool = False,
     image_tokenizer: str | PathLike[str] | None = None,
+    layout: Layout | None = None,
 ) -> Model:
     """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
 
@@ -60,6 +62,8 @@ def load(
     merge_adapter    add the adapter to the weights, instead of computing it beside them
     image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
                      model's folder, else the one that the family is published with
+    layout           how documents are laid out, where that is another than the family's usual one:
+                     `Mmada(attend_pads=True)`, `Lumina(editing="style")`
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
@@ -75,7 +79,7 @@ def load(
     checkpoint = Checkpoint.open(folder)
     text_tokenizer = load_text_tokenizer(folder)
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
-    layout = layout_of(
+    layout = layout or layout_of(
         (getattr(config, "published", None) or {}).get("family"),
         seeing=getattr(config, "vision", None) is not None,
     )

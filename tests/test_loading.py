@@ -20,6 +20,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 import mmdlm
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from mmdlm import loading
+from mmdlm.layouts.mmada import Mmada
 from mmdlm.loading import load, load_text_tokenizer
 from mmdlm.models import stored_tensor
 from mmdlm.models.checkpoint import INDEX, Checkpoint
@@ -855,6 +856,15 @@ def test_a_network_loads_without_a_tokenizer(publish: Any) -> None:
     remove("tokenizer.json", "tokenizer_config.json")(folder)
     assert torch.equal(logits(AutoModel.from_pretrained(folder)), logits(original))
     error_of(lambda: load(folder), folder, "AutoModel.from_pretrained loads a network without one")
+
+
+def test_a_layout_may_be_another_than_the_familys_usual_one(publish: Any, tmp_path: Path) -> None:
+    folder, _ = publish("mmada")
+    six_bits().save_pretrained(folder / "image_tokenizer")
+    assert load(folder).layout == Mmada()
+    padded = mmdlm.load(folder, layout=Mmada(attend_pads=True))
+    assert padded.layout == Mmada(attend_pads=True)
+    assert padded.defaults == load(folder).defaults
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
