@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipelines.problems import D1_FORM, Problem, Prompt, Row, read_rows
+from mmdlm.rl.rewards.code import separate_tests
 
 Style = Literal["d1_train", "llada"]
 
@@ -19,7 +20,15 @@ def read_code(path: Path) -> list[Row]:
     `test_list`)."""
     rows = read_rows(path)
     for row in rows:
-        is_human_eval(row)
+        tests, entry_point = (
+            (str(row["test"]), str(row["entry_point"]))
+            if is_human_eval(row)
+            else ([str(one) for one in row["test_list"]], None)
+        )
+        try:
+            separate_tests(tests, entry_point)
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from error
     return rows
 
 

@@ -206,24 +206,19 @@ class Scored:
     problems: tuple[Problem, ...]
     completions: tuple[str, ...]
     breakdown: Breakdown
-    seconds: float
 
 
-def score(
-    benchmark: Benchmark, complete: Completer, *, batch_size: int = 16, shown: bool = False
-) -> Scored:
-    """Ask all problems, a batch at a time, and score the whole texts.
+def ask(
+    problems: Sequence[Problem], complete: Completer, *, batch_size: int = 16, title: str = ""
+) -> tuple[str, ...]:
+    """The completions of all prompts, a batch at a time.
 
-    shown  draw a bar
+    title  of a bar; "": none is drawn
 
-    Raises ValueError for the wrong number of completions, or a reward that fails.
+    Raises ValueError for the wrong number of completions.
     """
-    began = time.perf_counter()
-    problems = benchmark.problems
-    if not problems:
-        raise ValueError(f"{benchmark.name}: there are no problems to ask")
     completions: list[str] = []
-    with tqdm(total=len(problems), desc=benchmark.name, unit=" problems", disable=not shown) as bar:
+    with tqdm(total=len(problems), desc=title, unit=" problems", disable=not title) as bar:
         for start in range(0, len(problems), batch_size):
             prompts = [one.prompt for one in problems[start : start + batch_size]]
             said = complete(prompts)
@@ -231,14 +226,21 @@ def score(
                 raise ValueError(f"{len(said)} completions of {len(prompts)} prompts")
             completions += said
             bar.update(len(prompts))
+    return tuple(completions)
+
+
+def rate(benchmark: Benchmark, completions: Sequence[str]) -> Scored:
+    """Score the whole texts; ValueError for a reward that fails, or no problems at all."""
+    problems = benchmark.problems
+    if not problems:
+        raise ValueError(f"{benchmark.name}: there are no problems to ask")
     pairs = zip(problems, completions, strict=True)
     breakdown = benchmark.rubric(
         [one.prompt.messages for one in problems],
         [one.prompt.whole(said) for one, said in pairs],
         columns=columns_of(problems),
     )
-    seconds = time.perf_counter() - began
-    return Scored(problems, tuple(completions), breakdown, seconds)
+    return Scored(problems, tuple(completions), breakdown)
 
 
 def summarize(benchmark: Benchmark, scored: Scored) -> dict[str, Any]:
@@ -284,10 +286,15 @@ def run(
     answers = _check_out(out)
     whole = make()  # a file that cannot be read is found before a model is loaded
     benchmark = replace(whole, problems=asked.of(whole.problems))
+    benchmark.rubric.prepare()
     loaded = load(model, device=asked.device)
     asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
-    hardware = describe_hardware(loaded)
-    scored = score(benchmark, asking, batch_size=asked.batch_size, shown=True)
+    hardware, began = describe_hardware(loaded), time.perf_counter()
+    completions = ask(benchmark.problems, asking, batch_size=asked.batch_size, title=benchmark.name)
+    seconds = time.perf_counter() - began
+    unscored = Scored(benchmark.problems, completions, Breakdown(torch.zeros(0), {}, {}))
+    _write_answers(answers, unscored)  # hours of answers are not lost to a reward that fails
+    scored = rate(benchmark, completions)
     kinds = {one.prompt.chat for one in benchmark.problems}
     report = {
         "benchmark": benchmark.name,
@@ -309,11 +316,12 @@ def run(
         "model": describe_model(model, loaded),
         "hardware": hardware,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(scored.seconds, 1),
+        "seconds_of_answers": round(seconds, 1),
+        "seconds": round(time.perf_counter() - began, 1),
     }
     print(table(benchmark, report))
     write_file(out, lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
-    write_file(answers, lambda file: file.write("".join(_lines(scored)).encode()))
+    _write_answers(answers, scored)
     print("", out, answers, sep="\n")
     return report
 
@@ -329,6 +337,10 @@ def table(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
         lines.append(f"  {100 * one['value']:5.1f} %{spread:8}  {says} ({one['count']})")
     lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in benchmark.facts.items()]
     return "\n".join(lines)
+
+
+def _write_answers(path: Path, scored: Scored) -> None:
+    write_file(path, lambda file: file.write("".join(_lines(scored)).encode()))
 
 
 def _lines(scored: Scored) -> list[str]:

@@ -152,6 +152,16 @@ class Rubric:
                     f"not have (it has {had}); rename one of them or leave the reward out"
                 )
 
+    def prepare(self) -> None:
+        """Load what rewards need, where they have a method `prepare()`; to be asked at the start.
+
+        Raises RewardUnavailable for what cannot work here, before anything is sampled for it.
+        """
+        for reward in self.rewards.values():
+            prepare = getattr(reward, "prepare", None)
+            if callable(prepare):
+                prepare()
+
     def __call__(
         self,
         prompts: Sequence[Any],

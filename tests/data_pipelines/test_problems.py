@@ -139,6 +139,7 @@ def test_mbpp_between_its_marks(tmp_path: Path) -> None:
         (read_math500, {"problem": "p"}, "has no 'solution'"),
         (read_math500, {"problem": "p", "solution": "no box"}, "no answer to it"),
         (read_code, {"prompt": "p"}, "neither HumanEval"),
+        (read_code, {**MBPP, "test_list": [" "]}, "there are no tests"),
     ],
 )
 def test_rows_that_lack_something(

@@ -19,7 +19,7 @@ from data_pipelines.problems import Prompt
 from data_pipelines.sudoku import Puzzle, make_puzzles
 from data_pipelines.word_problems import read_gsm8k, read_math500
 from eval import countdown, gsm8k, math500, sudoku
-from eval.benchmark import Asked, Asking, Benchmark, score, some_examples, summarize
+from eval.benchmark import Asked, Asking, Benchmark, ask, rate, some_examples, summarize
 from mmdlm.convert import convert
 from mmdlm.loading import load
 from mmdlm.rl.rewards import math_equivalence
@@ -33,6 +33,10 @@ def said(*texts: str) -> Callable[[Sequence[Prompt]], list[str]]:
     """A model that says these, one after the other."""
     rest = iter(texts)
     return lambda prompts: [next(rest) for _ in prompts]
+
+
+def score(benchmark: Benchmark, complete: Any, **options: Any) -> Any:
+    return rate(benchmark, ask(benchmark.problems, complete, **options))
 
 
 def values(benchmark: Benchmark, complete: Any, **options: Any) -> dict[str, float]:
@@ -233,6 +237,31 @@ def test_the_command_writes_scores_settings_and_the_checkpoint(
     assert len(items) == 3
     assert all(item["begun"] == "<reasoning>" and "grid" in item["scores"] for item in items)
     assert "whole grid right" in capsys.readouterr().out
+
+
+def test_answers_are_kept_when_scoring_fails(
+    speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise ValueError("reward 'grid' raised")
+
+    monkeypatch.setattr("eval.benchmark.rate", fails)
+    out = tmp_path / "a.json"
+    asked = Asked(max_new_tokens=4, num_inference_steps=1, device="cpu")
+    with pytest.raises(ValueError, match="'grid'"):
+        sudoku.main(str(speaker), out=out, count=2, asked=asked)
+    assert len(out.with_suffix(".jsonl").read_text().splitlines()) == 2
+    assert not out.exists()
+
+
+def test_what_is_missing_is_said_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(math_equivalence, "find_spec", lambda name: None)
+    monkeypatch.setattr(math_equivalence, "_worker", lambda size: math_equivalence._Worker(size))
+    data = lines(tmp_path / "a.jsonl", {"problem": "p", "answer": "1"})
+    with pytest.raises(ValueError, match="math-verify"):
+        math500.main("absent", data, out=tmp_path / "a.json")
 
 
 def test_the_same_seed_says_the_same(speaker: Path) -> None:

@@ -116,6 +116,21 @@ def test_what_cannot_work_is_never_a_skip() -> None:
             score(Rubric({"absent": reward}), ["a"])
 
 
+def test_rewards_are_prepared_before_the_run() -> None:
+    class Heavy:
+        prepared = False
+
+        def prepare(self) -> None:
+            self.prepared = True
+
+        def __call__(self, completions: list[str], **columns: Any) -> list[float]:
+            return [float(self.prepared)] * len(completions)
+
+    rubric = Rubric({"heavy": Heavy(), "length": length})
+    rubric.prepare()
+    assert score(rubric, ["a"]).rewards["heavy"].tolist() == [1]
+
+
 def test_columns_that_are_missing_are_named_before_the_run() -> None:
     rubric = Rubric({"countdown": Countdown(), "length": length})
     assert needs(rubric.rewards["countdown"]) == ("numbers", "target")

@@ -89,6 +89,10 @@ class ClipScore:
                 "hf-hub: or local-dir:"
             )
 
+    def prepare(self) -> None:
+        """Load the model; see `Rubric.prepare`."""
+        load_judge(self.model, self.pretrained, self.device)
+
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
@@ -115,6 +119,10 @@ class Hps:
     batch_size: int = 8
     column: str = ""
     device: str = "cpu"
+
+    def prepare(self) -> None:
+        """Load the model; see `Rubric.prepare`."""
+        load_hps(self.weights, self.device)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any

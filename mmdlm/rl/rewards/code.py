@@ -93,6 +93,10 @@ class CodeTests:
             return [one.share for one in found]
         return [float(bool(one.passed) and all(one.passed)) for one in found]
 
+    def prepare(self) -> None:
+        """Try the sandbox; see `Rubric.prepare`."""
+        self.sandbox.run("", ["pass"])
+
     def run(
         self,
         completion: str,

@@ -40,6 +40,10 @@ class ImageRewardScore:
     column: str = ""
     device: str = "cpu"
 
+    def prepare(self) -> None:
+        """Load the model; see `Rubric.prepare`."""
+        load_image_reward(self.model, self.device)
+
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
