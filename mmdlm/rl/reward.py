@@ -65,44 +65,6 @@ class Breakdown:
         """[N] bool: the completion has a total."""
         return ~self.total.isnan()
 
-    def statistics(self, *, group: int) -> dict[str, float]:
-        """TRL's log keys, for completions that stand in groups of `group` with one prompt each.
-
-        `reward` is the mean, `reward_std` the mean over groups of the standard deviation (unbiased)
-        in a group, `frac_reward_zero_std` the share of groups where it is 0: they teach nothing.
-        Values that are NaN are left out, and keys that nothing is left for.
-        """
-        if group < 1 or len(self.total) % group:
-            raise ValueError(
-                f"{len(self.total)} completions do not fall into groups of {group}; give as many "
-                "completions for each prompt"
-            )
-        found: dict[str, float] = {}
-        spreads = [_spread(row) for row in self.total.view(-1, group)]
-        spreads = [spread for spread in spreads if not math.isnan(spread)]
-        if self.scored.any():
-            found["reward"] = float(self.total.nanmean())
-        if spreads:
-            found["reward_std"] = sum(spreads) / len(spreads)
-            zero = sum(spread < 1e-8 for spread in spreads)
-            found["frac_reward_zero_std"] = zero / len(spreads)
-        for name, values in self.rewards.items():
-            given = values[~values.isnan()]
-            if len(given):
-                found[f"rewards/{name}/mean"] = float(given.mean())
-                found[f"rewards/{name}/std"] = _spread(given)
-        for name, skipped in self.skipped.items():
-            found[f"rewards/{name}/skipped"] = float(skipped.count)
-        return {**found, **self.metrics}
-
-
-def _spread(values: Tensor) -> float:
-    """Standard deviation of what is not NaN; 0 for one value alone, NaN for none."""
-    given = values[~values.isnan()]
-    if not len(given):
-        return math.nan
-    return float(given.std()) if len(given) > 1 else 0.0
-
 
 @dataclass(frozen=True)
 class Rubric:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jsonargparse
 import pytest
-import torch
 
 from mmdlm.rl.reward import RewardUnavailable, Rubric, needs, text_of
 from mmdlm.rl.rewards.countdown import Countdown
@@ -85,7 +84,6 @@ def test_a_reward_that_misbehaves_is_a_counted_skip_or_one_sentence(
     assert reason in found.skipped["bad"].reason
     assert int((~found.scored).sum()) == wrong
     assert found.rewards["length"].tolist() == [2, 3]
-    assert found.statistics(group=2)["rewards/bad/skipped"] == wrong
     with pytest.raises(ValueError, match=r"reward 'bad'") as error:
         score(Rubric(rewards, on_error="raise"), ["ab", "abc"])
     assert "\n" not in str(error.value)
@@ -156,24 +154,7 @@ def test_what_rewards_log_is_kept() -> None:
 
     found = score(Rubric({"noting": noting}), ["a", "b"])
     assert found.extras == {"seen": ["A", "B"]}
-    assert found.statistics(group=1)["calls"] == 2
-
-
-def test_statistics_have_trls_keys() -> None:
-    rubric = Rubric({"length": length})
-    found = score(rubric, ["a", "abc", "ab", "ab"]).statistics(group=2)
-    assert found["reward"] == 2
-    assert found["reward_std"] == pytest.approx((2**0.5 + 0) / 2)
-    assert found["frac_reward_zero_std"] == 0.5
-    assert found["rewards/length/mean"] == 2
-    assert found["rewards/length/std"] == pytest.approx(float(torch.tensor([1, 3, 2, 2.0]).std()))
-    with pytest.raises(ValueError, match="groups of 3"):
-        score(rubric, ["a", "b"]).statistics(group=3)
-
-
-def test_a_batch_without_any_score_has_no_statistics() -> None:
-    found = score(Rubric({"bad": given(ValueError("x"))}), ["a", "b"])
-    assert found.statistics(group=2) == {"rewards/bad/skipped": 2.0}
+    assert found.metrics == {"calls": 2}
 
 
 def test_text_of_messages() -> None:
