@@ -289,6 +289,12 @@ def open_eyes(
     denoiser.config.vision = vision.to_dict()
 
 
+def recompute_layers(denoiser: PretrainedDenoiser) -> None:
+    """Keep the input of each layer alone for the backward pass (gradient checkpointing)."""
+    enable = getattr(denoiser, "activation_checkpointing_enable", None)  # its newer name
+    (enable or denoiser.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def save(
     denoiser: PretrainedDenoiser,
     weights: dict[str, Tensor],

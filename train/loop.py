@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from train import checkpoint
+from train.frozen import leave_out_frozen
 from train.optimizer import (
     NO_RATES,
     AdamW,
@@ -154,7 +155,7 @@ def fit(
     model, *optimizers = accelerator.prepare(stage, *optimizers)
     model.train()
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
-    state = _RunState(accelerator, optimizers, loader, ema)
+    state = _RunState(accelerator, optimizers, loader, ema, stage)
 
     first = 0
     if found := checkpoint.latest(out):
@@ -319,6 +320,7 @@ class _RunState:
         optimizers: list[torch.optim.Optimizer],
         loader: Loader,
         ema: ExponentialMovingAverage,
+        stage: Stage,
     ) -> None:
         self.accelerator, self.optimizers = accelerator, optimizers
         self.loader, self.ema = loader, ema
@@ -326,6 +328,7 @@ class _RunState:
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         if not self.sharded:
             accelerator.register_for_checkpointing(ema)
+            leave_out_frozen(accelerator, stage)
 
     def write(self, folder: Path) -> None:
         number = self.accelerator.process_index

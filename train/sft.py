@@ -1,0 +1,164 @@
+"""Fine-tune a model on conversations, with pictures or without, so that it answers.
+
+`python -m train.sft --config configs/sft/llada_s1k.yaml`, on several GPUs under
+`accelerate launch -m`. Start it again after a kill and it continues.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data_pipelines.command_line import run
+from mmdlm.core.objective import Objective
+from mmdlm.decoding import Defaults
+from mmdlm.layouts.layout import Layout
+from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.vision.adapter import VisionConfig
+from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from train.checkpoint import replace_folder
+from train.denoising import (
+    Attention,
+    Coefficients,
+    Data,
+    DenoisingStage,
+    Dtype,
+    layout_for,
+    load_batches,
+    open_eyes,
+    read_sources,
+    recompute_layers,
+    save,
+    start,
+    words_for,
+)
+from train.examples import show_examples
+from train.loop import FitSettings, fit, launched
+from train.low_rank import LowRank
+from train.parts import Parts
+
+
+def main(
+    out: Path,
+    start_from: str,
+    data: Data,
+    objective: Objective,
+    *,
+    text_tokenizer: Path | None = None,
+    image_tokenizer: Path | None = None,
+    layout: Layout | None = None,
+    vision: VisionConfig | None = None,
+    tower_weights: Path | None = None,
+    parts: Parts = Parts(),
+    lora: LowRank | None = None,
+    coefficients: Coefficients = Coefficients(),
+    fit_settings: FitSettings = FitSettings(ema=0.0),
+    examples: int = 2,
+    decoding: Defaults | None = None,
+    attention: Attention = "sdpa",
+    recompute: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    save_dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> None:
+    """Train, and write the weights with all that they need to `out`/final.
+
+    Args:
+        out: Folder of checkpoints, log and examples; a run found there is continued.
+        start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
+            Hub; ours or of a published family.
+        data: What to train on; `data_pipelines.conversations.Conversation` reads conversations.
+        objective: Forward process, losses and times.
+        text_tokenizer: Folder of the text tokenizer; by default the model's own.
+        image_tokenizer: Folder of the tokenizer that made the codes of pictures, to be kept with
+            the weights; by default the model's own.
+        layout: How conversations are laid out; by default as the model's family does, which is how
+            the trained model will be asked.
+        vision: Adapter through which the model sees, where it did not see yet.
+        tower_weights: Folder of transformers' SigLIP or of an open_clip model, for the tower of
+            `vision`; by default its weights are random.
+        parts: Which parts of a model that sees stay frozen, and the learning rates of others.
+        lora: Train matrices of low rank in place of the denoiser's weights; they are written alone
+            to `out`/adapter, and added to the weights in `out`/final.
+        coefficients: Weight of each modality.
+        fit_settings: Steps, optimizer, checkpoints.
+        examples: Documents of each source that are shown before training starts, with what of them
+            is learnt; also in `out`/examples.txt.
+        decoding: Steps, guidance and temperatures that the final weights carry; by default they
+            carry none, and those of the family are used.
+        attention: Kernel; flex_attention for packed rows on a GPU.
+        recompute: Keep the input of each layer alone for the backward pass (gradient
+            checkpointing): less memory, a third more time.
+        dtype: Of the weights that stay frozen; those that learn are float32.
+        save_dtype: Of the final weights.
+        threads: CPU threads; all by default.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    state = launched()
+    folder = find_checkpoint(start_from)
+    words = load_text_tokenizer(text_tokenizer or folder)
+    if image_tokenizer is None and (folder / "image_tokenizer").is_dir():
+        image_tokenizer = folder / "image_tokenizer"
+    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    denoiser = start(
+        folder,
+        words,
+        pictures,
+        attention=attention,
+        dtype=getattr(torch, dtype),
+        needs_pictures=False,
+    )
+    denoiser.config.full_vocabulary = objective.full_vocabulary
+    if vision is not None:
+        open_eyes(denoiser, vision, tower_weights, seed=fit_settings.seed)
+    elif tower_weights is not None:
+        raise ValueError(f"tower_weights {tower_weights}: there is no `vision` that they are for")
+    parts.freeze(denoiser)
+    adapted = None
+    if lora is not None:
+        if "denoiser" in parts.frozen:
+            raise ValueError("lora trains the denoiser, which parts.frozen names; leave one out")
+        adapted = lora.onto(denoiser, seed=fit_settings.seed)
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if recompute:
+        recompute_layers(denoiser)
+
+    known = words_for(denoiser, words, pictures)
+    sources = read_sources(data, denoiser, known, layout or layout_for(denoiser))
+    loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
+    if state.is_main_process and examples:
+        show_examples(
+            sources,
+            known,
+            length=data.length,
+            count=examples,
+            max_broken=data.max_broken,
+            folder=out,
+        )
+    stage = DenoisingStage(denoiser, objective, coefficients, parts=parts)
+    trained = fit(stage, loader, settings=fit_settings, out=out)
+    if not state.is_main_process:
+        return
+    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
+    if adapted is not None:
+        if adapted.is_all_that_learns:
+            own, parts_of_it = adapted, weights
+            replace_folder(
+                out / "adapter",
+                lambda folder: own.save(parts_of_it, folder, base=start_from),
+            )
+            print(f"adapter alone: {out / 'adapter'}")
+        weights = adapted.merged(weights)
+        adapted.remove()
+    final = out / "final"
+    save(denoiser, weights, words, image_tokenizer, final, dtype=save_dtype, decoding=decoding)
+    print(f"trained weights: {final}")
+
+
+if __name__ == "__main__":
+    run(main)
