@@ -81,6 +81,8 @@ class Conversation:
         return answer
 
     def _show(self, path: str) -> None:
-        from mmdlm.vision.pixels import open_image
+        from mmdlm.vision.pixels import check_visible, open_image
 
-        self.waiting.append(open_image(path))
+        picture = open_image(path)
+        check_visible(*picture.size)  # or every line after it would fail
+        self.waiting.append(picture)

@@ -359,6 +359,7 @@ def test_pictures_stand_where_the_message_says(
     [
         ("/image missing.png", "missing.png"),
         ("/image", "there are /image PATH, /new and /quit"),
+        ("/image one.png", "1x1 pixels is too small to be seen"),
         ("/quti", "there is no command '/quti'"),
         ("too long", "shorten it"),
     ],
@@ -370,6 +371,7 @@ def test_a_line_that_fails_ends_a_pipe_but_not_a_conversation(
     line: str,
     says: str,
 ) -> None:
+    Image.new("RGB", (1, 1)).save("one.png")
     piped(monkeypatch, "a", line, "b")
     assert cli.main(["chat"]) == 2
     shown = capsys.readouterr()
