@@ -67,6 +67,15 @@ class Stage(nn.Module, ABC):
         """Peak learning rates of the parameters that do not learn at the optimizer's own."""
         return NO_RATES
 
+    def statistics(self) -> dict[str, float]:
+        """What else to log of the step just done; asked on every process, written on the main."""
+        return {}
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the run is to end here, before its last step: a budget of its own is used up."""
+        return False
+
     def compile_layers(self) -> None:
         """Hand the repeated layers to torch.compile, where the stage has any."""
 
@@ -134,6 +143,8 @@ def fit(
 ) -> dict[str, Tensor]:
     """Train until `settings.steps`, from the newest checkpoint in `out` where there is one.
 
+    A stage whose budget is spent ends the run before that, as its last step would.
+
     On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
     on the main process even where the weights are sharded. `on_sample(step)` is called on the main
     process with the averaged weights in place. Interrupt (Ctrl-C) or SIGTERM: the step is finished,
@@ -143,7 +154,7 @@ def fit(
     OSError when a checkpoint cannot be written, which leaves the one before in place.
     """
     accelerator = Accelerator(
-        mixed_precision=_precision(settings.mixed_precision),
+        mixed_precision=precision(settings.mixed_precision),
         log_with=list(settings.trackers) or None,
         project_dir=str(out),
     )
@@ -172,7 +183,10 @@ def fit(
         dynamic_ncols=True, mininterval=1.0,
     )  # fmt: skip
     with _stop_signals() as stop, bar:
+        (spent,) = _agreed((stage.is_spent,), accelerator)
         for step in range(first, settings.steps):
+            if spent:
+                break
             started = time.perf_counter()
             micro = [next(batches) for _ in range(settings.accumulation)]
             waited = time.perf_counter() - started
@@ -184,8 +198,8 @@ def fit(
             bar.update()
 
             done = step + 1
-            last = done == settings.steps
-            stopping = stop.agreed(accelerator)
+            stopping, spent = _agreed((stop.asked, stage.is_spent), accelerator)
+            last = spent or done == settings.steps
             logging = last or done % settings.log_every == 0
             saving = last or stopping or done % settings.checkpoint_every == 0
             if (logging or saving) and not math.isfinite(float(norm)):
@@ -202,6 +216,7 @@ def fit(
                     "learning_rate": optimizers[0].param_groups[0]["lr"],
                     "seconds": round(time.perf_counter() - started, 4),
                     "data_share": round(waited / (time.perf_counter() - started), 4),
+                    **stage.statistics(),
                 }
                 log.write(done, entry)
                 accelerator.log(entry, step=done)
@@ -364,7 +379,8 @@ class _RunState:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
-def _precision(name: str) -> str:
+def precision(name: str) -> str:
+    """What "auto" stands for here; any other name for itself."""
     if name == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return name
@@ -400,12 +416,13 @@ def _logged_step(line: str) -> int:
 class _Stop:
     asked = False
 
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked; a signal reaches them at different steps."""
-        if accelerator.num_processes == 1:
-            return self.asked
-        asked = torch.tensor(int(self.asked), device=accelerator.device)
-        return bool(accelerator.reduce(asked, reduction="sum"))
+
+def _agreed(asked: tuple[bool, ...], accelerator: Accelerator) -> tuple[bool, ...]:
+    """Whether each holds on any process: a signal or a clock reaches them at different steps."""
+    if accelerator.num_processes == 1:
+        return asked
+    numbers = torch.tensor(asked, dtype=torch.int64, device=accelerator.device)
+    return tuple(bool(one) for one in accelerator.reduce(numbers, reduction="sum"))
 
 
 @contextmanager

@@ -1,0 +1,490 @@
+"""Reinforcement learning from the command line: killed, it continues exactly; bad input is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import mmdlm
+from data_pipelines.command_line import run
+from mmdlm.rl.statistics import Statistics
+from tests.train.tiny import Run, logged
+from train.experience import Flight
+from train.rl import main
+from train.rollouts import _statistics
+from train.rollouts import logged as written
+
+TRL = (
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "rewards/letters/mean",
+    "rewards/letters/std",
+    "kl",
+    "entropy",
+    "clip_ratio/region_mean",
+    "clip_ratio/low_mean",
+    "clip_ratio/low_min",
+    "clip_ratio/high_mean",
+    "clip_ratio/high_max",
+    "completions/mean_length",
+    "completions/min_length",
+    "completions/max_length",
+    "completions/clipped_ratio",
+    "num_tokens",
+    "rollout_share",
+    "prompts/skipped",
+)
+TIMINGS = ("seconds", "data_share", "rollout_share")
+WRITE = {
+    "class_path": "train.answering.Write",
+    "init_args": {"max_new_tokens": 6, "num_inference_steps": 3},
+}
+DRAW = {"class_path": "train.answering.Draw", "init_args": {"num_inference_steps": 2}}
+STRUCTURED = {"class_path": "mmdlm.core.likelihood.Structured"}
+MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.MeanField"}
+
+
+def surrogate(**options: Any) -> dict[str, Any]:
+    return {"class_path": "mmdlm.rl.policy_loss.ClippedSurrogate", "init_args": options}
+
+
+def reward(name: str, **options: Any) -> dict[str, Any] | str:
+    path = f"tests.train.rewarding.{name}"
+    return {"class_path": path, "init_args": options} if name[0].isupper() else path
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_checkpoint: Path) -> dict[str, Any]:
+    """A tiny run that writes words."""
+    prompts = tmp_path / "prompts.jsonl"
+    words = ["red", "heart", "woman dark", "woman", "light", "skin tone", "tone"]
+    prompts.write_text("".join(json.dumps({"prompt": w, "answer": w}) + "\n" for w in words))
+    return {
+        "out": str(tmp_path / "run"),
+        "start_from": str(tiny_checkpoint),
+        "prompts": {
+            "class_path": "train.prompts.Lines",
+            "init_args": {"path": str(prompts), "chat": False},
+        },
+        "answering": WRITE,
+        "judging": {
+            "rubric": {"rewards": {"letters": reward("Letters")}},
+            "advantage": {"class_path": "mmdlm.rl.advantage.Standardised"},
+        },
+        "estimator": STRUCTURED,
+        "loss": surrogate(beta=0.1),
+        "prompts_per_batch": 2,
+        "group": 3,
+        "iterations": 3,
+        "table_every": 1,
+        "fit_settings": {
+            "steps": 9,
+            "accumulation": 2,
+            "optimizer": {
+                "class_path": "train.optimizer.AdamW",
+                "init_args": {"learning_rate": 0.003},
+            },
+            "ema": 0.0,
+            "checkpoint_every": 100,
+            "log_every": 1,
+        },
+        "threads": 1,
+    }
+
+
+def rl(config: dict[str, Any], **changes: Any) -> Path:
+    """Run it here; `fit_settings` and `judging` are merged, all else is replaced."""
+    whole = {**config, **changes}
+    for name in ("fit_settings", "judging"):
+        whole[name] = {**config[name], **changes.get(name, {})}
+    path = Path(whole["out"]).with_suffix(".json")
+    path.write_text(json.dumps(whole))
+    before, sys.argv = sys.argv, ["rl", "--config", str(path)]
+    try:
+        run(main)
+    finally:
+        sys.argv = before
+    return Path(whole["out"])
+
+
+def in_process(
+    config: dict[str, Any], folder: Path, *, rank: int | None = None, port: int = 0
+) -> Run:
+    return Run(elsewhere, config, rank, port, folder=folder)
+
+
+def elsewhere(config: dict[str, Any], rank: int | None, port: int) -> None:
+    """The same in a process of its own, or one of two."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if rank is not None:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    rl({**config, "out": config["out"]})
+
+
+def trajectory(out: Path) -> list[str]:
+    """Every logged number but the timings, to the last digit."""
+    return [
+        json.dumps({k: v for k, v in entry.items() if k not in TIMINGS}) for entry in logged(out)
+    ]
+
+
+def tables(out: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (out / "completions").glob("*.jsonl")}
+
+
+# ---- resume -------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_in_a_rollout_and_between_inner_iterations_gives_the_same_losses(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two calls of the reward a set of rollouts, and three steps; checkpoints in the middle."""
+    settings = {**config["fit_settings"], "checkpoint_every": 2}
+    config = {**config, "fit_settings": settings}
+
+    def deadly(out: str, call: int) -> dict[str, Any]:
+        mark = str(tmp_path / f"mark_{out}_{call}")
+        rewards = {"letters": reward("Lethal", mark=mark, call=call)}
+        judging = {**config["judging"], "rubric": {"rewards": rewards}}
+        return {**config, "out": str(tmp_path / out), "judging": judging}
+
+    whole = in_process(deadly("whole", 0), tmp_path)
+    # the second set of rollouts is half made: the run goes on from step 2, of the first set, whose
+    # last step is then learnt from rollouts that are in the checkpoint alone
+    killed = in_process(deadly("killed", 4), tmp_path)
+    assert whole.exit_code() == 0, whole.errors.read_text()[-3000:]
+    assert killed.exit_code() == -signal.SIGKILL, killed.errors.read_text()[-3000:]
+    out = tmp_path / "killed"
+    assert [path.name for path in sorted(out.glob("step_*"))] == ["step_00000002"]
+    assert torch.load(out / "step_00000002" / "loader_0.pt")["flights"]
+    again = in_process(deadly("killed", 4), tmp_path)
+    assert again.exit_code() == 0, again.errors.read_text()[-3000:]
+    assert trajectory(out) == trajectory(tmp_path / "whole")
+    assert tables(out) == tables(tmp_path / "whole")
+    assert len({entry["loss/policy"] for entry in logged(out)}) > 5
+
+
+def test_a_checkpoint_between_sets_of_rollouts_holds_none(config: dict[str, Any]) -> None:
+    out = rl(config, fit_settings={"steps": 3})
+    state = torch.load(out / "step_00000003" / "loader_0.pt")
+    assert state["flights"] == []
+    assert state["given"] == 6
+
+
+def test_other_numbers_cannot_go_on(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rl(config, fit_settings={"steps": 2, "checkpoint_every": 2})
+    with pytest.raises(SystemExit):
+        rl(config, group=4)
+    assert "(2, 3, 2, 3) and cannot go on with (2, 4, 2, 3)" in capsys.readouterr().err
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_two_processes_equal_one_with_twice_the_accumulation(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {**config, "judging": {**config["judging"], "keep": {}}}
+    alone = rl(config, out=str(tmp_path / "alone"), fit_settings={"steps": 5, "accumulation": 4})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {**config["fit_settings"], "steps": 5}
+    two = {**config, "fit_settings": settings}
+    runs = [
+        in_process({**two, "out": str(tmp_path / "two")}, tmp_path, rank=rank, port=port)
+        for rank in (0, 1)
+    ]
+    for one in runs:
+        assert one.exit_code() == 0, one.errors.read_text()[-3000:]
+    for one, both in zip(logged(alone), logged(tmp_path / "two"), strict=True):
+        for name in set(one) - set(TIMINGS):
+            assert both[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), (name, one["step"])
+
+
+# ---- what it computes ---------------------------------------------------------------------------
+
+
+def test_it_learns(config: dict[str, Any]) -> None:
+    """The letter that is rewarded becomes more frequent, and the reference holds it back."""
+    out = rl(
+        config,
+        iterations=2,
+        group=8,
+        fit_settings={"steps": 60},
+        loss=surrogate(),
+        estimator=MEAN_FIELD,
+        table_every=0,
+    )
+    rewards = [entry["reward"] for entry in logged(out)]
+    assert sum(rewards[-10:]) / 10 > 2 * sum(rewards[:4]) / 4 + 0.1, rewards
+    assert not (out / "completions").exists()
+    model = mmdlm.load(out / "final")
+    assert isinstance(model.complete("red", max_new_tokens=6), str)
+
+
+def test_without_an_update_the_policy_is_the_old_one_and_the_reference(
+    config: dict[str, Any],
+) -> None:
+    """The views and scores that are shared agree to the last bit, in each iteration."""
+    still = {"class_path": "tests.train.tiny.Plain", "init_args": {"learning_rate": 0.0}}
+    for name, loss in {
+        "old": surrogate(beta=0.1, anchor="old"),
+        "reference": surrogate(beta=0.1),
+    }.items():
+        out = rl(
+            config,
+            out=f"{config['out']}_{name}",
+            fit_settings={"steps": 3, "optimizer": still},
+            loss=loss,
+            lora={"rank": 2} if name == "reference" else None,
+        )
+        for entry in logged(out):
+            assert entry["kl"] == 0.0
+            assert entry["clip_ratio/region_mean"] == 0.0
+            assert entry["grad_norm"] > 0
+
+
+def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
+    out = rl(
+        config,
+        judging={"rubric": {"rewards": {"same": reward("Always")}}},
+        loss=surrogate(),
+        fit_settings={"steps": 3},
+    )
+    for entry in logged(out):
+        assert entry["grad_norm"] == 0.0
+        assert entry["frac_reward_zero_std"] == 1.0
+
+
+def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any]) -> None:
+    judging = {"rubric": {"rewards": {"same": reward("Always")}}, "keep": {}, "right": "same"}
+    out = rl(config, judging=judging, fit_settings={"steps": 1})
+    (entry,) = logged(out)
+    assert entry["completions/learnt_ratio"] == 0.0
+    assert "entropy" not in entry
+
+
+def test_the_log_has_the_names_of_trl(config: dict[str, Any]) -> None:
+    out = rl(config, fit_settings={"steps": 2})
+    entry = logged(out)[-1]
+    for name in TRL:
+        assert name in entry, name
+    rows = [
+        json.loads(line)
+        for line in (out / "completions" / "completions_00000001.jsonl").read_text().splitlines()
+    ]
+    assert len(rows) == 6
+    assert {"step", "prompt", "completion", "letters", "reward", "advantage"} <= set(rows[0])
+    assert [row["prompt"] for row in rows[:3]] == [rows[0]["prompt"]] * 3
+    for prompts in (rows[:3], rows[3:]):
+        assert sum(row["advantage"] for row in prompts) == pytest.approx(0, abs=1e-4)
+    readable = (out / "completions" / "completions_00000001.txt").read_text()
+    assert readable.count(">>>") == 6
+
+
+def test_deviations_are_of_all_completions_together() -> None:
+    class Breakdown:
+        total = torch.tensor([0.0, 1.0, 2.0, 5.0], dtype=torch.float64)
+        rewards = {"some": total}  # noqa: RUF012
+        skipped: dict[str, Any] = {}  # noqa: RUF012
+        metrics: dict[str, float] = {}  # noqa: RUF012
+
+    class Rollout:
+        def statistics(self) -> Statistics:
+            return Statistics()
+
+    every = torch.ones(4, dtype=torch.bool)
+    group = torch.tensor([0, 0, 1, 1])
+    one = _statistics(Rollout(), Breakdown(), every, group=group)  # type: ignore[arg-type]
+    twice = torch.cat([Breakdown.total, Breakdown.total])
+    assert written(one)["rewards/some/std"] == pytest.approx(float(Breakdown.total.std()))
+    assert written(one + one)["rewards/some/std"] == pytest.approx(float(twice.std()))
+    assert written(one + one)["reward"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "loss"),
+    [
+        ({"class_path": "Coupled"}, surrogate()),
+        ({"class_path": "Trace"}, surrogate(normaliser="sequence", anchor="old", beta=0.01)),
+        (MEAN_FIELD, {"class_path": "mmdlm.rl.policy_loss.Wd1"}),
+        ({"class_path": "BlockRandom"}, {"class_path": "mmdlm.rl.policy_loss.Spg"}),
+        ({"class_path": "Elbo", "init_args": {"repeats": 2, "strata": 2}}, surrogate()),
+    ],
+)
+def test_every_estimator_and_loss_is_a_line_of_yaml(
+    config: dict[str, Any], estimator: dict[str, Any], loss: dict[str, Any]
+) -> None:
+    out = rl(config, estimator=estimator, loss=loss, fit_settings={"steps": 3})
+    assert logged(out)[0]["grad_norm"] > 0
+    assert len(logged(out)) == 3
+
+
+def test_rollouts_survive_a_checkpoint(config: dict[str, Any], tmp_path: Path) -> None:
+    out = rl(config, fit_settings={"steps": 1})
+    state = torch.load(out / "step_00000001" / "loader_0.pt")["flights"][0]
+    flight = Flight.from_state(state)
+    torch.save(flight.state_dict(), tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt")
+    assert _same(again, state)
+    assert len(flight.looks) == 3
+    assert flight.looks[0].old is None
+    assert flight.looks[1].old is not None
+    assert all(look.reference is not None for look in flight.looks)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def test_pictures_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Path) -> None:
+    out = rl(
+        config,
+        answering=DRAW,
+        estimator={**STRUCTURED, "init_args": {"schedule": "mmdlm.core.schedule.Cosine"}},
+        judging={"rubric": {"rewards": {"bright": reward("Brightness")}}},
+        lora={"rank": 2},
+        fit_settings={"steps": 30, "accumulation": 1},
+        group=6,
+        loss=surrogate(),
+        table_every=2,
+    )
+    entries = logged(out)
+    assert all(entry["completions/mean_length"] == 16 for entry in entries)
+    assert entries[-1]["brightness"] == pytest.approx(entries[-1]["rewards/bright/mean"])
+    assert [p.name for p in sorted((out / "completions").glob("*.png"))] == [
+        f"completions_{step:08d}.png" for step in (1, 7, 13, 19, 25)
+    ]
+    with Image.open(out / "completions" / "completions_00000001.png") as sheet:
+        assert sheet.size[0] > 0
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    drawn = mmdlm.load(out / "final").text_to_image("red", num_inference_steps=2)
+    assert drawn[0].size == (16, 16)
+
+
+# ---- budgets ------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_tokens_ends_the_run_as_its_last_step_would(config: dict[str, Any]) -> None:
+    """Twelve rollouts of at most six tokens a set, three steps each."""
+    out = rl(config, budget={"tokens": 80})
+    entries = logged(out)
+    steps = len(entries)
+    assert steps in (4, 7)
+    assert entries[-1]["num_tokens"] >= 80 > entries[steps - 4]["num_tokens"]
+    before = trajectory(out)
+    (out / "final" / "config.json").unlink()
+    rl(config, budget={"tokens": 80})
+    assert trajectory(out) == before
+    assert (out / "final" / "config.json").is_file()
+
+
+def test_a_budget_of_seconds(config: dict[str, Any]) -> None:
+    out = rl(config, budget={"seconds": 1e-3}, table_every=0)
+    assert len(logged(out)) <= 1
+    assert (out / "final").is_dir()
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "skipped"),
+    [
+        ("broken", "reward 'bad' raised RuntimeError: the server is down", 12),
+        ("short", "reward 'bad' returned 5 scores for 6 completions", 12),
+        ("undefined", "reward 'bad' gave completion 0 the score nan", 2),
+    ],
+)
+def test_a_reward_that_fails_is_counted_and_the_run_survives(
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    said: str,
+    skipped: int,
+) -> None:
+    rewards = {"letters": reward("Letters"), "bad": reward(name)}
+    out = rl(config, judging={"rubric": {"rewards": rewards}}, fit_settings={"steps": 3})
+    error = capsys.readouterr().err
+    assert error.count(said) == 1, error
+    for entry in logged(out):
+        assert entry["rewards/bad/skipped"] == skipped
+        assert entry["completions/learnt_ratio"] == pytest.approx(1 - skipped / 12)
+    assert all(torch.isfinite(torch.tensor(entry["grad_norm"])) for entry in logged(out))
+
+
+def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(config["prompts"]["init_args"]["path"])
+    lines = path.read_text().splitlines()
+    long = json.dumps({"prompt": "woman " * 80, "answer": "x"})
+    path.write_text("\n".join([long, *lines, long]) + "\n")
+    out = rl(config)
+    assert logged(out)[-1]["prompts/skipped"] in (1, 2)
+    error = capsys.readouterr().err
+    assert error.count("warning: prompt") == 1
+    assert "at most 63; shorten it" in error
+    path.write_text(long + "\n")
+    with pytest.raises(SystemExit):
+        rl(config, out=f"{config['out']}_none")
+    assert "none of 1 prompts can be asked; the first: text 'woman woman" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"judging": {"rubric": {"rewards": {"a": reward("asking")}}}},
+            "reward 'a' asks for the column 'solution', which the data set does not have",
+        ),
+        ({"group": 1}, "group is 1; it must be at least 2"),
+        (
+            {"answering": {**WRITE, "init_args": {"temperature": 0.0}}},
+            "temperature is 0, so that all completions of a prompt would be alike",
+        ),
+        ({"judging": {"right": "truth"}}, "right 'truth' is no reward of the rubric"),
+        ({"budget": {"tokens": 0}}, "budget: tokens is 0"),
+        ({"start_from": "nowhere"}, "no model 'nowhere'"),
+    ],
+)
+def test_mistakes_are_told_before_any_rollout(
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    with pytest.raises(SystemExit):
+        rl(config, **changes)
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (Path(config["out"]) / "completions").exists()

@@ -1,0 +1,188 @@
+"""How a policy answers while it learns: in words or in a picture, laid out as at inference."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from data_pipelines.problems import Problem
+from mmdlm.arguments import decoding_with, open_picture, with_places
+from mmdlm.core.sequence import Sequence as Document
+from mmdlm.core.sequence import text_segment
+from mmdlm.decoding import Decoding
+from mmdlm.filling import Filling
+from mmdlm.generate import Model
+from mmdlm.layouts.conversation import turns_of
+from mmdlm.layouts.layout import Ask, Codes
+from mmdlm.rl.rollout import Rollout
+
+
+class Answering(ABC):
+    """The task that is learnt: from problems to documents with targets, and back to completions."""
+
+    @abstractmethod
+    def ask(self, model: Model, problem: Problem) -> Ask:
+        """A problem, laid out. Raises ValueError for one that the model cannot be asked."""
+
+    @abstractmethod
+    def filling(
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        asks: list[Ask],
+        *,
+        generator: torch.Generator,
+    ) -> Filling:
+        """What fills the targets, one row an ask."""
+
+    @abstractmethod
+    def completions(
+        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+    ) -> list[Any]:
+        """What rewards are given: a text or a picture for each row, whose problems are given."""
+
+    @abstractmethod
+    def decoding(self, model: Model, problem: Problem) -> Decoding:
+        """How the targets of such a problem are filled."""
+
+
+@dataclass(frozen=True)
+class Write(Answering):
+    """An answer in words; what is not given is the model's own, as in `Model.chat`.
+
+    max_new_tokens  room for an answer: the budget of its length
+    early_stop      a row whose text has ended takes no more part in forward passes
+    sampler         all of the sampler's settings, in place of the four before
+    """
+
+    max_new_tokens: int = 128
+    num_inference_steps: int | None = None
+    block_length: int | None = None
+    temperature: float | None = 1.0
+    guidance_scale: float | None = None
+    think: bool | None = None
+    early_stop: bool = True
+    sampler: Decoding | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+
+    def ask(self, model: Model, problem: Problem) -> Ask:
+        prompt, length = problem.prompt, self.max_new_tokens
+        model.layout.need("answer" if prompt.chat else "complete")
+        if not prompt.chat:
+            ask = model.layout.complete(model.words, prompt.text, length=length)
+            return model.fitting(ask, length)
+        paths = problem.columns.get("images") or []
+        pictures = model.look([[open_picture(one) for one in paths]], "answer")[0]
+        message = {"role": "user", "content": with_places(prompt.text, len(pictures))}
+        turns = model.layout.thinking(turns_of([message], pictures), self.think)
+        ask = model.layout.reply(model.words, turns, length=length)
+        if prompt.begun:
+            (first,) = ask.shown
+            begun = text_segment(model.words.spoken(prompt.begun))
+            segments = ask.sequence.segments
+            document = Document((*segments[:first], begun, *segments[first:]))
+            ask = Ask(document, ask.opposite, (first + 1,))
+        return model.fitting(ask, length)
+
+    def decoding(self, model: Model, problem: Problem) -> Decoding:
+        if self.sampler is not None:
+            return self.sampler
+        chat = problem.prompt.chat
+        return model._writing(
+            model.defaults.answer if chat else model.defaults.complete,
+            self.max_new_tokens,
+            num_inference_steps=self.num_inference_steps,
+            block_length=self.block_length,
+            temperature=self.temperature,
+            guidance_scale=self.guidance_scale,
+        )
+
+    def filling(
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        asks: list[Ask],
+        *,
+        generator: torch.Generator,
+    ) -> Filling:
+        filling = model.filling(
+            asks,
+            decoding=self.decoding(model, problems[0]),
+            generator=generator,
+            suppressed=model.layout.suppressed(model.words) if problems[0].prompt.chat else (),
+        )
+        if not self.early_stop:
+            return filling
+        ends = model.layout.ends(model.words)
+        return replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
+
+    def completions(
+        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+    ) -> list[Any]:
+        answers = filling.results(rollout.batch.ids)
+        texts = [model.layout.decode(model.words, ids.cpu()) for ids in answers]
+        return [one.prompt.whole(text) for one, text in zip(problems, texts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Draw(Answering):
+    """A picture of the model's own size; what is not given is as in `Model.text_to_image`.
+
+    Rewards are of the picture under guidance; what is learnt is the conditional branch.
+
+    sampler  all of the sampler's settings, in place of those before
+    """
+
+    num_inference_steps: int | None = None
+    temperature: float | None = None
+    guidance_scale: float | None = None
+    sampler: Decoding | None = None
+
+    def ask(self, model: Model, problem: Problem) -> Ask:
+        model.layout.need("text_to_image")
+        if not problem.prompt.text.strip():
+            raise ValueError(f"prompt {problem.prompt.text!r} is empty; say in words what to draw")
+        codes = Codes.blank(model.words, self._grid(model), drawn=True)
+        return model.fitting(model.layout.draw(model.words, problem.prompt.text, picture=codes))
+
+    def decoding(self, model: Model, problem: Problem) -> Decoding:
+        return self.sampler or decoding_with(
+            model.defaults.text_to_image,
+            num_inference_steps=self.num_inference_steps,
+            temperature=self.temperature,
+            guidance_scale=self.guidance_scale,
+        )
+
+    def filling(
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        asks: list[Ask],
+        *,
+        generator: torch.Generator,
+    ) -> Filling:
+        return model.filling(
+            asks,
+            decoding=self.decoding(model, problems[0]),
+            generator=generator,
+            grid=self._grid(model),
+        )
+
+    def completions(
+        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+    ) -> list[Any]:
+        return model.decode(model.codes(filling, rollout.batch.ids), filling.grid)
+
+    def _grid(self, model: Model) -> tuple[int, int]:
+        tokenizer = model.need_pictures()
+        height, width = model.layout.drawn_size(
+            (None, None), edge=tokenizer.image_size, cell=tokenizer.downsampling
+        )
+        return height // tokenizer.downsampling, width // tokenizer.downsampling

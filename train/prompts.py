@@ -1,0 +1,188 @@
+"""What a policy is asked while it learns: problems from files, shards, or made by a rule."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data_pipelines.countdown import Style as CountdownStyle
+from data_pipelines.countdown import make_problems, read_countdown
+from data_pipelines.countdown import to_problem as countdown_problem
+from data_pipelines.problems import Problem, Prompt, read_rows
+from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
+from data_pipelines.sudoku import Style as SudokuStyle
+from data_pipelines.sudoku import make_puzzles, read_puzzles
+from data_pipelines.sudoku import to_problem as sudoku_problem
+from data_pipelines.word_problems import (
+    gsm8k_problem,
+    math500_problem,
+    read_gsm8k,
+    read_math500,
+)
+
+
+class Prompts(ABC):
+    """Where problems come from; YAML names one by class path.
+
+    All problems have the same columns, which rewards ask for by name. The column `images`, where
+    there is one, names the pictures that the prompt is about.
+    """
+
+    @abstractmethod
+    def problems(self) -> tuple[Problem, ...]:
+        """All of them, in an order of their own; ValueError where there are none to be had."""
+
+
+@dataclass(frozen=True)
+class Lines(Prompts):
+    """Rows of a .jsonl, .json or .csv file; every other column is for the rewards.
+
+    prompt  column of the prompt: a text, or messages whose last is the user's
+    chat    the text is a message that is to be answered, not the beginning of one to go on with
+    images  column of a path, or a list of paths, relative to the file; "" for none
+
+    Columns that some rows lack are left out.
+    """
+
+    path: Path
+    prompt: str = "prompt"
+    chat: bool = True
+    images: str = ""
+
+    def problems(self) -> tuple[Problem, ...]:
+        rows = read_rows(self.path)
+        shared = set.intersection(*(set(row.values) for row in rows))
+        made = []
+        for row in rows:
+            columns = {name: value for name, value in row.values.items() if name in shared}
+            if self.images:
+                given = row[self.images]
+                given = [given] if isinstance(given, str) else list(given or [])
+                columns["images"] = [str(self.path.parent / one) for one in given]
+            text = _said(row[self.prompt], row.where)
+            columns.pop(self.prompt, None)
+            made.append(Problem(row.where, Prompt(text, chat=self.chat), columns))
+        return tuple(made)
+
+
+@dataclass(frozen=True)
+class Names(Prompts):
+    """Texts of shards, as prompts for pictures; rewards find them in the column `name`.
+
+    urls      shards, see `data_pipelines.shards.expand_urls`
+    field     of a sample that holds the text
+    held_out  whether to ask for what is marked `held_out` in the JSON of a sample; None: for all
+    """
+
+    urls: str | list[str]
+    field: str = "txt"
+    held_out: bool | None = False
+
+    def problems(self) -> tuple[Problem, ...]:
+        samples = [one for url in expand_urls(self.urls) for one in _samples(url)]
+        texts = [self._text(one) for one in samples if self._is_wanted(one)]
+        if not texts:
+            raise ValueError(f"prompts: no sample of {self.urls} is to be asked for; name others")
+        return tuple(Problem(text, Prompt(text, chat=False), {"name": text}) for text in texts)
+
+    def _text(self, sample: Sample) -> str:
+        if self.field not in sample:
+            raise ValueError(
+                f"prompts: sample {sample['__key__']} of {sample['__url__']} has no field "
+                f"{self.field!r}; name another"
+            )
+        return sample[self.field].decode("utf-8").strip()
+
+    def _is_wanted(self, sample: Sample) -> bool:
+        if self.held_out is None or "json" not in sample:
+            return True
+        return bool(json.loads(sample["json"]).get("held_out", False)) == self.held_out
+
+
+@dataclass(frozen=True)
+class Sudoku(Prompts):
+    """4x4 puzzles of the training grids, made by the seed; or those of a csv."""
+
+    count: int = 10_000
+    blanks: tuple[int, int] = (8, 8)
+    style: SudokuStyle = "d1"
+    path: Path | None = None
+    seed: int = 0
+
+    def problems(self) -> tuple[Problem, ...]:
+        if self.path is not None:
+            puzzles = read_puzzles(self.path)
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            puzzles = make_puzzles(
+                self.count, split="train", blanks=self.blanks, generator=generator
+            )
+        return tuple(sudoku_problem(one, style=self.style) for one in puzzles)
+
+
+@dataclass(frozen=True)
+class Countdown(Prompts):
+    """Countdown problems of the training split, made by the seed; or those of a jsonl.
+
+    limits  largest number, least and largest target of problems that are made
+    """
+
+    count: int = 10_000
+    numbers: int = 3
+    limits: tuple[int, int, int] = (100, 10, 100)
+    style: CountdownStyle = "d1_train"
+    path: Path | None = None
+    seed: int = 0
+
+    def problems(self) -> tuple[Problem, ...]:
+        if self.path is not None:
+            found = read_countdown(self.path)
+        else:
+            largest, least, most = self.limits
+            found = make_problems(
+                self.count,
+                split="train",
+                numbers=self.numbers,
+                largest=largest,
+                targets=(least, most),
+                generator=torch.Generator().manual_seed(self.seed),
+            )
+        return tuple(countdown_problem(one, style=self.style) for one in found)
+
+
+@dataclass(frozen=True)
+class WordProblems(Prompts):
+    """GSM8K (`question`, `answer`) or MATH (`problem`, `answer` or `solution`), from a jsonl."""
+
+    path: Path
+    form: Literal["gsm8k", "math"] = "gsm8k"
+    style: Literal["d1", "d1_train", "llada"] = "d1_train"
+
+    def problems(self) -> tuple[Problem, ...]:
+        if self.form == "gsm8k":
+            return tuple(gsm8k_problem(row, style=self.style) for row in read_gsm8k(self.path))
+        return tuple(math500_problem(row, style=self.style) for row in read_math500(self.path))
+
+
+def _samples(url: str) -> list[Sample]:
+    try:
+        return list(read_shard(url))
+    except BrokenShard as error:
+        raise ValueError(f"prompts: shard {url}: {error}; write it again") from error
+
+
+def _said(prompt: Any, where: str) -> str:
+    """A text, or the content of one message of the user."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], Mapping):
+        prompt = prompt[0].get("content")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(
+            f"{where}: the prompt is {prompt!r}; give it a text, or one message of the user"
+        )
+    return prompt

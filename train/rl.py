@@ -1,0 +1,267 @@
+"""Reinforcement learning of texts and pictures: sample, reward, learn.
+
+`python -m train.rl --config configs/rl/smoke.yaml`, on several GPUs under `accelerate launch -m`.
+Start it again after a kill and it continues, rollouts in flight included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+from torch import Tensor
+
+from data_pipelines.command_line import run
+from mmdlm.core.likelihood import LikelihoodEstimator
+from mmdlm.decoding import GENERATION, Defaults
+from mmdlm.generate import Model
+from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.rl.policy_loss import PolicyLoss
+from mmdlm.rl.statistics import Statistics
+from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from train.answering import Answering
+from train.checkpoint import replace_folder
+from train.completions import CompletionsTable
+from train.denoising import Attention, Dtype, layout_for, recompute_layers, save, start
+from train.experience import Experience
+from train.gallery import Shown
+from train.loop import FitSettings, Stage, fit, launched, precision
+from train.low_rank import LowRank
+from train.prompts import Prompts
+from train.reference import Reference
+from train.rollouts import Budget, Judging, Plan, Rollouts, logged
+
+
+class PolicyStage(Stage):
+    """The policy's scores of what it did, under a policy loss."""
+
+    def __init__(
+        self,
+        denoiser: PretrainedDenoiser,
+        estimator: LikelihoodEstimator,
+        loss: PolicyLoss,
+        rollouts: Rollouts,
+        *,
+        log_entropy: bool = True,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.estimator, self.loss = denoiser, estimator, loss
+        self.rollouts, self.log_entropy = rollouts, log_entropy
+        self.coefficients = loss.coefficients
+        self.seen = Statistics()
+
+    def begin(self, step: int) -> None:
+        """Statistics are of one step."""
+        self.seen = Statistics()
+
+    def draw(self, batch: Experience, *, generator: torch.Generator) -> None:
+        """The views came with the rollouts."""
+
+    def counts(self, batch: Experience, noise: None) -> dict[str, Tensor]:
+        """As the loss's normaliser says."""
+        return self.loss.counts(batch.look.views)
+
+    def forward(self, batch: Experience, noise: None) -> dict[str, Tensor]:
+        """The loss's terms."""
+        look = batch.look
+        scores = self.estimator.scores(
+            self.denoiser, batch.batch, look.views, entropy=self.log_entropy
+        )
+        terms = self.loss(scores, batch.advantage, old=look.old, reference=look.reference)
+        parts = terms.statistics.parts
+        here = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
+        self.seen = self.seen + here + batch.statistics
+        return terms.sums
+
+    def statistics(self) -> dict[str, float]:
+        """TRL's keys, over all processes, and the share of the time that went into rollouts."""
+        rollouts = self.rollouts
+        mine = (self.seen, rollouts.tokens, len(rollouts.unfit), rollouts.share())
+        every = gather_object([mine])
+        total = sum((seen for seen, *_ in every), Statistics())
+        return {
+            **logged(total),
+            "num_tokens": sum(tokens for _, tokens, _, _ in every),
+            "prompts/skipped": max(unfit for _, _, unfit, _ in every),
+            "rollout_share": round(sum(share for *_, share in every) / len(every), 4),
+        }
+
+    @property
+    def is_spent(self) -> bool:
+        """The budget is used up."""
+        return self.rollouts.spent
+
+
+def main(
+    out: Path,
+    start_from: str,
+    prompts: Prompts,
+    answering: Answering,
+    judging: Judging,
+    estimator: LikelihoodEstimator,
+    loss: PolicyLoss,
+    *,
+    prompts_per_batch: int = 1,
+    group: int = 8,
+    iterations: int = 1,
+    budget: Budget = Budget(),
+    gallery: Shown | None = None,
+    lora: LowRank | None = None,
+    fit_settings: FitSettings = FitSettings(ema=0.0),
+    table_every: int = 10,
+    log_entropy: bool = True,
+    text_tokenizer: Path | None = None,
+    image_tokenizer: Path | None = None,
+    attention: Attention = "sdpa",
+    recompute: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    save_dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> None:
+    """Train, and write the weights with all that they need to `out`/final.
+
+    Args:
+        out: Folder of checkpoints, log and completions; a run found there is continued.
+        start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
+            Hub; ours or of a published family.
+        prompts: What the model is asked, with the columns that the rewards take.
+        answering: `train.answering.Write` or `Draw`: the task, how long an answer may be, and how
+            it is sampled.
+        judging: Rewards, advantage, and which groups are learnt from.
+        estimator: How likely the policy holds what it did, and at which noise.
+        loss: Of the policy.
+        prompts_per_batch: Prompts of a micro-batch; of those there are `fit_settings.accumulation`
+            a step and process.
+        group: Completions of each prompt.
+        iterations: Steps of training on each set of rollouts; `fit_settings.steps` counts all.
+        budget: Generated tokens and seconds that the run may cost.
+        gallery: Pictures that rewards look for the nearest in.
+        lora: Train matrices of low rank in place of the weights; the reference is then the model
+            without them. They are written to `out`/adapter, and added to the weights in
+            `out`/final.
+        fit_settings: Steps, optimizer, checkpoints.
+        table_every: Sets of rollouts between tables of completions (`out`/completions); 0 for none.
+        log_entropy: Log the entropy of the policy, which costs a softmax more.
+        text_tokenizer: Folder of the text tokenizer; by default the model's own.
+        image_tokenizer: Folder of the image tokenizer; by default the model's own.
+        attention: Kernel.
+        recompute: Keep the input of each layer alone for the backward pass (gradient
+            checkpointing).
+        dtype: Of the weights that stay frozen; those that learn are float32.
+        save_dtype: Of the final weights.
+        threads: CPU threads; all by default.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError("a policy samples with whole weights: launch without FSDP, with lora")
+    state = launched()
+    problems = prompts.problems()  # a file that cannot be read is found before a model is loaded
+    folder = find_checkpoint(start_from)
+    if image_tokenizer is None and (folder / "image_tokenizer").is_dir():
+        image_tokenizer = folder / "image_tokenizer"
+    model = _model(
+        folder, text_tokenizer, image_tokenizer, state, attention, dtype=getattr(torch, dtype)
+    )
+    denoiser = model.denoiser
+    if getattr(denoiser, "vision", None) is not None:
+        denoiser.vision.requires_grad_(False)  # pictures are looked at once, before the rollouts
+    adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if recompute:
+        recompute_layers(denoiser)
+
+    table = None
+    if table_every and state.is_main_process:
+        table = CompletionsTable(out / "completions", every=table_every, iterations=iterations)
+    rollouts = Rollouts(
+        model,
+        problems,
+        answering,
+        judging,
+        estimator,
+        loss,
+        Plan(
+            prompts=prompts_per_batch,
+            group=group,
+            micro=fit_settings.accumulation,
+            iterations=iterations,
+            process=state.process_index,
+            of=state.num_processes,
+        ),
+        reference=Reference(denoiser, adapted=adapted is not None, needed=loss.needs_reference),
+        seed=fit_settings.seed,
+        context=_context(model, gallery),
+        table=table,
+        budget=budget,
+        precision=torch.autocast(
+            state.device.type,
+            dtype=torch.bfloat16,
+            enabled=precision(fit_settings.mixed_precision) == "bf16",
+        ),
+    )
+    stage = PolicyStage(denoiser, estimator, loss, rollouts, log_entropy=log_entropy)
+    trained = fit(stage, rollouts, settings=fit_settings, out=out)
+    if not state.is_main_process:
+        return
+    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
+    if adapted is not None:
+        parts = weights
+        replace_folder(out / "adapter", lambda folder: adapted.save(parts, folder, base=start_from))
+        print(f"adapter alone: {out / 'adapter'}")
+        weights = adapted.merged(weights)
+        adapted.remove()
+    final, words = out / "final", model.text_tokenizer
+    save(
+        denoiser, weights, words, image_tokenizer, final, dtype=save_dtype, decoding=model.defaults
+    )
+    print(f"trained weights: {final}")
+
+
+def _model(
+    folder: Path,
+    text_tokenizer: Path | None,
+    image_tokenizer: Path | None,
+    state: PartialState,
+    attention: Attention,
+    *,
+    dtype: torch.dtype,
+) -> Model:
+    """The policy as users would call it, on the device of this process."""
+    words = load_text_tokenizer(text_tokenizer or folder)
+    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    denoiser = start(
+        folder, words, pictures, attention=attention, dtype=dtype, needs_pictures=False
+    ).to(state.device)
+    layout = layout_for(denoiser)
+    return Model(
+        denoiser,
+        words,
+        None if pictures is None else pictures.to(state.device),
+        text_slots=getattr(denoiser.config, "text_slots", None),
+        max_length=denoiser.config.max_position_embeddings,
+        defaults=Defaults.from_json(folder / GENERATION, generation=layout.generation),
+        device=state.device,
+        layout=layout,
+    )
+
+
+def _context(model: Model, gallery: Shown | None) -> Mapping[str, Any]:
+    """What rewards may ask for beside columns: `gallery`, and `describe`, the policy's captions."""
+    context: dict[str, Any] = {} if gallery is None else {"gallery": gallery.read()}
+    if "caption" in model.layout.tasks and (
+        model.image_tokenizer is not None or model.layout.sees == "features"
+    ):
+        context["describe"] = lambda pictures: model.caption(list(pictures))
+    return context
+
+
+if __name__ == "__main__":
+    run(main)
