@@ -13,7 +13,7 @@ class _Parser(jsonargparse.ArgumentParser):
     """One sentence on stderr and status 2, where jsonargparse prints usage and a tip as well."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sentence = re.sub(r"\s+", " ", str(message)).strip().removeprefix("error: ")
+        sentence = _one_line(message).removeprefix("error: ")
         print(f"{self.prog}: {sentence} (options: --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -27,8 +27,12 @@ def run(job: Any) -> None:
     try:
         jsonargparse.auto_cli(job, as_positional=False, parser_class=_Parser, allow_abbrev=False)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_line(message: object) -> str:
+    return re.sub(r"\s+", " ", str(message)).strip()

@@ -157,8 +157,20 @@ def _run(errors: Path, function: Callable[..., None], arguments: tuple[Any, ...]
 
 def pretrain(arguments: list[str], killed_before: str | None = None) -> None:
     """`python -m train.pretrain ARGUMENTS`; killed as it is about to rename to a path ending so."""
-    from data_pipelines.command_line import run
     from train.pretrain import main
+
+    _recipe(main, arguments, killed_before)
+
+
+def sft(arguments: list[str], killed_before: str | None = None) -> None:
+    """The same of `python -m train.sft`."""
+    from train.sft import main
+
+    _recipe(main, arguments, killed_before)
+
+
+def _recipe(main: Callable[..., None], arguments: list[str], killed_before: str | None) -> None:
+    from data_pipelines.command_line import run
 
     replace = os.replace
 
@@ -169,7 +181,7 @@ def pretrain(arguments: list[str], killed_before: str | None = None) -> None:
 
     if killed_before:
         os.replace = deadly
-    sys.argv = ["pretrain", *arguments]
+    sys.argv = ["recipe", *arguments]
     run(main)
 
 
