@@ -30,6 +30,7 @@ def load(
     merge_adapter: bool = False,
     image_tokenizer: str | PathLike[str] | None = None,
     layout: Layout | None = None,
+    task: str | None = None,
 ) -> Model:
     """Load a model: see `mmdlm.loading.load`, which this is, imported at the first call.
 
@@ -46,4 +47,5 @@ def load(
         merge_adapter=merge_adapter,
         image_tokenizer=image_tokenizer,
         layout=layout,
+        task=task,
     )

@@ -47,6 +47,10 @@ Item = TypeVar("Item")
 USER_ERROR = 2
 INTERRUPTED = 130
 DTYPES = ("float32", "bfloat16", "float16")
+FAMILY_NAMES = (
+    *("llada", "mmada", "lumina", "llada_v", "lavida_llada"),
+    *("dream", "lavida_dream", "dimple"),
+)
 QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
 CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
 
@@ -90,7 +94,7 @@ def draw(options: argparse.Namespace) -> None:
                 "give two different files"
             )
 
-    model = _load(options)
+    model = _load(options, "text_to_image")
     if options.animate is None and not sys.stderr.isatty():
         frames = [
             model.text_to_image(
@@ -129,10 +133,10 @@ def caption(options: argparse.Namespace) -> None:
     """Pictures -> one line each; the line starts with the picture's path when there are several."""
     from mmdlm.vision.pixels import open_image
 
-    for path in options.pictures:  # a broken picture is found before the first forward pass
-        open_image(path)
+    for path in options.pictures:  # a bad picture is found before the model is loaded
+        _seen(path)
 
-    model = _load(options)
+    model = _load(options, "caption")
     generator = _generator(options.seed)
     starts: Iterable[int] = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
     if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
@@ -168,7 +172,7 @@ def inpaint(options: argparse.Namespace) -> None:
             "to be drawn anew"
         )
 
-    model = _load(options)
+    model = _load(options, "inpaint")
     result = model.inpaint(
         picture,
         mask,
@@ -185,7 +189,7 @@ def infill(options: argparse.Namespace) -> None:
     from mmdlm.vision.pixels import open_image
 
     picture = None if options.image is None else open_image(options.image)
-    model = _load(options)
+    model = _load(options, "infill")
     text = model.infill(
         options.text,
         image=picture,
@@ -197,11 +201,10 @@ def infill(options: argparse.Namespace) -> None:
 
 def edit(options: argparse.Namespace) -> None:
     """Pictures and an instruction -> another picture."""
-    from mmdlm.vision.pixels import open_image
 
     check_place(options.output, "--output", PICTURE_FORMATS)
-    pictures = [open_image(path) for path in options.pictures]
-    model = _load(options)
+    pictures = [_seen(path) for path in options.pictures]
+    model = _load(options, "edit")
     result = model.edit(
         pictures,
         options.prompt,
@@ -215,10 +218,13 @@ def edit(options: argparse.Namespace) -> None:
 
 def answer(options: argparse.Namespace) -> None:
     """A question, at will about pictures -> the answer, on stdout."""
-    from mmdlm.vision.pixels import open_image
+    from mmdlm.arguments import with_places
+    from mmdlm.layouts.conversation import check_messages
 
-    pictures = [open_image(path) for path in options.image]
-    model = _load(options)
+    pictures = [_seen(path) for path in options.image]
+    said = with_places(options.question, len(pictures))
+    check_messages([{"role": "user", "content": said}], len(pictures))
+    model = _load(options, "answer")
     text = model.answer(
         options.question,
         pictures or None,
@@ -237,8 +243,7 @@ def chat(options: argparse.Namespace) -> None:
     """A conversation: each line of stdin is a message, each answer a line or more of stdout."""
     from mmdlm.terminal import COMMANDS, Conversation
 
-    model = _load(options)
-    model.layout.need("chat")
+    model = _load(options, "chat")
     generator = _generator(options.seed)
 
     def speak(messages: list[dict[str, str]], images: list[Image.Image]) -> str:
@@ -274,7 +279,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def complete(options: argparse.Namespace) -> None:
     """The beginning of a text -> the whole of it, on stdout."""
-    model = _load(options)
+    model = _load(options, "complete")
     text = model.complete(
         options.text,
         num_inference_steps=options.steps,
@@ -289,15 +294,18 @@ def complete(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """A checkpoint -> the same weights in another format; its folder on stdout."""
-    from mmdlm import convert as formats
-    from mmdlm.loading import find_checkpoint
-    from mmdlm.models.conversion import MASK_TOKEN, convert_to_diffusion
-
     start = options.start
     if len(options.folders) != (1 if start else 2):
         wanted = "OUT alone beside --from" if start else "two folders, IN and OUT"
         raise ValueError(f"convert takes {wanted}, but got {' '.join(map(str, options.folders))}")
     out = Path(options.folders[-1])
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
+
+    from mmdlm import convert as formats
+    from mmdlm.loading import find_checkpoint
+    from mmdlm.models.conversion import MASK_TOKEN, convert_to_diffusion
+
     if start:
         if options.to is not None:
             raise ValueError(f"--to {options.to} does not go with --from, which writes our format")
@@ -406,7 +414,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image", type=Path, metavar="PICTURE", help="a picture that the text describes"
     )
 
-    command = _command(commands, edit, "draw a picture anew as an instruction says")
+    command = _command(commands, edit, "draw a picture anew as an instruction says", bundled=None)
     command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     command.add_argument(
         "--prompt", type=_words, required=True, metavar="TEXT", help="what is to change"
@@ -420,7 +428,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how strongly to stay with the picture; 1 is off (default: the model's own value)",
     )
 
-    command = _command(commands, answer, "answer a question, at will about pictures")
+    command = _command(commands, answer, "answer a question, at will about pictures", bundled=None)
     command.add_argument("question", type=_words, metavar="QUESTION")
     command.add_argument(
         "--image",
@@ -434,7 +442,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_writing(command)
     _add_thinking(command)
 
-    command = _command(commands, chat, "talk, line by line")
+    command = _command(commands, chat, "talk, line by line", bundled=None)
+    command.epilog = "In it, /image PATH shows a picture, /new starts anew and /quit ends."
     command.add_argument(
         "--system", type=_words, metavar="TEXT", help="what the model is told before it all"
     )
@@ -448,6 +457,8 @@ def _parser() -> argparse.ArgumentParser:
     summary = "write a checkpoint in another format"
     command = commands.add_parser(
         "convert",
+        usage="mmdlm convert [-h] [--to FAMILY] IN OUT\n"
+        "       mmdlm convert --from NAME [--mask-token TOKEN] [--no-shift] [--image-codes N] OUT",
         help=summary,
         description=f"{summary.capitalize()}, bit for bit. With --from, an autoregressive model or "
         "an encoder becomes a denoiser to train on.",
@@ -461,7 +472,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a checkpoint (a folder or OWNER/NAME of the Hugging Face Hub) and a new folder",
     )
     command.add_argument(
-        "--to", metavar="FAMILY", help="llada, mmada, dream, ... (default: our own format)"
+        "--to", metavar="FAMILY", help=f"{', '.join(FAMILY_NAMES)} (default: our own format)"
     )
     command.add_argument(
         "--from",
@@ -494,18 +505,27 @@ def _command(
     commands: argparse._SubParsersAction[Any],
     run: Callable[[argparse.Namespace], None],
     summary: str,
+    *,
+    bundled: str | None = "emoji",
 ) -> argparse.ArgumentParser:
-    """A command with the options that all of them share."""
+    """A command with the options that all of them share.
+
+    bundled  the model that is taken where none is named; None: no bundled one can do it
+    """
     command: argparse.ArgumentParser = commands.add_parser(
         run.__name__, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
     )
     command.set_defaults(run=run)
     command.add_argument(
         "--model",
-        default="emoji",
+        default=bundled,
+        required=bundled is None,
         metavar="NAME",
         help="a bundled model, a checkpoint folder, or OWNER/NAME of the Hugging Face Hub "
-        "(default: %(default)s)",
+        "(default: %(default)s)"
+        if bundled
+        else "a checkpoint folder, or OWNER/NAME of the Hugging Face Hub: "
+        "GSAI-ML/LLaDA-8B-Instruct, for example",
     )
     command.add_argument(
         "--dtype",
@@ -625,8 +645,8 @@ def _box(text: str) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def _load(options: argparse.Namespace) -> Model:
-    """The model of a command, as its options ask for it."""
+def _load(options: argparse.Namespace, task: str) -> Model:
+    """The model of a command, as its options ask for it; refused early if it lacks the task."""
     import torch
 
     return mmdlm.load(
@@ -635,7 +655,20 @@ def _load(options: argparse.Namespace) -> Model:
         quantization=options.quantization,
         adapter=options.adapter,
         image_tokenizer=options.image_tokenizer,
+        task=task,
     )
+
+
+def _seen(path: Path) -> Image.Image:
+    """A picture file that can be read, and is neither too small nor too narrow to be seen."""
+    from mmdlm.vision.pixels import check_visible, open_image
+
+    picture = open_image(path)
+    try:
+        check_visible(*picture.size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return picture
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -205,9 +205,10 @@ class Engine:
         if not any(images):
             return [[] for _ in images]
         if self.layout.sees == "nothing":
+            number = sum(map(len, images))
             raise ValueError(
-                f"this model ({self.layout.family}) reads text alone and was given "
-                f"{sum(map(len, images))} pictures; take one that sees, or leave them out"
+                f"this model ({self.layout.family}) reads text alone and was given {number} "
+                f"picture{'s' * (number > 1)}; take one that sees, or leave out what it cannot see"
             )
         if self.layout.sees == "features":
             return [self._views(some) for some in images]

@@ -49,6 +49,7 @@ def load(
     merge_adapter: bool = False,
     image_tokenizer: str | PathLike[str] | None = None,
     layout: Layout | None = None,
+    task: str | None = None,
 ) -> Model:
     """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
 
@@ -64,6 +65,8 @@ def load(
                      model's folder, else the one that the family is published with
     layout           how documents are laid out, where that is another than the family's usual one:
                      `Mmada(attend_pads=True)`, `Lumina(editing="style")`
+    task             a method of `Model` that is wanted; a family that lacks it is refused before
+                     its weights are read
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
@@ -83,6 +86,8 @@ def load(
         (getattr(config, "published", None) or {}).get("family"),
         seeing=getattr(config, "vision", None) is not None,
     )
+    if task is not None:
+        layout.need(task)
     defaults = Defaults.from_json(folder / GENERATION, generation=layout.generation)
     vocabulary = Vocabulary(**config.vocabulary)
     try:

@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
 
 
+ANSWER, EDIT, CHAT = ([command, "--model", "m"] for command in ("answer", "edit", "chat"))
+
+
 class FakeModel:
     """Draws one plain colour that depends on all that a picture may depend on."""
 
@@ -158,6 +161,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
         quantization: str | None,
         adapter: str | None,
         image_tokenizer: str | None,
+        task: str,
     ) -> FakeModel:
         fake.loaded = (dtype, quantization, adapter, image_tokenizer)
         if name_or_path == "missing":
@@ -288,7 +292,7 @@ def test_inpaint_needs_no_prompt(picture: str) -> None:
 
 
 def test_edit_writes_the_picture(picture: str, model: FakeModel) -> None:
-    edit = ["edit", picture, "--prompt", "make it blue", "-o", "a.png"]
+    edit = [*EDIT, picture, "--prompt", "make it blue", "-o", "a.png"]
     assert cli.main([*edit, "--image-guidance-scale", "4", "--steps", "3"]) == 0
     assert model.calls == [{"scales": (None, 4.0), "steps": 3}]
     with Image.open("a.png") as edited:
@@ -304,10 +308,25 @@ def test_a_size_reaches_the_model(model: FakeModel) -> None:
 def test_answer_prints_the_answer(
     picture: str, model: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["answer", "what?", "--image", picture, "--image", picture]) == 0
+    assert cli.main([*ANSWER, "what?", "--image", picture, "--image", picture]) == 0
     assert capsys.readouterr().out == "what? 2\n"
     options = ["--max-new-tokens", "9", "--block-length", "3", "--temperature", "0.5", "--no-think"]
-    assert cli.main(["answer", "what?", *options, "--guidance-scale", "2", "--steps", "4"]) == 0
+    assert (
+        cli.main(
+            [
+                "answer",
+                "--model",
+                "other",
+                "what?",
+                *options,
+                "--guidance-scale",
+                "2",
+                "--steps",
+                "4",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == "what? 0\n"
     given = {name: value for name, value in model.calls[-1].items() if name != "generator"}
     assert given == {
@@ -336,7 +355,7 @@ def test_chat_over_a_pipe_remembers_what_was_said(
     picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped(monkeypatch, "a", "", f"/image {picture}", "b", "/new", "c", "/quit", "d")
-    assert cli.main(["chat", "--system", "s"]) == 0
+    assert cli.main([*CHAT, "--system", "s"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "[s | a] 0",
         "[s | a | [s | a] 0 | <image>/b] 1",
@@ -348,7 +367,7 @@ def test_pictures_stand_where_the_message_says(
     picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped(monkeypatch, f"/image {picture}", f"/image {picture}", "is <image> in <image>?", "b")
-    assert cli.main(["chat"]) == 0
+    assert cli.main([*CHAT]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == "[is <image> in <image>?] 2"
     assert second.endswith("| b] 2")
@@ -373,7 +392,7 @@ def test_a_line_that_fails_ends_a_pipe_but_not_a_conversation(
 ) -> None:
     Image.new("RGB", (1, 1)).save("one.png")
     piped(monkeypatch, "a", line, "b")
-    assert cli.main(["chat"]) == 2
+    assert cli.main([*CHAT]) == 2
     shown = capsys.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("[a] 0\n", 1)
     assert says in shown.err
@@ -388,22 +407,22 @@ def test_a_line_that_fails_ends_a_pipe_but_not_a_conversation(
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", reads)
-    assert cli.main(["chat"]) == 0
+    assert cli.main([*CHAT]) == 0
     shown = capsys.readouterr()
     assert shown.out == "[a] 0\n[a | [a] 0 | b] 0\n"
     assert says in shown.err
 
 
-def test_a_model_that_does_not_talk_says_so_at_once(
-    model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_task_that_the_family_lacks_is_refused_before_its_weights_are_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def need(task: str) -> None:
-        raise ValueError(f"this model was not trained for {task}")
+    from mmdlm import loading
 
-    monkeypatch.setattr(model, "layout", SimpleNamespace(need=need))
-    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
-    assert cli.main(["chat"]) == 2
-    assert "not trained for chat" in capsys.readouterr().err
+    monkeypatch.setattr(loading, "_load_denoiser", lambda *_: pytest.fail("weights were read"))
+    assert cli.main(["chat", "--model", "emoji"]) == 2
+    assert "(mmdlm) was not trained for chat; it is for caption, text" in capsys.readouterr().err
+    assert cli.main(["chat"]) == 2  # no bundled model talks
+    assert "--model" in capsys.readouterr().err
 
 
 DRAW = ["draw", "heart", "-o", "out.png"]
@@ -436,16 +455,19 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         (["caption", "picture.png", "cut.png"], "cut.png"),
         (["caption", "folder.png"], "folder.png"),
         (["draw", "heart", "-o", "out.png", "--height", "0"], "'0'"),
-        (["answer", " "], "empty"),
-        (["answer", "a", "--image", "missing.png"], "missing.png"),
-        (["answer", "a", "--max-new-tokens", "0"], "'0'"),
-        (["answer", "a", "--temperature", "hot"], "'hot'"),
+        ([*ANSWER, " "], "empty"),
+        ([*ANSWER, "a", "--image", "missing.png"], "missing.png"),
+        ([*ANSWER, "a", "--max-new-tokens", "0"], "'0'"),
+        ([*ANSWER, "a", "--temperature", "hot"], "'hot'"),
         (["complete", ""], "empty"),
-        (["edit", "picture.png", "-o", "out.png"], "--prompt"),
-        (["edit", "missing.png", "-o", "out.png", "--prompt", "x"], "missing.png"),
-        (["edit", "picture.png", "-o", "out", "--prompt", "x"], "'out.png'"),
-        (["chat", "--system", " "], "empty"),
-        (["chat", "hello"], "hello"),
+        ([*EDIT, "picture.png", "-o", "out.png"], "--prompt"),
+        (
+            [*EDIT, "missing.png", "-o", "out.png", "--prompt", "x"],
+            "missing.png",
+        ),
+        ([*EDIT, "picture.png", "-o", "out", "--prompt", "x"], "'out.png'"),
+        ([*CHAT, "--system", " "], "empty"),
+        ([*CHAT, "hello"], "hello"),
         (["convert", "in", "out", "--image-codes", "5"], "--image-codes goes with --from alone"),
         (["convert", "in", "out", "--no-shift"], "--no-shift goes with --from alone"),
         (["convert", "in", "out", "--mask-token", "x"], "--mask-token goes with --from alone"),
@@ -588,3 +610,17 @@ def test_kinds_of_quantization_are_those_that_there_are() -> None:
     from mmdlm.models.quantization import KINDS
 
     assert set(cli.QUANTIZATIONS) == set(KINDS)
+
+
+def test_places_for_pictures_are_counted_before_loading(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*ANSWER, "in <image>?"]) == 2
+    assert "1 <image> placeholder but was given 0 pictures" in capsys.readouterr().err
+    assert model.loaded == ()
+
+
+def test_families_are_those_that_there_are() -> None:
+    from mmdlm.models.families import FAMILIES
+
+    assert set(cli.FAMILY_NAMES) == {family.name for family in FAMILIES}

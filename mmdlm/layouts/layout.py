@@ -102,7 +102,7 @@ class Layout:
 
     def cannot(self, task: str) -> NoReturn:
         """Say that the family lacks a task, and which it has."""
-        *most, last = self.tasks
+        *most, last = (name for name in self.tasks if name != "draw_trajectory")
         listed = f"{', '.join(most)} and {last}" if most else last
         raise ValueError(
             f"this model ({self.family}) was not trained for {task}; it is for {listed}"
