@@ -314,6 +314,7 @@ class Rollouts:
             raise ValueError("there are no prompts to learn from")
         first = self.problems[0]
         self.judging.rubric.check_columns({*first.columns, *self.context})
+        self.judging.rubric.prepare()
         self._asked(0)
         decoding = self.answering.decoding(self.model, first)
         noise = decoding.temperature or decoding.order_temperature

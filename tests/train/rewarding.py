@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageStat
 
+from mmdlm.rl.reward import RewardUnavailable
+
 
 @dataclass(frozen=True)
 class Letters:
@@ -72,6 +74,14 @@ class Lethal(Letters):
 
 
 COUNT: list[int] = []
+
+
+@dataclass(frozen=True)
+class Unavailable(Always):
+    """Lacks a package."""
+
+    def prepare(self) -> None:
+        raise RewardUnavailable("reward 'a' needs a package that is not there")
 
 
 def broken(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:

@@ -468,6 +468,10 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
             {"judging": {"rubric": {"rewards": {"a": reward("asking")}}}},
             "reward 'a' asks for the column 'solution', which the data set does not have",
         ),
+        (
+            {"judging": {"rubric": {"rewards": {"a": reward("Unavailable")}}}},
+            "reward 'a' needs a package that is not there",
+        ),
         ({"group": 1}, "group is 1; it must be at least 2"),
         (
             {"answering": {**WRITE, "init_args": {"temperature": 0.0}}},

@@ -1,0 +1,90 @@
+"""Each recipe of configs/rl on a tiny random model of the family that it is for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.command_line import run
+from mmdlm.convert import convert
+from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from tests.layouts.tiny import transformer, words_of
+from tests.train.tiny import logged
+from train.rl import main
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "rl"
+ON_TOP = sorted(path for path in CONFIGS.glob("*_*.yaml") if "smoke" not in path.name)
+SMALL = (
+    *("--group", "2", "--iterations", "2", "--threads", "1", "--dtype", "float32"),
+    *("--lora.rank", "2", "--fit_settings.steps", "3", "--table_every", "1"),
+)
+ROWS = [
+    {"question": "1+1?", "answer": "so #### 2", "problem": "1+1?", "prompt": "a dog"},
+    {"question": "2+1?", "answer": "so #### 3", "problem": "2+1?", "prompt": "a cat"},
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `llada` and `mmada`."""
+    folder = tmp_path_factory.mktemp("published")
+    for family in ("llada", "mmada"):
+        words = words_of(family)
+        transformer(words.vocabulary).float().save_pretrained(folder / "ours" / family)
+        list(convert(folder / "ours" / family, folder / family, to=family))
+        words.tokenizer.save_pretrained(folder / family)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pictures = Magvit2Tokenizer(
+            ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=8
+        )
+    pictures.save_pretrained(folder / "mmada" / "image_tokenizer")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Questions with answers, and a picture each."""
+    path = tmp_path / "data.jsonl"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    rows = [{**row, "image": "red.png"} for row in ROWS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_there_are_recipes() -> None:
+    assert len(ON_TOP) >= 7
+
+
+@pytest.mark.parametrize("recipe", ON_TOP, ids=lambda path: path.stem)
+def test_it_runs(
+    recipe: Path, models: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = recipe.with_name(f"{recipe.stem.split('_')[0]}.yaml")
+    family = {"d1": "llada", "unigrpo": "mmada"}[base.stem]
+    arguments = ["--config", str(base), "--config", str(recipe), *SMALL]
+    arguments += ["--start_from", str(models / family), "--out", str(tmp_path / "run")]
+    made = "{count:" in recipe.read_text()
+    arguments += ["--prompts.init_args." + (f"count={20}" if made else f"path={data}")]
+    if "Draw" in recipe.read_text():
+        rewards = json.dumps({"bright": "tests.train.rewarding.Brightness"})
+        arguments += ["--judging.rubric.rewards", rewards, "--judging.rubric.weights", "{}"]
+        arguments += ["--answering.init_args.num_inference_steps", "2"]
+    else:
+        for name, value in {
+            "max_new_tokens": 8,
+            "num_inference_steps": 2,
+            "block_length": 8,
+        }.items():
+            arguments += [f"--answering.init_args.{name}", str(value)]
+    monkeypatch.setattr(sys, "argv", ["rl", *arguments])
+    run(main)
+    entries = logged(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == [1, 2, 3]
+    assert all(entry["completions/mean_length"] >= 1 for entry in entries)
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
