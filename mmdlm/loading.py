@@ -247,6 +247,12 @@ def _load_denoiser(
                 f"{checkpoint.folder} holds weights that are quantized already; leave out "
                 f"quantization={quantization!r}"
             )
+        widths = {getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
+        if quantization == "4bit" and where.type == "cpu" and any(width % 64 for width in widths):
+            raise ValueError(
+                f"quantization '4bit' runs on a CPU for widths that are multiples of 64 alone, not "
+                f"{' and '.join(map(str, sorted(widths)))}; take 'int8'"
+            )
         options["quantization_config"] = quantization_config(
             quantization, dtype=dtype, device=where
         )

@@ -245,6 +245,10 @@ def start(
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"start_from {folder}: no config.json there; correct the path")
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        raise ValueError(
+            "attention flex_attention trains on a GPU alone, and there is none; take sdpa"
+        )
     options = {"attn_implementation": attention, "dtype": dtype}
     content = read_json(folder / "config.json")
     if isinstance(content, dict) and content.get("model_type") != MmdlmEncoderConfig.model_type:
@@ -272,21 +276,42 @@ def start(
 def open_eyes(
     denoiser: PretrainedDenoiser, vision: VisionConfig, tower_weights: Path | None, *, seed: int
 ) -> None:
-    """Give a model that does not see a vision adapter, whose projector is new."""
+    """Give a model that does not see a vision adapter, whose projector is new.
+
+    One that sees may be given another tiling: LLaVA's projector is first trained on squares, then
+    on mosaics. It keeps its tower and its projector.
+    """
     if not isinstance(denoiser, MmdlmForMaskedDiffusion):
         raise ValueError("vision: an encoder of text takes no pictures; start from another model")
-    if denoiser.vision is not None:
-        raise ValueError(
-            "vision: the model to start from sees already, with an adapter of its own; leave "
-            "`vision` out"
-        )
+    before = denoiser.vision
+    if before is not None:
+        _check_same_eyes(before.config, vision, tower_weights)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter = VisionAdapter(vision, denoiser.config.hidden_size)
         if tower_weights is not None:
             load_tower(adapter.tower, tower_weights)
+    if before is not None:
+        kept = {name: t for name, t in before.state_dict().items() if name in adapter.state_dict()}
+        adapter.load_state_dict(kept, strict=False)  # without newline a new one is drawn
     denoiser.vision = adapter
     denoiser.config.vision = vision.to_dict()
+
+
+def _check_same_eyes(
+    before: VisionConfig, vision: VisionConfig, tower_weights: Path | None
+) -> None:
+    """ValueError where more than the tiling would become another."""
+    old, new = before.to_dict(), vision.to_dict()
+    differing = [name for name in old if old[name] != new[name] and name != "tiling"]
+    if tower_weights is not None:
+        differing.append("tower_weights")
+    if differing or old == new:
+        raise ValueError(
+            "vision: the model to start from sees already, with an adapter of its own; leave "
+            f"`vision` out, or give it another tiling alone (here {', '.join(differing) or 'none'} "
+            "would be another)"
+        )
 
 
 def recompute_layers(denoiser: PretrainedDenoiser) -> None:

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from mmdlm.models.stored_tensor import DTYPES, StoredTensor
 
@@ -169,6 +170,18 @@ def refuse_strange_tensors(folder: object, info: dict[str, Any]) -> None:
                 f"checkpoint {folder}: {len(keys)} {what.replace('_', ' ')}: {listed}; it does "
                 "not fit its config.json"
             )
+
+
+def tokenizer_size(folder: Path) -> int | None:
+    """Ids of the text tokenizer in a folder; None where there is no tokenizer.json."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return int(Tokenizer.from_file(str(path)).get_vocab_size())
+    except Exception as error:  # the library raises bare ones
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({reason}); copy or download it again") from error
 
 
 def read_json(path: Path) -> Any:

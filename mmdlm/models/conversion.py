@@ -116,6 +116,11 @@ def load_source_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     The file tokenizer.json says how text is cut; what only the class knows (BERT's [MASK]) is taken
     from there.
     """
+    names = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+    if not any((folder / name).is_file() for name in names):
+        raise ValueError(
+            f"{folder} has no text tokenizer (none of {', '.join(names)}); copy or download it"
+        )
     try:
         own = AutoTokenizer.from_pretrained(folder)
         if not (folder / "tokenizer.json").is_file():
@@ -219,6 +224,11 @@ def _denoiser(
             shape = shape_of_autoregressive(source)
             config = MmdlmConfig(vocabulary=vocabulary.to_dict(), shift=shift, **shape)
             return _stored(config, source), MmdlmForMaskedDiffusion(config)
+        if not shift:
+            raise ValueError(
+                f"shift=False has no meaning for a model of type {kind!r}, whose states predict "
+                "their own tokens already; leave it out"
+            )
         encoder = {k: v for k, v in source.items() if k not in ("dtype", "torch_dtype")}
         encoder["vocab_size"] = vocabulary.size
         config = MmdlmEncoderConfig(vocabulary=vocabulary.to_dict(), encoder=encoder)

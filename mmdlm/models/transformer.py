@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -31,7 +32,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
-from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors
+from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors, tokenizer_size
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
@@ -125,6 +126,16 @@ class MmdlmConfig(PreTrainedConfig):
                 f"{', '.join(ROPE_TYPES)}; others depend on the longest row of a batch"
             )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """transformers' `get_config_dict`, in our fields where a published config is found."""
+        content, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if content.get("model_type") in MODEL_TYPES:
+            content = {**our_config(content), "model_type": MmdlmConfig.model_type}
+        return content, rest
 
 
 class RMSNorm(nn.RMSNorm):
@@ -448,8 +459,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder = local_folder(pretrained_model_name_or_path, **hub) / inside
         checkpoint = Checkpoint.open(folder)
+        size = tokenizer_size(folder)
         if config is None:
-            config = read_config(checkpoint.config)
+            config = read_config(checkpoint.config, tokenizer_size=size)
+        elif size is not None:
+            config = _with_codes_behind(config, size)
         names = checkpoint_names(checkpoint)
         if not _is_quantized(checkpoint):
             all_names = {name: names.get(name, name) for name in checkpoint.tensors}
@@ -530,6 +544,19 @@ def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -
     if content.get("model_type") == MmdlmConfig.model_type:
         return MmdlmConfig.from_dict(content)
     return MmdlmConfig(**our_config(content, tokenizer_size=tokenizer_size))
+
+
+def _with_codes_behind(config: PreTrainedConfig, tokenizer_size: int) -> PreTrainedConfig:
+    """The config that `AutoConfig` read, which sees no tokenizer: MMaDA's codes begin behind it."""
+    if not config.published or config.vocabulary is None:
+        return config
+    theirs = config.published["config"]
+    family = family_of(theirs)
+    if Vocabulary(**config.vocabulary) != family.vocabulary(theirs):
+        return config  # somebody has chosen
+    config = copy.deepcopy(config)
+    config.vocabulary = family.vocabulary(theirs, tokenizer_size=tokenizer_size).to_dict()
+    return config
 
 
 def checkpoint_names(checkpoint: Checkpoint) -> dict[str, str]:

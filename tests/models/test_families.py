@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel
 
 from mmdlm.convert import convert
@@ -276,6 +278,25 @@ def test_image_ids_begin_where_the_tokenizer_ends() -> None:
     assert family_named("mmada").vocabulary(published, tokenizer_size=126400).image[0] == 126400
     with pytest.raises(ValueError, match="126465 text ids and 8192 image codes do not fit"):
         family_named("mmada").vocabulary(published, tokenizer_size=126465)
+
+
+def test_auto_classes_find_the_first_image_id_by_the_tokenizer(tmp_path: Path) -> None:
+    folder = write(tmp_path, CONFIGS["mmada"])
+    assert AutoModel.from_pretrained(folder).vocabulary.image == (48, 64)
+    Tokenizer(WordLevel({f"w{n}": n for n in range(45)}, unk_token="w0")).save(
+        str(folder / "tokenizer.json")
+    )
+    assert AutoModel.from_pretrained(folder).vocabulary.image == (45, 61)
+    assert MmdlmForMaskedDiffusion.from_pretrained(folder).vocabulary.image == (45, 61)
+
+
+def test_our_config_reads_a_published_one_without_a_warning(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write(tmp_path, CONFIGS[family])
+    config = MmdlmConfig.from_pretrained(folder)  # as PEFT does with the class of a model's config
+    assert config.vocabulary == AutoConfig.from_pretrained(folder).vocabulary
+    assert "instantiate a model of type" not in caplog.text
 
 
 def test_a_shifted_state_predicts_the_token_at_its_place() -> None:
