@@ -58,6 +58,8 @@ class Conversation(Seeing):
               the layout has
     thinking  an answer that begins with <think> is asked for in the way in which the layout asks to
               think; otherwise questions stay as they are
+    cut_long_answers  cut the last answer where the row ends, without what ends it; otherwise a
+              conversation that needs a longer row counts as broken and is skipped
     template  false: a question and its answer are one text that goes on, as `Model.complete` asks
     picture   the mark of a picture in a text
     field     of the JSON
@@ -67,6 +69,7 @@ class Conversation(Seeing):
     tail: Tail = FilledTail()
     system: str = ""
     thinking: bool = False
+    cut_long_answers: bool = False
     template: bool = True
     picture: str = IMAGE
     field: str = "json"
@@ -128,6 +131,8 @@ class Spoken(Seeing):
             taught = self.layout.teach(self.words, turns, answers=answers)
         else:
             taught = self._text(turns)
+        if self.conversation.cut_long_answers:
+            taught = _cut(taught, self.length)
         answer = _trailing_targets(taught)
         if not answer:  # it ends in a picture, which no end of text follows
             return taught
@@ -300,3 +305,19 @@ def _trailing_targets(sequence: Sequence) -> int:
     target = torch.cat([segment.target for segment in sequence.segments])
     context = (~target).nonzero()
     return len(target) - (int(context[-1]) + 1 if len(context) else 0)
+
+
+def _cut(sequence: Sequence, length: int) -> Sequence:
+    """The document without what of its last answer lies behind `length`.
+
+    One whose answer begins behind it stays as it is.
+    """
+    excess = len(sequence) - length
+    if excess <= 0 or excess >= _trailing_targets(sequence):
+        return sequence
+    segments = list(sequence.segments)
+    while excess >= len(segments[-1].ids):
+        excess -= len(segments.pop().ids)
+    if excess:
+        segments[-1] = text_segment(segments[-1].ids[:-excess], target=True)
+    return Sequence(tuple(segments))

@@ -265,6 +265,26 @@ def test_an_answer_that_does_not_fit_is_a_broken_sample(tmp_path: Path) -> None:
         next(iter(batches))
 
 
+def test_an_answer_may_be_cut_where_the_row_ends() -> None:
+    cut = Conversation(cut_long_answers=True)
+    whole, words = spoken(NONE, TALK)
+    assert short(whole, words).endswith("a:[d e.]")
+    for length, end in (
+        (len(whole), "a:[d e.]"),
+        (len(whole) - 1, "a:[d e]"),
+        (len(whole) - 3, "a:[d]"),
+    ):
+        sequence, _ = spoken(cut, TALK, length=length)
+        assert short(sequence, words).endswith(end)
+        assert len(sequence) == length
+    with_nothing_left, _ = spoken(cut, TALK, length=len(whole) - 4)
+    assert len(with_nothing_left) == len(whole)  # the stream counts it
+    dimple = LAYOUTS["dimple"]
+    both, words = spoken(NONE, PAIR, "dimple", layout=dimple)
+    sequence, _ = spoken(cut, PAIR, "dimple", layout=dimple, length=len(both) - 2)
+    assert learnt(sequence, words).endswith("[ye]")
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 

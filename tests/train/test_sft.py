@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from mmdlm.core.forward import Absorbing
 from mmdlm.core.objective import CrossEntropy, ModalityLoss, Objective, WeightedCrossEntropy
 from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Batch, collate
+from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.layouts.layouts import LAYOUTS
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.vision.adapter import VisionConfig
 from tests.core.fakes import TinyDenoiser, rng
-from tests.data_pipelines.eyes import TOWER, plain
+from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
 from tests.layouts.tiny import words_of
 from tests.train.tiny import Run, logged, sft, trajectory
-from train.denoising import Coefficients, DenoisingStage
+from train.denoising import Coefficients, DenoisingStage, open_eyes
 from train.examples import described
 from train.low_rank import LowRank
 
@@ -61,13 +64,26 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=256,
-        published={"family": "llada", "config": {}},
+        published={"family": "llada", "config": _published(words.vocabulary)},
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         MmdlmForMaskedDiffusion(config).save_pretrained(folder)
     words.tokenizer.save_pretrained(folder)
     return folder
+
+
+def _published(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What LLaDA's own config.json says of a vocabulary."""
+    return {
+        "model_type": "llada",
+        "d_model": 48,
+        "vocab_size": vocabulary.size,
+        "embedding_size": vocabulary.size,
+        "mask_token_id": vocabulary.mask_id,
+        "eos_token_id": vocabulary.eos_id,
+        "pad_token_id": vocabulary.pad_id,
+    }
 
 
 @pytest.fixture
@@ -272,6 +288,27 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     assert mmdlm.load(tmp_path / "out" / "final").layout.family == "llada_v"
 
 
+def test_eyes_are_given_another_tiling() -> None:
+    """Tower and projector stay; what begins a row of a mosaic is new."""
+    square = VisionConfig(tower=TOWER, tiling=SQUARE)
+    tiles = VisionConfig(tower=TOWER, tiling=TILES)
+    model = small()
+    open_eyes(model, square, None, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    open_eyes(model, tiles, None, seed=1)
+    after = model.state_dict()
+    assert set(after) - set(before) == {"vision.newline"}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert model.config.vision == tiles.to_dict()
+    for config, weights_of_it, named in (
+        (replace(tiles, projector="linear"), None, "projector"),
+        (square, Path("x"), "tower_weights"),
+        (tiles, None, "none"),
+    ):
+        with pytest.raises(ValueError, match=f"sees already.*here {named} would be another"):
+            open_eyes(model, config, weights_of_it, seed=0)
+
+
 # ---- losses -------------------------------------------------------------------------------------
 
 
@@ -348,7 +385,7 @@ def test_the_loss_of_lavida_is_a_mean_over_both_copies() -> None:
     loss, entropy, masked, _ = loss_of(objective, batch)
     first, second = masked.chunk(2)
     assert torch.equal(first ^ second, batch.target)
-    assert loss == pytest.approx(float(entropy[masked].mean()), rel=1e-4)
+    assert loss == pytest.approx(float(entropy[masked].mean().detach()), rel=1e-4)
 
 
 # ---- low rank -----------------------------------------------------------------------------------
