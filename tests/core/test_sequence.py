@@ -161,9 +161,11 @@ def test_views_of_pictures_travel_with_the_batch() -> None:
         return Sequence((text_segment([1]), picture_segment(_Pixels(torch.ones(n)), VOCABULARY)))
 
     batch = collate([document(2), document(3)], VOCABULARY)
-    assert batch.views is not None and [one.slots for one in batch.views] == [2, 3]
+    assert batch.views is not None
+    assert [one.slots for one in batch.views] == [2, 3]
     twice = concatenate([batch, batch]).to("cpu")
-    assert twice.views is not None and [one.slots for one in twice.views] == [2, 3, 2, 3]
+    assert twice.views is not None
+    assert [one.slots for one in twice.views] == [2, 3, 2, 3]
     with pytest.raises(ValueError, match="5 FEATURE slots but 2 feature rows"):
         replace(batch, views=batch.views[:1])
     seen = replace(batch, features=torch.zeros(5, 4), views=None)
