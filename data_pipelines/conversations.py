@@ -60,6 +60,8 @@ class Conversation(Seeing):
               think; otherwise questions stay as they are
     cut_long_answers  cut the last answer where the row ends, without what ends it; otherwise a
               conversation that needs a longer row counts as broken and is skipped
+    drop_prompt  share of answers that are a picture alone whose prompt is left out, for
+              classifier-free guidance
     template  false: a question and its answer are one text that goes on, as `Model.complete` asks
     picture   the mark of a picture in a text
     field     of the JSON
@@ -70,6 +72,7 @@ class Conversation(Seeing):
     system: str = ""
     thinking: bool = False
     cut_long_answers: bool = False
+    drop_prompt: float = 0.0
     template: bool = True
     picture: str = IMAGE
     field: str = "json"
@@ -81,6 +84,8 @@ class Conversation(Seeing):
             raise ValueError("picture is empty; name the mark of a picture, such as <image>")
         if self.answers not in ("every", "one", "last"):
             raise ValueError(f"answers {self.answers!r} is not one of every, one, last")
+        if not 0 <= self.drop_prompt <= 1:
+            raise ValueError(f"drop_prompt is {self.drop_prompt}; a share lies in [0, 1]")
 
     def sequence(
         self,
@@ -158,6 +163,10 @@ class Spoken(Seeing):
                 if said(turns[number]).startswith(THOUGHT):
                     asked = self.layout.thinking(turns[:number], True)
                     turns = (*asked, *turns[number:])
+        if self.conversation.drop_prompt and (drawn := self.layout.drawing(turns)):
+            chance = float(torch.rand((), generator=generator))
+            if not drawn[1] and chance < self.conversation.drop_prompt:
+                turns = (Turn(USER, ()), turns[-1])
         return turns, answers
 
     def _turns(self, messages: list[Message], pictures: list[Picture]) -> tuple[Turn, ...]:

@@ -79,9 +79,9 @@ class FilledTail(Tail):
 
 @dataclass(frozen=True)
 class RandomTail(Tail):
-    """Up to a random length between that of the answer and the next round number.
+    """Up to a random length between that of the answer, its end counted, and a round number.
 
-    That is a power of two below 16, and a multiple of 16 from there on. It keeps a model from
+    That is the next power of two up to 16, and the next multiple of 16 from there on. It keeps a model from
     taking the length of its canvas for that of the answer.
     Source: arXiv:2505.16990, section 3.2, and its published code.
     """

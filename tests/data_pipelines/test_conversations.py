@@ -137,6 +137,21 @@ def test_codes_are_read_for_a_model_of_codes() -> None:
     assert [ids_of(sequence)[i] for i in taught] == list(range(first, first + 6))
 
 
+def test_prompts_are_dropped_where_a_picture_is_drawn() -> None:
+    """As often as is said, and as the other branch of guidance leaves them out."""
+    codes = {"codes_npy": encode_array(np.arange(4, dtype=np.uint16))}
+    drawn = [PAIR[0], {"role": "assistant", "content": "<image>"}]
+    drop = Conversation(drop_prompt=0.25)
+    found = [spoken(drop, drawn, "mmada", seed=seed, **codes) for seed in range(80)]
+    texts = [learnt(sequence, words).split("<|soi|>")[0] for sequence, words in found]
+    assert set(texts) == {"<|t2i|><|startoftext|>hi$", "<|t2i|><|startoftext|>$"}
+    assert 8 < texts.count("<|t2i|><|startoftext|>$") < 34
+    whole, _ = spoken(Conversation(drop_prompt=1.0, tail=NoTail()), PAIR)
+    assert ids_of(whole) == ids_of(spoken(NONE, PAIR)[0])
+    with pytest.raises(ValueError, match="drop_prompt is 2"):
+        Conversation(drop_prompt=2.0)
+
+
 def test_without_a_template() -> None:
     plain_text = Conversation(template=False, tail=NoTail())
     assert learnt(*spoken(plain_text, PAIR)) == "hi[yes$]"
