@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+from data_pipelines.conversation_files import rows_of
 from data_pipelines.countdown import Style as CountdownStyle
 from data_pipelines.countdown import make_problems, read_countdown
 from data_pipelines.countdown import to_problem as countdown_problem
-from data_pipelines.problems import Problem, Prompt, read_rows
+from data_pipelines.problems import Problem, Prompt, Row, read_rows
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
 from data_pipelines.sudoku import Style as SudokuStyle
 from data_pipelines.sudoku import make_puzzles, read_puzzles
@@ -41,22 +42,26 @@ class Prompts(ABC):
 
 @dataclass(frozen=True)
 class Lines(Prompts):
-    """Rows of a .jsonl, .json or .csv file; every other column is for the rewards.
+    """Rows of a file (.jsonl, .json, .csv, .parquet) or of a Hub data set (OWNER/NAME).
+
+    Every column but the prompt's is for the rewards.
 
     prompt  column of the prompt: a text, or messages whose last is the user's
     chat    the text is a message that is to be answered, not the beginning of one to go on with
     images  column of a path, or a list of paths, relative to the file; "" for none
+    split   of a Hub data set
 
     Columns that some rows lack are left out.
     """
 
-    path: Path
+    path: str
     prompt: str = "prompt"
     chat: bool = True
     images: str = ""
+    split: str = "train"
 
     def problems(self) -> tuple[Problem, ...]:
-        rows = read_rows(self.path)
+        rows = self._rows()
         shared = set.intersection(*(set(row.values) for row in rows))
         made = []
         for row in rows:
@@ -64,11 +69,20 @@ class Lines(Prompts):
             if self.images:
                 given = row[self.images]
                 given = [given] if isinstance(given, str) else list(given or [])
-                columns["images"] = [str(self.path.parent / one) for one in given]
+                columns["images"] = [str(Path(self.path).parent / one) for one in given]
             text = _said(row[self.prompt], row.where)
             columns.pop(self.prompt, None)
             made.append(Problem(row.where, Prompt(text, chat=self.chat), columns))
         return tuple(made)
+
+    def _rows(self) -> list[Row]:
+        if Path(self.path).suffix in (".jsonl", ".json", ".csv"):
+            return read_rows(Path(self.path))
+        found = rows_of(self.path, split=self.split)
+        rows = [Row(row, f"{self.path}, row {number}") for number, row in enumerate(found, 1)]
+        if not rows:
+            raise ValueError(f"{self.path} holds no prompts")
+        return rows
 
 
 @dataclass(frozen=True)

@@ -81,13 +81,13 @@ class PolicyStage(Stage):
     def statistics(self) -> dict[str, float]:
         """TRL's keys, over all processes, and the share of the time that went into rollouts."""
         rollouts = self.rollouts
-        mine = (self.seen, rollouts.tokens, len(rollouts.unfit), rollouts.share())
+        mine = (self.seen, rollouts.tokens, set(rollouts.unfit), rollouts.share())
         every = gather_object([mine])
         total = sum((seen for seen, *_ in every), Statistics())
         return {
             **logged(total),
             "num_tokens": sum(tokens for _, tokens, _, _ in every),
-            "prompts/skipped": max(unfit for _, _, unfit, _ in every),
+            "prompts/skipped": len(set().union(*(unfit for _, _, unfit, _ in every))),
             "rollout_share": round(sum(share for *_, share in every) / len(every), 4),
         }
 

@@ -16,9 +16,13 @@ from PIL import Image
 
 import mmdlm
 from data_pipelines.command_line import run
+from data_pipelines.countdown import Countdown as CountdownProblem
+from data_pipelines.shards import write_shard
+from data_pipelines.sudoku import split_grids
 from mmdlm.rl.statistics import Statistics
 from tests.train.tiny import Run, logged
 from train.experience import Flight
+from train.prompts import Countdown, Lines, Names, Sudoku
 from train.rl import main
 from train.rollouts import _statistics
 from train.rollouts import logged as written
@@ -492,3 +496,61 @@ def test_mistakes_are_told_before_any_rollout(
         rl(config, **changes)
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (Path(config["out"]) / "completions").exists()
+
+
+# ---- prompts ------------------------------------------------------------------------------------
+
+
+def test_prompts_of_parquet_are_those_of_lines(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    lines, parquet = (
+        Lines(str(tmp_path / f"a.{kind}")).problems() for kind in ("jsonl", "parquet")
+    )
+    assert [one.prompt.text for one in lines] == ["a", "b"]
+    assert [one.columns for one in lines] == [{"answer": "1"}, {"answer": "2"}]
+    assert [(one.prompt, one.columns) for one in parquet] == [
+        (one.prompt, one.columns) for one in lines
+    ]
+
+
+def test_prompts_are_texts_or_one_message_and_columns_are_those_that_all_rows_have(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    said = [{"role": "user", "content": "hi"}]
+    rows = [
+        {"prompt": said, "a": 1, "b": 2, "image": "x.png"},
+        {"prompt": "ho", "a": 3, "image": []},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = Lines(str(path), images="image").problems()
+    assert (first.prompt.text, second.prompt.text) == ("hi", "ho")
+    assert first.columns == {"a": 1, "image": "x.png", "images": [str(tmp_path / "x.png")]}
+    assert second.columns["images"] == []
+    path.write_text(json.dumps({"prompt": [*said, *said]}) + "\n")
+    with pytest.raises(ValueError, match="give it a text, or one message of the user"):
+        Lines(str(path)).problems()
+
+
+def test_names_of_shards_leave_out_what_is_held_out(tmp_path: Path) -> None:
+    samples = [
+        {"__key__": f"{n}", "txt": name.encode(), "json": json.dumps({"held_out": n == 1}).encode()}
+        for n, name in enumerate(["dog", "cat", "sun"])
+    ]
+    write_shard(tmp_path / "0.tar", samples)
+    urls = str(tmp_path / "0.tar")
+    assert [one.columns["name"] for one in Names(urls).problems()] == ["dog", "sun"]
+    assert [one.prompt.text for one in Names(urls, held_out=True).problems()] == ["cat"]
+    assert len(Names(urls, held_out=None).problems()) == 3
+    with pytest.raises(ValueError, match="has no field 'text'"):
+        Names(urls, field="text").problems()
+
+
+def test_made_problems_are_of_the_training_split() -> None:
+    grids = set(split_grids("held_out"))
+    assert not grids & {one.columns["solution"] for one in Sudoku(count=50).problems()}
+    for one in Countdown(count=20).problems():
+        assert not CountdownProblem(tuple(one.columns["numbers"]), one.columns["target"]).held_out
