@@ -56,8 +56,8 @@ class Conversation(Seeing):
     tail      what follows the last answer
     system    first message of conversations that have no system message; empty for none but what
               the layout has
-    thinking  an answer that begins with <think> is asked for in the way in which the layout asks to
-              think; otherwise questions stay as they are
+    thinking  an answer in words that begins with <think> is asked for in the way in which the
+              layout asks to think; otherwise questions stay as they are
     cut_long_answers  cut the last answer where the row ends, without what ends it; otherwise a
               conversation that needs a longer row counts as broken and is skipped
     drop_prompt  share of answers that are a picture alone whose prompt is left out, for
@@ -160,7 +160,8 @@ class Spoken(Seeing):
         turns = turns[: answers[-1] + 1]
         if self.conversation.thinking:
             for number in answers:
-                if said(turns[number]).startswith(THOUGHT):
+                in_words = all(isinstance(part, str) for part in turns[number].parts)
+                if in_words and said(turns[number]).startswith(THOUGHT):
                     asked = self.layout.thinking(turns[:number], True)
                     turns = (*asked, *turns[number:])
         if self.conversation.drop_prompt and (drawn := self.layout.drawing(turns)):

@@ -166,6 +166,15 @@ def test_answers_that_think_are_asked_to() -> None:
     assert "/think." not in short(*spoken(NONE, content, "llada_v"))
 
 
+def test_a_drawing_that_was_thought_about_is_asked_for_once() -> None:
+    content = [PAIR[0], {"role": "assistant", "content": "<think> x </think><image>"}]
+    codes = {"codes_npy": encode_array(np.arange(4, dtype=np.uint16))}
+    sequence, words = spoken(Conversation(thinking=True), content, "mmada", **codes)
+    text = learnt(sequence, words)
+    assert "You should first think out a more detailed version" in text
+    assert text.count("You should first think") == 1
+
+
 # ---- what is learnt -----------------------------------------------------------------------------
 
 
