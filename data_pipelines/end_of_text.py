@@ -81,8 +81,8 @@ class FilledTail(Tail):
 class RandomTail(Tail):
     """Up to a random length between that of the answer, its end counted, and a round number.
 
-    That is the next power of two up to 16, and the next multiple of 16 from there on. It keeps a model from
-    taking the length of its canvas for that of the answer.
+    That is the next power of two up to 16, and the next multiple of 16 from there on. It keeps a
+    model from taking the length of its canvas for that of the answer.
     Source: arXiv:2505.16990, section 3.2, and its published code.
     """
 
