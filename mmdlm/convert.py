@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
-from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint
+from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint, new_folder
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.families import family_named, family_of
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
@@ -55,20 +55,15 @@ def convert(
     """
     checkpoint = Checkpoint.open(find_checkpoint(source))
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
     if out.resolve().is_relative_to(checkpoint.folder.resolve()):
         raise ValueError(f"{out} lies in {checkpoint.folder}, which is copied; name another place")
     if checkpoint.config.get("model_type") == MmdlmEncoderConfig.model_type:
         raise ValueError(f"{checkpoint.folder} is an encoder in our format, and there is no other")
     config, names = _to_ours(checkpoint) if to == OURS else _to_published(checkpoint, to)
-    part = out.with_name(out.name + ".partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for done, _ in enumerate(checkpoint.rewrite(part, rename=names.__getitem__, config=config), 1):
-        yield done, len(checkpoint.shards)
-    _copy_the_rest(checkpoint, part)
-    part.rename(out)
+    with new_folder(out) as part:
+        yield from checkpoint.rewrite(part, names=names)
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _copy_the_rest(checkpoint, part)
 
 
 def _to_ours(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:

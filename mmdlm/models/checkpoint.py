@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +18,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from mmdlm.models.stored_tensor import DTYPES, StoredTensor
 
@@ -127,26 +130,54 @@ class Checkpoint:
                 )
 
     def rewrite(
-        self, out: Path, *, rename: Callable[[str], str], config: dict[str, Any]
-    ) -> Iterator[Path]:
-        """Write the weights under other names, bit for bit, one shard at a time -> its paths.
+        self,
+        out: Path,
+        *,
+        names: Mapping[str, str],
+        change: Callable[[str, Tensor], Tensor] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Write the weights anew, one shard at a time -> (shards done, shards) after each.
 
-        The shards keep their files' names, and the files' metadata.
+        names     the files' names -> those to write; tensors that are not in it are left out
+        change    a tensor by the name to write -> what is written; None: the same bits
+        metadata  of the files; None: what they have. They keep their own names
         """
         where: dict[str, str] = {}
         size = 0
-        for shard in self.shards:
+        for done, shard in enumerate(self.shards, 1):
             with safe_open(shard, framework="pt") as file:
-                tensors = {rename(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata()
-            save_file(tensors, out / shard.name, metadata=metadata)
+                tensors = {
+                    names[name]: file.get_tensor(name)
+                    for name in file.keys()  # noqa: SIM118
+                    if name in names
+                }
+                kept = file.metadata()
+            if change is not None:
+                tensors = {name: change(name, tensor) for name, tensor in tensors.items()}
+            if tensors:
+                save_file(tensors, out / shard.name, metadata=metadata or kept)
             where.update(dict.fromkeys(tensors, shard.name))
             size += sum(tensor.nbytes for tensor in tensors.values())
-            yield out / shard.name
+            yield done, len(self.shards)
         if len(self.shards) > 1:
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
             (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `out` when all is written: whole or not at all.
+
+    Raises ValueError for an `out` that exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
+    part = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(out)
 
 
 def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:

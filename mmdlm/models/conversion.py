@@ -6,9 +6,7 @@ both sides, and the vocabulary, which gets a mask token and, at will, image code
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -17,13 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.autoregressive import AUTOREGRESSIVE, shape_of_autoregressive
-from mmdlm.models.checkpoint import INDEX, Checkpoint, local_folder
+from mmdlm.models.checkpoint import Checkpoint, local_folder, new_folder
 from mmdlm.models.encoder import ENCODERS, MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.family import Json, required
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
@@ -53,7 +50,8 @@ def convert_to_diffusion(
     out          a folder that does not exist yet; it appears whole or not at all
     mask_token   what the tokenizer gets as its mask, unless it has one; a token that it knows is
                  taken over
-    shift        each state goes on predicting the next token, as Dream's do; no matter for encoders
+    shift        each state goes on predicting the next token, as Dream's do; False is refused for
+                 encoders, whose states predict their own
     image_codes  ids of an image tokenizer, appended with a begin and an end marker
     seed         of the noise in rows that are appended for images
 
@@ -69,8 +67,6 @@ def convert_to_diffusion(
     """
     checkpoint = Checkpoint.open(local_folder(source))
     out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
     if image_codes < 0:
         raise ValueError(f"image_codes is {image_codes}; it must be 0 or more")
     _check_kind(checkpoint)
@@ -80,31 +76,18 @@ def convert_to_diffusion(
     config, model = _denoiser(checkpoint, vocabulary, shift=shift)
     plan = _plan(checkpoint, model)
 
-    part = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     growth = _Growth(vocabulary.mask_id + 1, torch.Generator().manual_seed(seed))
-    where: dict[str, str] = {}
-    size = 0
-    for done, shard in enumerate(checkpoint.shards, 1):
-        tensors = {}
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name in plan.names:
-                    ours = plan.names[name]
-                    tensors[ours] = growth(file.get_tensor(name), plan.shapes[ours][0])
-        if tensors:
-            save_file(tensors, part / shard.name, metadata={"format": "pt"})
-        where.update(dict.fromkeys(tensors, shard.name))
-        size += sum(tensor.nbytes for tensor in tensors.values())
-        yield done, len(checkpoint.shards)
-    if len(checkpoint.shards) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-        (part / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(out)
+
+    def grown(name: str, tensor: Tensor) -> Tensor:
+        return growth(tensor, plan.shapes[name][0])
+
+    with new_folder(out) as part:
+        yield from checkpoint.rewrite(
+            part, names=plan.names, change=grown, metadata={"format": "pt"}
+        )
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 # ---- the vocabulary -----------------------------------------------------------------------------

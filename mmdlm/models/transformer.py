@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -459,11 +460,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder = local_folder(pretrained_model_name_or_path, **hub) / inside
         checkpoint = Checkpoint.open(folder)
-        size = tokenizer_size(folder)
-        if config is None:
-            config = read_config(checkpoint.config, tokenizer_size=size)
-        elif size is not None:
-            config = _with_codes_behind(config, size)
+        config = _with_codes_behind(config or read_config(checkpoint.config), folder)
         names = checkpoint_names(checkpoint)
         if not _is_quantized(checkpoint):
             all_names = {name: names.get(name, name) for name in checkpoint.tensors}
@@ -546,16 +543,20 @@ def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -
     return MmdlmConfig(**our_config(content, tokenizer_size=tokenizer_size))
 
 
-def _with_codes_behind(config: PreTrainedConfig, tokenizer_size: int) -> PreTrainedConfig:
-    """The config that `AutoConfig` read, which sees no tokenizer: MMaDA's codes begin behind it."""
-    if not config.published or config.vocabulary is None:
+def _with_codes_behind(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
+    """The config with its image codes behind the tokenizer's ids, as MMaDA has them.
+
+    `AutoConfig` sees no tokenizer. What somebody has chosen, and a model without codes, stay.
+    """
+    words = None if config.vocabulary is None else Vocabulary(**config.vocabulary)
+    if not config.published or words is None or not words.image_codes:
         return config
     theirs = config.published["config"]
     family = family_of(theirs)
-    if Vocabulary(**config.vocabulary) != family.vocabulary(theirs):
-        return config  # somebody has chosen
+    if words != family.vocabulary(theirs) or (size := tokenizer_size(folder)) is None:
+        return config
     config = copy.deepcopy(config)
-    config.vocabulary = family.vocabulary(theirs, tokenizer_size=tokenizer_size).to_dict()
+    config.vocabulary = family.vocabulary(theirs, tokenizer_size=size).to_dict()
     return config
 
 
