@@ -186,7 +186,7 @@ class Asking:
     def decoding(self, *, chat: bool) -> Decoding:
         """The sampler's settings, as the model makes them of what was asked for."""
         usual = self.model.defaults.answer if chat else self.model.defaults.complete
-        return self.model._writing(usual, self.length, **self._steps())
+        return self.model.writing(usual, self.length, **self._steps())
 
     def _steps(self) -> dict[str, Any]:
         names = ("num_inference_steps", "block_length", "temperature", "guidance_scale")

@@ -462,7 +462,7 @@ class Model(Engine):
         self.layout.need("complete")
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
         length = self._new_tokens(max_new_tokens)
-        decoding = self._writing(
+        decoding = self.writing(
             self.defaults.complete,
             length,
             num_inference_steps=num_inference_steps,
@@ -558,7 +558,7 @@ class Model(Engine):
     ) -> list[str]:
         """The assistant's next turn in each conversation; all prompts are context."""
         length = self._new_tokens(max_new_tokens)
-        decoding = self._writing(
+        decoding = self.writing(
             self.defaults.answer,
             length,
             num_inference_steps=num_inference_steps,
@@ -654,7 +654,7 @@ class Model(Engine):
             self.fitting(self.layout.reason(self.words, one, grid=codes.grid)) for one in prompts
         ]
         room = max(int(segment.target.sum()) for ask in asks for segment in ask.sequence.segments)
-        decoding = self._writing(
+        decoding = self.writing(
             self.defaults.answer,
             room,
             num_inference_steps=None,
@@ -670,7 +670,7 @@ class Model(Engine):
             for ask, ids in zip(asks, filling.run().cpu(), strict=True)
         ]
 
-    def _writing(
+    def writing(
         self,
         decoding: Decoding,
         length: int,

@@ -95,7 +95,7 @@ class Write(Answering):
         if self.sampler is not None:
             return self.sampler
         chat = problem.prompt.chat
-        return model._writing(
+        return model.writing(
             model.defaults.answer if chat else model.defaults.complete,
             self.max_new_tokens,
             num_inference_steps=self.num_inference_steps,
