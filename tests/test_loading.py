@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerFast
@@ -647,7 +649,10 @@ def test_an_adapter_sits_on_weights_in_fewer_bits(publish: Any, tmp_path: Path) 
 
 
 def test_a_model_with_an_adapter_saves_the_adapter(publish: Any, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
+    peft = pytest.importorskip("peft")
+    needed = importlib.import_module("transformers.integrations.peft").MIN_PEFT_VERSION
+    if Version(peft.__version__) < Version(needed):  # transformers 5.24 came before that PEFT
+        pytest.skip(f"transformers saves adapters with PEFT {needed} or newer alone")
     folder, _ = publish("llada")
     write_adapter(tmp_path / "lora", ours=False)
     model = load(folder, device="cpu", adapter=tmp_path / "lora").denoiser
