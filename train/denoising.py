@@ -37,6 +37,7 @@ from mmdlm.vision.tower_weights import load_tower
 from train.annealing import AttentionAnnealing
 from train.checkpoint import replace_folder
 from train.loop import Stage
+from train.low_rank import Adapted
 from train.optimizer import Rates
 from train.parts import Parts
 
@@ -100,7 +101,6 @@ class DenoisingStage(Stage):
         self.parts = parts
         self.coefficients = asdict(coefficients)
         self.step = 0
-        self.drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in denoiser.modules())
         self._no_split_modules = denoiser._no_split_modules  # what accelerate shards apart
 
     def begin(self, step: int) -> None:
@@ -110,13 +110,10 @@ class DenoisingStage(Stage):
     def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
         """Times and noise, then what annealing and dropout draw."""
         corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
-        ahead = seed = None
+        ahead = None
         if self.annealing is not None:
             ahead = self.annealing.ahead(batch, self.step, generator=generator)
-        if self.drops:
-            drawn = torch.randint(1 << 62, (), generator=generator, device=generator.device)
-            seed = int(drawn)
-        return Noise(corruption, ahead, seed)
+        return Noise(corruption, ahead, dropout_seed(self.denoiser, generator=generator))
 
     def counts(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """As the objective's normalisers say."""
@@ -124,7 +121,7 @@ class DenoisingStage(Stage):
 
     def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Loss sums by modality. Pictures are looked at once, however many copies are masked."""
-        with _dropout(noise.seed, batch.ids.device):
+        with dropout(noise.seed, batch.ids.device):
             batch = self.denoiser.see(replace(batch, ahead=noise.ahead))
             sums = self.objective.terms(self.denoiser, batch, noise.corruption).sums
         vision = getattr(self.denoiser, "vision", None)
@@ -140,9 +137,7 @@ class DenoisingStage(Stage):
 
     def compile_layers(self) -> None:
         """One compiled layer serves the whole depth."""
-        for module in self.denoiser.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.compile()
+        compile_layers(self.denoiser)
 
 
 def _nothing(module: nn.Module) -> Tensor | float:
@@ -150,8 +145,22 @@ def _nothing(module: nn.Module) -> Tensor | float:
     return sum(0.0 * p.flatten()[0] for p in module.parameters() if p.requires_grad)
 
 
+def compile_layers(denoiser: nn.Module) -> None:
+    """Hand each of the repeated layers to torch.compile, which compiles one for all of them."""
+    for module in denoiser.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
+
+
+def dropout_seed(denoiser: nn.Module, *, generator: torch.Generator) -> int | None:
+    """A seed for `dropout`; None, and nothing is drawn, where a model has none."""
+    if not any(isinstance(one, nn.Dropout) and one.p > 0 for one in denoiser.modules()):
+        return None
+    return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+
+
 @contextmanager
-def _dropout(seed: int | None, device: torch.device) -> Iterator[None]:
+def dropout(seed: int | None, device: torch.device) -> Iterator[None]:
     """Within the block dropout follows from a seed; torch knows no generator for it."""
     if seed is None:
         yield
@@ -342,3 +351,34 @@ def save(
             (part / GENERATION).write_text(json.dumps(asdict(decoding), indent=2) + "\n")
 
     replace_folder(folder, write)
+
+
+def finish(
+    denoiser: PretrainedDenoiser,
+    trained: dict[str, Tensor],
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    out: Path,
+    *,
+    adapted: Adapted | None = None,
+    base: str = "",
+    dtype: Dtype = "float32",
+    decoding: Defaults | None = None,
+) -> None:
+    """Write what a stage has learnt to `out`/final, and matrices of low rank to `out`/adapter.
+
+    trained  state dict of a stage whose denoiser is called so
+    adapted  the denoiser with the matrices in it, where it has any
+    base     name of the model that they belong to
+    """
+    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
+    if adapted is not None:
+        if adapted.is_all_that_learns:
+            own, matrices = adapted, weights
+            replace_folder(out / "adapter", lambda folder: own.save(matrices, folder, base=base))
+            print(f"adapter alone: {out / 'adapter'}")
+        weights = adapted.merged(weights)
+        adapted.remove()
+    final = out / "final"
+    save(denoiser, weights, words, image_tokenizer, final, dtype=dtype, decoding=decoding)
+    print(f"trained weights: {final}")

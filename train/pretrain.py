@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.command_line import run
 from mmdlm.core.objective import Objective
-from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.decoding import Defaults
-from mmdlm.models.pretrained import PretrainedDenoiser
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.adapter import VisionConfig
-from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from train.annealing import AttentionAnnealing
 from train.denoising import (
     Attention,
@@ -27,38 +23,19 @@ from train.denoising import (
     Data,
     DenoisingStage,
     Dtype,
+    finish,
     layout_for,
     load_batches,
     open_eyes,
     read_sources,
     recompute_layers,
-    save,
     start,
     words_for,
 )
 from train.loop import FitSettings, fit, launched
 from train.parts import Parts
 from train.samples import SampleSheet
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Shape of a new Transformer; the fields are those of `MmdlmConfig`."""
-
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 4
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    max_position_embeddings: int = 2048
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    attention_bias: bool = False
-    qk_norm: bool = False
-    tie_word_embeddings: bool = False
-    text_slots: int | None = None
+from train.shape import Shape
 
 
 def main(
@@ -121,7 +98,10 @@ def main(
         )
     words = PreTrainedTokenizerFast.from_pretrained(text_tokenizer)
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
-    denoiser = _denoiser(start_from, model, words, pictures, fit_settings.seed, attention)
+    if start_from is not None:
+        denoiser = start(start_from, words, pictures, attention=attention)
+    else:
+        denoiser = model.build(words, pictures, seed=fit_settings.seed, attention=attention)
     denoiser.config.full_vocabulary = objective.full_vocabulary
     if vision is not None:
         open_eyes(denoiser, vision, tower_weights, seed=fit_settings.seed)
@@ -140,35 +120,15 @@ def main(
     stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing, parts=parts)
     trained = fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
     if state.is_main_process:
-        weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
-        final = out / "final"
-        save(denoiser, weights, words, image_tokenizer, final, dtype=save_dtype, decoding=decoding)
-        print(f"trained weights: {final}")
-
-
-def _denoiser(
-    start_from: Path | None,
-    shape: Shape,
-    words: PreTrainedTokenizerFast,
-    pictures: ImageTokenizer | None,
-    seed: int,
-    attention: Attention,
-) -> PretrainedDenoiser:
-    codes = pictures.codebook_size if pictures is not None else 0
-    if start_from is not None:
-        return start(start_from, words, pictures, attention=attention)
-    if words.eos_token_id is None:
-        raise ValueError("the text tokenizer has no end-of-text token; set its eos_token")
-    vocabulary = Vocabulary.build(
-        text_size=len(words),
-        eos_id=words.eos_token_id,
-        image_codes=codes,
-    )
-    config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **asdict(shape))
-    config._attn_implementation = attention
-    with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
-        torch.manual_seed(seed)
-        return MmdlmForMaskedDiffusion(config)
+        finish(
+            denoiser,
+            trained,
+            words,
+            image_tokenizer,
+            out,
+            dtype=save_dtype,
+            decoding=decoding,
+        )
 
 
 if __name__ == "__main__":

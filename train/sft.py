@@ -16,21 +16,21 @@ from mmdlm.core.objective import Objective
 from mmdlm.decoding import Defaults
 from mmdlm.layouts.layout import Layout
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.vision.adapter import VisionConfig
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from train.checkpoint import replace_folder
 from train.denoising import (
     Attention,
     Coefficients,
     Data,
     DenoisingStage,
     Dtype,
+    finish,
     layout_for,
     load_batches,
     open_eyes,
     read_sources,
     recompute_layers,
-    save,
     start,
     words_for,
 )
@@ -38,14 +38,16 @@ from train.examples import show_examples
 from train.loop import FitSettings, fit, launched
 from train.low_rank import LowRank
 from train.parts import Parts
+from train.shape import Shape
 
 
 def main(
     out: Path,
-    start_from: str,
     data: Data,
     objective: Objective,
     *,
+    start_from: str | None = None,
+    model: Shape | None = None,
     text_tokenizer: Path | None = None,
     image_tokenizer: Path | None = None,
     layout: Layout | None = None,
@@ -67,10 +69,12 @@ def main(
 
     Args:
         out: Folder of checkpoints, log and examples; a run found there is continued.
-        start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
-            Hub; ours or of a published family.
         data: What to train on; `data_pipelines.conversations.Conversation` reads conversations.
         objective: Forward process, losses and times.
+        start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
+            Hub; ours or of a published family.
+        model: Shape of a new Transformer, in place of `start_from`: a small task can be learnt from
+            nothing. It needs `text_tokenizer`.
         text_tokenizer: Folder of the text tokenizer; by default the model's own.
         image_tokenizer: Folder of the tokenizer that made the codes of pictures, to be kept with
             the weights; by default the model's own.
@@ -98,19 +102,27 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     state = launched()
-    folder = find_checkpoint(start_from)
+    if (start_from is None) == (model is None):
+        raise ValueError("give start_from, a model to start from, or model, the shape of a new one")
+    folder = None if start_from is None else find_checkpoint(start_from)
+    if (text_tokenizer or folder) is None:
+        raise ValueError("a new model has no text_tokenizer of its own; name the folder of one")
     words = load_text_tokenizer(text_tokenizer or folder)
-    if image_tokenizer is None and (folder / "image_tokenizer").is_dir():
+    if image_tokenizer is None and folder is not None and (folder / "image_tokenizer").is_dir():
         image_tokenizer = folder / "image_tokenizer"
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
-    denoiser = start(
-        folder,
-        words,
-        pictures,
-        attention=attention,
-        dtype=getattr(torch, dtype),
-        needs_pictures=False,
-    )
+    denoiser: PretrainedDenoiser
+    if model is not None:
+        denoiser = model.build(words, pictures, seed=fit_settings.seed, attention=attention)
+    else:
+        denoiser = start(
+            folder,
+            words,
+            pictures,
+            attention=attention,
+            dtype=getattr(torch, dtype),
+            needs_pictures=False,
+        )
     denoiser.config.full_vocabulary = objective.full_vocabulary
     if vision is not None:
         open_eyes(denoiser, vision, tower_weights, seed=fit_settings.seed)
@@ -119,6 +131,8 @@ def main(
     parts.freeze(denoiser)
     adapted = None
     if lora is not None:
+        if start_from is None:
+            raise ValueError("lora adds to weights that stay as they are; a new model has none yet")
         if "denoiser" in parts.frozen:
             raise ValueError("lora trains the denoiser, which parts.frozen names; leave one out")
         adapted = lora.onto(denoiser, seed=fit_settings.seed)
@@ -144,20 +158,17 @@ def main(
     trained = fit(stage, loader, settings=fit_settings, out=out)
     if not state.is_main_process:
         return
-    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
-    if adapted is not None:
-        if adapted.is_all_that_learns:
-            own, parts_of_it = adapted, weights
-            replace_folder(
-                out / "adapter",
-                lambda folder: own.save(parts_of_it, folder, base=start_from),
-            )
-            print(f"adapter alone: {out / 'adapter'}")
-        weights = adapted.merged(weights)
-        adapted.remove()
-    final = out / "final"
-    save(denoiser, weights, words, image_tokenizer, final, dtype=save_dtype, decoding=decoding)
-    print(f"trained weights: {final}")
+    finish(
+        denoiser,
+        trained,
+        words,
+        image_tokenizer,
+        out,
+        adapted=adapted,
+        base=start_from or "",
+        dtype=save_dtype,
+        decoding=decoding,
+    )
 
 
 if __name__ == "__main__":
