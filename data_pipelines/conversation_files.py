@@ -1,4 +1,4 @@
-"""Conversations in files and data sets -> samples: JSON, JSON lines, parquet, the Hugging Face Hub.
+"""Conversations in files and data sets -> samples: JSON, JSON lines, csv, parquet, the Hub.
 
 They go through shards, so that any of them is shuffled, dealt to processes and resumed as all data
 is. Where files lie here, nothing is downloaded.
@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
-from data_pipelines.conversations import messages_of
+from data_pipelines.conversations import Message, messages_of
+from data_pipelines.problems import read_rows
 from data_pipelines.shards import Sample
 from data_pipelines.source import BROKEN_CONTENT
 from data_pipelines.stream import Broken, Tally, one_line
@@ -25,6 +26,7 @@ from mmdlm.layouts.words import shortened
 
 Row = Mapping[str, Any]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what shards keep as it is
+FILES = (".json", ".jsonl", ".csv", ".parquet")
 TEXTS = ("messages", "conversations")
 PICTURES = ("images", "image")
 
@@ -84,43 +86,85 @@ class Columns:
                 asked = {"role": "user", "content": content["prompt"]}
                 content["prompt"] = [{"role": "system", "content": self.system}, asked]
         messages = messages_of(content, picture=self.picture)
-        pictures = [*_of_messages(content), *_listed(row)]
-        marks = sum(message.text.count(self.picture) for message in messages)
-        if marks != len(pictures):
-            raise ValueError(
-                f"its messages mention {marks} pictures by {self.picture!r}, but it has "
-                f"{len(pictures)}"
-            )
-        said = [{"role": one.role, "content": one.text} for one in messages]
-        sample: Sample = {"__key__": key}
-        for number, picture in enumerate(pictures):
-            data, extension = self._picture(picture)
-            sample[extension if len(pictures) == 1 else f"{number}.{extension}"] = data
-        sample["json"] = json.dumps({"messages": said}, ensure_ascii=False).encode()
-        return sample
+        return packed(
+            {"messages": messages},
+            pictures_of(content, row),
+            key,
+            images=self.images,
+            mark=self.picture,
+        )
 
-    def _picture(self, given: Any) -> tuple[bytes, str]:
-        """A picture in any form -> (file, extension); what is decoded already becomes PNG."""
-        if isinstance(given, Mapping):  # of datasets, undecoded
-            given = given.get("bytes") or given.get("path")
-        if isinstance(given, str):
-            if given.startswith(("http://", "https://", "data:")):
-                raise ValueError(f"its picture {shortened(given)} is no file; download it first")
-            given = ((self.images or Path()) / given).read_bytes()
-        if isinstance(given, bytes):
-            with Image.open(io.BytesIO(given)) as picture:
-                if extension := EXTENSIONS.get(str(picture.format)):
-                    return given, extension
-                given = picture.convert("RGBA")
-        if not isinstance(given, Image.Image):
-            raise ValueError(f"its picture is neither file nor path but {type(given).__name__}")
-        file = io.BytesIO()
-        given.save(file, format="PNG")
-        return file.getvalue(), "png"
+
+def packed(
+    said: Mapping[str, list[Message]],
+    pictures: list[Any],
+    key: str,
+    *,
+    images: Path | None,
+    mark: str,
+) -> Sample:
+    """Messages by name, and the pictures that they mention in this order -> json and picture files.
+
+    images  folder that paths of pictures begin in
+    mark    of a picture in a text
+
+    Raises ValueError where they do not fit together.
+    """
+    marks = sum(message.text.count(mark) for part in said.values() for message in part)
+    if marks != len(pictures):
+        raise ValueError(
+            f"its messages mention {marks} pictures by {mark!r}, but it has {len(pictures)}"
+        )
+    sample: Sample = {"__key__": key}
+    for number, picture in enumerate(pictures):
+        data, extension = _picture_file(picture, images)
+        sample[extension if len(pictures) == 1 else f"{number}.{extension}"] = data
+    content = {
+        name: [{"role": one.role, "content": one.text} for one in part]
+        for name, part in said.items()
+    }
+    sample["json"] = json.dumps(content, ensure_ascii=False).encode()
+    return sample
+
+
+def pictures_of(content: Mapping[str, Any], row: Row) -> list[Any]:
+    """What a row has of pictures: in the messages of its conversation, and beside them."""
+    return [*_of_messages(content), *_listed(row)]
+
+
+def _picture_file(given: Any, images: Path | None) -> tuple[bytes, str]:
+    """A picture in any form -> (file, extension); what is decoded already becomes PNG."""
+    if isinstance(given, Mapping):  # of datasets, undecoded
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, str):
+        if given.startswith(("http://", "https://", "data:")):
+            raise ValueError(f"its picture {shortened(given)} is no file; download it first")
+        given = ((images or Path()) / given).read_bytes()
+    if isinstance(given, bytes):
+        with Image.open(io.BytesIO(given)) as picture:
+            if extension := EXTENSIONS.get(str(picture.format)):
+                return given, extension
+            given = picture.convert("RGBA")
+    if not isinstance(given, Image.Image):
+        raise ValueError(f"its picture is neither file nor path but {type(given).__name__}")
+    file = io.BytesIO()
+    given.save(file, format="PNG")
+    return file.getvalue(), "png"
+
+
+class Reading(Protocol):
+    """How rows become samples."""
+
+    def check(self, row: Row, *, source: str) -> None:
+        """Raise ValueError that names the columns of a data set of which none can be made."""
+
+    def sample(self, row: Row, key: str) -> Sample:
+        """A row as a sample; one of BROKEN_CONTENT where it cannot be used."""
+        ...
 
 
 def conversation_samples(
-    rows: Iterable[Row], columns: Columns, *, source: str, tally: Tally
+    rows: Iterable[Row], columns: Reading, *, source: str, tally: Tally
 ) -> Iterator[Sample]:
     """Rows -> samples; what cannot be used is counted and left out.
 
@@ -143,15 +187,15 @@ def conversation_samples(
 
 
 def rows_of(source: str, *, split: str = "train", subset: str | None = None) -> Iterator[Row]:
-    """The rows of a file (.json, .jsonl, .parquet), of a folder of them, or of a Hub data set.
+    """The rows of a .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
 
     Raises ValueError, with the file and the line, for what cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".jsonl", ".parquet"))
+        files = sorted(p for p in path.rglob("*") if p.suffix in FILES)
         if not files:
-            raise ValueError(f"{source}: no .json, .jsonl or .parquet in this folder")
+            raise ValueError(f"{source}: none of {', '.join(FILES)} in this folder")
         return chain.from_iterable(_rows_of_file(file) for file in files)
     if path.is_file():
         return _rows_of_file(path)
@@ -164,6 +208,8 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
     match path.suffix:
         case ".parquet":
             yield from _streamed("parquet", split="train", data_files=str(path))
+        case ".csv":
+            yield from (row.values for row in read_rows(path))
         case ".jsonl":
             with open(path, encoding="utf-8") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -172,7 +218,7 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
         case ".json":
             yield from _entries(path)
         case _:
-            raise ValueError(f"{path}: conversations are read from .json, .jsonl and .parquet")
+            raise ValueError(f"{path}: conversations are read from .json, .jsonl, .csv, .parquet")
 
 
 def _entries(path: Path) -> Iterator[Row]:

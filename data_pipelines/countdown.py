@@ -193,9 +193,15 @@ def _countdown(row: Row) -> Countdown:
 
 
 def to_jsonl(problems: Sequence[Countdown]) -> bytes:
-    """In the published format."""
+    """In the published format, and `solution` beside it: one way, to be learnt from."""
     lines = [
-        json.dumps({"input": ",".join(map(str, one.numbers)), "output": str(one.target)})
+        json.dumps(
+            {
+                "input": ",".join(map(str, one.numbers)),
+                "output": str(one.target),
+                "solution": one.solution,
+            }
+        )
         for one in problems
     ]
     return "".join(f"{line}\n" for line in lines).encode()
@@ -205,7 +211,7 @@ def to_problem(one: Countdown, *, style: Style = "d1") -> Problem:
     """How it is asked: as d1 evaluates, as it trains, or shortly, for a small model."""
     numbers = list(one.numbers)
     if style == "plain":
-        text = f"{' '.join(map(str, numbers))} -> {one.target}\n"
+        text = f"{','.join(map(str, numbers))}->{one.target}\n"
         prompt = Prompt(text, chat=False)
     elif style == "d1_train":
         prompt = Prompt(
