@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_pipelines.problems import Problem
 from mmdlm.arguments import decoding_with, open_picture, with_places
@@ -44,6 +45,12 @@ class Answering(ABC):
         self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
     ) -> list[Any]:
         """What rewards are given: a text or a picture for each row, whose problems are given."""
+
+    def scored(
+        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+    ) -> Tensor:
+        """[B, L] bool, the targets that rewards have seen: a loss is about those alone."""
+        return rollout.scored
 
     @abstractmethod
     def decoding(self, model: Model, problem: Problem) -> Decoding:
@@ -129,6 +136,39 @@ class Write(Answering):
         answers = filling.results(rollout.batch.ids)
         texts = [model.layout.decode(model.words, ids.cpu()) for ids in answers]
         return [one.prompt.whole(text) for one, text in zip(problems, texts, strict=True)]
+
+    def scored(
+        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+    ) -> Tensor:
+        """Without what stands behind an end that is spelt in letters.
+
+        A prompt may name texts that end an answer (`Prompt.stop`), and a layout may know some.
+        """
+        scored = rollout.scored.clone()
+        places = filling.results(torch.arange(scored.shape[1]).expand_as(scored).to(scored.device))
+        for row, (problem, where) in enumerate(zip(problems, places, strict=True)):
+            where = where[scored[row, where]]  # [T]
+            ids = rollout.batch.ids[row, where].cpu()
+            scored[row, where[_seen(model, problem, ids) :]] = False
+        return scored
+
+
+def _seen(model: Model, problem: Problem, ids: Tensor) -> int:
+    """How many of the ids [T] of an answer the text that is rewarded is made of, its end included.
+
+    Ids are left out from the end as long as the text stays what it is, but for one of them, which
+    ends it.
+    """
+
+    def text(count: int) -> str:
+        return problem.prompt.whole(model.layout.decode(model.words, ids[:count]))
+
+    whole, seen = text(len(ids)), len(ids)
+    if seen < 2 or text(seen - 2) != whole:  # the usual case: nothing stands behind the end
+        return seen
+    while seen and text(seen - 1) == whole:
+        seen -= 1
+    return seen
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,18 @@ from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from train.answering import Answering
-from train.checkpoint import replace_folder
 from train.completions import CompletionsTable
-from train.denoising import Attention, Dtype, layout_for, recompute_layers, save, start
+from train.denoising import (
+    Attention,
+    Dtype,
+    compile_layers,
+    dropout,
+    dropout_seed,
+    finish,
+    layout_for,
+    recompute_layers,
+    start,
+)
 from train.experience import Experience
 from train.gallery import Shown
 from train.loop import FitSettings, Stage, fit, launched, precision
@@ -59,19 +68,25 @@ class PolicyStage(Stage):
         """Statistics are of one step."""
         self.seen = Statistics()
 
-    def draw(self, batch: Experience, *, generator: torch.Generator) -> None:
-        """The views came with the rollouts."""
+    def draw(self, batch: Experience, *, generator: torch.Generator) -> int | None:
+        """The seed of dropout; the views came with the rollouts."""
+        return dropout_seed(self.denoiser, generator=generator)
 
-    def counts(self, batch: Experience, noise: None) -> dict[str, Tensor]:
+    def counts(self, batch: Experience, noise: int | None) -> dict[str, Tensor]:
         """As the loss's normaliser says."""
         return self.loss.counts(batch.look.views)
 
-    def forward(self, batch: Experience, noise: None) -> dict[str, Tensor]:
-        """The loss's terms."""
+    def forward(self, batch: Experience, noise: int | None) -> dict[str, Tensor]:
+        """The loss's terms.
+
+        Rollouts and the scores of others know no dropout: where there is some, its noise is part of
+        the ratio to the old policy, as it is in d1.
+        """
         look = batch.look
-        scores = self.estimator.scores(
-            self.denoiser, batch.batch, look.views, entropy=self.log_entropy
-        )
+        with dropout(noise, batch.batch.ids.device):
+            scores = self.estimator.scores(
+                self.denoiser, batch.batch, look.views, entropy=self.log_entropy
+            )
         terms = self.loss(scores, batch.advantage, old=look.old, reference=look.reference)
         parts = terms.statistics.parts
         here = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
@@ -81,20 +96,26 @@ class PolicyStage(Stage):
     def statistics(self) -> dict[str, float]:
         """TRL's keys, over all processes, and the share of the time that went into rollouts."""
         rollouts = self.rollouts
-        mine = (self.seen, rollouts.tokens, set(rollouts.unfit), rollouts.share())
-        every = gather_object([mine])
-        total = sum((seen for seen, *_ in every), Statistics())
+        tokens = (rollouts.read, rollouts.tokens)
+        every = gather_object([(self.seen, tokens, set(rollouts.unfit), rollouts.share())])
+        seen, tokens_of, unfit, shares = zip(*every, strict=True)
+        read, written = (sum(each) for each in zip(*tokens_of, strict=True))
         return {
-            **logged(total),
-            "num_tokens": sum(tokens for _, tokens, _, _ in every),
-            "prompts/skipped": len(set().union(*(unfit for _, _, unfit, _ in every))),
-            "rollout_share": round(sum(share for *_, share in every) / len(every), 4),
+            **logged(sum(seen, Statistics())),
+            "num_tokens": read + written,
+            "completions/num_tokens": written,
+            "prompts/skipped": len(set().union(*unfit)),
+            "rollout_share": round(sum(shares) / len(shares), 4),
         }
 
     @property
     def is_spent(self) -> bool:
         """The budget is used up."""
         return self.rollouts.spent
+
+    def compile_layers(self) -> None:
+        """One compiled layer serves the whole depth, in rollouts as well."""
+        compile_layers(self.denoiser)
 
 
 def main(
@@ -110,6 +131,7 @@ def main(
     group: int = 8,
     iterations: int = 1,
     budget: Budget = Budget(),
+    max_broken: float = 0.1,
     gallery: Shown | None = None,
     lora: LowRank | None = None,
     fit_settings: FitSettings = FitSettings(ema=0.0),
@@ -140,6 +162,8 @@ def main(
         group: Completions of each prompt.
         iterations: Steps of training on each set of rollouts; `fit_settings.steps` counts all.
         budget: Generated tokens and seconds that the run may cost.
+        max_broken: Share of prompts that may be skipped since the model cannot be asked them; more
+            stop the run, with the list.
         gallery: Pictures that rewards look for the nearest in.
         lora: Train matrices of low rank in place of the weights; the reference is then the model
             without them. They are written to `out`/adapter, and added to the weights in
@@ -158,6 +182,11 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
+    if fit_settings.sample_every:
+        raise ValueError(
+            "sample_every draws sheets for pretraining; set it to 0: table_every shows what a "
+            "policy does"
+        )
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError("a policy samples with whole weights: launch without FSDP, with lora")
     state = launched()
@@ -201,6 +230,7 @@ def main(
         context=_context(model, gallery),
         table=table,
         budget=budget,
+        max_broken=max_broken,
         precision=torch.autocast(
             state.device.type,
             dtype=torch.bfloat16,
@@ -211,18 +241,17 @@ def main(
     trained = fit(stage, rollouts, settings=fit_settings, out=out)
     if not state.is_main_process:
         return
-    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
-    if adapted is not None:
-        parts = weights
-        replace_folder(out / "adapter", lambda folder: adapted.save(parts, folder, base=start_from))
-        print(f"adapter alone: {out / 'adapter'}")
-        weights = adapted.merged(weights)
-        adapted.remove()
-    final, words = out / "final", model.text_tokenizer
-    save(
-        denoiser, weights, words, image_tokenizer, final, dtype=save_dtype, decoding=model.defaults
+    finish(
+        denoiser,
+        trained,
+        model.text_tokenizer,
+        image_tokenizer,
+        out,
+        adapted=adapted,
+        base=start_from,
+        dtype=save_dtype,
+        decoding=model.defaults,
     )
-    print(f"trained weights: {final}")
 
 
 def _model(

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from data_pipelines.problems import Problem, columns_of
-from data_pipelines.stream import permutation
-from mmdlm.core.likelihood import LikelihoodEstimator, TokenScores
+from data_pipelines.stream import Broken, Tally, permutation
+from mmdlm.core.likelihood import LikelihoodEstimator, Trace
 from mmdlm.filling import Filling
 from mmdlm.generate import Model
 from mmdlm.layouts.layout import Ask
@@ -36,13 +36,16 @@ from train.experience import Experience, Flight, Look
 from train.loop import step_generator
 from train.reference import Reference
 
+BARREN = 10  # rollouts on end without any reward, after which a run stops
+
 
 @dataclass(frozen=True)
 class Budget:
     """What a run may cost; it ends as it would at its last step, after the step that spends it.
 
     tokens   scored tokens of rollouts, of all processes: as many as one has, times their number
-    seconds  of rollouts and training, of all starts of the run together
+    seconds  of rollouts and training, of all starts of the run together; what a kill undoes is
+             not counted
     """
 
     tokens: int | None = None
@@ -62,8 +65,8 @@ class Judging:
     rubric     weighted rewards
     advantage  from rewards to advantages, in groups
     keep       which groups have something to teach; None: all
-    right      the reward by which `keep` tells right from wrong, which lies in [0, 1]; "": their
-               sum
+    right      the reward by which `keep` tells right from wrong, which lies in [0, 1]; "": the one
+               that there is
     """
 
     rubric: Rubric
@@ -77,12 +80,31 @@ class Judging:
                 f"right {self.right!r} is no reward of the rubric; it has "
                 f"{', '.join(sorted(self.rubric.rewards))}"
             )
+        if self.keep is not None and not self.right and len(self.rubric.rewards) > 1:
+            raise ValueError(
+                "keep tells right from wrong by one reward, but the rubric has "
+                f"{', '.join(sorted(self.rubric.rewards))}; name one of them as right"
+            )
+
+    @property
+    def judge(self) -> str:
+        """The reward by which `keep` tells right from wrong."""
+        return self.right or next(iter(self.rubric.rewards))
 
     def learnt(self, worth: Breakdown, *, group: Tensor) -> Tensor:
-        """[N] bool, the rollouts that take part in the loss."""
+        """[N] bool, the rollouts that take part in the loss.
+
+        Raises ValueError for a reward that does not tell right from wrong.
+        """
         if self.keep is None:
             return worth.scored
-        right = worth.rewards[self.right] if self.right else worth.total
+        right = worth.rewards[self.judge]
+        outside = (right < 0) | (right > 1)
+        if bool(outside.any()):
+            raise ValueError(
+                f"keep: reward {self.judge!r} is {float(right[outside][0]):g}, but only one in "
+                "[0, 1] tells right from wrong; name another as right, or leave keep out"
+            )
         return worth.scored & self.keep(right, group=group)
 
 
@@ -128,6 +150,7 @@ class Rollouts:
         context: Mapping[str, Any],
         table: CompletionsTable | None = None,
         budget: Budget = Budget(),
+        max_broken: float = 0.1,
         precision: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.model, self.problems, self.answering = model, problems, answering
@@ -137,10 +160,13 @@ class Rollouts:
         self.given = 0  # batches
         self.flights: list[Flight] = []
         self.tokens, self.seconds = 0, 0.0
+        self.read = 0  # tokens of prompts
         self.rolling = 0.0  # seconds of rollouts since `share` was asked
         self.asked = self.since = time.perf_counter()
         self.order: tuple[int, list[int]] = (-1, [])  # of an epoch
         self.unfit: dict[int, str] = {}  # problems that cannot be asked, and why
+        self.tally = Tally(max_broken)  # of all that were to be asked
+        self.barren = 0  # rounds on end of which no completion got a reward
         self.warned: set[str] = set()
         self._check()
 
@@ -169,7 +195,11 @@ class Rollouts:
             "given": self.given,
             "plan": [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.iterations],
             "tokens": self.tokens,
+            "read": self.read,
             "seconds": self.seconds,
+            "unfit": self.unfit,
+            "tally": self.tally.state_dict(),
+            "barren": self.barren,
             "flights": [one.state_dict() for one in self.flights] if in_flight else [],
         }
 
@@ -183,6 +213,8 @@ class Rollouts:
                 "train into another folder"
             )
         self.given, self.tokens, self.seconds = state["given"], state["tokens"], state["seconds"]
+        self.read, self.unfit, self.barren = state["read"], state["unfit"], state["barren"]
+        self.tally.load_state_dict(state["tally"])
         self.flights = [Flight.from_state(one) for one in state["flights"]]
         self.since = time.perf_counter()
 
@@ -243,26 +275,58 @@ class Rollouts:
             unconditional=filling.unconditional or None,
         )
         completions = self.answering.completions(self.model, problems, filling, rollout)
-        prompts = [one.prompt.messages if one.prompt.chat else one.prompt.text for one in problems]
-        worth = self.judging.rubric(
-            prompts, completions, columns=columns_of(problems), context=self.context
+        rollout = replace(
+            rollout, scored=self.answering.scored(self.model, problems, filling, rollout)
         )
-        self._warn(worth)
+        worth = self._judged(problems, completions)
         group = torch.arange(plan.prompts).repeat_interleave(plan.group)
         learnt = self.judging.learnt(worth, group=group)
         advantage = self.judging.advantage(worth.total, group=group)
         self.tokens += int(rollout.lengths.sum())
+        self.read += int((~rollout.batch.is_padding & ~rollout.batch.target).sum())
         if self.table is not None and micro == 0:
             texts = [one.prompt.text for one in problems]
             self.table.write(number, texts, completions, worth, advantage)
-        advantage = self.loss.prepare(advantage, group=group).float()
-        scored = rollout.scored & learnt.to(rollout.scored.device)[:, None]
+        advantage = self.loss.prepare(advantage, group=group, known=worth.scored).float()
+        statistics = _statistics(rollout, worth, learnt, group=group)
+        # What takes no part is not looked at; one row stays, so that all processes keep step.
+        rows = learnt.nonzero().flatten() if bool(learnt.any()) else torch.zeros(1).long()
+        rollout = rollout.rows(rows.to(rollout.scored.device))
+        scored = rollout.scored & learnt[rows].to(rollout.scored.device)[:, None]
         return Flight(
             batch=rollout.batch,
-            advantage=advantage,
+            advantage=advantage[rows],
             looks=self._looks(rollout, scored, generator=looking),
-            statistics=_statistics(rollout, worth, learnt, group=group),
+            statistics=statistics,
         )
+
+    def _judged(self, problems: list[Problem], completions: list[Any]) -> Breakdown:
+        """What completions are worth; texts that answer a message are messages, as TRL has them.
+
+        Raises ValueError where no reward has said anything for long.
+        """
+        said = [
+            [{"role": "assistant", "content": text}]
+            if one.prompt.chat and isinstance(text, str)
+            else text
+            for one, text in zip(problems, completions, strict=True)
+        ]
+        prompts = [one.prompt.messages if one.prompt.chat else one.prompt.text for one in problems]
+        # At the precision of evaluation, whatever the policy samples at.
+        with torch.autocast(self.model.device.type, enabled=False):
+            worth = self.judging.rubric(
+                prompts, said, columns=columns_of(problems), context=self.context
+            )
+        for name, skipped in worth.skipped.items():
+            self._say(name, f"{skipped.count} completions are skipped: {skipped.reason}")
+        self.barren = 0 if bool(worth.scored.any()) else self.barren + 1
+        if self.barren >= BARREN:
+            reasons = "; ".join(one.reason for one in worth.skipped.values())
+            raise ValueError(
+                f"no completion of the last {self.barren} rollouts got a reward, so that nothing "
+                f"is learnt: {reasons or 'all rewards were None'}"
+            )
+        return worth
 
     def _filling(self, chosen: list[tuple[Problem, Ask]], *, generator: torch.Generator) -> Filling:
         """One row a completion; a prompt's pictures are looked at once."""
@@ -286,6 +350,7 @@ class Rollouts:
     ) -> tuple[Look, ...]:
         """Views for all inner iterations; policy, old policy and reference share them."""
         batch, denoiser = rollout.batch, self.model.denoiser
+        known: dict[int, Look] = {}  # of views that several iterations share
         rounds = self.estimator.draw(
             batch,
             denoiser.vocabulary,
@@ -296,14 +361,15 @@ class Rollouts:
         )
         looks = []
         for iteration, views in enumerate(rounds):
-            old: TokenScores | None = None
-            reference: TokenScores | None = None
-            if self.loss.needs_old and iteration:  # in the first one it is the policy
+            before = known.get(id(views), Look(views))
+            old, reference = before.old, before.reference
+            if self.loss.needs_old and iteration and old is None:  # at first it is the policy
                 old = self.estimator.scores(denoiser, batch, views)
-            if self.loss.needs_reference:
+            if self.loss.needs_reference and reference is None:
                 with self.reference.of(denoiser) as other:
                     reference = self.estimator.scores(other, batch, views)
-            looks.append(Look(views, old, reference))
+            known[id(views)] = Look(views, old, reference)
+            looks.append(known[id(views)])
         return tuple(looks)
 
     # ---- prompts --------------------------------------------------------------------------------
@@ -317,6 +383,15 @@ class Rollouts:
         self.judging.rubric.prepare()
         self._asked(0)
         decoding = self.answering.decoding(self.model, first)
+        if decoding.whole_vocabulary and not self.estimator.full_vocabulary:
+            raise ValueError(
+                "the sampler draws from the whole vocabulary; set full_vocabulary of the estimator"
+            )
+        if decoding.remask and isinstance(self.estimator, Trace):
+            raise ValueError(
+                f"remask is {decoding.remask}, but Trace replays tokens that stay; set it to 0, or "
+                "take another estimator"
+            )
         noise = decoding.temperature or decoding.order_temperature
         if not noise and decoding.order != "random" and decoding.schedule != "ancestral":
             raise ValueError(
@@ -337,22 +412,22 @@ class Rollouts:
             index = self.order[1][(place + further) % count]
             if index in self.unfit:
                 continue
+            problem = self.problems[index]
             try:
-                return self.problems[index], self.answering.ask(self.model, self.problems[index])
+                asked = self.answering.ask(self.model, problem)
             except ValueError as error:
                 self.unfit[index] = str(error)
-                self._say("prompt", f"prompt {self.problems[index].name!r} is skipped: {error}")
+                self.tally.add_broken(Broken("prompts", problem.name, str(error)))
+                continue
+            self.tally.good += 1
+            return problem, asked
         raise ValueError(
             f"none of {count} prompts can be asked; the first: {next(iter(self.unfit.values()))}"
         )
 
-    def _warn(self, worth: Breakdown) -> None:
-        for name, skipped in worth.skipped.items():
-            self._say(name, f"{skipped.count} completions are skipped: {skipped.reason}")
-
     def _say(self, about: str, what: str) -> None:
-        """Once for each kind; the log counts the rest."""
-        if about not in self.warned and self.plan.process == 0:
+        """Once for each kind and process; the log counts the rest."""
+        if about not in self.warned:
             self.warned.add(about)
             print(f"warning: {what}", file=sys.stderr)
 

@@ -56,8 +56,11 @@ class PolicyLoss(ABC):
         """What each term counts in the loss."""
         return {"policy": 1.0}
 
-    def prepare(self, advantage: Tensor, *, group: Tensor) -> Tensor:
-        """[N] what `__call__` is to be given as advantages; once, on complete groups."""
+    def prepare(self, advantage: Tensor, *, group: Tensor, known: Tensor | None = None) -> Tensor:
+        """[N] what `__call__` is to be given as advantages; once, on complete groups.
+
+        known  [N] bool, answers that have a reward; default: all
+        """
         return advantage
 
     @abstractmethod
@@ -94,9 +97,10 @@ class ClippedSurrogate(PolicyLoss):
     where l_i is the estimate token by token (`TokenScores.total`). The bound (`Elbo`) gives l_i no
     meaning of its own, only their sum: take a ratio of the row for it.
 
-    kl          "k3": exp(d) - d - 1, d = l_anchor - l, never negative. "k1": -d, unbiased as a
-                number, while its gradient is none of the KL's: zero on average where the tokens are
-                the policy's own
+    kl          "k3": exp(d) - d - 1, d = log p_anchor - log p, never negative. "k1": -d, unbiased
+                as a number, while its gradient is none of the KL's: zero on average where the
+                tokens are the policy's own. Of each view by itself; a token's is the mean over its
+                views, by their weights
     anchor      what the KL is to: the reference model, or the old policy (TraceRL)
     normaliser  "token"     the covered tokens of all rows (d1, DAPO)
                 "sequence"  each row's own covered tokens, then the rows that have any (GRPO,
@@ -135,11 +139,12 @@ class ClippedSurrogate(PolicyLoss):
                     f"ClippedSurrogate: {name} {getattr(self, name)!r} is not one of "
                     f"{', '.join(known)}"
                 )
-        for name in ("epsilon", "beta"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"ClippedSurrogate: {name} must not be negative, got {getattr(self, name)}"
-                )
+        for name in ("epsilon", "epsilon_high", "beta"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"ClippedSurrogate: {name} must not be negative, got {value}")
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"ClippedSurrogate: length must be at least 1, got {self.length}")
         if (self.normaliser == "constant") != (self.length is not None):
             raise ValueError(
                 "ClippedSurrogate: the normaliser 'constant' needs a length, and no other has one; "
@@ -178,8 +183,9 @@ class ClippedSurrogate(PolicyLoss):
         covered, log_prob = policy.anywhere, policy.total
         before = (old or policy).total.detach()
         log_ratio = self._at_level(log_prob - before, policy)
-        # An infinite ratio would make even the gradients NaN that clipping takes away.
-        ratio = log_ratio.clamp_max(0.5 * math.log(torch.finfo(log_ratio.dtype).max)).exp()
+        # An infinite ratio would make even the gradients NaN that clipping takes away. Where the
+        # answer was bad this clips, too: PPO itself would follow a ratio that has run away.
+        ratio = log_ratio.clamp_max(0.5 * _longest(log_ratio)).exp()
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         better, worse = advantage[:, None] > 0, advantage[:, None] < 0
         unclipped = ratio * advantage[:, None]
@@ -199,7 +205,7 @@ class ClippedSurrogate(PolicyLoss):
         )
         anchor = reference if self.anchor == "reference" else (old or policy)
         if anchor is not None:
-            divergence = self._divergence(log_prob, anchor.total.detach())
+            divergence = self._divergence(policy, anchor)
             statistics = statistics + Statistics.means(kl=(divergence, covered))
             if self.beta:
                 sums["kl"] = self._sum(divergence, covered)
@@ -219,9 +225,17 @@ class ClippedSurrogate(PolicyLoss):
             row = row / torch.where(weight > 0, weight, 1.0)
         return row.expand_as(log_ratio)
 
-    def _divergence(self, log_prob: Tensor, anchor: Tensor) -> Tensor:
-        d = anchor - log_prob
-        return -d if self.kl == "k1" else torch.expm1(d) - d
+    def _divergence(self, policy: TokenScores, anchor: TokenScores) -> Tensor:
+        """[B, L]: of each view by itself, as weights belong before no exponential; their mean."""
+        d = anchor.log_prob.detach() - policy.log_prob  # [K, B, L]
+        if self.kl == "k1":
+            value = -d
+        else:
+            d = d.clamp_max(0.5 * _longest(d))  # an infinite one would end the run
+            value = torch.expm1(d) - d
+        weight = torch.where(policy.covered, policy.weight, 0.0)
+        total = weight.sum(0)
+        return (weight * value).sum(0) / torch.where(total > 0, total, 1.0)
 
     def _sum(self, value: Tensor, covered: Tensor) -> Tensor:
         value = torch.where(covered, value, 0.0)
@@ -257,16 +271,20 @@ class Wd1(PolicyLoss):
         if self.psi <= 0:
             raise ValueError(f"Wd1: psi must be above 0, got {self.psi}")
 
-    def prepare(self, advantage: Tensor, *, group: Tensor) -> Tensor:
-        """[N] n (w+ - w-) for groups of n, so that the mean over rows is that over groups."""
+    def prepare(self, advantage: Tensor, *, group: Tensor, known: Tensor | None = None) -> Tensor:
+        """[N] n (w+ - w-) for groups of n, so that the mean over rows is that over groups.
+
+        Answers without a reward are in no group.
+        """
+        known = torch.ones_like(group, dtype=torch.bool) if known is None else known
         _, index = group.unique(return_inverse=True)
-        own = index[:, None] == index[None, :]  # [N, N]
+        own = (index[:, None] == index[None, :]) & known[None, :]  # [N, N]
         scaled = self.psi * advantage
         up, down = (
             sign.expand_as(own).masked_fill(~own, -torch.inf).softmax(1).diagonal()
             for sign in (scaled, -scaled)
         )
-        return own.sum(1) * (up - down)
+        return torch.where(known, own.sum(1) * (up - down), 0.0)
 
     def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
         covered = torch.stack([view.covered for view in views]).any(0)
@@ -357,10 +375,15 @@ class Spg(PolicyLoss):
 
 def _extremes(means: Statistics) -> Statistics:
     """Of the shares clipped, TRL's `low_min` and `high_max`, over micro-batches and processes."""
-    low, high = (
-        means.sums[name] / means.counts[name].clamp_min(1) for name in ("low_mean", "high_mean")
-    )
+    if not int(means.counts["low_mean"]):
+        return Statistics()
+    low, high = (means.sums[name] / means.counts[name] for name in ("low_mean", "high_mean"))
     return Statistics(least={"low_min": low}, most={"high_max": high})
+
+
+def _longest(x: Tensor) -> float:
+    """The largest number whose exponential is finite."""
+    return math.log(torch.finfo(x.dtype).max)
 
 
 def _entropy(policy: TokenScores) -> Statistics:

@@ -104,7 +104,16 @@ class Rubric:
             raise ValueError(f"on_error {self.on_error!r} is neither 'skip' nor 'raise'")
 
     def check_columns(self, columns: Collection[str]) -> None:
-        """Raise ValueError unless each column that a reward needs is there; ask at the start."""
+        """Raise ValueError unless each column that a reward needs is there; ask at the start.
+
+        Nor may a column have a name under which rewards are given something else.
+        """
+        for name in GIVEN:
+            if name in columns:
+                raise ValueError(
+                    f"the data set has a column {name!r}, under which rewards are given something "
+                    "else; rename it"
+                )
         for name, reward in self.rewards.items():
             missing = [one for one in needs(reward) if one not in columns]
             if missing:

@@ -120,8 +120,13 @@ def plain_surrogate(
             ratio, a = math.exp(exponent), float(ADVANTAGE[b])
             value = -min(ratio * a, min(max(ratio, 1 - loss.epsilon), 1 + high) * a)
             anchor = reference if loss.anchor == "reference" else old
-            d = total(anchor, b, i) - total(policy, b, i)
-            value += loss.beta * (math.exp(d) - d - 1 if loss.kl == "k3" else -d)
+            weighted, weight = 0.0, 0.0
+            for k in range(K):  # each view by itself
+                d = float(anchor.log_prob[k, b, i] - policy.log_prob[k, b, i])
+                w = float(policy.weight[k, b, i])
+                weighted += w * (math.exp(d) - d - 1 if loss.kl == "k3" else -d)
+                weight += w
+            value += loss.beta * weighted / weight
             values.append(value)
         if places:
             rows.append(values)
