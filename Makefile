@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format train-emoji clean
+.PHONY: help install demo test check format train-emoji rl rl-sudoku rl-countdown rl-emoji rl-methods \
+  rl-table clean
 
 help:
 	@echo "make demo         draw, caption and inpaint with the bundled model: demo/index.html"
@@ -14,6 +15,7 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make train-emoji  train the bundled model from nothing into runs/emoji"
+	@echo "make rl           what reinforcement learning gains, on three tasks, with its curves: runs/rl"
 	@echo "make clean        remove what the commands wrote, except data and runs"
 
 install: $(INSTALLED)
@@ -57,6 +59,64 @@ train-emoji: $(INSTALLED)
 	  --tokenizer $(EMOJI)/image_tokenizer/final --out $(EMOJI)/codes/train
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji.yaml
 	$(BIN)/python -m eval.emoji --model $(EMOJI)/model/final --out $(EMOJI)/eval/emoji.json
+
+# What reinforcement learning gains. Each file is a target, so that each row can be made alone
+# (make rl-sudoku), two runs can go on side by side (make -j2 rl: each takes one core), and what was
+# interrupted goes on with the same command.
+SEEDS := 0 1 2
+METHODS := diffu_grpo unigrpo coupled trace wd1
+.SECONDARY:
+rl: rl-sudoku rl-countdown rl-emoji rl-methods
+	$(MAKE) rl-table
+rl-sudoku: $(SEEDS:%=runs/sudoku/eval/rl_%.json)
+rl-countdown: $(SEEDS:%=runs/countdown/eval/rl_%.json)
+rl-emoji: runs/emoji/eval/rl_0.json runs/emoji/eval/before.json
+rl-methods: $(foreach method,$(METHODS),$(SEEDS:%=runs/sudoku/eval/$(method)_%.json))
+rl-table: $(INSTALLED)
+	$(BIN)/python -m eval.reinforcement --config configs/eval/reinforcement.yaml
+
+runs/sudoku/puzzles.csv: | $(INSTALLED)
+	$(BIN)/python -m data_pipelines.sudoku --out $@ --count 20000
+runs/countdown/problems.jsonl: | $(INSTALLED)
+	$(BIN)/python -m data_pipelines.countdown --out $@ --count 100000
+runs/sudoku/shards/index.json: runs/sudoku/puzzles.csv
+	$(BIN)/python -m data_pipelines.write_shards conversations --source $< --out $(@D) \
+	  --prompt Puzzle --completion Solution
+runs/countdown/shards/index.json: runs/countdown/problems.jsonl
+	$(BIN)/python -m data_pipelines.write_shards conversations --source $< --out $(@D) \
+	  --prompt '{input}->{output}' --completion solution
+runs/sudoku/text_tokenizer/tokenizer.json: runs/sudoku/shards/index.json  # a token a character
+	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(<D) --out $(@D) --size 257 \
+	  --space_before false
+runs/countdown/text_tokenizer/tokenizer.json: runs/countdown/shards/index.json  # one a number
+	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(<D) --out $(@D) --size 400 \
+	  --space_before false
+
+runs/%/sft/final/config.json: runs/%/text_tokenizer/tokenizer.json
+	$(BIN)/python -m train.sft --config configs/sft/$*.yaml
+runs/%/eval/sft.json: runs/%/sft/final/config.json
+	$(BIN)/python -m eval.$* --config configs/eval/$*.yaml --model $(<D) --out $@
+
+# runs/TASK/RUN_SEED: one run of reinforcement learning
+define run_of
+runs/$(1)/$(2)_%/final/config.json: runs/$(1)/eval/sft.json
+	$$(BIN)/python -m train.rl --config configs/rl/$(1).yaml $(3) --out runs/$(1)/$(2)_$$* \
+	  --fit_settings.seed $$*
+runs/$(1)/eval/$(2)_%.json: runs/$(1)/$(2)_%/final/config.json
+	$$(BIN)/python -m eval.$(1) --config configs/eval/$(1).yaml --model $$(<D) --out $$@
+endef
+$(foreach task,sudoku countdown,$(eval $(call run_of,$(task),rl,)))
+$(foreach method,$(METHODS),$(eval $(call run_of,sudoku,$(method),\
+  --config configs/rl/sudoku_methods.yaml --config configs/rl/sudoku_$(method).yaml)))
+
+runs/emoji/pictures/index.json: | $(INSTALLED)
+	$(BIN)/python -m data_pipelines.write_shards emoji --out $(@D)
+runs/emoji/rl_%/final/config.json: runs/emoji/pictures/index.json
+	$(BIN)/python -m train.rl --config configs/rl/emoji.yaml --out runs/emoji/rl_$* --fit_settings.seed $*
+runs/emoji/eval/before.json: runs/emoji/pictures/index.json
+	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --out $@
+runs/emoji/eval/rl_%.json: runs/emoji/rl_%/final/config.json
+	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --model $(<D) --out $@
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache

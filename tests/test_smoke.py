@@ -1,6 +1,6 @@
-"""Every smoke.yaml under configs runs from nothing.
+"""Every smoke*.yaml under configs runs from nothing.
 
-The recipe of configs/NAME/smoke.yaml is train.NAME, unless a comment at its top gives another
+The recipe of configs/NAME/smoke*.yaml is train.NAME, unless a comment at its top gives another
 command: "# python -m eval.emoji --config configs/eval/smoke.yaml".
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/smoke.yaml"))
+CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/smoke*.yaml"))
 
 
 def command(config: Path) -> list[str]:
@@ -30,7 +30,7 @@ def command(config: Path) -> list[str]:
     return [sys.executable, "-m", f"train.{config.parent.name}", "--config", config.as_posix()]
 
 
-@pytest.mark.skipif(not CONFIGS, reason="no configs/*/smoke.yaml in this tree")
+@pytest.mark.skipif(not CONFIGS, reason="no configs/*/smoke*.yaml in this tree")
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_smoke(config: Path, tmp_path: Path) -> None:
     """It starts in an empty folder, where its relative outputs land too."""

@@ -1,8 +1,9 @@
-"""Each recipe of configs/rl on a tiny random model of the family that it is for."""
+"""Each published recipe of configs/rl on a tiny random model of the family that it is for."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import torch
 from PIL import Image
 
 from data_pipelines.command_line import run
+from data_pipelines.write_shards import preferences
 from mmdlm.convert import convert
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
 from tests.layouts.tiny import transformer, words_of
 from tests.train.tiny import logged
+from train.preference import main as preference
 from train.rl import main
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rl"
-ON_TOP = sorted(path for path in CONFIGS.glob("*_*.yaml") if "smoke" not in path.name)
+ON_TOP = sorted(path for base in ("d1", "unigrpo") for path in CONFIGS.glob(f"{base}_*.yaml"))
 SMALL = (
     *("--group", "2", "--iterations", "2", "--threads", "1", "--dtype", "float32"),
     *("--lora.rank", "2", "--fit_settings.steps", "3", "--table_every", "1"),
@@ -88,3 +91,32 @@ def test_it_runs(
     assert [entry["step"] for entry in entries] == [1, 2, 3]
     assert all(entry["completions/mean_length"] >= 1 for entry in entries)
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights, on pairs as TRL's data sets have them."""
+    rows = [{"prompt": one["question"], "chosen": "2", "rejected": "no"} for one in ROWS]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    preferences(str(tmp_path / "pairs.json"), tmp_path / "data" / "preferences")
+    arguments = ["--config", str(CONFIGS / "vrpo.yaml"), "--start_from", str(models / "llada")]
+    arguments += ["--out", "run", "--attention", "sdpa", "--data.num_workers", "0"]
+    arguments += ["--data.length", "128", "--fit_settings.accumulation", "1"]
+    arguments += ["--fit_settings.steps", "2", "--threads", "1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["preference", *arguments])
+    run(preference)
+    entries = logged(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == [1, 2]
+    assert entries[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-5)
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_vrpo_runs_on_pictures_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smoke run, on the bundled model."""
+    arguments = ["--config", str(CONFIGS / "smoke_vrpo.yaml"), "--out", str(tmp_path / "run")]
+    monkeypatch.chdir(CONFIGS.parents[1])
+    monkeypatch.setattr(sys, "argv", ["preference", *arguments, "--threads", "1"])
+    run(preference)
+    entries = logged(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "adapter").is_dir()
