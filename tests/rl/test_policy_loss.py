@@ -92,6 +92,35 @@ def views_of(scores: TokenScores) -> list[View]:
 ADVANTAGE = torch.tensor([0.7, -1.1, 2.0, -0.3], dtype=torch.float64)
 
 
+def test_an_answer_without_a_reward_is_in_no_group_of_wd1() -> None:
+    group = torch.zeros(4, dtype=torch.int64)
+    advantage = torch.tensor([1.0, 0.0, -1.0, 0.0])
+    known = torch.tensor([True, False, True, False])
+    alone = Wd1().prepare(advantage[known], group=group[known])
+    assert torch.equal(Wd1().prepare(advantage, group=group, known=known)[known], alone)
+    assert not Wd1().prepare(advantage, group=group, known=known)[~known].any()
+
+
+def test_a_policy_far_from_its_anchor_has_a_finite_divergence() -> None:
+    old = made_up(1)
+    policy = TokenScores(old.log_prob - 1e4, old.covered, old.weight)
+    loss = ClippedSurrogate(beta=0.1)
+    value = loss_of(loss, loss(policy, ADVANTAGE, old=policy, reference=old))
+    assert bool(torch.isfinite(value))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epsilon_high": -0.5}, "epsilon_high must not be negative, got -0.5"),
+        ({"normaliser": "constant", "length": -3}, "length must be at least 1, got -3"),
+    ],
+)
+def test_a_surrogate_of_impossible_numbers_is_refused(options, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        ClippedSurrogate(**options)
+
+
 # ---- the clipped surrogate ----------------------------------------------------------------------
 
 

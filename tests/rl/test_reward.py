@@ -210,3 +210,9 @@ rubric:
     assert callable(parsed.rewards["mine"])
     assert parsed.rewards["form"] == Tagged()
     assert parsed.weights == {"countdown": 2.0}
+
+
+def test_a_column_must_not_take_the_place_of_what_rewards_are_given() -> None:
+    rubric = Rubric({"long": lambda completions, **columns: [float(len(c)) for c in completions]})
+    with pytest.raises(ValueError, match="has a column 'completions', under which rewards are"):
+        rubric(["p"], ["a long answer"], columns={"completions": ["x"]})

@@ -28,6 +28,16 @@ class Letters:
 
 
 @dataclass(frozen=True)
+class SomeLetters(Letters):
+    """1 for a text with the letter, 0 for one without."""
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]:
+        return [float(self.letter in one) for one in completions]
+
+
+@dataclass(frozen=True)
 class Brightness:
     """How bright a picture is; the mean is noted."""
 

@@ -19,12 +19,14 @@ from data_pipelines.command_line import run
 from data_pipelines.countdown import Countdown as CountdownProblem
 from data_pipelines.shards import write_shard
 from data_pipelines.sudoku import split_grids
+from mmdlm.core.likelihood import Structured
+from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.statistics import Statistics
 from tests.train.tiny import Run, logged
 from train.experience import Flight
 from train.prompts import Countdown, Lines, Names, Sudoku
 from train.rl import main
-from train.rollouts import _statistics
+from train.rollouts import Rollouts, _statistics
 from train.rollouts import logged as written
 
 TRL = (
@@ -230,7 +232,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
 
 
 def test_it_learns(config: dict[str, Any]) -> None:
-    """The letter that is rewarded becomes more frequent, and the reference holds it back."""
+    """The letter that is rewarded becomes more frequent."""
     out = rl(
         config,
         iterations=2,
@@ -267,6 +269,34 @@ def test_without_an_update_the_policy_is_the_old_one_and_the_reference(
             assert entry["kl"] == 0.0
             assert entry["clip_ratio/region_mean"] == 0.0
             assert entry["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["copy", "adapter"])
+def test_the_reference_stays_what_it_was(
+    config: dict[str, Any], lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy moves away from it, and its scores are those of the model it started from."""
+    seen: list[tuple[PretrainedDenoiser, Flight]] = []
+    flight = Rollouts._flight
+
+    def kept(self: Rollouts, number: int, micro: int) -> Flight:
+        made = flight(self, number, micro)
+        start = mmdlm.load(config["start_from"], device="cpu").denoiser
+        seen.append((start, made))
+        return made
+
+    monkeypatch.setattr(Rollouts, "_flight", kept)
+    out = rl(config, lora=lora, group=16, fit_settings={"accumulation": 1})
+    kl = [entry["kl"] for entry in logged(out)]
+    assert kl[0] == 0.0
+    assert kl[6] > 1e-6  # at the first iteration of a round it is not the old policy
+    estimator = Structured()
+    for start, made in seen:
+        for look in made.looks:
+            assert look.reference is not None
+            with torch.no_grad():
+                expected = estimator.scores(start, made.batch, look.views).log_prob
+            torch.testing.assert_close(look.reference.log_prob, expected, atol=1e-5, rtol=0)
 
 
 def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
@@ -448,6 +478,56 @@ def test_a_reward_that_fails_is_counted_and_the_run_survives(
     assert all(torch.isfinite(torch.tensor(entry["grad_norm"])) for entry in logged(out))
 
 
+def test_a_run_without_any_reward_ends_with_the_reason(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five rounds of two micro-batches."""
+    judging = {"rubric": {"rewards": {"bad": reward("broken")}}}
+    with pytest.raises(SystemExit):
+        rl(config, judging=judging, iterations=1)
+    error = " ".join(capsys.readouterr().err.split())
+    assert "no completion of the last 10 rollouts got a reward" in error
+    assert "the server is down" in error
+    assert len(logged(Path(config["out"]))) == 4
+
+
+def test_a_filter_needs_a_reward_that_tells_right_from_wrong(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = {"rewards": {"large": reward("Always", value=2.5)}}
+    with pytest.raises(SystemExit):
+        rl(config, judging={"rubric": rewards, "keep": {}})
+    said = "reward 'large' is 2.5, but only one in [0, 1] tells right from wrong"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_takes_no_part_is_not_looked_at(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two prompts with three answers each, those are that some answers are right of."""
+    rows: list[tuple[int, bool]] = []
+    flight = Rollouts._flight
+
+    def kept(self: Rollouts, number: int, micro: int) -> Flight:
+        made = flight(self, number, micro)
+        view = made.looks[0].views[0]
+        rows.append((len(made.batch), bool(view.covered.any())))
+        assert len(made.advantage) == len(view.x_t) == len(made.batch)
+        return made
+
+    monkeypatch.setattr(Rollouts, "_flight", kept)
+    rubric = {"rewards": {"letters": reward("SomeLetters")}}
+    out = rl(config, judging={"rubric": rubric, "keep": {}}, iterations=1)
+    assert {count for count, _ in rows} <= {1, 3, 6}
+    assert all(count == 1 for count, covered in rows if not covered)
+    assert {count for count, covered in rows if covered} & {3, 6}
+    shares = [entry["completions/learnt_ratio"] for entry in logged(out)]
+    learnt = [count if covered else 0 for count, covered in rows]
+    assert shares == [
+        pytest.approx((a + b) / 12) for a, b in zip(learnt[::2], learnt[1::2], strict=True)
+    ]
+
+
 def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -483,6 +563,43 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
             "temperature is 0, so that all completions of a prompt would be alike",
         ),
         ({"judging": {"right": "truth"}}, "right 'truth' is no reward of the rubric"),
+        (
+            {
+                "judging": {
+                    "rubric": {"rewards": {"a": reward("Letters"), "b": reward("Always")}},
+                    "keep": {},
+                }
+            },
+            "the rubric has a, b; name one of them as right",
+        ),
+        (
+            {
+                "answering": {
+                    "class_path": "train.answering.Write",
+                    "init_args": {
+                        "sampler": {
+                            "num_inference_steps": 3,
+                            "temperature": 1.0,
+                            "whole_vocabulary": True,
+                        }
+                    },
+                }
+            },
+            "set full_vocabulary of the estimator",
+        ),
+        (
+            {
+                "answering": {
+                    "class_path": "train.answering.Write",
+                    "init_args": {
+                        "sampler": {"num_inference_steps": 3, "temperature": 1.0, "remask": 0.1}
+                    },
+                },
+                "estimator": {"class_path": "mmdlm.core.likelihood.Trace"},
+            },
+            "remask is 0.1, but Trace replays tokens that stay",
+        ),
+        ({"fit_settings": {"sample_every": 2}}, "table_every shows what a policy does"),
         ({"budget": {"tokens": 0}}, "budget: tokens is 0"),
         ({"start_from": "nowhere"}, "no model 'nowhere'"),
     ],
