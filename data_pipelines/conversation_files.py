@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -262,10 +263,22 @@ def _streamed(name: str, *arguments: Any, **options: Any) -> Iterator[Row]:
 
 def _filled(template: str, row: Row) -> str:
     """A column, or a template over columns; KeyError, IndexError ... where the row lacks them."""
-    value = template.format_map(row) if "{" in template else row[template]
+    value = _TEXT.vformat(template, (), row) if "{" in template else row[template]
     if not isinstance(value, str):
         raise TypeError(f"{template} is no text but {type(value).__name__}")
     return value
+
+
+class _Text(string.Formatter):
+    """Templates whose fields are texts or numbers: None or a list would be learnt as its repr."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if not isinstance(value, str | int | float):
+            raise TypeError(f"a field of the template is no text but {type(value).__name__}")
+        return str(super().format_field(value, format_spec))
+
+
+_TEXT = _Text()
 
 
 def _of_messages(content: Mapping[str, Any]) -> Iterator[Any]:

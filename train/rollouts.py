@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -278,7 +279,11 @@ class Rollouts:
         rollout = replace(
             rollout, scored=self.answering.scored(self.model, problems, filling, rollout)
         )
-        worth = self._judged(problems, completions)
+        ids = [
+            row[where].tolist()
+            for row, where in zip(rollout.batch.ids, rollout.scored, strict=True)
+        ]
+        worth = self._judged(problems, completions, ids, step=number * plan.iterations)
         group = torch.arange(plan.prompts).repeat_interleave(plan.group)
         learnt = self.judging.learnt(worth, group=group)
         advantage = self.judging.advantage(worth.total, group=group)
@@ -300,7 +305,9 @@ class Rollouts:
             statistics=statistics,
         )
 
-    def _judged(self, problems: list[Problem], completions: list[Any]) -> Breakdown:
+    def _judged(
+        self, problems: list[Problem], completions: list[Any], ids: list[list[int]], *, step: int
+    ) -> Breakdown:
         """What completions are worth; texts that answer a message are messages, as TRL has them.
 
         Raises ValueError where no reward has said anything for long.
@@ -315,7 +322,12 @@ class Rollouts:
         # At the precision of evaluation, whatever the policy samples at.
         with torch.autocast(self.model.device.type, enabled=False):
             worth = self.judging.rubric(
-                prompts, said, columns=columns_of(problems), context=self.context
+                prompts,
+                said,
+                columns=columns_of(problems),
+                context=self.context,
+                completion_ids=ids,
+                trainer_state=SimpleNamespace(global_step=step),
             )
         for name, skipped in worth.skipped.items():
             self._say(name, f"{skipped.count} completions are skipped: {skipped.reason}")

@@ -6,8 +6,9 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from threading import Thread
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,14 +19,23 @@ Scores = Sequence[float | None]
 Reward = Callable[..., Scores | Awaitable[Scores]]
 """`fn(prompts, completions, **columns) -> list[float | None]`, sync or async, as TRL calls it.
 
-Everything is given by name: `prompts`, `completions`, one list for each column of the data set, and
-`log_extra(column, values)` and `log_metric(name, value)`, with which a reward notes what it saw.
+Everything is given by name: `prompts`, `completions`, `completion_ids` (a list of ids each, without
+what stands behind an end), `trainer_state` (`global_step`; both are None outside of training), one
+list for each column of the data set, and `log_extra(column, values)` and `log_metric(name, value)`,
+with which a reward notes what it saw.
 A prompt is a text or a list of messages, a completion a text, a list of messages or a picture.
 None says that the reward has nothing to say of that completion.
 Source: TRL 1.10, "Using a custom reward function".
 """
 
-GIVEN = ("prompts", "completions", "log_extra", "log_metric")
+GIVEN = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)
 
 
 class RewardUnavailable(ValueError):
@@ -140,11 +150,14 @@ class Rubric:
         *,
         columns: Mapping[str, Sequence[Any]] = MappingProxyType({}),
         context: Mapping[str, Any] = MappingProxyType({}),
+        completion_ids: Sequence[list[int]] | None = None,
+        trainer_state: Any = None,
     ) -> Breakdown:
         """Score N completions.
 
         columns  of the data set, [N] values each
         context  what else rewards may ask for by name, such as `describe` (a model's captioning)
+        completion_ids, trainer_state  as in `Reward`
 
         Async rewards run together; the sync ones before them, one after the other.
         """
@@ -159,6 +172,8 @@ class Rubric:
         given = {
             "prompts": list(prompts),
             "completions": list(completions),
+            "completion_ids": completion_ids,
+            "trainer_state": trainer_state,
             "log_extra": notes.extra,
             "log_metric": notes.metric,
             **columns,
@@ -276,7 +291,7 @@ def _outcomes(calls: Mapping[str, Call]) -> dict[str, Any]:
             result = reward(**arguments)
         except RewardUnavailable:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
             result = error
         found[name] = result
         if inspect.isawaitable(result):
@@ -293,12 +308,18 @@ def _gathered(waiting: list[Awaitable[Any]]) -> list[Any]:
     async def gather() -> list[Any]:
         return await asyncio.gather(*waiting, return_exceptions=True)
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(gather())
-    with ThreadPoolExecutor(1) as pool:  # called from a loop (a notebook): that one cannot wait
-        return pool.submit(asyncio.run, gather()).result()
+    return asyncio.run_coroutine_threadsafe(gather(), _loop()).result()
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop for the life of the process: clients that rewards keep belong to the one they met.
+
+    In a thread of its own, as the caller may be in a loop already (a notebook).
+    """
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="rewards", daemon=True).start()
+    return loop
 
 
 def _scores(name: str, outcome: Any, count: int) -> tuple[Tensor, Tensor, str]:
@@ -306,7 +327,7 @@ def _scores(name: str, outcome: Any, count: int) -> tuple[Tensor, Tensor, str]:
     values = torch.full((count,), math.nan, dtype=torch.float64)
     every, none = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     if isinstance(outcome, BaseException):
-        if not isinstance(outcome, Exception):
+        if not isinstance(outcome, Exception | asyncio.CancelledError | SystemExit):
             raise outcome
         what = " ".join(str(outcome).split()) or "no message"
         return values, every, f"reward {name!r} raised {type(outcome).__name__}: {what}"
@@ -328,7 +349,7 @@ def _scores(name: str, outcome: Any, count: int) -> tuple[Tensor, Tensor, str]:
             continue
         try:
             number = float(score)
-        except (TypeError, ValueError):
+        except Exception:  # whatever its own __float__ raises
             number = math.nan
         if math.isfinite(number):
             values[n] = number

@@ -449,7 +449,7 @@ def test_a_data_set_without_the_columns(
         ("a.json", "{}", "no list of conversations but dict"),
         ("a.json", "[3]", "entry 0: no object but 3"),
         ("a.jsonl", '{"messages": []}\n3\n', "line 2: no object but 3"),
-        ("a.txt", "", "read from .json, .jsonl and .parquet"),
+        ("a.txt", "", "read from .json, .jsonl, .csv, .parquet"),
         ("gone.json", None, "no such file"),
     ],
 )

@@ -170,7 +170,11 @@ def test_files_of_countdown(tmp_path: Path) -> None:
     assert [(one.numbers, one.target) for one in read] == [
         (one.numbers, one.target) for one in made
     ]
-    assert list(json.loads(path.read_text().splitlines()[0])) == ["input", "output"]
+    first = json.loads(path.read_text().splitlines()[0])
+    assert list(first) == ["input", "output", "solution"]
+    assert solves(
+        first["solution"], [int(n) for n in first["input"].split(",")], int(first["output"])
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonargparse
@@ -216,3 +217,59 @@ def test_a_column_must_not_take_the_place_of_what_rewards_are_given() -> None:
     rubric = Rubric({"long": lambda completions, **columns: [float(len(c)) for c in completions]})
     with pytest.raises(ValueError, match="has a column 'completions', under which rewards are"):
         rubric(["p"], ["a long answer"], columns={"completions": ["x"]})
+
+
+def test_rewards_are_given_what_trl_gives_them() -> None:
+    """The signature of TRL's documentation: ids, and the state of the trainer."""
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, trainer_state, **columns):
+        seen.update(ids=completion_ids, step=trainer_state.global_step, said=completions)
+        return [float(len(ids)) for ids in completion_ids]
+
+    said = [[{"role": "assistant", "content": "yes"}]]
+    state = SimpleNamespace(global_step=7)
+    found = Rubric({"length": reward})(
+        ["p"], said, completion_ids=[[3, 4]], trainer_state=state, columns={"answer": ["yes"]}
+    )
+    assert found.total.tolist() == [2.0]
+    assert seen == {"ids": [[3, 4]], "step": 7, "said": said}
+    Rubric({"length": reward}).check_columns({"answer"})
+
+
+def test_a_client_of_an_async_reward_lives_from_batch_to_batch() -> None:
+    class Client:
+        loop: asyncio.AbstractEventLoop | None = None
+
+        async def __call__(self, completions, **columns):
+            self.loop = self.loop or asyncio.get_running_loop()
+            await asyncio.wait_for(self.loop.run_in_executor(None, len, "ab"), 5)
+            return [1.0] * len(completions)
+
+    rubric = Rubric({"client": Client()}, on_error="raise")
+    for _ in range(2):
+        assert rubric(["p"], ["c"]).total.tolist() == [1.0]
+
+
+class Obstinate:
+    def __float__(self) -> float:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("score", [10**400, Obstinate()])
+def test_a_score_that_is_no_float_is_skipped(score) -> None:
+    found = Rubric({"odd": lambda completions, **columns: [score, 1.0]})(["p"] * 2, ["a", "b"])
+    assert found.skipped["odd"].count == 1
+    assert found.scored.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
+def test_a_reward_that_tries_to_leave_is_skipped(error) -> None:
+    def leaving(completions, **columns):
+        raise error
+
+    async def later(completions, **columns):
+        raise error
+
+    for reward in (leaving, later) if isinstance(error, asyncio.CancelledError) else (leaving,):
+        assert Rubric({"gone": reward})(["p"], ["c"]).skipped["gone"].count == 1

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 
 BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{])")
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+# A minus belongs to a number unless it takes it from, or ties it to, what stands before.
+NUMBER = re.compile(
+    r"(?:(?<![\w)\]}.])-\s?\$?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+"
+)
+TYPESET = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
 
 
 def tagged(text: str, tag: str = "answer") -> str | None:
-    """What stands in the last whole `<tag>...</tag>`, over any number of lines, stripped."""
-    end = text.rfind(f"</{tag}>")
-    start = text.rfind(f"<{tag}>", 0, max(end, 0))
-    if end < 0 or start < 0:
+    """What stands in the last whole `<tag>...</tag>`, over any number of lines, stripped.
+
+    A closing tag that is written twice, as models of diffusion do, ends it the first time.
+    """
+    start = text.rfind(f"<{tag}>", 0, max(text.rfind(f"</{tag}>"), 0))
+    if start < 0:
         return None
-    return text[start + len(tag) + 2 : end].strip()
+    return text[start + len(tag) + 2 :].split(f"</{tag}>", 1)[0].strip()
 
 
 def boxed(text: str) -> str | None:
@@ -22,18 +28,31 @@ def boxed(text: str) -> str | None:
 
     `\boxed 7` without braces is the word that follows. A box that is never closed is none.
     """
+    closed = _closed(text)
     for match in reversed(list(BOX.finditer(text))):
-        rest = text[match.end() :]
-        if not rest.startswith("{"):
-            return re.split(r"[\s$]", rest, maxsplit=1)[0]
-        depth = 0
-        for n, character in enumerate(rest):
-            if n and rest[n - 1] == "\\":  # an escaped brace belongs to the answer
-                continue
-            depth += (character == "{") - (character == "}")
-            if depth == 0:
-                return rest[1:n].strip()
+        begin = match.end()
+        if text[begin] != "{":
+            return re.split(r"[\s$]", text[begin:], maxsplit=1)[0]
+        if begin in closed:
+            return text[begin + 1 : closed[begin]].strip()
     return None
+
+
+def _closed(text: str) -> dict[int, int]:
+    """Where each brace that opens is closed; one behind a backslash belongs to the text."""
+    closed: dict[int, int] = {}
+    open_: list[int] = []
+    escaped = False
+    for n, character in enumerate(text):
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == "{":
+            open_.append(n)
+        elif character == "}" and open_:
+            closed[open_.pop()] = n
+    return closed
 
 
 def after_hashes(text: str) -> str | None:
@@ -44,9 +63,12 @@ def after_hashes(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number as it is written, but for commas between thousands."""
-    found = NUMBER.findall(text)
-    return found[-1].replace(",", "") if found else None
+    """The last number in plain digits: -1072 for \N{MINUS SIGN}1,072, - $1072 and -1{,}072.
+
+    What is subtracted, or ends a range, has no sign: 5 in 10-5.
+    """
+    found = NUMBER.findall(text.translate(TYPESET).replace("{,}", ","))
+    return re.sub(r"[,\s$]", "", found[-1]) if found else None
 
 
 def answer_of(text: str) -> str | None:

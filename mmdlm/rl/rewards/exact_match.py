@@ -18,11 +18,13 @@ class ExactMatch:
     r"""1 where the answer equals the column `answer`, 0 elsewhere.
 
     where  "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": there too,
-           or else the last number of the completion; "text": the whole completion, stripped
+           or else the last number of the completion, and what is no number as by "answer"; "text":
+           the whole completion, stripped
 
     The column may be a bare answer, a GSM8K solution (`#### 72`) or one with a `\boxed`. White
     space counts as one space, and commas between thousands, a leading `$` and a final full stop do
-    not count; nothing else is mended: for that there is `MathEquivalence`.
+    not count; nothing else is mended: for that there is `MathEquivalence`. An empty answer is
+    wrong.
 
     Source: d1's correctness reward (arXiv:2504.12216, appendix), which is 2.0 of this. Departures:
     an answer is found in `\boxed` as well, and a text without an answer is wrong, where d1 compares
@@ -50,10 +52,10 @@ class ExactMatch:
         if self.where == "text":
             return plain(completion) == plain(right)
         found = answer_of(completion)
-        if self.where == "last_number":
-            found = last_number(completion if found is None else found)
-            right = last_number(reference_of(right)) or right
-        return found is not None and plain(found) == plain(reference_of(right))
+        wanted = reference_of(right)
+        if self.where == "last_number" and (digits := last_number(wanted)) is not None:
+            found, wanted = last_number(completion if found is None else found), digits
+        return bool(found) and plain(found or "") == plain(wanted)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-MOST_FILES = 100  # that may be opened for writing
+MOST_FILES = 100  # that may be opened for writing, made, renamed or removed
 LINUX = sys.platform == "linux"
 MACHINE = platform.machine()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -70,6 +70,7 @@ def reporter(report: int, token: str) -> Say:
 
 def run(order: dict[str, Any], say: Say) -> None:
     """The code, and each of its tests."""
+    attempt = attempting()
     solution = types.ModuleType("solution")
     sys.modules["solution"] = sys.modules["__main__"] = solution
     names = solution.__dict__
@@ -81,22 +82,31 @@ def run(order: dict[str, Any], say: Say) -> None:
         say(test=n, reason=broken or attempt(test, names, f"test {n + 1}"))
 
 
-def attempt(source: str, names: dict[str, Any], where: str) -> str:
-    """Why the source failed, in one sentence, or ""."""
-    try:
-        exec(compile(source, f"<{where}>", "exec"), names)
-    except MemoryError:
-        return f"{where} took too much memory"
-    except SystemExit:
-        return f"{where} ended itself"
-    except BaseException as error:
+def attempting() -> Callable[[str, dict[str, Any], str], str]:
+    """(source, names, where) -> why the source failed, in one sentence, or "".
+
+    What it calls is looked up now: the code shares `builtins`, and may put others in their place.
+    """
+    execute, translate, text, kind = exec, compile, str, type
+    memory, ended, every = MemoryError, SystemExit, BaseException
+
+    def attempt(source: str, names: dict[str, Any], where: str) -> str:
         try:
-            what = " ".join(str(error).split())[:200]
-        except BaseException:  # the code made the exception
-            what = ""
-        name = type(error).__name__
-        return f"{where} raised {name}: {what}" if what else f"{where} raised {name}"
-    return ""
+            execute(translate(source, f"<{where}>", "exec"), names)
+        except memory:
+            return f"{where} took too much memory"
+        except ended:
+            return f"{where} ended itself"
+        except every as error:
+            try:
+                what = " ".join(text(error).split())[:200]
+            except every:  # the code made the exception
+                what = ""
+            name = kind(error).__name__
+            return f"{where} raised {name}: {what}" if what else f"{where} raised {name}"
+        return ""
+
+    return attempt
 
 
 # ---- limits --------------------------------------------------------------------------------------
@@ -319,14 +329,17 @@ def watch(folder: str, say: Say) -> Callable[[str, tuple[Any, ...]], None]:
         if not (path + "/").startswith(inside) and path != "/dev/null":
             stop(f"wrote outside its folder: {path[:100]!r}")
 
+    def count() -> None:
+        opened[0] += 1
+        if opened[0] > MOST_FILES:
+            stop(f"opened or changed more than {MOST_FILES} files")
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
             if isinstance(flags, int) and flags & WRITES and not isinstance(path, int):
                 check(path)
-                opened[0] += 1
-                if opened[0] > MOST_FILES:
-                    stop(f"opened more than {MOST_FILES} files for writing")
+                count()
         elif event in FORBIDDEN:
             stop(f"{FORBIDDEN[event]} ({event})")
         elif event.startswith("socket."):
@@ -336,6 +349,7 @@ def watch(folder: str, say: Say) -> Callable[[str, tuple[Any, ...]], None]:
             if not mine:
                 stop(f"used the network ({event})")
         elif event in PATHS:
+            count()
             for path, start in PATHS[event]:
                 check(arguments[path], None if start is None else arguments[start])
         elif event.startswith("ctypes.") and (event, arguments) != ("ctypes.dlopen", (None,)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,6 +10,11 @@ from typing import Any
 
 from mmdlm.rl.reward import text_of
 from mmdlm.rl.rewards.answer import after_hashes, answer_of, last_number, reference_of
+
+LONGEST = 1000  # digits of a number that is looked at
+FRACTION = re.compile(
+    r"(-?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(-?\d+)\s*/\s*(\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class SameNumber:
 
 
 def number(text: str) -> Fraction | None:
-    """The last number in a text, exactly."""
+    """The last number in a text, exactly; of a text that is one fraction, its value."""
+    if fraction := FRACTION.fullmatch(text.strip().strip("$").strip()):
+        sign, *parts = fraction.groups()
+        above, below = (int(part[:LONGEST]) for part in parts if part is not None)
+        return None if below == 0 else Fraction(-above if sign else above, below)
     found = last_number(text)
-    return None if found is None else Fraction(found)
+    return None if found is None or len(found) > LONGEST else Fraction(found)

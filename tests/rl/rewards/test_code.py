@@ -58,6 +58,14 @@ BAD = {
     "endless loop": ("while True:\n    pass", "more than 1.5 seconds"),
     "sleep": ("import time\ntime.sleep(60)", "more than 1.5 seconds"),
     "fork bomb": ("import os\nwhile True:\n    os.fork()", "started a process"),
+    "folders without end": (
+        "import os\nfor i in range(10**6):\n    os.mkdir(str(i))",
+        "changed more than 100 files",
+    ),
+    "names without end": (
+        "import os\nopen('a', 'w').close()\nfor i in range(10**6):\n    os.link('a', str(i))",
+        "changed more than 100 files",
+    ),
     "program": ("import os\nos.system('true')", "started a process"),
     "child": ("import subprocess\nsubprocess.Popen(['sleep', '60'])", "started a process"),
     "huge allocation": ("x = bytearray(1 << 40)", "too much memory"),
@@ -88,6 +96,14 @@ BAD = {
     ),
     "syntax": ("def", "SyntaxError"),
 }
+
+
+@pytest.mark.parametrize(
+    "forged", ["exec = lambda *a, **k: None", "compile = lambda *a, **k: 'pass'"]
+)
+def test_what_judges_the_code_is_out_of_its_reach(forged: str) -> None:
+    code = f"```python\nimport builtins\nbuiltins.{forged}\ndef f(x):\n    return 0\n```"
+    assert CodeTests(sandbox=QUICK)([""], [code], tests=[TEST]) == [0.0]
 
 
 @pytest.mark.parametrize("what", BAD)

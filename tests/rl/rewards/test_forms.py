@@ -10,6 +10,7 @@ from mmdlm.rl.rewards import d1
 from mmdlm.rl.rewards.answer import answer_of, boxed, last_number, reference_of, tagged
 from mmdlm.rl.rewards.exact_match import ExactMatch, WholeNumber
 from mmdlm.rl.rewards.form import BoxedAnswer, TagCount, Tagged
+from mmdlm.rl.rewards.same_number import SameNumber
 
 WELL = "<reasoning>\n6 x 12 = 72\n</reasoning>\n<answer>\n72\n</answer>\n"
 LINES = "<reasoning>\n6 x 12\n\n= 72\n</reasoning>\n<answer>\n72\n</answer>\n"
@@ -159,6 +160,8 @@ def test_tags_are_names() -> None:
         (r"\boxed{1} and \boxed{never closed", "1"),
         ("none", None),
         (r"$\boxed{x}$", "x"),
+        (r"\boxed{a\\}", r"a\\"),
+        ("\\boxed{" * 5000, None),
     ],
 )
 def test_boxes(text: str, found: str | None) -> None:
@@ -190,6 +193,8 @@ def test_references() -> None:
         ("<answer>18.0</answer>", "18", 0),
         ("18", "18", 0),
         ("\\boxed{18}", "18", 1),
+        ("<answer>18</answer></answer>", "18", 1),
+        ("<answer></answer>", "", 0),
     ],
 )
 def test_exact_match(completion: str, right: str, score: float) -> None:
@@ -205,3 +210,51 @@ def test_the_last_number_may_be_the_answer() -> None:
 def test_whole_numbers() -> None:
     texts = ["<answer>7</answer>", "<answer>7.0</answer>", "<answer>\u0667</answer>", "7"]
     assert WholeNumber()([""] * 4, texts) == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("it is \N{MINUS SIGN}5", "-5"),
+        ("it costs -$1,072.50", "-1072.50"),
+        ("1{,}072", "1072"),
+        ("10-5", "5"),
+        ("a range of 5-10", "10"),
+        ("(3)-2", "2"),
+        ("x = -2", "-2"),
+        (".5 or -.5", "-.5"),
+        ("none", None),
+    ],
+)
+def test_the_last_number(text: str, found: str | None) -> None:
+    assert last_number(text) == found
+
+
+@pytest.mark.parametrize(
+    ("completion", "right", "score"),
+    [
+        (r"\boxed{\frac{36}{2}}", "18", 1.0),
+        (r"\boxed{\frac{36}{2}}", "2", 0.0),
+        ("<answer>-3/4</answer>", "-0.75", 1.0),
+        ("<answer>\N{MINUS SIGN}5</answer>", "5", 0.0),
+        ("<answer>" + "9" * 5000 + "</answer>", "9", 0.0),
+        ("<answer>1/0</answer>", "1", 0.0),
+    ],
+)
+def test_the_same_number(completion: str, right: str, score: float) -> None:
+    assert SameNumber()([""], [completion], answer=[right]) == [score]
+
+
+@pytest.mark.parametrize(
+    ("completion", "right", "score"),
+    [
+        ("<answer>yes</answer>", "yes", 1.0),
+        ("\\boxed{B}", "B", 1.0),
+        ("<answer>no</answer>", "yes", 0.0),
+        ("it is 18", "18", 1.0),
+    ],
+)
+def test_an_answer_that_is_no_number_is_compared_as_text(
+    completion: str, right: str, score: float
+) -> None:
+    assert ExactMatch(where="last_number")([""], [completion], answer=[right]) == [score]
