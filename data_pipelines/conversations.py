@@ -98,13 +98,21 @@ class Conversation(Seeing):
     ) -> Sequence:
         raise AssertionError("`speak` gives conversations the layout of a model")
 
-    def messages(self, sample: Sample) -> list[Message]:
-        """The messages of a sample, up to its last answer; ValueError where they are none."""
+    def spoken(self, layout: Layout, words: Words, *, length: int) -> Seeing:
+        """The same in the layout of one model, for rows of one length."""
+        return Spoken(self, layout, words, length)
+
+    def content(self, sample: Sample) -> Any:
+        """The JSON of a sample; ValueError where it has none."""
         if self.field not in sample:
             raise ValueError(
                 f"no {self.field!r} among its fields ({', '.join(field_names(sample))})"
             )
-        messages = messages_of(json.loads(sample[self.field]), picture=self.picture)
+        return json.loads(sample[self.field])
+
+    def messages(self, content: Any) -> list[Message]:
+        """Messages up to the last answer, the system's first; ValueError where they are none."""
+        messages = messages_of(content, picture=self.picture)
         if self.system and messages[0].role != SYSTEM:
             messages.insert(0, Message(SYSTEM, self.system))
         return messages
@@ -130,7 +138,14 @@ class Spoken(Seeing):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        turns = self._turns(self.conversation.messages(sample), self._pictures(sample, views))
+        messages = self.conversation.messages(self.conversation.content(sample))
+        return self.document(messages, self.pictures(sample, views), generator=generator)
+
+    def document(
+        self, messages: list[Message], pictures: list[Picture], *, generator: torch.Generator
+    ) -> Sequence:
+        """A conversation laid out, with what is learnt of it and what follows."""
+        turns = self._turns(messages, pictures)
         turns, answers = self._learnt(turns, generator=generator)
         if self.conversation.template:
             taught = self.layout.teach(self.words, turns, answers=answers)
@@ -143,7 +158,7 @@ class Spoken(Seeing):
             return taught
         room = self.length - len(taught)
         count = self.conversation.tail.count(answer=answer, room=room, generator=generator)
-        tail = text_segment([vocabulary.eos_id] * max(0, min(count, room)), target=True)
+        tail = text_segment([self.words.vocabulary.eos_id] * max(0, min(count, room)), target=True)
         return Sequence((*taught.segments, tail))
 
     def _learnt(
@@ -188,7 +203,7 @@ class Spoken(Seeing):
             turns.append(Turn(message.role, tuple(part for part in parts if part != "")))
         return tuple(turns)
 
-    def _pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
+    def pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
         """The pictures of a sample as the model sees them; ValueError where it sees none."""
         if self.layout.sees == "features" and views:
             return list(views)
@@ -244,7 +259,8 @@ def speak(
     for source in sources:
         if isinstance(source.to_sequence, Conversation):
             source.to_sequence.tail.check(packed=packed)
-            source = replace(source, to_sequence=Spoken(source.to_sequence, layout, words, length))
+            to_sequence = source.to_sequence.spoken(layout, words, length=length)
+            source = replace(source, to_sequence=to_sequence)
         spoken.append(source)
     return spoken
 
@@ -257,7 +273,7 @@ def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
 
     Raises ValueError where it is none, starts with the assistant, or has no answer.
     """
-    messages = [_message(one, picture) for one in _given(content)]
+    messages = [message_of(one, picture=picture) for one in _given(content)]
     last = max((n for n, one in enumerate(messages) if one.role == ASSISTANT), default=None)
     if last is None:
         raise ValueError(f"its {len(messages)} messages hold no answer of an assistant")
@@ -289,7 +305,8 @@ def _given(content: Any) -> list[Any]:
     raise ValueError("it has neither messages nor conversations, nor a prompt with its completion")
 
 
-def _message(content: Any, picture: str) -> Message:
+def message_of(content: Any, *, picture: str = IMAGE) -> Message:
+    """A message in any of the forms; ValueError where it is none."""
     if not isinstance(content, dict):
         raise ValueError(f"a message is no object but {shortened(repr(content))}")
     role = content.get("role", content.get("from"))

@@ -20,6 +20,7 @@ from data_pipelines import emoji as emoji_source
 from data_pipelines.coco import coco_entries, coco_samples
 from data_pipelines.conversation_files import Columns, conversation_samples, rows_of
 from data_pipelines.folder import folder_samples, picture_files
+from data_pipelines.preferences import PairColumns
 from data_pipelines.shards import Sample, write_json, write_shards
 from data_pipelines.stream import Tally
 from data_pipelines.text import count_lines, jsonl_samples
@@ -186,8 +187,78 @@ def conversations(
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
     """
     columns = Columns(prompt, completion, system, images, picture)
+    _write_rows(
+        "conversations",
+        source,
+        out,
+        columns,
+        split=split,
+        subset=subset,
+        max_broken=max_broken,
+        samples_per_shard=samples_per_shard,
+    )
+
+
+def preferences(
+    source: str,
+    out: Path,
+    *,
+    images: Path | None = None,
+    prompt: str = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    picture: str = IMAGE,
+    split: str = "train",
+    subset: str | None = None,
+    max_broken: float = 0.01,
+    samples_per_shard: int = 1000,
+) -> None:
+    """Pack pairs of answers, of which one is preferred, of files or a data set of the Hub.
+
+    A row has prompt, chosen and rejected, each a text or messages (role, content), as data sets of
+    TRL do; or chosen and rejected as whole conversations. Rows that cannot be used are counted,
+    listed and left out.
+
+    Args:
+        source: A .json, .jsonl, .csv or .parquet file, a folder of them, or OWNER/NAME on the Hub.
+        out: Folder for the shards.
+        images: Folder that the paths of pictures begin in.
+        prompt: Column of the prompt.
+        chosen: Column of the answer that is preferred.
+        rejected: Column of the other answer.
+        picture: Mark of a picture in a text.
+        split: Of a data set on the Hub.
+        subset: Of a data set on the Hub; default: its own.
+        max_broken: Share of rows that may be left out; more stop the job.
+        samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
+    """
+    columns = PairColumns(prompt, chosen, rejected, images, picture)
+    _write_rows(
+        "preferences",
+        source,
+        out,
+        columns,
+        split=split,
+        subset=subset,
+        max_broken=max_broken,
+        samples_per_shard=samples_per_shard,
+    )
+
+
+def _write_rows(
+    kind: str,
+    source: str,
+    out: Path,
+    columns: Columns | PairColumns,
+    *,
+    split: str,
+    subset: str | None,
+    max_broken: float,
+    samples_per_shard: int,
+) -> None:
+    """The rows of files or of a data set, as `columns` reads them."""
     settings = {
-        "source": "conversations",
+        "source": kind,
         "of": source,
         **{name: value and str(value) for name, value in asdict(columns).items()},
         "split": split,
@@ -199,7 +270,7 @@ def conversations(
     tally = Tally(max_broken)
     rows = rows_of(source, split=split, subset=subset)
     samples = conversation_samples(rows, columns, source=source, tally=tally)
-    _write({"": tqdm(samples, desc="packing", unit=" conversations")}, out, settings)
+    _write({"": tqdm(samples, desc="packing", unit=f" {kind}")}, out, settings)
     if tally.broken:
         print(f"{out}: {tally.broken} left out: {tally.summary()}")
 
@@ -261,5 +332,6 @@ if __name__ == "__main__":
             "coco": coco,
             "text": text,
             "conversations": conversations,
+            "preferences": preferences,
         }
     )

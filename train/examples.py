@@ -7,8 +7,6 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from data_pipelines.source import Source
 from data_pipelines.stream import SequenceStream
 from mmdlm.core.sequence import Sequence
@@ -93,10 +91,12 @@ def _first(
 
 
 def _described(source: Source, sequence: Sequence, words: Words, opened: str, closed: str) -> str:
-    target = torch.cat([segment.target for segment in sequence.segments])
+    documents = sequence.documents
+    learnt = sum(int(segment.target.sum()) for one in documents for segment in one.segments)
     return (
-        f"--- {source.urls}: {int(target.sum())} of {len(target)} tokens are learnt, those in "
-        f"{opened}marks{closed}\n{described(sequence, words, opened=opened, closed=closed)}\n"
+        f"--- {source.urls}: {learnt} of {len(sequence)} tokens are learnt, those in "
+        f"{opened}marks{closed}\n"
+        + "".join(f"{described(one, words, opened=opened, closed=closed)}\n" for one in documents)
     )
 
 

@@ -117,12 +117,26 @@ def _segment(modality: Modality, ids: Iterable[int] | Tensor, target: bool | Ten
 
 @dataclass(frozen=True)
 class Sequence:
-    """One document: segments in reading order."""
+    """One document: segments in reading order.
+
+    partner  a document that goes where this one goes, and stands behind it in its row without
+             seeing it: what it is compared with, such as the answer that was not preferred
+    """
 
     segments: tuple[Segment, ...]
+    partner: Sequence | None = None
 
     def __len__(self) -> int:
-        return sum(len(segment.ids) for segment in self.segments)
+        """Tokens, those of the partner included."""
+        own = sum(len(segment.ids) for segment in self.segments)
+        return own if self.partner is None else own + len(self.partner)
+
+    @property
+    def documents(self) -> tuple[Sequence, ...]:
+        """The document alone, and its partner where it has one."""
+        if self.partner is None:
+            return (self,)
+        return (Sequence(self.segments), *self.partner.documents)
 
 
 @dataclass(frozen=True)
@@ -276,7 +290,8 @@ def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) 
     """Several sequences a row, as few rows as first-fit decreasing finds.
 
     Documents of a row do not see each other, and positions restart, so that a packed sequence gets
-    the logits that it has alone. Raises ValueError where a sequence is longer than `length`.
+    the logits that it has alone; partners stay together. Raises ValueError where a sequence is
+    longer than `length`.
     """
     rows: list[list[Sequence]] = []
     room: list[int] = []
@@ -291,6 +306,7 @@ def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) 
 
 
 def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int) -> Batch:
+    rows = [[document for sequence in row for document in sequence.documents] for row in rows]
     shape = (len(rows), length)
     ids = torch.full(shape, vocabulary.pad_id)
     modality = torch.full(shape, int(Modality.CONTROL))

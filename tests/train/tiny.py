@@ -169,6 +169,13 @@ def sft(arguments: list[str], killed_before: str | None = None) -> None:
     _recipe(main, arguments, killed_before)
 
 
+def preference(arguments: list[str], killed_before: str | None = None) -> None:
+    """The same of `python -m train.preference`."""
+    from train.preference import main
+
+    _recipe(main, arguments, killed_before)
+
+
 def _recipe(main: Callable[..., None], arguments: list[str], killed_before: str | None) -> None:
     from data_pipelines.command_line import run
 

@@ -1,0 +1,242 @@
+"""Learn from pairs of answers, one preferred to the other: VRPO, LLaDA 1.5's DPO on bounds.
+
+`python -m train.preference --config configs/rl/vrpo.yaml`, on several GPUs under
+`accelerate launch -m`. Start it again after a kill and it continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils import gather_object
+from einops import rearrange
+from torch import Tensor
+
+from data_pipelines.command_line import run
+from data_pipelines.loader import Loader
+from data_pipelines.preferences import Preference
+from data_pipelines.source import Source
+from mmdlm.core.likelihood import Elbo, LikelihoodEstimator, View
+from mmdlm.core.sequence import Batch
+from mmdlm.decoding import GENERATION, Defaults
+from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
+from mmdlm.rl.statistics import Statistics
+from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from train.denoising import (
+    Attention,
+    Data,
+    Dtype,
+    finish,
+    layout_for,
+    load_batches,
+    read_sources,
+    recompute_layers,
+    start,
+    words_for,
+)
+from train.examples import show_examples
+from train.loop import FitSettings, Stage, fit, launched
+from train.low_rank import LowRank
+from train.reference import Reference
+
+
+class PreferenceStage(Stage):
+    """Policy and reference score both answers of each pair, at the same noise.
+
+    Documents of a row come in twos, the chosen answer first. Each document has times and masks of
+    its own, which the policy and the reference share.
+    """
+
+    def __init__(
+        self,
+        denoiser: PretrainedDenoiser,
+        reference: Reference,
+        estimator: LikelihoodEstimator,
+        loss: PreferenceLoss,
+        loader: Loader,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.reference = denoiser, reference
+        self.estimator, self.loss, self.loader = estimator, loss, loader
+        self.coefficients = loss.coefficients
+        self.seen = Statistics()
+        self._no_split_modules = denoiser._no_split_modules  # what accelerate shards apart
+
+    def begin(self, step: int) -> None:
+        """Statistics are of one step."""
+        self.seen = Statistics()
+
+    def draw(self, batch: Batch, *, generator: torch.Generator) -> tuple[View, ...]:
+        """The views of a batch."""
+        (views,) = self.estimator.draw(batch, self.denoiser.vocabulary, generator=generator)
+        return views
+
+    def counts(self, batch: Batch, noise: tuple[View, ...]) -> dict[str, Tensor]:
+        """Pairs, for each term."""
+        return dict.fromkeys(self.coefficients, ((batch.document.amax(1) + 1) // 2).sum())
+
+    def forward(self, batch: Batch, noise: tuple[View, ...]) -> dict[str, Tensor]:
+        """The loss's terms."""
+        batch = self.denoiser.see(batch)
+        policy = self.estimator.log_prob(self.denoiser, batch, noise)
+        with torch.no_grad(), self.reference.of(self.denoiser) as other:
+            reference = self.estimator.log_prob(other, batch, noise)
+        terms = self.loss(*answers(batch, policy, reference))
+        parts = terms.statistics.parts
+        self.seen += Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
+        return terms.sums
+
+    def statistics(self) -> dict[str, float]:
+        """TRL's keys, over all processes, and the pairs that were skipped so far."""
+        skipped = sum(source["broken"] for source in self.loader.tally())
+        every = gather_object([(self.seen, skipped)])
+        total = sum((seen for seen, _ in every), Statistics())
+        return {**total.values(), "pairs/skipped": sum(skipped for _, skipped in every)}
+
+
+def answers(batch: Batch, policy: Tensor, reference: Tensor) -> tuple[Answers, Answers]:
+    """Log-probabilities [B, L] token by token -> those of the N chosen and N rejected answers."""
+    document = batch.document.clamp_min(0)
+    count = int(batch.document.max()) + 1
+    assert count % 2 == 0, "documents of pairs come in twos"
+
+    def summed(values: Tensor) -> Tensor:
+        """[B, L] -> [2, B, pairs of a row]"""
+        of_documents = values.new_zeros(len(values), count).scatter_add(1, document, values)
+        return rearrange(of_documents, "b (pair side) -> side b pair", side=2)
+
+    tokens = summed(batch.target.long())
+    there = tokens[0] > 0  # rows may have fewer pairs than the fullest
+    of_policy, of_reference = summed(policy), summed(reference)
+    chosen, rejected = (
+        Answers(of_policy[side][there], of_reference[side][there], tokens[side][there])
+        for side in (0, 1)
+    )
+    return chosen, rejected
+
+
+def main(
+    out: Path,
+    start_from: str,
+    data: Data,
+    *,
+    estimator: LikelihoodEstimator = Elbo(repeats=8, strata=1),
+    loss: PreferenceLoss = Vrpo(),
+    lora: LowRank | None = None,
+    fit_settings: FitSettings = FitSettings(ema=0.0),
+    examples: int = 2,
+    text_tokenizer: Path | None = None,
+    image_tokenizer: Path | None = None,
+    attention: Attention = "sdpa",
+    recompute: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    save_dtype: Dtype = "float32",
+    threads: int | None = None,
+) -> None:
+    """Train, and write the weights with all that they need to `out`/final.
+
+    Args:
+        out: Folder of checkpoints, log and examples; a run found there is continued.
+        start_from: Model to start from, and the reference: a folder, a bundled name, or OWNER/NAME
+            of the Hugging Face Hub; ours or of a published family.
+        data: Pairs of answers, read by `data_pipelines.preferences.Preference`. A row of `length`
+            holds both answers of a pair, each with its prompt, or several pairs where it is packed.
+        estimator: How likely a model holds an answer, and at which noise; by default eight times
+            with a mask each.
+        loss: Of the pairs.
+        lora: Train matrices of low rank in place of the weights; the reference is then the model
+            without them, where otherwise a copy is kept. They are written to `out`/adapter, and
+            added to the weights in `out`/final.
+        fit_settings: Steps, optimizer, checkpoints.
+        examples: Pairs of each source that are shown before training starts, with what of them is
+            learnt; also in `out`/examples.txt.
+        text_tokenizer: Folder of the text tokenizer; by default the model's own.
+        image_tokenizer: Folder of the image tokenizer; by default the model's own.
+        attention: Kernel; flex_attention on a GPU.
+        recompute: Keep the input of each layer alone for the backward pass (gradient
+            checkpointing).
+        dtype: Of the weights that stay frozen; those that learn are float32, and so is the
+            reference that is their copy.
+        save_dtype: Of the final weights.
+        threads: CPU threads; all by default.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    _check(data.sources, lora)
+    state = launched()
+    folder = find_checkpoint(start_from)
+    words = load_text_tokenizer(text_tokenizer or folder)
+    if image_tokenizer is None and (folder / "image_tokenizer").is_dir():
+        image_tokenizer = folder / "image_tokenizer"
+    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    denoiser = start(
+        folder,
+        words,
+        pictures,
+        attention=attention,
+        dtype=getattr(torch, dtype),
+        needs_pictures=False,
+    )
+    if getattr(denoiser, "vision", None) is not None:
+        denoiser.vision.requires_grad_(False)  # policy and reference look at the same features
+    adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    reference = Reference(denoiser, adapted=adapted is not None, needed=True)
+    if reference.copy is not None:
+        reference.copy.to(state.device)  # `fit` moves the policy alone
+    if recompute:
+        recompute_layers(denoiser)
+
+    known = words_for(denoiser, words, pictures)
+    layout = layout_for(denoiser)
+    sources = read_sources(data, denoiser, known, layout)
+    loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
+    if state.is_main_process and examples:
+        show_examples(
+            sources,
+            known,
+            length=data.length,
+            count=examples,
+            max_broken=data.max_broken,
+            folder=out,
+        )
+    stage = PreferenceStage(denoiser, reference, estimator, loss, loader)
+    trained = fit(stage, loader, settings=fit_settings, out=out)
+    if state.is_main_process:
+        finish(
+            denoiser,
+            trained,
+            words,
+            image_tokenizer,
+            out,
+            adapted=adapted,
+            base=start_from,
+            dtype=save_dtype,
+            decoding=Defaults.from_json(folder / GENERATION, generation=layout.generation),
+        )
+
+
+def _check(sources: Sequence[Source], lora: LowRank | None) -> None:
+    """Raise ValueError for sources without pairs, and for noise that is not shared."""
+    for source in sources:
+        if not isinstance(source.to_sequence, Preference):
+            raise ValueError(
+                f"{source.urls}: {type(source.to_sequence).__name__} makes no pairs of answers; "
+                "take data_pipelines.preferences.Preference"
+            )
+    if lora is not None and lora.dropout:
+        raise ValueError(
+            f"lora: dropout is {lora.dropout}; the policy would differ from its reference by "
+            "noise, so set it to 0"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
