@@ -55,7 +55,7 @@ def code_problem(row: Row, *, style: Style = "d1_train", examples: Sequence[Row]
     columns = {
         "tests": str(row["test"]) if human_eval else [str(one) for one in row["test_list"]],
         "entry_point": str(row["entry_point"]) if human_eval else None,
-        "setup": "" if human_eval else _setup(row),
+        "setup": _head(row) if human_eval else _setup(row),
     }
     if style == "llada":
         shown = [_question(one) + _solution(one) for one in examples]
@@ -88,6 +88,12 @@ def _question(row: Row) -> str:
 
 def _solution(row: Row) -> str:
     return str(row["canonical_solution"] if is_human_eval(row) else row["code"])
+
+
+def _head(row: Row) -> str:
+    """What HumanEval's prompt has before its function: imports and helpers that tests may call."""
+    head, function, _ = str(row["prompt"]).rpartition(f"def {row['entry_point']}(")
+    return head if function else ""
 
 
 def _setup(row: Row) -> str:

@@ -212,8 +212,8 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
         case ".csv":
             yield from (row.values for row in read_rows(path))
         case ".jsonl":
-            with open(path, encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
+            with open(path, encoding="utf-8-sig") as lines:
+                for number, line in enumerate(_decoded(lines, path), start=1):
                     if line.strip():
                         yield _object(line, f"{path}, line {number}")
         case ".json":
@@ -222,9 +222,16 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
             raise ValueError(f"{path}: conversations are read from .json, .jsonl, .csv, .parquet")
 
 
+def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text in UTF-8 (byte {error.start} of a block)") from None
+
+
 def _entries(path: Path) -> Iterator[Row]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error})") from None
     if not isinstance(entries, list):

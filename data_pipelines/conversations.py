@@ -196,7 +196,8 @@ class Spoken(Seeing):
         rest = iter(pictures)
         turns = []
         for message in messages:
-            first, *others = message.text.split(mark)
+            text = message.text.strip() if self.conversation.template else message.text
+            first, *others = text.split(mark)
             parts: list[str | Picture] = [first]
             for text in others:
                 parts += [next(rest), text]
@@ -239,7 +240,8 @@ class Spoken(Seeing):
                 f"its {len(turns)} messages are not one question and its answer, as they must be "
                 "without a template"
             )
-        question, answer = map(said, turns)
+        # As it stands: what a text goes on with may begin with a space, or be indented.
+        question, answer = ("".join(map(str, turn.parts)) for turn in turns)
         ids = [*self.words.ids(answer), self.words.vocabulary.eos_id]
         ask = self.layout.complete(self.words, question, length=len(ids))
         (shown,) = ask.shown
@@ -276,7 +278,10 @@ def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
     messages = [message_of(one, picture=picture) for one in _given(content)]
     last = max((n for n, one in enumerate(messages) if one.role == ASSISTANT), default=None)
     if last is None:
-        raise ValueError(f"its {len(messages)} messages hold no answer of an assistant")
+        names = ", ".join(sorted({repr(one.role) for one in messages}))
+        raise ValueError(
+            f"its {len(messages)} messages hold no answer of an assistant, but are of {names}"
+        )
     asked, answer = messages[:last], messages[last]
     for number, (before, here) in enumerate(pairwise(messages[: last + 1]), 2):
         if before.role == here.role == ASSISTANT:
@@ -284,7 +289,7 @@ def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
     # What asks for the answer; the marks of pictures are counted where the pictures are.
     plain = [{"role": one.role, "content": one.text.replace(IMAGE, "-")} for one in messages]
     check_messages(plain[: last + all(one.role in (SYSTEM, ASSISTANT) for one in asked)], 0)
-    if not answer.text:
+    if not answer.text.strip():
         raise ValueError(f"message {last + 1}, of the assistant, is empty; say something in it")
     return [*asked, answer]
 
@@ -315,7 +320,7 @@ def message_of(content: Any, *, picture: str = IMAGE) -> Message:
         text = "".join(_piece(piece, picture) for piece in text)
     if not isinstance(role, str) or not isinstance(text, str):
         raise ValueError(f"a message has no role and text: {shortened(repr(content))}")
-    return Message(ROLES.get(role, role), text.strip())
+    return Message(ROLES.get(role, role), text)
 
 
 def _piece(piece: Any, picture: str) -> str:

@@ -76,6 +76,9 @@ def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
 # ---- files ---------------------------------------------------------------------------------------
 
 
+LONGEST_FIELD = 1 << 26  # characters of a field of a csv: long reasoning is longer than its usual
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a file, and where it stands."""
@@ -121,6 +124,8 @@ def read_rows(path: Path) -> list[Row]:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 (byte {error.start})") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no csv that can be read ({error}); try .jsonl") from error
     if not rows:
         raise ValueError(f"{path} holds no problems")
     return rows
@@ -128,7 +133,12 @@ def read_rows(path: Path) -> list[Row]:
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> list[Row]:
     rows = []
-    for number, values in enumerate(csv.DictReader(lines), 1):
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.DictReader(lines)
+    heads = list(reader.fieldnames or ())
+    if twice := [one for one in heads if heads.count(one) > 1]:
+        raise ValueError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+    for number, values in enumerate(reader, 1):
         if None in values or None in values.values():
             raise ValueError(f"{path}, row {number} has more or fewer fields than the first line")
         rows.append(Row(values, f"{path}, row {number}"))

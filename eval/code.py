@@ -40,6 +40,7 @@ def benchmark(
             "mbpp": len(rows) - human_eval,
             "style": style,
             "shots": len(examples),
+            "examples": [one.where for one in examples],
             "seconds": sandbox.seconds,
             "megabytes": sandbox.megabytes,
         },

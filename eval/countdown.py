@@ -6,8 +6,10 @@ python -m eval.countdown --model CHECKPOINT --data problems.jsonl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -28,8 +30,13 @@ from mmdlm.rl.rewards.countdown import Countdown as Right
 MEASURES = {"right": "expression right, each number used once"}
 
 
-def benchmark(problems: Sequence[Countdown], *, style: Style = "d1") -> Benchmark:
-    """How many of the problems have a solution at all is reported."""
+def benchmark(
+    problems: Sequence[Countdown],
+    *,
+    style: Style = "d1",
+    made: Mapping[str, Any] = MappingProxyType({}),
+) -> Benchmark:
+    """How many of the problems have a solution at all is reported, and how they were `made`."""
     sizes = Counter(len(one.numbers) for one in problems)
     return Benchmark(
         name="countdown",
@@ -40,6 +47,7 @@ def benchmark(problems: Sequence[Countdown], *, style: Style = "d1") -> Benchmar
             "solvable": sum(solve(one.numbers, one.target) is not None for one in problems),
             "numbers": {str(n): sizes[n] for n in sorted(sizes)},
             "style": style,
+            **made,
         },
     )
 
@@ -86,7 +94,8 @@ def main(
             targets=targets,
             generator=torch.Generator().manual_seed(asked.seed),
         )
-        return benchmark(made, style=style)
+        how = {"split": split, "largest": largest, "targets": list(targets), "seed": asked.seed}
+        return benchmark(made, style=style, made=how)
 
     run(make, model, asked=asked, out=out, data=data)
 

@@ -30,7 +30,11 @@ def benchmark(
         problems=tuple(gsm8k_problem(one, style=style, examples=examples) for one in rows),
         rubric=Rubric({"right": SameNumber(last=True), "strict": SameNumber()}, on_error="raise"),
         measures=MEASURES,
-        facts={"style": style, "shots": len(examples)},
+        facts={
+            "style": style,
+            "shots": len(examples),
+            "examples": [one.where for one in examples],
+        },
     )
 
 

@@ -31,7 +31,11 @@ def benchmark(
         problems=tuple(math500_problem(one, style=style, examples=examples) for one in rows),
         rubric=Rubric({"right": MathEquivalence(), "exact": ExactMatch()}, on_error="raise"),
         measures=MEASURES,
-        facts={"style": style, "shots": len(examples)},
+        facts={
+            "style": style,
+            "shots": len(examples),
+            "examples": [one.where for one in examples],
+        },
         groups="level",
     )
 

@@ -6,8 +6,10 @@ python -m eval.sudoku --model CHECKPOINT --data puzzles.csv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -23,8 +25,15 @@ MEASURES = {
 }
 
 
-def benchmark(puzzles: Sequence[Puzzle], *, style: Style = "d1") -> Benchmark:
-    """Where a puzzle has several solutions, any is right; how many have is reported."""
+def benchmark(
+    puzzles: Sequence[Puzzle],
+    *,
+    style: Style = "d1",
+    made: Mapping[str, Any] = MappingProxyType({}),
+) -> Benchmark:
+    """`made` says how the puzzles came about, for the report.
+
+    Where a puzzle has several solutions, any is right; how many have is reported."""
     blanks = Counter(one.blanks for one in puzzles)
     return Benchmark(
         name="sudoku",
@@ -40,6 +49,7 @@ def benchmark(puzzles: Sequence[Puzzle], *, style: Style = "d1") -> Benchmark:
             "different_solutions": len({one.solution for one in puzzles}),
             "blanks": {str(n): blanks[n] for n in sorted(blanks)},
             "style": style,
+            **made,
         },
     )
 
@@ -76,7 +86,7 @@ def main(
             return benchmark(read_puzzles(data), style=style)
         generator = torch.Generator().manual_seed(asked.seed)
         made = make_puzzles(count, split=split, blanks=blanks, generator=generator)
-        return benchmark(made, style=style)
+        return benchmark(made, style=style, made={"split": split, "seed": asked.seed})
 
     run(make, model, asked=asked, out=out, data=data)
 

@@ -102,7 +102,9 @@ NONE = Conversation(tail=NoTail())
     ],
 )
 def test_every_form_is_one_conversation(content: dict[str, Any]) -> None:
-    assert messages_of(content) == [Message("user", "hi"), Message("assistant", "yes")]
+    question, answer = messages_of(content)
+    assert question == Message("user", "hi")
+    assert (answer.role, answer.text.strip()) == ("assistant", "yes")
     assert short(*spoken(NONE, content)) == "^u:hi.a:[yes.]"
 
 
@@ -157,6 +159,13 @@ def test_without_a_template() -> None:
     assert learnt(*spoken(plain_text, PAIR)) == "hi[yes$]"
     with pytest.raises(ValueError, match="5 messages are not one question and its answer"):
         spoken(plain_text, TALK)
+
+
+def test_spaces_are_kept_where_a_text_goes_on_and_dropped_in_a_conversation() -> None:
+    code = [{"role": "user", "content": "def f:\n"}, {"role": "assistant", "content": "  yes\n"}]
+    plain_text = Conversation(template=False, tail=NoTail())
+    assert learnt(*spoken(plain_text, code)) == "def f:\n[  yes\n$]"
+    assert "[yes" in learnt(*spoken(NONE, code))
 
 
 def test_answers_that_think_are_asked_to() -> None:
@@ -469,3 +478,33 @@ def test_a_model_with_eyes_looks_at_conversations(tmp_path: Path) -> None:
     spoken_ = speak([source], LAYOUTS["llada"], words, length=9, packed=False)
     (through,) = see_through(spoken_, adapter())
     assert through.to_sequence.eye.tiling == SQUARE
+
+
+@pytest.mark.parametrize("value", [None, ["one", "two"]])
+def test_what_is_no_text_is_not_learnt_as_its_name(value: object) -> None:
+    """One row of ten: it is counted and left out."""
+    rows = [{"q": "hi", "a": "yes"}] * 9 + [{"q": "hi", "a": value}]
+    tally = Tally(0.5)
+    columns = Columns("{q}?", "It is {a}.")
+    found = list(conversation_samples(rows, columns, source="rows", tally=tally))
+    assert (len(found), tally.broken) == (9, 1)
+    assert "no text but" in tally.listed[0].reason
+
+
+def test_csv_is_read_with_long_fields_and_told_of_columns_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,completion\nhi," + "y" * 200_000 + "\n")
+    (row,) = rows_of(str(path))
+    assert len(row["completion"]) == 200_000
+    path.write_text("prompt,prompt\na,b\n")
+    with pytest.raises(ValueError, match="has the column 'prompt' twice"):
+        list(rows_of(str(path)))
+
+
+def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"prompt": "a", "completion": "b"}).encode())
+    assert len(list(rows_of(str(path)))) == 1
+    path.write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        list(rows_of(str(path)))

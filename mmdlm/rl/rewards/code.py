@@ -12,6 +12,8 @@ from mmdlm.rl.reward import text_of
 from mmdlm.rl.rewards.answer import tagged
 from mmdlm.rl.rewards.sandbox import Outcome, Sandbox
 
+LONGEST = 4000  # characters of a text without fences that is tried as code
+DEFINITION = re.compile(r"^(?:async\s+def|def|class)\s", re.MULTILINE)
 FENCE = re.compile(
     r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE
 )
@@ -19,8 +21,8 @@ PYTHON = ("", "python", "py", "python3")
 
 
 def code_of(completion: str, *, entry_point: str | None = None) -> str | None:
-    """The Python in a completion: of its fenced blocks the one that defines `entry_point`, or else
-    the last; without fences all of it, if it compiles.
+    """The Python in a completion: of its fenced blocks the last that defines `entry_point`, or else
+    anything at all, or else the last; without fences all of it, if it compiles.
 
     An `<answer>` is looked into first. A fence that is never closed reaches to the end.
     """
@@ -30,8 +32,8 @@ def code_of(completion: str, *, entry_point: str | None = None) -> str | None:
         if entry_point is not None:
             defining = [code for code in blocks if defines(code, entry_point)]
             blocks = defining or blocks
-        if blocks:
-            return blocks[-1]
+        if blocks:  # a block that shows what the code prints defines nothing
+            return next((one for one in reversed(blocks) if DEFINITION.search(one)), blocks[-1])
         if "```" not in text and _compiles(text):
             return text
     return None
@@ -44,6 +46,8 @@ def defines(code: str, name: str) -> bool:
 
 
 def _compiles(text: str) -> bool:
+    if len(text) > LONGEST:  # Python's parser may take very long over what a model has repeated
+        return False
     try:
         compile(text, "<completion>", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -64,7 +68,7 @@ class CodeTests:
     Columns that are looked at where the data set has them: `entry_point`, the function that
     `check` is called with, and `setup`, which runs before the code. Code that is stopped - an
     endless loop, too much memory, a process, the network, a file elsewhere - gets 0. Why a
-    completion did not pass is logged as the column `code/reason`.
+    completion did not pass is logged as the column `code/reason`. A row without tests is None.
     """
 
     score: Literal["all", "share"] = "all"
@@ -90,8 +94,8 @@ class CodeTests:
         if log_extra is not None:
             log_extra("code/reason", [one.reason for one in found])
         if self.score == "share":
-            return [one.share for one in found]
-        return [float(bool(one.passed) and all(one.passed)) for one in found]
+            return [one.share if one.passed else None for one in found]
+        return [float(all(one.passed)) if one.passed else None for one in found]
 
     def prepare(self) -> None:
         """Try the sandbox; see `Rubric.prepare`."""
@@ -105,7 +109,10 @@ class CodeTests:
         setup: str | None = None,
     ) -> Outcome:
         """What became of one completion."""
-        each = separate_tests(tests, entry_point)
+        try:
+            each = separate_tests(tests, entry_point)
+        except ValueError as error:  # of this row alone
+            return Outcome((), str(error), ())
         code = code_of(completion, entry_point=entry_point)
         if code is None:
             return Outcome((False,) * len(each), "there is no code in it", ())

@@ -102,6 +102,17 @@ def _left(text: str, equation: bool) -> str:
     return text.rsplit("=", 1)[0] if equation else text
 
 
+def whole_numbers(given: str | Sequence[int | str]) -> list[int]:
+    """Numbers as a column has them: a list, or a text such as "30,100,93"."""
+    parts = re.split(r"[,\s]+", given.strip(" []")) if isinstance(given, str) else given
+    try:
+        return [int(one) for one in parts]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'numbers {given!r} are no whole numbers; write [30, 100, 93] or "30,100,93"'
+        ) from None
+
+
 @dataclass(frozen=True)
 class Countdown:
     """1 for an expression that solves the columns `numbers` and `target`, `wrong` for another.
@@ -132,7 +143,7 @@ class Countdown:
     ) -> list[float | None]:
         """[N] scores."""
         return [
-            self.of(text_of(one), [int(n) for n in some], int(wanted))
+            self.of(text_of(one), whole_numbers(some), int(wanted))
             for one, some, wanted in zip(completions, numbers, target, strict=True)
         ]
 

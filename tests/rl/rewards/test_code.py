@@ -224,7 +224,8 @@ def test_guards_that_are_required_and_missing_stop_the_run() -> None:
 def test_the_block_that_defines_the_function_is_taken() -> None:
     text = f"First:\n```python\n{RIGHT}```\nThen use it:\n```python\nprint(f(1))\n```"
     assert code_of(text, entry_point="f") == RIGHT
-    assert code_of(text) == "print(f(1))\n"
+    assert code_of(text) == RIGHT  # of blocks that define something the last
+    assert code_of("```python\n1\n```\n```\n2\n```") == "2\n"
     assert code_of(f"<answer>\n```python\n{RIGHT}```\n</answer>\n```\nx\n```") == RIGHT
     assert code_of(f"```python\n{RIGHT}") == RIGHT
     assert code_of(RIGHT) == RIGHT
