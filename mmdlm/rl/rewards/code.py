@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmdlm.rl.reward import text_of
+from mmdlm.rl.reward import RewardUnavailable, text_of
 from mmdlm.rl.rewards.answer import tagged
 from mmdlm.rl.rewards.sandbox import Outcome, Sandbox
 
@@ -98,8 +98,11 @@ class CodeTests:
         return [float(all(one.passed)) if one.passed else None for one in found]
 
     def prepare(self) -> None:
-        """Try the sandbox; see `Rubric.prepare`."""
-        self.sandbox.run("", ["pass"])
+        """Try the sandbox; see `Rubric.prepare`. Later a failure to start is counted as a skip."""
+        try:
+            self.sandbox.run("", ["pass"])
+        except RuntimeError as error:
+            raise RewardUnavailable(str(error)) from error
 
     def run(
         self,

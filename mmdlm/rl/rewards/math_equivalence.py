@@ -23,6 +23,7 @@ from mmdlm.rl.rewards.answer import answer_of, reference_of
 from mmdlm.rl.rewards.exact_match import plain
 
 WORKER = Path(__file__).with_name("math_worker.py")
+PATIENCE = 10  # seconds on the clock for one of processor time
 STARTING = 120.0  # seconds that importing SymPy may take on a busy machine
 LONGEST = 2000  # characters of an answer that is looked at
 
@@ -35,7 +36,8 @@ class MathEquivalence:
     answer, a whole solution with a `\boxed`, or a GSM8K solution. What is equal as it is written is
     equal; anything else is compared by `math-verify` (the extra `math`) in a process of its own.
 
-    seconds    one comparison may take; after it the process is killed and the score is 0
+    seconds    of processor time that one comparison may take; after it the process ends and the
+               score is 0. The same holds after `PATIENCE` times as long on the clock
     megabytes  of memory that it may take
 
     How many comparisons ran out of time is logged as `math/timed_out`.
@@ -88,6 +90,7 @@ class _Worker:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.buffer = b""
+        self.started = False
         atexit.register(self.stop)
 
     def equal(self, reference: str, answer: str, *, seconds: float) -> bool | None:
@@ -97,9 +100,10 @@ class _Worker:
                 process = self.start()
             assert process.stdin is not None
             try:
-                process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
+                order = json.dumps([reference, answer, seconds])
+                process.stdin.write(order.encode() + b"\n")
                 process.stdin.flush()
-                line = self.line(process, seconds)
+                line = self.line(process, PATIENCE * seconds)
             except BrokenPipeError:
                 line = None
             if line is None:  # late, or dead for want of memory
@@ -113,6 +117,7 @@ class _Worker:
                 "the reward MathEquivalence needs the package math-verify; install it with: pip "
                 "install 'mmdlm[math]'"
             )
+        again = self.started
         self.stop()
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER), str(self.megabytes << 20)],
@@ -123,10 +128,13 @@ class _Worker:
         )
         if self.line(self.process, STARTING) is None:
             self.stop()
+            if again:  # it has worked before: to be counted, not to end a run
+                raise RuntimeError("math-verify did not start again")
             raise RewardUnavailable(
                 "math-verify is installed but does not start here; try: python -c 'import "
                 "math_verify'"
             )
+        self.started = True
         return self.process
 
     def line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:

@@ -117,7 +117,7 @@ class Sandbox:
         said = [line for line in lines if line.get("token") == token]
         ready = next((line for line in said if "layers" in line), None)
         if ready is None:
-            raise RewardUnavailable(f"the sandbox does not start here ({end or 'it ended early'})")
+            raise RuntimeError(f"the sandbox does not start here ({end or 'it ended early'})")
         layers = tuple(ready["layers"])
         missing = [one for one in self.required if one not in layers]
         if missing:
@@ -158,7 +158,7 @@ class Sandbox:
             report, late = self._read(reading)
         finally:
             os.close(reading)
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # macOS: of zombies
                 os.killpg(jail.pid, signal.SIGKILL)  # whatever it left behind, itself included
             jail.wait()
         lines = [json.loads(line) for line in report.split(b"\n") if _is_json(line)]
