@@ -1,0 +1,151 @@
+"""Each recipe of configs/sft on a tiny random model of its family, in three steps."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from data_pipelines.command_line import run
+from data_pipelines.shards import Sample, write_shard
+from data_pipelines.source import encode_array
+from mmdlm.convert import convert
+from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from tests.layouts.tiny import transformer, words_of
+from tests.train.tiny import logged
+from train.sft import main
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "sft"
+TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+SHORT = {"batch_size": 1, "length": 512, "num_workers": 0, "shuffle_buffer": 4}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `llada` and `mmada` as published, and `siglip`."""
+    folder = tmp_path_factory.mktemp("published")
+    for family in ("llada", "mmada"):
+        words = words_of(family)
+        transformer(words.vocabulary).float().save_pretrained(folder / "ours" / family)
+        list(convert(folder / "ours" / family, folder / family, to=family))
+        words.tokenizer.save_pretrained(folder / family)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Magvit2Tokenizer(
+            ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=8
+        ).save_pretrained(folder / "mmada" / "image_tokenizer")
+        options = {name: value for name, value in TOWER.items() if name != "model_type"}
+        SiglipVisionModel(SiglipVisionConfig(**options)).save_pretrained(folder / "siglip")
+    return folder
+
+
+def conversation(question: str, answer: str, **fields: Any) -> Sample:
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    return {"__key__": "0", "json": json.dumps({"messages": messages}).encode(), **fields}
+
+
+def shards(folder: Path, sample: Sample) -> str:
+    folder.mkdir(parents=True)
+    samples = [{**sample, "__key__": str(n)} for n in range(4)]
+    write_shard(folder / "000000.tar", samples)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, str]:
+    """Shards of words, of pictures that are seen as pixels or as codes, and of drawings."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 28), "red").save(file, format="PNG")
+    picture = {"png": file.getvalue()}
+    codes = {"codes.npy": encode_array(np.arange(4, dtype=np.uint16))}
+    thought = "<think> hm </think> red"
+    return {
+        "words": shards(tmp_path / "words", conversation("which?", thought)),
+        "pixels": shards(tmp_path / "pixels", conversation("<image> which?", "red", **picture)),
+        "codes": shards(tmp_path / "codes", conversation("<image> which?", thought, **codes)),
+        "drawn": shards(tmp_path / "drawn", conversation("red", "<image>", **codes)),
+    }
+
+
+def small(recipe: dict[str, Any], start: Path, urls: list[str], out: Path) -> dict[str, Any]:
+    """The recipe on other files, with a small tower, for three steps."""
+    sources = [
+        {**source, "urls": url} for source, url in zip(recipe["data"]["sources"], urls, strict=True)
+    ]
+    recipe |= {"start_from": str(start), "out": str(out), "threads": 1, "dtype": "float32"}
+    recipe["data"] |= {**SHORT, "sources": sources}
+    recipe["fit_settings"] |= {"steps": 3, "accumulation": 1, "log_every": 1}
+    if "lora" in recipe:
+        recipe["lora"]["rank"] = 2
+    if "vision" in recipe:
+        recipe["vision"] |= {"tower": TOWER}
+        recipe["vision"]["tiling"]["init_args"] |= {"size": 28, "grid": 2}
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "kinds"),
+    [
+        ("llada_s1k", "llada", ["words"]),
+        ("llava_llada_v_projector", "llada", ["pixels"]),
+        ("mmada_cot", "mmada", ["drawn", "words", "codes"]),
+    ],
+)
+def test_it_runs(
+    name: str,
+    family: str,
+    kinds: list[str],
+    models: Path,
+    data: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    urls = [data[kind] for kind in kinds]
+    recipe = small(recipe, models / family, urls, tmp_path / "run")
+    if "tower_weights" in recipe:
+        recipe["tower_weights"] = str(models / "siglip")
+    train(recipe, tmp_path, monkeypatch)
+    if name != "llava_llada_v_projector":
+        return
+    # The second stage goes on from the first, with pictures cut into mosaics.
+    recipe = yaml.safe_load((CONFIGS / "llava_llada_v.yaml").read_text())
+    recipe = small(recipe, tmp_path / "run" / "final", urls, tmp_path / "second")
+    train({**recipe, "attention": "sdpa"}, tmp_path, monkeypatch)
+
+
+def train(recipe: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(sys, "argv", ["sft", "--config", str(path)])
+    run(main)
+    out = Path(recipe["out"])
+    assert [entry["step"] for entry in logged(out)] == [1, 2, 3]
+    assert all(entry["grad_norm"] > 0 for entry in logged(out))
+    assert (out / "final" / "model.safetensors").is_file()
+
+
+def test_every_recipe_is_run() -> None:
+    """Those above, the smoke runs, and what `make rl` starts from."""
+    ran = {"llada_s1k", "llava_llada_v", "llava_llada_v_projector", "mmada_cot"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - ran == {"smoke", "sudoku", "countdown"}
