@@ -50,8 +50,7 @@ def gsm8k_problem(row: Row, *, style: Style = "d1", examples: Sequence[Row] = ()
     shown = [(str(one["question"]), str(one["answer"])) for one in examples]
     if style == "llada":
         text = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in shown)
-        stop = ("\n\n", "Question:")
-        prompt = Prompt(f"{text}Question: {question}\nAnswer:", chat=False, stop=stop)
+        prompt = Prompt(f"{text}Question: {question}\nAnswer:", chat=False, stop=("Question:",))
     elif style == "d1_train":
         _no_examples(shown, style)
         prompt = Prompt(f"{D1_FORM}\n\n{question}")

@@ -31,6 +31,7 @@ from train.denoising import (
     Attention,
     Data,
     Dtype,
+    compile_layers,
     finish,
     layout_for,
     load_batches,
@@ -97,6 +98,10 @@ class PreferenceStage(Stage):
         every = gather_object([(self.seen, skipped)])
         total = sum((seen for seen, _ in every), Statistics())
         return {**total.values(), "pairs/skipped": sum(skipped for _, skipped in every)}
+
+    def compile_layers(self) -> None:
+        """One compiled layer serves the whole depth."""
+        compile_layers(self.denoiser)
 
 
 def answers(batch: Batch, policy: Tensor, reference: Tensor) -> tuple[Answers, Answers]:

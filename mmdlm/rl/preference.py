@@ -79,8 +79,8 @@ class Vrpo(PreferenceLoss):
         return {"preference": 1.0} | ({"sft": self.sft} if self.sft else {})
 
     def __call__(self, chosen: Answers, rejected: Answers) -> PreferenceTerms:
-        won = self.beta * (chosen.policy - chosen.reference)
-        lost = self.beta * (rejected.policy - rejected.reference)
+        won = self.beta * (chosen.policy - chosen.reference.detach())
+        lost = self.beta * (rejected.policy - rejected.reference.detach())
         sums = {"preference": -F.logsigmoid(won - lost).sum()}
         if self.sft:
             sums["sft"] = -(chosen.policy / chosen.tokens.clamp_min(1)).sum()

@@ -85,7 +85,7 @@ def test_gsm8k_as_a_base_model_is_asked(tmp_path: Path) -> None:
         "Question: What is 1 + 1?\nAnswer: It is 2.\n#### 2\n\nQuestion: What is 0 + 1?\nAnswer:"
     )
     assert not prompt.chat
-    assert prompt.whole(" 1\n#### 1\n\nQuestion: next") == " 1\n#### 1"
+    assert prompt.whole(" 1\n#### 1\n\nQuestion: next").strip() == "1\n#### 1"
 
 
 def test_math500(tmp_path: Path) -> None:
