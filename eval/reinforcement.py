@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines import command_line
 from data_pipelines.shards import write_file
@@ -30,6 +32,7 @@ class Comparison:
     log       the log of a run, for its curve and what it cost; "": it has none
     reward    key of the log that is plotted
     plot      runs of one plot are drawn together; default: each comparison has its own
+    against   what the reward is plotted against
     """
 
     name: str
@@ -39,6 +42,7 @@ class Comparison:
     log: str = ""
     reward: str = "reward"
     plot: str = ""
+    against: Literal["step", "minutes"] = "step"
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -121,7 +125,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def plot(comparisons: Sequence[Comparison], path: Path, *, title: str) -> None:
-    """Reward over steps: a thin line for each run, a bold one for the mean over the seeds.
+    """Reward over steps or time: a thin line for each run, a bold one for the mean over the seeds.
 
     The bold line is smoothed: each point is the mean of a tenth of the run around it.
     """
@@ -133,25 +137,34 @@ def plot(comparisons: Sequence[Comparison], path: Path, *, title: str) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, one in enumerate(comparisons):
         colour = f"C{number}"
-        runs = []
-        for seed in one.seeds:
-            if _of(one.log, seed).is_file():
-                lines = [line for line in read_log(_of(one.log, seed)) if one.reward in line]
-                steps = [line["step"] for line in lines]
-                values = [line[one.reward] for line in lines]
-                runs.append((steps, values))
-                axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.35)
+        runs = [curve(one, seed) for seed in one.seeds if _of(one.after, seed).is_file()]
+        for places, values in runs:
+            axes.plot(places, values, color=colour, linewidth=0.6, alpha=0.35)
         if runs:
             length = min(len(values) for _, values in runs)
             mean = [fmean(values[i] for _, values in runs) for i in range(length)]
             label = f"{one.name}, {len(runs)} seeds" if len(runs) > 1 else one.name
             axes.plot(runs[0][0][:length], smoothed(mean, length // 10), color=colour, label=label)
-    axes.set(xlabel="step", ylabel=comparisons[0].reward.removesuffix("/mean"), title=title)
+    axes.set(
+        xlabel=comparisons[0].against,
+        ylabel=comparisons[0].reward.removesuffix("/mean"),
+        title=title,
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def curve(comparison: Comparison, seed: int) -> tuple[list[float], list[float]]:
+    """Steps, or minutes since the start, and the reward at each."""
+    lines = read_log(_of(comparison.log, seed))
+    lines = [line for line in lines if comparison.reward in line]
+    places = [line["step"] for line in lines]
+    if comparison.against == "minutes":
+        places = [seconds / 60 for seconds in accumulate(line["seconds"] for line in lines)]
+    return places, [line[comparison.reward] for line in lines]
 
 
 def smoothed(values: Sequence[float], width: int) -> list[float]:
@@ -187,7 +200,7 @@ def main(comparisons: list[Comparison], *, out: Path = Path("runs/rl")) -> None:
         if one.log and one.name in done:
             plots.setdefault(one.plot or one.name, []).append(one)
     for title, together in plots.items():
-        path = out / f"{'_'.join(title.lower().split())}.png"
+        path = out / f"{'_'.join(re.findall('[a-z0-9]+', title.lower()))}.png"
         plot(together, path, title=title)
         print(path)
 
