@@ -112,7 +112,7 @@ def test_naflex_gives_any_hidden_state_of_transformers(layer) -> None:
         assert features[i].shape == (rows * columns, 16)
         # since 5.24 transformers resizes the table of positions in float32 always
         torch.testing.assert_close(features[i], expected[i, : rows * columns], atol=2e-7, rtol=0)
-        torch.testing.assert_close(features[i], alone[i], atol=1e-9, rtol=0)
+        torch.testing.assert_close(features[i], alone[i], atol=2e-7, rtol=0)
 
 
 def test_qwen_gives_what_leaves_the_merger_of_transformers() -> None:
