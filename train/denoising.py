@@ -323,6 +323,19 @@ def _check_same_eyes(
         )
 
 
+def image_tokenizer_of(folder: Path | None, given: Path | None) -> Path | None:
+    """The folder of an image tokenizer: the given one, or that of the model in `folder`."""
+    own = None if folder is None else folder / "image_tokenizer"
+    return own if given is None and own is not None and own.is_dir() else given
+
+
+def learn_in_float32(denoiser: nn.Module) -> None:
+    """Weights that learn are float32, whatever those are that stay frozen."""
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 def recompute_layers(denoiser: PretrainedDenoiser) -> None:
     """Keep the input of each layer alone for the backward pass (gradient checkpointing)."""
     enable = getattr(denoiser, "activation_checkpointing_enable", None)  # its newer name

@@ -33,7 +33,9 @@ from train.denoising import (
     Dtype,
     compile_layers,
     finish,
+    image_tokenizer_of,
     layout_for,
+    learn_in_float32,
     load_batches,
     read_sources,
     recompute_layers,
@@ -176,8 +178,7 @@ def main(
     state = launched()
     folder = find_checkpoint(start_from)
     words = load_text_tokenizer(text_tokenizer or folder)
-    if image_tokenizer is None and (folder / "image_tokenizer").is_dir():
-        image_tokenizer = folder / "image_tokenizer"
+    image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser = start(
         folder,
@@ -190,9 +191,7 @@ def main(
     if getattr(denoiser, "vision", None) is not None:
         denoiser.vision.requires_grad_(False)  # policy and reference look at the same features
     adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
-    for parameter in denoiser.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    learn_in_float32(denoiser)
     reference = Reference(denoiser, adapted=adapted is not None, needed=True)
     if reference.copy is not None:
         reference.copy.to(state.device)  # `fit` moves the policy alone

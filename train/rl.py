@@ -33,7 +33,9 @@ from train.denoising import (
     dropout,
     dropout_seed,
     finish,
+    image_tokenizer_of,
     layout_for,
+    learn_in_float32,
     recompute_layers,
     start,
 )
@@ -192,8 +194,7 @@ def main(
     state = launched()
     problems = prompts.problems()  # a file that cannot be read is found before a model is loaded
     folder = find_checkpoint(start_from)
-    if image_tokenizer is None and (folder / "image_tokenizer").is_dir():
-        image_tokenizer = folder / "image_tokenizer"
+    image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
     model = _model(
         folder, text_tokenizer, image_tokenizer, state, attention, dtype=getattr(torch, dtype)
     )
@@ -201,9 +202,7 @@ def main(
     if getattr(denoiser, "vision", None) is not None:
         denoiser.vision.requires_grad_(False)  # pictures are looked at once, before the rollouts
     adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
-    for parameter in denoiser.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    learn_in_float32(denoiser)
     if recompute:
         recompute_layers(denoiser)
 

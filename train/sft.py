@@ -26,7 +26,9 @@ from train.denoising import (
     DenoisingStage,
     Dtype,
     finish,
+    image_tokenizer_of,
     layout_for,
+    learn_in_float32,
     load_batches,
     open_eyes,
     read_sources,
@@ -108,8 +110,7 @@ def main(
     if (text_tokenizer or folder) is None:
         raise ValueError("a new model has no text_tokenizer of its own; name the folder of one")
     words = load_text_tokenizer(text_tokenizer or folder)
-    if image_tokenizer is None and folder is not None and (folder / "image_tokenizer").is_dir():
-        image_tokenizer = folder / "image_tokenizer"
+    image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser: PretrainedDenoiser
     if model is not None:
@@ -136,9 +137,7 @@ def main(
         if "denoiser" in parts.frozen:
             raise ValueError("lora trains the denoiser, which parts.frozen names; leave one out")
         adapted = lora.onto(denoiser, seed=fit_settings.seed)
-    for parameter in denoiser.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    learn_in_float32(denoiser)
     if recompute:
         recompute_layers(denoiser)
 
