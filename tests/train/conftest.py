@@ -1,12 +1,17 @@
-"""Each test starts as a fresh process would: on a CPU, before accelerate has looked around."""
+"""Each test starts as a fresh process would; and published models, as small as can be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+
+from mmdlm.convert import convert
+from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from tests.layouts.tiny import transformer, words_of
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +22,21 @@ def _fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random models as they are published: folders `llada` and `mmada`."""
+    folder = tmp_path_factory.mktemp("published")
+    for family in ("llada", "mmada"):
+        words = words_of(family)
+        transformer(words.vocabulary).float().save_pretrained(folder / "ours" / family)
+        list(convert(folder / "ours" / family, folder / family, to=family))
+        words.tokenizer.save_pretrained(folder / family)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pictures = Magvit2Tokenizer(
+            ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=8
+        )
+    pictures.save_pretrained(folder / "mmada" / "image_tokenizer")
+    return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import socket
 import sys
@@ -23,7 +22,7 @@ from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from mmdlm.rl.preference import Vrpo
 from tests.core.fakes import rng
 from tests.layouts.tiny import transformer, words_of
-from tests.train.tiny import Run, logged, preference, trajectory
+from tests.train.tiny import Run, be_one_of_two, logged, preference, trajectory
 from train.low_rank import LowRank
 from train.preference import PreferenceStage, answers
 from train.reference import Reference
@@ -257,15 +256,7 @@ def test_a_run_that_is_killed_continues_exactly(
 
 
 def one_of_two(arguments: list[str], rank: int, port: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
+    be_one_of_two(rank, port)
     preference(arguments)
 
 

@@ -8,14 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from data_pipelines.command_line import run
 from data_pipelines.write_shards import preferences
-from mmdlm.convert import convert
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from tests.layouts.tiny import transformer, words_of
 from tests.train.tiny import logged
 from train.preference import main as preference
 from train.rl import main
@@ -30,24 +26,6 @@ ROWS = [
     {"question": "1+1?", "answer": "so #### 2", "problem": "1+1?", "prompt": "a dog"},
     {"question": "2+1?", "answer": "so #### 3", "problem": "2+1?", "prompt": "a cat"},
 ]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `llada` and `mmada`."""
-    folder = tmp_path_factory.mktemp("published")
-    for family in ("llada", "mmada"):
-        words = words_of(family)
-        transformer(words.vocabulary).float().save_pretrained(folder / "ours" / family)
-        list(convert(folder / "ours" / family, folder / family, to=family))
-        words.tokenizer.save_pretrained(folder / family)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pictures = Magvit2Tokenizer(
-            ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=8
-        )
-    pictures.save_pretrained(folder / "mmada" / "image_tokenizer")
-    return folder
 
 
 @pytest.fixture

@@ -18,9 +18,6 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from data_pipelines.command_line import run
 from data_pipelines.shards import Sample, write_shard
 from data_pipelines.source import encode_array
-from mmdlm.convert import convert
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from tests.layouts.tiny import transformer, words_of
 from tests.train.tiny import logged
 from train.sft import main
 
@@ -38,21 +35,13 @@ SHORT = {"batch_size": 1, "length": 512, "num_workers": 0, "shuffle_buffer": 4}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `llada` and `mmada` as published, and `siglip`."""
-    folder = tmp_path_factory.mktemp("published")
-    for family in ("llada", "mmada"):
-        words = words_of(family)
-        transformer(words.vocabulary).float().save_pretrained(folder / "ours" / family)
-        list(convert(folder / "ours" / family, folder / family, to=family))
-        words.tokenizer.save_pretrained(folder / family)
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision tower as transformers has it."""
+    folder = tmp_path_factory.mktemp("siglip")
+    options = {name: value for name, value in TOWER.items() if name != "model_type"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        Magvit2Tokenizer(
-            ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=8
-        ).save_pretrained(folder / "mmada" / "image_tokenizer")
-        options = {name: value for name, value in TOWER.items() if name != "model_type"}
-        SiglipVisionModel(SiglipVisionConfig(**options)).save_pretrained(folder / "siglip")
+        SiglipVisionModel(SiglipVisionConfig(**options)).save_pretrained(folder)
     return folder
 
 
@@ -116,6 +105,7 @@ def test_it_runs(
     family: str,
     kinds: list[str],
     models: Path,
+    siglip: Path,
     data: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,7 +114,7 @@ def test_it_runs(
     urls = [data[kind] for kind in kinds]
     recipe = small(recipe, models / family, urls, tmp_path / "run")
     if "tower_weights" in recipe:
-        recipe["tower_weights"] = str(models / "siglip")
+        recipe["tower_weights"] = str(siglip)
     train(recipe, tmp_path, monkeypatch)
     if name != "llava_llada_v_projector":
         return

@@ -192,10 +192,8 @@ def _recipe(main: Callable[..., None], arguments: list[str], killed_before: str 
     run(main)
 
 
-def fit_one_of_two(
-    rank: int, port: int, out: Path, options: dict[str, Any], stopped_at: int | None
-) -> None:
-    """One process of a run of two; SIGTERM reaches this one alone, at batch `stopped_at`."""
+def be_one_of_two(rank: int, port: int) -> None:
+    """Tell accelerate that this is one process of two, on a CPU."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -205,6 +203,13 @@ def fit_one_of_two(
         "MASTER_PORT": str(port),
         "ACCELERATE_USE_CPU": "true",
     }
+
+
+def fit_one_of_two(
+    rank: int, port: int, out: Path, options: dict[str, Any], stopped_at: int | None
+) -> None:
+    """One process of a run of two; SIGTERM reaches this one alone, at batch `stopped_at`."""
+    be_one_of_two(rank, port)
 
     def stop(number: int) -> None:
         if number == stopped_at:
