@@ -10,24 +10,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
-from mmdlm.core.sampler import (
+from mmdlm.core.commit import (
     Ancestral,
     CatchUp,
     CommitRule,
-    Confidence,
-    Entropy,
     EvenSplit,
-    LeftToRight,
-    Margin,
-    Order,
     PlannedCount,
-    Probability,
-    Random,
     Remasking,
-    Sampler,
     ScheduledCount,
     Threshold,
 )
+from mmdlm.core.order import Confidence, Entropy, LeftToRight, Margin, Order, Probability, Random
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Shifted
 from mmdlm.vision.pixels import Fit
 
@@ -59,7 +53,7 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 class Decoding:
     """The sampler of one task in plain values, so that a checkpoint can carry it.
 
-    Names stand for classes of `mmdlm.core.sampler`: downloaded weights must not choose imports.
+    Names stand for classes of `mmdlm.core`: downloaded weights must not choose imports.
 
     num_inference_steps  denoising steps
     guidance_scale       classifier-free guidance; 1 is off; several numbers for several branches
@@ -68,7 +62,7 @@ class Decoding:
     order                which tokens are committed first
     order_temperature    noise in an order by what the model is sure of, which makes pictures more
                          varied
-    order_decay          of that noise, see `mmdlm.core.sampler.Ranked`
+    order_decay          of that noise, see `mmdlm.core.order.Ranked`
     schedule             how many tokens a step commits: "linear" the same number each; "cosine" few
                          at first; "maskgit" as "cosine", counted as published code does (MMaDA,
                          Lumina-DiMOO); "shifted" few at first or many (LaViDa); "expected" and

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from mmdlm.core.sampler import (
+from mmdlm.core.commit import (
     Ancestral,
     CatchUp,
-    Confidence,
-    Entropy,
     EvenSplit,
-    LeftToRight,
     PlannedCount,
-    Random,
     Remasking,
     ScheduledCount,
     Threshold,
 )
+from mmdlm.core.order import Confidence, Entropy, LeftToRight, Random
 from mmdlm.core.schedule import Cosine, Shifted
 from mmdlm.decoding import Decoding, Defaults
 

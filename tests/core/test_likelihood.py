@@ -19,7 +19,8 @@ from mmdlm.core.likelihood import (
     spread_timesteps,
     token_log_prob,
 )
-from mmdlm.core.sampler import Random, Sampler
+from mmdlm.core.order import Random
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import (

@@ -15,23 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdlm.core.commit import Ancestral, CatchUp, PlannedCount, Progress, ScheduledCount, Threshold
 from mmdlm.core.guidance import ClassifierFreeGuidance
-from mmdlm.core.sampler import (
-    Ancestral,
-    CatchUp,
-    Confidence,
-    Entropy,
-    LeftToRight,
-    Margin,
-    Order,
-    PlannedCount,
-    Probability,
-    Progress,
-    Random,
-    Sampler,
-    ScheduledCount,
-    Threshold,
-)
+from mmdlm.core.order import Confidence, Entropy, LeftToRight, Margin, Order, Probability, Random
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from tests.core.fakes import (

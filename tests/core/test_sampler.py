@@ -10,25 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdlm.core.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
-from mmdlm.core.sampler import (
+from mmdlm.core.commit import (
     Ancestral,
-    Candidates,
     CatchUp,
-    Confidence,
-    Entropy,
     EvenSplit,
-    LeftToRight,
-    Margin,
     PlannedCount,
-    Probability,
     Progress,
-    Random,
     Remasking,
-    Sampler,
     ScheduledCount,
     Threshold,
 )
+from mmdlm.core.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
+from mmdlm.core.order import (
+    Candidates,
+    Confidence,
+    Entropy,
+    LeftToRight,
+    Margin,
+    Probability,
+    Random,
+)
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary

@@ -20,7 +20,8 @@ from mmdlm.core.likelihood import (
     Trace,
     View,
 )
-from mmdlm.core.sampler import Random, Sampler
+from mmdlm.core.order import Random
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import collate
 from mmdlm.rl.advantage import MeanBaseline, Standardised
 from mmdlm.rl.policy_loss import (

@@ -20,15 +20,9 @@ from torch import Tensor
 from transformers import AutoModel
 
 from mmdlm.convert import convert
-from mmdlm.core.sampler import (
-    Ancestral,
-    Confidence,
-    Entropy,
-    Margin,
-    Order,
-    Sampler,
-    ScheduledCount,
-)
+from mmdlm.core.commit import Ancestral, ScheduledCount
+from mmdlm.core.order import Confidence, Entropy, Margin, Order
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear
 from mmdlm.core.sequence import (
     NO_DOCUMENT,

@@ -1,0 +1,304 @@
+"""The commit rule: how many tokens a denoising step makes final, and which it takes back."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.order import gumbel_like
+from mmdlm.core.schedule import Linear, MaskSchedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where each row stands in its current block; all [B] int64.
+
+    size   targets of the block
+    open   those not committed yet
+    step   steps taken in this block before the present one
+    steps  steps the block may take
+    """
+
+    size: Tensor
+    open: Tensor
+    step: Tensor
+    steps: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        """[B] bool: this is the last step of the block."""
+        return self.step + 1 >= self.steps
+
+    def rows(self, index: Tensor) -> Progress:
+        """Of some rows."""
+        return Progress(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+class CommitRule(ABC):
+    """How many tokens of the current block are committed in a step."""
+
+    @property
+    def planned(self) -> bool:
+        """Whether the step alone says how many stay open, whatever was drawn before.
+
+        The sampler then sees to it that each step commits one token at least. False: the number
+        follows from what is open, and a step may commit nothing.
+        """
+        return True
+
+    @abstractmethod
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        """[B] how many of the block's `size` targets may be open after this step.
+
+        The sampler sees to it that none is after the last one.
+        """
+
+    def choose(
+        self,
+        score: Tensor,
+        probability: Tensor,
+        *,
+        among: Tensor,
+        count: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        """[B, L] bool, which tokens `among` the open ones are committed: `count` [B] of them.
+
+        score        [B, L] of the order
+        probability  [B, L] of the drawn tokens
+        """
+        return highest(score, among, count)
+
+
+@dataclass(frozen=True)
+class EvenSplit(CommitRule):
+    """The same number each step, the remainder one by one in the first steps (LLaDA)."""
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        each, rest = progress.size // progress.steps, progress.size % progress.steps
+        done = progress.step + 1
+        return progress.size - each * done - torch.minimum(done, rest)
+
+
+@dataclass(frozen=True)
+class ScheduledCount(CommitRule):
+    """floor(size * p_mask(t)) stay open, t falling evenly from 1 to 0 (MaskGIT with `Cosine()`).
+
+    least   so many stay open until the last step all the same; MaskGIT, MMaDA and Lumina-DiMOO: 1
+    strict  fewer than size * p_mask(t), where others take floor. Published code computes in single
+            precision, in which cos(pi / 3) is below one half: strict gives its counts
+
+    Source: arXiv:2202.04200, section 3.2.
+    """
+
+    schedule: MaskSchedule
+    least: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.least < 0:
+            raise ValueError(f"ScheduledCount: least must not be negative, got {self.least}")
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        t = 1 - (progress.step + 1).double() / progress.steps
+        expected = progress.size * self.schedule.p_mask(t)
+        left = expected.ceil() - 1 if self.strict else expected.floor()
+        return left.long().clamp_min(self.least)
+
+
+@dataclass(frozen=True)
+class PlannedCount(CommitRule):
+    """The counts of `ScheduledCount`, each raised to one at least when the block is begun.
+
+    What that costs is taken one by one from the other counts, those of the last steps first; with
+    more steps than tokens there are as many as tokens. LaViDa's, with `Shifted()`.
+    Source: published code of arXiv:2505.16839 (LaViDa).
+    """
+
+    schedule: MaskSchedule
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        rows = zip(
+            progress.size.tolist(), progress.steps.tolist(), progress.step.tolist(), strict=True
+        )
+        left = [
+            sum(_planned_counts(self.schedule, size, steps)[step + 1 :])
+            for size, steps, step in rows
+        ]
+        return torch.tensor(left, device=progress.size.device, dtype=torch.int64)
+
+
+@lru_cache(maxsize=256)
+def _planned_counts(schedule: MaskSchedule, size: int, steps: int) -> tuple[int, ...]:
+    """What each step commits; in single precision, as published."""
+    steps = min(steps, size)
+    left = (size * schedule.p_mask(torch.linspace(0, 1, steps + 1))).long().tolist()  # [S + 1]
+    left[0], left[steps] = 0, size
+    counts = [max(1, after - before) for before, after in pairwise(left)]  # the last step first
+    surplus = sum(counts) - size
+    while surplus > 0:
+        for i, count in enumerate(counts):
+            if surplus > 0 and count > 1:
+                counts[i], surplus = count - 1, surplus - 1
+    return tuple(reversed(counts))
+
+
+@dataclass(frozen=True)
+class Ancestral(CommitRule):
+    """Each open token is committed with probability 1 - p_mask(s) / p_mask(t), s the next time.
+
+    Times fall evenly from 1 to 0, so that `Linear(eps)` gives Dream's linspace(1, eps).
+
+    drawn  False: the expected number, rounded down. True: each on its own, which with the order
+           `Random()` is the reverse process itself (Dream's "origin", MDLM)
+
+    Source: arXiv:2406.07524, section 3.2; rounded: published code of arXiv:2508.15487 (Dream).
+    """
+
+    schedule: MaskSchedule = Linear(1e-3)
+    drawn: bool = False
+
+    @property
+    def planned(self) -> bool:
+        return False
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        t = 1 - progress.step.double() / progress.steps
+        s = 1 - (progress.step + 1).double() / progress.steps
+        # Single precision, as published, so that a product next to an integer is rounded as there.
+        p_t, p_s = self.schedule.p_mask(t).float(), self.schedule.p_mask(s).float()
+        share, open_ = (1 - p_s / p_t).clamp(0, 1), progress.open.float()
+        if self.drawn:
+            return progress.open - torch.binomial(open_, share, generator=generator).long()
+        return progress.open - (open_ * share).long()
+
+
+@dataclass(frozen=True)
+class CatchUp(CommitRule):
+    """The first number of the schedule to come that is below what is open.
+
+    ceil(size * p_mask(t)) are to stay open, t falling evenly from 1 to 0. A row ahead of its
+    schedule goes on from where it is, and does not wait to be overtaken.
+    Source: published code of arXiv:2505.16990 (Dimple).
+    """
+
+    schedule: MaskSchedule = Linear(1e-3)
+
+    @property
+    def planned(self) -> bool:
+        return False
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        most = int(progress.steps.max())
+        done = torch.arange(1, most + 1, device=progress.steps.device).double()  # [S]
+        t = (1 - done / progress.steps[:, None]).clamp_min(0.0)  # [B, S]
+        left = (progress.size[:, None] * self.schedule.p_mask(t)).ceil()
+        to_come = (done > progress.step[:, None]) & (done < progress.steps[:, None])
+        below = to_come & (left < progress.open[:, None])
+        return left.masked_fill(~below, 0.0).amax(1).long()
+
+
+@dataclass(frozen=True)
+class Threshold(CommitRule):
+    """Every token of at least this probability, and as many as `otherwise` asks for.
+
+    With as many steps as tokens that is one at least (Fast-dLLM); with fewer, the budget still
+    suffices.
+
+    alone  where a token reaches the threshold only those that do; `otherwise` counts in steps
+           without any. Dimple's confident decoding, with `CatchUp()`
+
+    Source: arXiv:2505.22618, section 3.3; alone: arXiv:2505.16990.
+    """
+
+    threshold: float = 0.9
+    otherwise: CommitRule = EvenSplit()
+    alone: bool = False
+
+    @property
+    def planned(self) -> bool:
+        return self.otherwise.planned
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
+        return self.otherwise.remaining(progress, generator=generator)
+
+    def choose(
+        self,
+        score: Tensor,
+        probability: Tensor,
+        *,
+        among: Tensor,
+        count: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        sure = among & (probability >= self.threshold)
+        if self.alone:
+            count = count.masked_fill(sure.any(1) & ~progress.last, 0)
+        return sure | highest(score, among, count)
+
+
+# ---- re-masking: a change of mind ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remasking:
+    """Committed tokens of the current block become noise again with probability sigma.
+
+    More tokens are committed in return, so that the number open follows the commit rule all the
+    same; that caps sigma at sigma_max = min(1, (1 - alpha_s) / alpha_t).
+
+    rule           "cap": sigma = min(eta, sigma_max); "rescale": sigma = eta * sigma_max
+    by_confidence  choose them by softmax(-probability at which they were committed), not uniformly
+    between        times (1 at the start of a block, 0 at its end) between which it happens
+
+    With more steps than tokens use `ScheduledCount`, which leaves room to the end.
+    Source: arXiv:2503.00307, section 4.1; counts are rounded at random where the paper draws each
+    token on its own.
+    """
+
+    eta: float
+    rule: Literal["cap", "rescale"] = "cap"
+    by_confidence: bool = False
+    between: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"Remasking: eta must lie in [0, 1], got {self.eta}")
+
+    def choose(
+        self,
+        committed: Tensor,
+        probability: Tensor,
+        *,
+        remaining: Tensor,
+        progress: Progress,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """[B, L] bool, which `committed` tokens go back; at most `remaining` [B] in a row."""
+        number = committed.sum(1)
+        sigma_max = (remaining / number.clamp_min(1)).clamp_max(1.0)
+        sigma = self.eta * sigma_max if self.rule == "rescale" else sigma_max.clamp_max(self.eta)
+        t = 1 - progress.step / progress.steps
+        sigma = sigma * ((t >= self.between[0]) & (t <= self.between[1]))
+        u = torch.rand(sigma.shape, generator=generator, device=sigma.device)
+        count = torch.minimum((sigma * number + u).floor().long(), remaining)
+        score = gumbel_like(probability.double(), generator)
+        return highest(score - probability if self.by_confidence else score, committed, count)
+
+
+def highest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """[B, L] bool: the `count` [B] positions of highest score; ties go to the left."""
+    lowest = torch.finfo(score.dtype).min
+    score = score.clamp_min(lowest).masked_fill(~among, -math.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter(
+        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
+    )
+    return among & (rank < count[:, None])

@@ -1,0 +1,133 @@
+"""The order of unmasking: which of the open positions a sampler is surest of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The M open positions of one modality and the token drawn for each.
+
+    logits    [M, R] float32, guided, without postponed ids, and before temperature, top-k and top-p
+              unless the sampler's `order_after_temperature` is set
+    log_prob  [M] log softmax(logits) of the drawn token
+    column    [M] place in the row
+    step      [M] as in `Progress`
+    steps     [M]
+    """
+
+    logits: Tensor
+    log_prob: Tensor
+    column: Tensor
+    step: Tensor
+    steps: Tensor
+
+
+class Order(ABC):
+    """Scores the candidates; those of highest score are committed first."""
+
+    @abstractmethod
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """[M] scores."""
+
+
+@dataclass(frozen=True)
+class Ranked(Order):
+    """The order of some number that the model gives each candidate, at will with Gumbel noise.
+
+    temperature  of the noise. Constant, it draws the positions without replacement from
+                 softmax(value / temperature), as Dream's alg_temp does
+    decay        "linear": temperature * (1 - (step + 1) / steps), to zero at the last step of a
+                 block (MaskGIT). "none": it stays (Lumina-DiMOO, Dream). "compounding" multiplies
+                 the linear factors from step to step, as Show-o and MMaDA do; only to reproduce
+                 their results
+    """
+
+    temperature: float = 0.0
+    decay: Literal["linear", "compounding", "none"] = "linear"
+
+    @abstractmethod
+    def value(self, candidates: Candidates) -> Tensor:
+        """[M], the higher the surer."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        score = self.value(candidates).double()
+        if self.temperature == 0.0:
+            return score
+        return score + self.temperature * self._decay(candidates) * gumbel_like(score, generator)
+
+    def _decay(self, candidates: Candidates) -> Tensor:
+        done, steps = (candidates.step + 1).double(), candidates.steps.double()
+        if self.decay == "none":
+            return torch.ones_like(done)
+        if self.decay == "linear":
+            return 1 - done / steps
+        # prod_{i = 1 .. done} (1 - i / steps) = (steps - 1)! / (steps - done - 1)! / steps^done
+        return (torch.lgamma(steps) - torch.lgamma(steps - done) - done * steps.log()).exp()
+
+
+@dataclass(frozen=True)
+class Confidence(Ranked):
+    """The log probability of the drawn token (LLaDA's low-confidence re-masking, MaskGIT).
+
+    Source: arXiv:2202.04200, section 3.2; noise: its published code.
+    """
+
+    def value(self, candidates: Candidates) -> Tensor:
+        return candidates.log_prob
+
+
+@dataclass(frozen=True)
+class Probability(Ranked):
+    """The probability of the drawn token: `Confidence`, except where there is noise (Dream)."""
+
+    def value(self, candidates: Candidates) -> Tensor:
+        return candidates.log_prob.exp()
+
+
+@dataclass(frozen=True)
+class Margin(Ranked):
+    """The gap between the two most likely tokens. Source: arXiv:2502.06768, section 4.1."""
+
+    def value(self, candidates: Candidates) -> Tensor:
+        log_z = candidates.logits.logsumexp(-1, keepdim=True)
+        best = candidates.logits.topk(min(2, candidates.logits.shape[-1]), dim=-1).values
+        probability = (best - log_z).exp()
+        return probability[:, 0] - probability[:, 1:].sum(-1)
+
+
+@dataclass(frozen=True)
+class Entropy(Ranked):
+    """Least entropy first. Source: arXiv:2508.15487 (Dream), decoding strategies."""
+
+    def value(self, candidates: Candidates) -> Tensor:
+        return -torch.special.entr(candidates.logits.softmax(-1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Random(Order):
+    """Uniformly at random: the ancestral sampler's order."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        like = candidates.log_prob
+        return torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LeftToRight(Order):
+    """In reading order."""
+
+    def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        return -candidates.column.double()
+
+
+def gumbel_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise of the shape of `like`, float64."""
+    u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
+    return -(-u.log()).log()
