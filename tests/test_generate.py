@@ -73,7 +73,7 @@ class Knowing(nn.Module):
         self.vocabulary, self.ids = vocabulary, ids
         self.seen: list[tuple[Tensor, Batch]] = []
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         self.seen.append((x_t, batch))
         return nn.functional.one_hot(self.ids[batch.position], self.vocabulary.size) * 50.0
 

@@ -182,7 +182,7 @@ class Sure:
         self.vocabulary, self.answer = model.denoiser.vocabulary, answer
         self.batches: list[Batch] = []
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         self.batches.append(batch)
         place = (batch.target.cumsum(1) - 1).clamp(0, len(self.answer) - 1)
         ids = torch.tensor(self.answer)[place]

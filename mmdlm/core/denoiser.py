@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -22,8 +23,21 @@ class Denoiser(Protocol):
         """The id space of inputs and outputs."""
         ...
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """Noisy ids [B, L] -> hidden states [B, L, D].
+
+        at      [B, L] bool, the only places whose states will be read; others may hold anything.
+                None: all
+        memory  what is known of the same rows from passes before. Then the places `at` are computed
+                anew and remembered, and all others are as they were; the first time, all are to be
+                computed. A denoiser that cannot remember raises ValueError
 
         `batch` says which tokens see each other (`document`, `ahead`), where they stand
         (`position`) and what fills the feature slots (`features`); its `ids` are clean and must not

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -94,15 +95,38 @@ class GuidedDenoiser:
     def vocabulary(self) -> Vocabulary:
         return self._denoiser.vocabulary
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
-        """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids."""
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids.
+
+        at  targets, which stand for themselves in each branch, or all of a row
+        """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
         noisy = x_t[self._targets]
         rows = [
             context.index_put(places, noisy)
             for context, places in zip(self._contexts, self._places, strict=True)
         ]
-        hidden = self._denoiser.hidden(torch.cat([x_t, *rows]), self._branches)
+        if at is not None:
+            marks, whole = at[self._targets], at.all(1, keepdim=True)
+            at = torch.cat(
+                [
+                    at,
+                    *(
+                        whole | at.new_zeros(context.shape).index_put(places, marks)
+                        for context, places in zip(self._contexts, self._places, strict=True)
+                    ),
+                ]
+            )
+        hidden = self._denoiser.hidden(
+            torch.cat([x_t, *rows]), self._branches, at=at, memory=memory
+        )
         return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
 
     def logits_at(

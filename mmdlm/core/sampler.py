@@ -14,11 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmdlm.core.cache import Cache, Standing
 from mmdlm.core.commit import CommitRule, EvenSplit, Progress, Remasking
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.guidance import ClassifierFreeGuidance
 from mmdlm.core.noise import MaskNoise, Noise
 from mmdlm.core.order import Candidates, Confidence, Order, gumbel_like
+from mmdlm.core.passes import Passes
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
@@ -70,6 +72,7 @@ class Sampler:
     top_k, top_p    restrict the draw
     guidance_scale  see `ClassifierFreeGuidance`; 1 is off, several for several branches
     remask          lets committed tokens become noise again
+    cache           what a step remembers of the steps before, at a price; None: nothing, exactly
     noise           what stands at open positions: the mask token, or for a model of another
                     process a token drawn anew each step; the model must have been trained with it
     suppressed      ids that are never generated
@@ -100,6 +103,7 @@ class Sampler:
     top_p: float | None = None
     guidance_scale: float | tuple[float, ...] = 1.0
     remask: Remasking | None = None
+    cache: Cache | None = None
     noise: Noise = MaskNoise()
     suppressed: tuple[int, ...] = ()
     postponed: tuple[int, ...] = ()
@@ -156,16 +160,21 @@ class Sampler:
         vocabulary, target = denoiser.vocabulary, batch.target
         _check_ranges(batch, vocabulary)
         block_of, blocks = self._blocks(target)
-        guidance = ClassifierFreeGuidance(self.guidance_scale)
-        live, part = torch.arange(len(batch), device=target.device), batch
-        guided = guidance(denoiser, part, unconditional=unconditional)
+        passes = Passes.of(
+            denoiser,
+            batch,
+            guidance=ClassifierFreeGuidance(self.guidance_scale),
+            unconditional=unconditional,
+            remembering=self.cache is not None,
+        )
         fill = partial(
             self.noise.fill, modality=batch.modality, vocabulary=vocabulary, generator=generator
         )
 
         all_noise = torch.ones(target.shape, device=target.device)
         x_t = fill(batch.ids, target, p_mask=all_noise)
-        committed = torch.zeros_like(target)
+        committed = fresh = torch.zeros_like(target)
+        sure = torch.zeros_like(all_noise)  # probability of what was drawn last
         probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
         log_prob = torch.zeros_like(all_noise)
         each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
@@ -185,15 +194,15 @@ class Sampler:
                 step=taken,
                 steps=each + (block < rest),
             )
-            if self.stop_ids and int((block < blocks).sum()) < len(live):
-                live = (block < blocks).nonzero().squeeze(1)
-                part = batch.rows(live)
-                guided = guidance(denoiser, part, unconditional=_rows(unconditional, live))
-            hidden = guided.hidden(x_t[live], part)
-            drawn = self._draw(
-                guided, hidden, still_open[live], part, progress.rows(live), generator
-            )
-            drawn = drawn.among(live, len(batch))
+            at = still_open
+            if self.cache is not None:
+                later = target & (block_of > block[:, None])
+                at = self.cache.places(
+                    Standing(progress, here | still_open, later, committed, fresh, sure)
+                )
+            passes = passes.only(block < blocks)
+            hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)
+            drawn = self._draw(passes, hidden, still_open, progress, generator)
 
             remaining = self._remaining(progress, generator)  # [B]
             again = torch.zeros_like(target)
@@ -213,7 +222,8 @@ class Sampler:
             void = void + masks.sum(1) * self.commit.planned
             chosen &= ~masks
 
-            committed = (committed & ~again) | chosen
+            committed, fresh = (committed & ~again) | chosen, chosen
+            sure = torch.where(still_open, drawn.probability, 0.0)
             probability = torch.where(chosen, drawn.probability, probability)
             log_prob = torch.where(chosen, drawn.log_prob, log_prob).masked_fill(~committed, 0.0)
             left = (begun & ~committed).sum(1) - void
@@ -262,14 +272,15 @@ class Sampler:
 
     def _draw(
         self,
-        denoiser: Denoiser,
+        passes: Passes,
         hidden: Tensor,
         still_open: Tensor,
-        batch: Batch,
         progress: Progress,
         generator: torch.Generator,
     ) -> _Drawn:
         """A token for each open position of the current blocks, its probability and its score."""
+        rows, denoiser, batch = len(still_open), passes.guided, passes.batch
+        still_open, progress = still_open[passes.live], progress.rows(passes.live)
         vocabulary = denoiser.vocabulary
         ids = torch.zeros_like(batch.ids)
         score = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
@@ -309,7 +320,8 @@ class Sampler:
             if logits is not plain:
                 log_prob = _log_prob(plain, token)
             own = own.masked_scatter(here, log_prob)
-        return _Drawn(ids=ids, score=score, probability=probability, log_prob=own)
+        drawn = _Drawn(ids=ids, score=score, probability=probability, log_prob=own)
+        return drawn.among(passes.live, rows)
 
     def _categorical(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """[M, R] -> [M] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
@@ -365,14 +377,6 @@ class _Drawn:
 def _log_prob(logits: Tensor, token: Tensor) -> Tensor:
     """Logits [M, R] -> [M] log probability of the tokens [M]."""
     return logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def _rows(
-    batches: Batch | tuple[Batch, ...] | None, index: Tensor
-) -> Batch | tuple[Batch, ...] | None:
-    if batches is None or isinstance(batches, Batch):
-        return None if batches is None else batches.rows(index)
-    return tuple(batch.rows(index) for batch in batches)
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:

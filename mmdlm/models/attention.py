@@ -17,6 +17,8 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
+from mmdlm.models.places import Places
+
 # (batch, head, query, key) indices -> bool; torch's `mask_mod`
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -86,6 +88,23 @@ class AttentionPattern:
         index = torch.arange(length, device=document.device)
         row = torch.arange(rows, device=document.device)[:, None, None, None]
         return cls(dense=allowed(row, row, index[:, None], index))  # [B, 1, L, L]
+
+    @classmethod
+    def seen_from(
+        cls, places: Places, document: Tensor, *, ahead: Tensor | None = None
+    ) -> AttentionPattern:
+        """What the queries at some places see of the keys of their rows: `document` [B, L] of all.
+
+        Dense for every kernel, as such queries are few.
+        """
+        document = places.rows_of(document)
+        if ahead is None and bool((document == document[:, :1]).all()):
+            return cls()
+        allowed = visible(document, ahead=None if ahead is None else places.rows_of(ahead))
+        key = torch.arange(document.shape[1], device=document.device)
+        query = key[:, None] if places.column is None else places.column[:, None, :, None]
+        row = torch.arange(len(document), device=document.device)[:, None, None, None]
+        return cls(dense=allowed(row, row, query, key))  # [R, 1, A, L]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AttentionPattern:
         """The pattern on another device: where layers are spread over several, each moves it."""

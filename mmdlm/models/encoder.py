@@ -22,6 +22,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
@@ -147,8 +148,23 @@ class MmdlmEncoder(PreTrainedModel):
             )
         return batch
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
-        """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]."""
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Noisy ids [B, L] in the layout of `batch` -> [B, L, D], everywhere.
+
+        Raises ValueError for a memory: the layers are transformers' own, and keep nothing.
+        """
+        if memory is not None:
+            raise ValueError(
+                f"an encoder of type {self.config.encoder.model_type!r} keeps no keys and values; "
+                "leave the cache out"
+            )
         self.see(batch)
         return self._body(x_t, batch.position, batch.document, batch.ahead)
 

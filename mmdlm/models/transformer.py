@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors, tokenizer_size
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
+from mmdlm.models.places import Places
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
 # Fields of a config that count something, of which there is one at least.
@@ -47,6 +50,9 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
+Rotation = tuple[Tensor, Tensor]  # cosine and sine
+# Keys and values [B, H, A, d] of the tokens that are computed -> [B, H, L, d] of the whole row.
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ROPE_TYPES = ("linear", "llama3", "yarn")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # Options of `from_pretrained` that put parts of the weights in different places.
@@ -160,7 +166,7 @@ class RotaryEmbedding(nn.Module):
         self.scaled = _scaled_rope(config) if config.rope_scaling else None
         self.sections = tuple(config.rope_sections or ())
 
-    def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, position: Tensor) -> Rotation:
         """[B, L] or [B, L, A] positions -> cosine and sine [B, 1, L, head_dim], float32."""
         position = self._by_channel(position)
         # Computed here, not kept as a buffer: meta-device loading has nothing to restore.
@@ -218,6 +224,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+def turned(rotation: Rotation, places: Places) -> Rotation:
+    """The rotation [B, 1, L, d] of a row -> that of some places, [B, 1, A, d]."""
+    cos, sin = (places.take(one[:, 0])[:, None] for one in rotation)
+    return cos, sin
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; optional bias and query-key norm."""
 
@@ -235,16 +247,29 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], pattern: AttentionPattern
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        pattern: AttentionPattern,
+        *,
+        keep: Keep | None = None,
+        around: tuple[Tensor, Rotation] | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        query, key, value = (
-            rearrange(projection(x), "b l (h d) -> b h l d", d=self.head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query = rotate(self.q_norm(query), *rotation)
-        key = rotate(self.k_norm(key), *rotation)
+        """[B, L, D] -> [B, L, D].
+
+        keep    told the keys and values of these tokens, and gives those of the whole row
+        around  the row [B, L, D] that A tokens [B, A, D] see, and its rotation; None: themselves
+        """
+        row, turned = (x, rotation) if around is None else around
+        query = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
+        key = rotate(self.k_norm(self._heads(self.k_proj(row))), *turned)
+        value = self._heads(self.v_proj(row))
+        if keep is not None:
+            key, value = keep(key, value)
         return self.o_proj(rearrange(attend(query, key, value, pattern), "b h l d -> b l (h d)"))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b l (h d) -> b h l d", d=self.head_dim)
 
 
 class SwiGLU(nn.Module):
@@ -274,10 +299,24 @@ class Layer(GradientCheckpointingLayer):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], pattern: AttentionPattern
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        pattern: AttentionPattern,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, pattern)
+        """[B, L, D] -> [B, L, D]; `keep` as in `Attention`."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, pattern, keep=keep)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def at(
+        self, x: Tensor, places: Places, rotation: Rotation, pattern: AttentionPattern
+    ) -> Tensor:
+        """The row [B, L, D] -> its states [B, A, D] at some places, which all of it bears on."""
+        normed = self.input_layernorm(x)
+        here = (turned(rotation, places), pattern)
+        attended = self.self_attn(places.take(normed), *here, around=(normed, rotation))
+        x = places.take(x) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -317,19 +356,69 @@ class MmdlmModel(MmdlmPreTrainedModel):
         position: Tensor,
         document: Tensor,
         ahead: Tensor | None = None,
+        *,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
 
         position  or [B, L, A], of a model with `rope_sections`
         ahead     [B] tokens to its right that a token sees; None: all of its document
+        at        [B, L] bool, places that will be read: the last layer is computed there alone, and
+                  states elsewhere are zero. None: everywhere
         """
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(document, flex=flex, ahead=ahead)
         rotation = self.rotary(position)
         x = embeddings
-        for layer in self.layers:
+        last = None if at is None or bool(at.all()) else cast(Layer, self.layers[-1])
+        for layer in self.layers if last is None else self.layers[:-1]:
             x = layer(x, rotation, pattern)
-        return self.norm(x)
+        if last is None or at is None:
+            return self.norm(x)
+        places = Places.of(at)
+        seen = AttentionPattern.seen_from(places, document, ahead=ahead)
+        return places.put(torch.zeros_like(x), self.norm(last.at(x, places, rotation, seen)))
+
+    def remembering(
+        self,
+        embeddings: Tensor,
+        position: Tensor,
+        document: Tensor,
+        *,
+        at: Tensor | None,
+        memory: Memory,
+    ) -> Tensor:
+        """`forward` with a memory, in which the places `at` are brought up to date."""
+        if memory.hidden is None:
+            heads = int(self.config.num_key_value_heads or 0), int(self.config.head_dim or 0)
+            room = (*position.shape[:2], *heads)
+            memory.keys = [embeddings.new_empty(room) for _ in self.layers]
+            memory.values = [embeddings.new_empty(room) for _ in self.layers]
+            memory.hidden = torch.empty_like(embeddings)
+            at = None
+        if at is None:
+            at = torch.ones_like(document, dtype=torch.bool)
+        rotation = self.rotary(position)
+        whole = at.all(1)
+        for rows in (whole, ~whole):  # apart, so that the one does not wait for the other
+            if not bool(rows.any()):
+                continue
+            places = Places.of(at, rows)
+            seen = AttentionPattern.seen_from(places, document)
+            here = turned(rotation, places)
+            x = places.take(embeddings)
+            for layer, *kept in zip(self.layers, memory.keys, memory.values, strict=True):
+                x = layer(x, here, seen, partial(_keep, kept, places))
+            places.put_(memory.hidden, self.norm(x))
+        return memory.hidden
+
+
+def _keep(kept: list[Tensor], places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """A `Keep` of what is remembered: keys and values [B, L, H, d]."""
+    for known, new in zip(kept, (key, value), strict=True):
+        places.put_(known, new.transpose(1, 2))
+    key, value = (places.rows_of(known).transpose(1, 2) for known in kept)
+    return key, value
 
 
 class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
@@ -367,15 +456,33 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             )
         return replace(batch, features=self.vision(batch.views), views=None)
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
-        """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]."""
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]; see `Denoiser`.
+
+        The last layer is computed at the places `at` alone, where gradients too come from.
+        """
         embeddings = self.model.embed_tokens(x_t)
         if batch.views is not None:
             raise ValueError("the batch has pictures not looked at yet; call see(batch) first")
         if batch.features is not None:
             slots = batch.of(Modality.FEATURE)[..., None]
             embeddings = embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
-        hidden = self.model(embeddings, self._rotary(batch), batch.document, batch.ahead)
+        if at is not None and self.config.shift:
+            at = at | at.roll(-1, dims=1)  # a state may be read at its right neighbour
+        layout = (self._rotary(batch), batch.document)
+        if memory is None:
+            hidden = self.model(embeddings, *layout, batch.ahead, at=at)
+        else:
+            if batch.ahead is not None:
+                raise ValueError("memory: a batch that looks ahead a bounded way is not kept")
+            hidden = self.model.remembering(embeddings, *layout, at=at, memory=memory)
         return self._aligned(hidden, batch.position)
 
     def _rotary(self, batch: Batch) -> Tensor:

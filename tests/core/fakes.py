@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class TinyDenoiser(nn.Module):
         self.token, self.place = weight(vocabulary.size, width), weight(64, width)
         self.head = nn.Parameter(scale * weight(width, vocabulary.size).data)
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         self.calls += 1
         here = self.token[x_t] + self.place[batch.position]  # [B, L, D]
         if batch.features is not None:
@@ -72,7 +73,7 @@ class Factorised(nn.Module):
         self.logits = nn.Parameter(logits)
         self.calls = 0
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         self.calls += 1
         return self.logits[batch.position]
 

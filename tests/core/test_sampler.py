@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -463,7 +464,7 @@ class Pair(nn.Module):
         super().__init__()
         self.joint = joint
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         logits = torch.full((*x_t.shape, VOCABULARY.size), -math.inf)
         for place in (0, 1):
             table = self.joint if place == 0 else self.joint.T  # [own, other]

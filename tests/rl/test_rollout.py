@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Watched(TinyDenoiser):
         super().__init__(**options)
         self.rows: list[int] = []
 
-    def hidden(self, x_t: Tensor, batch: Batch) -> Tensor:
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         assert len(x_t) == len(batch)
         self.rows.append(len(x_t))
         return super().hidden(x_t, batch)
@@ -224,10 +225,13 @@ def test_all_rows_stopped_end_the_sampling():
     assert rollout.lengths.tolist() == [1, 1]
 
 
-def test_without_stop_ids_every_row_takes_part_to_the_end():
+def test_rows_whose_targets_are_filled_take_no_more_part():
     watched = Watched()
     Sampler(steps=9)(watched, ragged(), generator=rng())
-    assert set(watched.rows) == {len(ragged())}
+    taking_part = [
+        int((ragged().target.sum(1) > step).sum()) for step in range(9)
+    ]  # a token each step at least
+    assert watched.rows == taking_part
 
 
 # ---- rows of a batch ----------------------------------------------------------------------------

@@ -1,0 +1,36 @@
+"""What a denoiser keeps of a row from one denoising step to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Memory:
+    """Keys, values and hidden states of N rows, as they were when each place was last computed.
+
+    The one thing here that is written to: a denoiser that is given a memory changes it.
+
+    keys, values  one [N, L, H, d] for each layer; empty before the first pass
+    hidden        [N, L, D], the states after the last layer; None before the first pass
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    hidden: Tensor | None = None
+
+    def rows(self, index: Tensor, *, of: int) -> Memory:
+        """Of some of `of` rows; a memory of several branches holds so many of each in turn."""
+        if self.hidden is None:
+            return Memory()
+        branches = len(self.hidden) // of
+        index = torch.cat([index + of * branch for branch in range(branches)])
+        return replace(
+            self,
+            keys=[one[index] for one in self.keys],
+            values=[one[index] for one in self.values],
+            hidden=self.hidden[index],
+        )

@@ -1,0 +1,65 @@
+"""Some places of some rows, brought together so that a layer computes those alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """The marked places of R of B rows, at most A of them in a row.
+
+    rows    [R] int64; None: all B
+    column  [R, A] int64, from left to right; rows with fewer go on with any others. None: A is L,
+            all places of these rows are marked
+    filled  [R, A] bool, false at those others; None: every row has A
+    flat    [M] int64, row * L + column of all that are marked
+    """
+
+    rows: Tensor | None
+    column: Tensor | None
+    filled: Tensor | None
+    flat: Tensor
+
+    @classmethod
+    def of(cls, marked: Tensor, rows: Tensor | None = None) -> Places:
+        """Those marked in [B, L] bool, of the rows [B] bool."""
+        if rows is not None:
+            marked = marked & rows[:, None]
+        flat = marked.flatten().nonzero().squeeze(1)
+        index = None
+        if rows is not None and not bool(rows.all()):
+            index = rows.nonzero().squeeze(1)
+            marked = marked[index]
+        if len(flat) == marked.numel():
+            return cls(index, None, None, flat)
+        count = marked.sum(1)
+        most = int(count.amax())
+        column = marked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        filled = torch.arange(most, device=marked.device) < count[:, None]
+        return cls(index, column, None if len(flat) == column.numel() else filled, flat)
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [R, ...]."""
+        return x if self.rows is None else x[self.rows]
+
+    def take(self, x: Tensor) -> Tensor:
+        """[B, L, ...] -> [R, A, ...]."""
+        x = self.rows_of(x)
+        if self.column is None:
+            return x
+        index = self.column.reshape(*self.column.shape, *[1] * (x.ndim - 2))
+        return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+    def put(self, into: Tensor, x: Tensor) -> Tensor:
+        """[B, L, ...] in which the marked places are those of x [R, A, ...]."""
+        values = x.flatten(0, 1) if self.filled is None else x[self.filled]
+        return into.flatten(0, 1).index_copy(0, self.flat, values).view_as(into)
+
+    def put_(self, into: Tensor, x: Tensor) -> None:
+        """The same, in place."""
+        values = x.flatten(0, 1) if self.filled is None else x[self.filled]
+        into.flatten(0, 1).index_copy_(0, self.flat, values)

@@ -1,0 +1,232 @@
+"""Passes that compute some places alone, and remember the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Stable
+from mmdlm.core.commit import ScheduledCount, Threshold
+from mmdlm.core.memory import Memory
+from mmdlm.core.order import Confidence, Random
+from mmdlm.core.sampler import Sampler
+from mmdlm.core.schedule import Cosine
+from mmdlm.core.sequence import Batch, collate, pack
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from tests.core.fakes import VOCABULARY, document, ragged, rng
+
+CACHES = (Prefix(), Dual(), Delayed(), Stable(warm_up=0.0))
+
+
+def network(**options: object) -> MmdlmForMaskedDiffusion:
+    """Of two layers with grouped heads, whose logits differ clearly."""
+    torch.manual_seed(0)
+    config = MmdlmConfig(
+        vocabulary=VOCABULARY.to_dict(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        **options,
+    )
+    return MmdlmForMaskedDiffusion(config).eval()
+
+
+def noisy(batch: Batch, *, share: float = 1.0, seed: int = 0) -> torch.Tensor:
+    marked = batch.target & (torch.rand(batch.ids.shape, generator=rng(seed)) < share)
+    return batch.ids.masked_fill(marked, VOCABULARY.mask_id)
+
+
+def batches() -> dict[str, Batch]:
+    documents = [document(5, 8, seed=1, prompt=3), document(9, 0, seed=2, prompt=2)]
+    return {
+        "alone": collate(documents[:1], VOCABULARY),
+        "ragged": ragged(),
+        "packed": pack([*documents, document(3, 2, seed=3)], VOCABULARY, length=30),
+    }
+
+
+@pytest.mark.parametrize("kind", ["alone", "ragged", "packed"])
+@pytest.mark.parametrize("shift", [False, True])
+@torch.no_grad()
+def test_states_at_some_places_are_those_of_the_whole_pass(kind: str, shift: bool) -> None:
+    model, batch = network(shift=shift).double(), batches()[kind]
+    x_t = noisy(batch)
+    whole = model.hidden(x_t, batch)
+    at = batch.target & (torch.rand(batch.ids.shape, generator=rng(1)) < 0.6)
+    torch.testing.assert_close(model.hidden(x_t, batch, at=at)[at], whole[at])
+    ahead = replace(batch, ahead=torch.arange(len(batch)))
+    whole = model.hidden(x_t, ahead)
+    torch.testing.assert_close(model.hidden(x_t, ahead, at=at)[at], whole[at])
+    everywhere = torch.ones_like(at)
+    torch.testing.assert_close(model.hidden(x_t, batch, at=everywhere), model.hidden(x_t, batch))
+
+
+def test_gradients_at_some_places_are_those_of_the_whole_pass() -> None:
+    model, batch = network().double(), batches()["ragged"]
+    x_t, found = noisy(batch, share=0.5), []
+    at = x_t == VOCABULARY.mask_id
+    for where in (None, at):
+        model.zero_grad()
+        model.hidden(x_t, batch, at=where)[at].square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for whole, some in zip(*found, strict=True):
+        torch.testing.assert_close(some, whole)
+
+
+@pytest.mark.parametrize("kind", ["alone", "ragged", "packed"])
+@torch.no_grad()
+def test_a_memory_brought_up_to_date_everywhere_is_a_pass_without(kind: str) -> None:
+    model, batch = network().double(), batches()[kind]
+    memory = Memory()
+    torch.testing.assert_close(
+        model.hidden(noisy(batch), batch, memory=memory), model.hidden(noisy(batch), batch)
+    )
+    later = noisy(batch, share=0.4)
+    everywhere = torch.ones_like(batch.target)
+    torch.testing.assert_close(
+        model.hidden(later, batch, at=everywhere, memory=memory), model.hidden(later, batch)
+    )
+
+
+@torch.no_grad()
+def test_a_memory_whose_other_tokens_stayed_is_exact_in_the_first_layer_and_rows_do_not_meet() -> (
+    None
+):
+    """Rows computed as a whole and in part in one pass: each as it is by itself."""
+    model, batch = network().double(), ragged()
+    before, after = noisy(batch), noisy(batch, share=0.5)
+    at = after != before
+    at[1] = True
+    together = Memory()
+    model.hidden(before, batch, memory=together)
+    found = model.hidden(after, batch, at=at, memory=together).clone()
+    torch.testing.assert_close(found[1], model.hidden(after, batch)[1])
+    keys = Memory()
+    model.hidden(after, batch, memory=keys)
+    torch.testing.assert_close(together.keys[0], keys.keys[0])  # made of the tokens alone
+    assert not torch.allclose(together.keys[1], keys.keys[1])
+    for row in range(len(batch)):
+        index = torch.tensor([row])
+        alone, part = Memory(), batch.rows(index)
+        model.hidden(before[index], part, memory=alone)
+        expected = model.hidden(after[index], part, at=at[index], memory=alone)
+        torch.testing.assert_close(found[index], expected)
+
+
+@torch.no_grad()
+def test_rows_of_a_memory() -> None:
+    model, batch = network().double(), ragged()
+    memory, index = Memory(), torch.tensor([3, 0])
+    hidden = model.hidden(noisy(batch), batch, memory=memory)
+    some = memory.rows(index, of=len(batch))
+    assert some.hidden is not None
+    assert torch.equal(some.hidden, hidden[index])
+    twice = memory.rows(index, of=1 if len(batch) == 1 else len(batch))
+    assert torch.equal(twice.keys[2], memory.keys[2][index])
+    assert Memory().rows(index, of=5).hidden is None
+
+
+def sampler(**options: object) -> Sampler:
+    return Sampler(steps=8, block_length=4, order=Confidence(), **options)
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
+@pytest.mark.parametrize("kind", ["alone", "ragged", "packed"])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_refreshed_in_each_step_a_cache_changes_no_token(
+    cache: Cache, kind: str, scale: float
+) -> None:
+    model, batch = network(), batches()[kind]
+    for options in (
+        {},
+        {"temperature": 1.0},
+        {"commit": Threshold(0.3), "stop_ids": (3,)},
+        {"block_length": None, "commit": ScheduledCount(Cosine()), "temperature": 0.5},
+    ):
+        plain = replace(sampler(guidance_scale=scale), **options)
+        expected = plain(model, batch, generator=rng())
+        found = replace(plain, cache=replace(cache, refresh=1))(model, batch, generator=rng())
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.steps, expected.steps)
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
+def test_what_a_cache_computes_is_what_it_says(cache: Cache) -> None:
+    """Places of each layer of each pass, and an answer without open places."""
+    model, batch = network(), collate([document(8, 4, prompt=5, seed=2)], VOCABULARY)
+    passes: list[int] = []
+    model.model.layers[1].register_forward_hook(
+        lambda module, given, out: passes.append(out.shape[0] * out.shape[1])
+    )
+    out = replace(sampler(cache=cache), steps=9)(model, batch, generator=rng())
+    assert bool((out.steps[batch.target] >= 0).all())
+    length = batch.ids.shape[1]
+    assert passes[0] == length
+    assert len(passes) == 9
+    if isinstance(cache, Dual):
+        assert passes == [length, 4, 4] * 3
+    if isinstance(cache, Prefix):
+        assert passes == [length, 12, 12, length, 8, 8, length, 4, 4]
+    assert sum(passes) < 9 * length
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: type(cache).__name__)
+def test_cached_rows_of_a_ragged_batch_are_those_of_each_alone(cache: Cache) -> None:
+    """Rows whose blocks begin at different steps do not refresh each other."""
+    model, batch = network(), ragged()
+    some = sampler(cache=cache)
+    together = some(model, batch, generator=rng())
+    for row in range(len(batch)):
+        alone = some(model, batch.rows(torch.tensor([row])), generator=rng())
+        assert torch.equal(together.ids[row], alone.ids[0])
+        assert torch.equal(together.steps[row], alone.steps[0])
+
+
+def test_a_cache_is_remembered_from_step_to_step() -> None:
+    """Some token differs from the exact result: nothing is computed that should be remembered."""
+    model, batch = network(), collate([document(24, 0, prompt=6, seed=5)], VOCABULARY)
+    plain = Sampler(steps=24)
+    expected = plain(model, batch, generator=rng())
+    for cache in (Dual(), Prefix()):  # all targets are one block: nothing but the prompt is old
+        found = replace(plain, cache=cache)(model, batch, generator=rng())
+        again = replace(plain, cache=cache)(model, batch, generator=rng())
+        assert torch.equal(found.ids, again.ids)
+        assert not torch.equal(found.log_prob, expected.log_prob)
+
+
+def test_alike_rows_go_through_the_first_pass_once() -> None:
+    model = network()
+    one = collate([document(6, 0, prompt=4, seed=1)], VOCABULARY)
+    other = collate([document(6, 0, prompt=4, seed=2)], VOCABULARY)
+    rows: list[int] = []
+    model.model.layers[0].register_forward_hook(
+        lambda module, given, out: rows.append(out.shape[0])
+    )
+    batch = replace(
+        one,
+        **{
+            name: torch.cat([getattr(one, name)] * 3 + [getattr(other, name)] * 2)
+            for name in ("ids", "modality", "target", "document", "segment", "position")
+        },
+    )
+    for cache in (None, Dual()):
+        for scale, kinds in ((1.0, 2), (2.0, 4)):
+            rows.clear()
+            some = Sampler(
+                steps=3, order=Random(), temperature=1.0, guidance_scale=scale, cache=cache
+            )
+            out = some(model, batch, generator=rng())
+            assert rows == [kinds, *[5 * kinds // 2] * 2]
+            assert not torch.equal(out.ids[0], out.ids[1])
+
+
+def test_a_bad_cache() -> None:
+    with pytest.raises(ValueError, match="refresh must be at least 1, got 0"):
+        Dual(refresh=0)
+    with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 2"):
+        Stable(share=2)
