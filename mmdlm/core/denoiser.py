@@ -56,3 +56,10 @@ class Denoiser(Protocol):
                    None: the whole vocabulary, [M, V]
         """
         ...
+
+    def head_weight(self, ids: tuple[int, int] | None = None) -> Tensor | None:
+        """[R, D] such that `logits_at` is states @ head.T, for losses that fuse the two.
+
+        None: there is no such matrix.
+        """
+        ...

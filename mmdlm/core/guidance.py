@@ -129,6 +129,9 @@ class GuidedDenoiser:
         )
         return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
 
+    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+        """None: guided logits are not linear in one state."""
+
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:

@@ -692,7 +692,7 @@ def token_scores(
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """`token_log_prob`, and where asked the entropy at the same positions, without gradient."""
-    hidden = denoiser.hidden(x_t, batch)
+    hidden = denoiser.hidden(x_t, batch, at=where)
     result = torch.zeros(x_t.shape, device=x_t.device)
     spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None
     for modality in GENERATED:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdlm.core.cross_entropy import linear_cross_entropy
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.forward import Absorbing, Corruption, ForwardProcess, Spindle, Uniform
 from mmdlm.core.sequence import Batch, concatenate
@@ -180,6 +181,13 @@ class TokenLoss(ABC):
     @abstractmethod
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor: ...
 
+    def factor(self, tokens: Tokens) -> Tensor | None:
+        """[M], where the loss is so many times the cross-entropy of x_0; None: it is another.
+
+        Then logits need not exist, see `linear_cross_entropy`.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class WeightedCrossEntropy(TokenLoss):
@@ -190,6 +198,9 @@ class WeightedCrossEntropy(TokenLoss):
 
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
         return tokens.weight * F.cross_entropy(logits.float(), tokens.x_0, reduction="none")
+
+    def factor(self, tokens: Tokens) -> Tensor:
+        return tokens.weight
 
 
 @dataclass(frozen=True)
@@ -227,6 +238,9 @@ class CrossEntropy(TokenLoss):
 
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
         return F.cross_entropy(logits.float(), tokens.x_0, reduction="none")
+
+    def factor(self, tokens: Tokens) -> Tensor:
+        return torch.ones_like(tokens.weight)
 
 
 @dataclass(frozen=True)
@@ -412,31 +426,36 @@ class Objective:
         """One pass of the body; the head runs at the covered tokens of each modality alone."""
         counts = self.counts(batch, corruption)
         batch = _copies(batch, corruption)
-        hidden = denoiser.hidden(corruption.x_t, batch)  # [B, L, D]
+        hidden = denoiser.hidden(corruption.x_t, batch, at=corruption.masked)  # [B, L, D]
         sums = {}
         for name, modality, loss in self._parts():
             ids = denoiser.vocabulary.range(modality)
             if ids[0] == ids[1]:  # a text-only vocabulary
                 sums[name] = hidden.new_zeros(())
                 continue
-            start = 0 if self.full_vocabulary else ids[0]
+            if self.full_vocabulary:
+                ids = (0, denoiser.vocabulary.size)
             here = corruption.masked & batch.of(modality)
-            logits = denoiser.logits_at(hidden, here, ids=None if self.full_vocabulary else ids)
             tokens = Tokens(
-                x_0=batch.ids[here] - start,
-                x_t=corruption.x_t[here] - start,
+                x_0=batch.ids[here] - ids[0],
+                x_t=corruption.x_t[here] - ids[0],
                 p_mask=corruption.p_mask[here],
                 weight=loss.weighting(batch, corruption)[here],
                 rates=partial(
                     self.process.of(modality).rates,
                     corruption.t[here],
                     denoiser.vocabulary,
-                    ids=(start, start + logits.shape[-1]),
+                    ids=ids,
                 ),
             )
-            values = loss.loss(logits, tokens)  # [M]
             divisor = loss.divisor(batch.only(modality))
-            sums[name] = (values if divisor is None else values / divisor[here]).sum()
+            share = 1.0 if divisor is None else 1 / divisor[here]
+            head, factor = denoiser.head_weight(ids), loss.loss.factor(tokens)
+            if head is not None and factor is not None:
+                sums[name] = linear_cross_entropy(hidden[here], head, tokens.x_0, factor * share)
+            else:
+                logits = denoiser.logits_at(hidden, here, ids=ids)
+                sums[name] = (loss.loss(logits, tokens) * share).sum()
         return LossTerms(sums=sums, counts=counts)
 
     def _parts(self) -> tuple[tuple[str, Modality, ModalityLoss], ...]:

@@ -168,6 +168,9 @@ class MmdlmEncoder(PreTrainedModel):
         self.see(batch)
         return self._body(x_t, batch.position, batch.document, batch.ahead)
 
+    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+        """None: an encoder transforms its states before its head."""
+
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -304,19 +304,19 @@ class Layer(GradientCheckpointingLayer):
         rotation: Rotation,
         pattern: AttentionPattern,
         keep: Keep | None = None,
+        places: Places | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `keep` as in `Attention`."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, pattern, keep=keep)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        """[B, L, D] -> [B, L, D]; `keep` as in `Attention`.
 
-    def at(
-        self, x: Tensor, places: Places, rotation: Rotation, pattern: AttentionPattern
-    ) -> Tensor:
-        """The row [B, L, D] -> its states [B, A, D] at some places, which all of it bears on."""
-        normed = self.input_layernorm(x)
-        here = (turned(rotation, places), pattern)
-        attended = self.self_attn(places.take(normed), *here, around=(normed, rotation))
-        x = places.take(x) + attended
+        places  those of the row that are computed, [B, A, D], all of it bearing on them; `pattern`
+                says what they see
+        """
+        normed, around = self.input_layernorm(x), None
+        if places is not None:
+            around = (normed, rotation)
+            x, normed = places.take(x), places.take(normed)
+            rotation = turned(rotation, places)
+        x = x + self.self_attn(normed, rotation, pattern, keep=keep, around=around)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -364,20 +364,21 @@ class MmdlmModel(MmdlmPreTrainedModel):
         position  or [B, L, A], of a model with `rope_sections`
         ahead     [B] tokens to its right that a token sees; None: all of its document
         at        [B, L] bool, places that will be read: the last layer is computed there alone, and
-                  states elsewhere are zero. None: everywhere
+                  states elsewhere are zero. None, or none of them: everywhere
         """
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(document, flex=flex, ahead=ahead)
         rotation = self.rotary(position)
         x = embeddings
-        last = None if at is None or bool(at.all()) else cast(Layer, self.layers[-1])
-        for layer in self.layers if last is None else self.layers[:-1]:
+        part = at is not None and bool(at.any()) and not bool(at.all())
+        places = Places.of(at) if part and at is not None else None
+        for layer in self.layers if places is None else self.layers[:-1]:
             x = layer(x, rotation, pattern)
-        if last is None or at is None:
+        if places is None:
             return self.norm(x)
-        places = Places.of(at)
         seen = AttentionPattern.seen_from(places, document, ahead=ahead)
-        return places.put(torch.zeros_like(x), self.norm(last.at(x, places, rotation, seen)))
+        states = self.norm(self.layers[-1](x, rotation, seen, places=places))
+        return places.put(torch.zeros_like(x), states)
 
     def remembering(
         self,
@@ -508,14 +509,20 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             return hidden
         return torch.where((position == 0)[..., None], hidden, hidden.roll(1, dims=1))
 
+    def head_weight(self, ids: tuple[int, int] | None = None) -> Tensor | None:
+        """Weights [R, D] of the linear head, or None: an adapter or a quantizer has its own."""
+        if type(self.lm_head) is not nn.Linear:
+            return None
+        return self.lm_head.weight if ids is None else self.lm_head.weight[slice(*ids)]
+
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
         """[B, L, D] at M marked positions [B, L] -> [M, V], or [M, stop - start] of `ids`."""
-        if type(self.lm_head) is not nn.Linear:  # an adapter or a quantizer has put its own there
+        weight = self.head_weight(ids)
+        if weight is None:
             logits = self.lm_head(hidden[positions])
             return logits if ids is None else logits[:, slice(*ids)]
-        weight = self.lm_head.weight if ids is None else self.lm_head.weight[slice(*ids)]
         return F.linear(hidden[positions], weight)
 
     def forward(

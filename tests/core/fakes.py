@@ -56,6 +56,9 @@ class TinyDenoiser(nn.Module):
         same = (same / same.sum(-1, keepdim=True)).to(here.dtype)
         return torch.tanh(here + 3 * same @ torch.sin(2 * here))
 
+    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+        """None: tests count what `logits_at` is asked for."""
+
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
@@ -76,6 +79,9 @@ class Factorised(nn.Module):
     def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
         self.calls += 1
         return self.logits[batch.position]
+
+    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+        """None: tests count what `logits_at` is asked for."""
 
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
