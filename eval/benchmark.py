@@ -22,10 +22,11 @@ from tqdm import tqdm
 from data_pipelines.problems import Problem, Prompt, Row, columns_of, drawn
 from data_pipelines.shards import write_file
 from eval.metrics import estimate, wilson_interval
+from eval.passes import counted
 from eval.provenance import describe_hardware, describe_model, sha256_of
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
-from mmdlm.decoding import Decoding
+from mmdlm.decoding import CacheName, Decoding
 from mmdlm.generate import Model
 from mmdlm.layouts.conversation import turns_of
 from mmdlm.layouts.layout import Ask
@@ -64,6 +65,10 @@ class Asked:
         temperature: Of the draw of tokens; 0 takes the likeliest.
         guidance_scale: Classifier-free guidance; 1 is off.
         think: Give reasons first, or not, where the model was trained for either.
+        cache: What a step remembers of the steps before: prefix, dual, delayed or stable.
+        cache_refresh: Compute all anew every so many steps.
+        threshold: Commit every token of at least this probability.
+        factor: The same, but the more tokens at once the surer each has to be.
         limit: Problems to ask, chosen at random by the seed; default: all.
         seed: Of everything that is drawn at random.
         batch_size: Problems in one call of the model.
@@ -76,6 +81,10 @@ class Asked:
     temperature: float | None = None
     guidance_scale: float | None = None
     think: bool | None = None
+    cache: CacheName | None = None
+    cache_refresh: int | None = None
+    threshold: float | None = None
+    factor: float | None = None
     limit: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -288,8 +297,16 @@ def run(
     benchmark = replace(whole, problems=asked.of(whole.problems))
     benchmark.rubric.prepare()
     loaded = load(model, device=asked.device)
+    loaded, passes = counted(
+        loaded.faster(
+            cache=asked.cache,
+            cache_refresh=asked.cache_refresh,
+            threshold=asked.threshold,
+            factor=asked.factor,
+        )
+    )
     asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
-    hardware, began = describe_hardware(loaded), time.perf_counter()
+    hardware, began = describe_hardware(loaded.device), time.perf_counter()
     completions = ask(benchmark.problems, asking, batch_size=asked.batch_size, title=benchmark.name)
     seconds = time.perf_counter() - began
     unscored = Scored(benchmark.problems, completions, Breakdown(torch.zeros(0), {}, {}))
@@ -317,6 +334,7 @@ def run(
         "hardware": hardware,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds_of_answers": round(seconds, 1),
+        "forwards_per_answer": round(passes.rows / max(1, len(completions)), 2),
         "seconds": round(time.perf_counter() - began, 1),
     }
     print(table(benchmark, report))

@@ -126,7 +126,7 @@ def main(
         font = font or find_font()
     loaded = load(model, device=device)
     asked = Asked.of(loaded, steps, caption_steps, guidance_scale, seed=seed, batch_size=batch_size)
-    began, hardware = time.perf_counter(), describe_hardware(loaded)
+    began, hardware = time.perf_counter(), describe_hardware(loaded.device)
 
     gallery = Gallery.draw(font) if shards is None else Gallery.read(shards)
     splits = {

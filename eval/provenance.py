@@ -33,11 +33,11 @@ def describe_model(name: str, model: Model) -> dict[str, Any]:
     }
 
 
-def describe_hardware(model: Model) -> dict[str, Any]:
+def describe_hardware(device: torch.device) -> dict[str, Any]:
     """The machine, and how busy it is before the measurement."""
-    on_gpu = model.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "cpu": _cpu_name(),
         "cpu_count": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

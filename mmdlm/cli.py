@@ -51,6 +51,7 @@ FAMILY_NAMES = (
     *("llada", "mmada", "lumina", "llada_v", "lavida_llada"),
     *("dream", "lavida_dream", "dimple"),
 )
+CACHES = ("prefix", "dual", "delayed", "stable")
 QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
 CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
 
@@ -553,6 +554,25 @@ def _command(
         help="denoising steps (default: the model's own number)",
     )
     command.add_argument(
+        "--cache",
+        choices=CACHES,
+        help="faster, a little less exact: remember what lies before the block (prefix), all but "
+        "the block (dual), tokens once they are committed (delayed), what is sure (stable, for "
+        "pictures)",
+    )
+    command.add_argument(
+        "--cache-refresh",
+        type=_count,
+        metavar="N",
+        help="compute all anew every N steps; 1 is exact (default: as the cache has it)",
+    )
+    command.add_argument(
+        "--threshold",
+        type=_finite,
+        metavar="P",
+        help="commit every token of at least this probability, so that fewer steps are needed",
+    )
+    command.add_argument(
         "--seed",
         type=_seed,
         default=0,
@@ -649,13 +669,16 @@ def _load(options: argparse.Namespace, task: str) -> Model:
     """The model of a command, as its options ask for it; refused early if it lacks the task."""
     import torch
 
-    return mmdlm.load(
+    model = mmdlm.load(
         options.model,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         quantization=options.quantization,
         adapter=options.adapter,
         image_tokenizer=options.image_tokenizer,
         task=task,
+    )
+    return model.faster(
+        cache=options.cache, cache_refresh=options.cache_refresh, threshold=options.threshold
     )
 
 

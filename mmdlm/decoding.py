@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
+from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Stable
 from mmdlm.core.commit import (
     Ancestral,
     CatchUp,
     CommitRule,
+    EntropyBound,
     EvenSplit,
+    Factor,
     PlannedCount,
     Remasking,
     ScheduledCount,
@@ -29,6 +32,8 @@ GENERATION = "generation.json"  # where a checkpoint carries its own defaults
 
 OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
 DecayName = Literal["linear", "compounding", "none"]
+CacheName = Literal["prefix", "dual", "delayed", "stable"]
+PARALLEL = ("threshold", "factor", "entropy_bound")
 ScheduleName = Literal[
     "linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up"
 ]
@@ -71,6 +76,15 @@ class Decoding:
     shift                of "shifted": above 1 few tokens at first, below 1 many
     threshold            commit every token of at least this probability besides; None: do not
     threshold_alone      and in such a step only those
+    factor               as `threshold`, but the more tokens at once the surer each has to be, see
+                         `mmdlm.core.commit.Factor`
+    entropy_bound        as `threshold`, by entropies, in nats, see `EntropyBound` there. Of these
+                         three one at most
+    cache                what a step remembers of the steps before, faster and a little less exact:
+                         "prefix" what lies before the block, "dual" all but the block, "delayed"
+                         tokens some steps after they were committed, "stable" what the model is
+                         sure of (pictures); None: nothing, the exact result
+    cache_refresh        compute all anew every so many steps; None: as the cache has it
     block_length         finish this many tokens before the next are begun; None: all at once
     remask               share of committed tokens that a step may take back; 0 is off
     suppressed           ids that are never generated
@@ -90,6 +104,10 @@ class Decoding:
     shift: float = 3.0
     threshold: float | None = None
     threshold_alone: bool = False
+    factor: float | None = None
+    entropy_bound: float | None = None
+    cache: CacheName | None = None
+    cache_refresh: int | None = None
     block_length: int | None = None
     remask: float = 0.0
     suppressed: tuple[int, ...] = ()
@@ -101,15 +119,16 @@ class Decoding:
         for name in ("guidance_scale", "suppressed", "postponed"):
             if isinstance(getattr(self, name), list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("num_inference_steps", "top_k", "block_length"):
+        for name in ("num_inference_steps", "top_k", "block_length", "cache_refresh"):
             value = getattr(self, name)
             if value is None and name != "num_inference_steps":
                 continue
             if not _is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("temperature", "top_p", "order_temperature", "shift", "threshold", "remask"):
+        maybe = ("top_p", "threshold", "factor", "entropy_bound")
+        for name in ("temperature", "order_temperature", "shift", "remask", *maybe):
             value = getattr(self, name)
-            if value is None and name in ("top_p", "threshold"):
+            if value is None and name in maybe:
                 continue
             _check_number(name, value)
             if value < 0:
@@ -132,6 +151,18 @@ class Decoding:
         _check_choice("order", self.order, OrderName)
         _check_choice("order_decay", self.order_decay, DecayName)
         _check_choice("schedule", self.schedule, ScheduleName)
+        if self.cache is not None:
+            _check_choice("cache", self.cache, CacheName)
+        elif self.cache_refresh is not None:
+            raise ValueError(f"cache_refresh {self.cache_refresh} needs a cache; name one")
+        parallel = [name for name in PARALLEL if getattr(self, name) is not None]
+        if len(parallel) > 1:
+            raise ValueError(f"{' and '.join(parallel)} exclude each other; give one of them")
+        if self.entropy_bound is not None and (self.order != "entropy" or self.order_temperature):
+            raise ValueError(
+                f"entropy_bound {self.entropy_bound} needs order 'entropy' without noise, not "
+                f"{self.order!r} with order_temperature {self.order_temperature}"
+            )
         if self.order_temperature and self.order in ("random", "left_to_right"):
             raise ValueError(
                 f"order_temperature {self.order_temperature} is noise on what the model is sure "
@@ -171,6 +202,10 @@ class Decoding:
         commit = rules[self.schedule]
         if self.threshold is not None:
             commit = Threshold(self.threshold, otherwise=commit, alone=self.threshold_alone)
+        elif self.factor is not None:
+            commit = Factor(self.factor, otherwise=commit)
+        elif self.entropy_bound is not None:
+            commit = EntropyBound(self.entropy_bound, otherwise=commit)
         return Sampler(
             steps=self.num_inference_steps,
             block_length=self.block_length,
@@ -181,12 +216,25 @@ class Decoding:
             top_p=self.top_p,
             guidance_scale=self.guidance_scale,
             remask=Remasking(self.remask) if self.remask else None,
+            cache=self._cache(),
             suppressed=(*self.suppressed, *suppressed),
             postponed=self.postponed,
             order_after_temperature=self.order_after_temperature,
             whole_vocabulary=self.whole_vocabulary,
             mask_drawn=self.mask_drawn,
         )
+
+    def _cache(self) -> Cache | None:
+        caches: dict[CacheName, Cache] = {
+            "prefix": Prefix(),
+            "dual": Dual(),
+            "delayed": Delayed(),
+            "stable": Stable(),
+        }
+        if self.cache is None:
+            return None
+        cache = caches[self.cache]
+        return cache if self.cache_refresh is None else replace(cache, refresh=self.cache_refresh)
 
 
 @dataclass(frozen=True)
@@ -232,6 +280,17 @@ class Defaults:
         """With the entries of a generation.json. Raises ValueError for an unknown or a bad one."""
         result: Defaults = _updated(self, generation)
         return result
+
+    def in_each_task(self, **values: Any) -> Defaults:
+        """With these values of `Decoding` in all tasks; None leaves what is there."""
+        given = {name: value for name, value in values.items() if value is not None}
+        tasks = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: replace(task, **given)
+            for name, task in tasks.items()
+            if isinstance(task, Decoding)
+        }
+        return replace(self, **changed)
 
     @classmethod
     def from_json(

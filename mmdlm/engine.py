@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -161,6 +161,9 @@ class Engine:
     ) -> list[str]:
         """The texts that become of tasks."""
         filling = self.filling(asks, decoding=decoding, generator=generator, suppressed=suppressed)
+        if filling.sampler.remask is None:  # what has come to its end cannot change any more
+            ends = self.layout.ends(self.words)
+            filling = replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
         rows = filling.results(filling.run())
         return [self.layout.decode(self.words, ids.cpu()) for ids in rows]
 

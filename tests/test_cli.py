@@ -34,6 +34,10 @@ class FakeModel:
         self.loaded: tuple[object, ...] = ()
         self.layout = SimpleNamespace(need=lambda task: None)
 
+    def faster(self, **options: object) -> FakeModel:
+        self.decoded = options
+        return self
+
     def text_to_image(
         self,
         prompt: str,
@@ -338,6 +342,14 @@ def test_answer_prints_the_answer(
         "think": False,
     }
     assert model.calls[0]["think"] is model.calls[0]["max_new_tokens"] is None
+
+
+def test_how_fast_to_decode(model: FakeModel) -> None:
+    assert cli.main([*ANSWER, "what?"]) == 0
+    assert set(model.decoded.values()) == {None}
+    options = ["--cache", "dual", "--cache-refresh", "4", "--threshold", "0.9"]
+    assert cli.main([*ANSWER, "what?", *options]) == 0
+    assert model.decoded == {"cache": "dual", "cache_refresh": 4, "threshold": 0.9}
 
 
 def test_complete_prints_the_whole_text(

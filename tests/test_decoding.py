@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mmdlm.core.cache import Delayed, Dual, Prefix, Stable
 from mmdlm.core.commit import (
     Ancestral,
     CatchUp,
+    EntropyBound,
     EvenSplit,
+    Factor,
     PlannedCount,
     Remasking,
     ScheduledCount,
@@ -117,3 +120,40 @@ def test_bad_settings_are_one_sentence_that_names_the_file(
         Defaults.from_json(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+# ---- faster --------------------------------------------------------------------------------------
+
+
+def test_parallel_rules_and_caches_by_name():
+    assert Decoding(8, factor=0.5).sampler().commit == Factor(0.5)
+    bound = Decoding(8, entropy_bound=0.2, order="entropy", schedule="cosine").sampler()
+    assert bound.commit == EntropyBound(0.2, otherwise=ScheduledCount(Cosine()))
+    assert Decoding(8).sampler().cache is None
+    assert Decoding(8, cache="dual").sampler().cache == Dual()
+    assert Decoding(8, cache="delayed").sampler().cache == Delayed(refresh=8)
+    assert Decoding(8, cache="prefix", cache_refresh=3).sampler().cache == Prefix(refresh=3)
+    assert Decoding(8, cache="stable", cache_refresh=1).sampler().cache == Stable(refresh=1)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cache": "all"}, "cache 'all' is not one of"),
+        ({"cache_refresh": 3}, "cache_refresh 3 needs a cache"),
+        ({"cache": "dual", "cache_refresh": 0}, "cache_refresh must be a whole number"),
+        ({"threshold": 0.9, "factor": 1.0}, "threshold and factor exclude each other"),
+        ({"factor": -1.0}, "factor must not be negative"),
+        ({"entropy_bound": 0.1}, "needs order 'entropy'"),
+    ],
+)
+def test_what_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(8, **options)
+
+
+def test_values_in_each_task():
+    faster = Defaults().in_each_task(cache="dual", threshold=0.9, factor=None)
+    assert faster.caption == replace(Defaults().caption, cache="dual", threshold=0.9)
+    assert faster.text_to_image.guidance_scale == Defaults().text_to_image.guidance_scale
+    assert (faster.fit, faster.max_new_tokens) == (Defaults().fit, Defaults().max_new_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -206,21 +206,18 @@ class CatchUp(CommitRule):
 
 
 @dataclass(frozen=True)
-class Threshold(CommitRule):
-    """Every token of at least this probability, and as many as `otherwise` asks for.
+class Parallel(CommitRule):
+    """Every token that the model is sure enough of, and as many as `otherwise` asks for.
 
     With as many steps as tokens that is one at least (Fast-dLLM); with fewer, the budget still
     suffices.
 
-    alone  where a token reaches the threshold only those that do; `otherwise` counts in steps
-           without any. Dimple's confident decoding, with `CatchUp()`
-
-    Source: arXiv:2505.22618, section 3.3; alone: arXiv:2505.16990.
+    alone  in a step in which the model is sure of some token only those; `otherwise` counts in the
+           others. Dimple's confident decoding, with `CatchUp()`
     """
 
-    threshold: float = 0.9
-    otherwise: CommitRule = EvenSplit()
-    alone: bool = False
+    otherwise: CommitRule = field(default=EvenSplit(), kw_only=True)
+    alone: bool = field(default=False, kw_only=True)
 
     @property
     def planned(self) -> bool:
@@ -228,6 +225,10 @@ class Threshold(CommitRule):
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         return self.otherwise.remaining(progress, generator=generator)
+
+    @abstractmethod
+    def sure(self, score: Tensor, probability: Tensor, *, among: Tensor) -> Tensor:
+        """[B, L] bool, tokens `among` the open ones that can be committed together."""
 
     def choose(
         self,
@@ -238,10 +239,60 @@ class Threshold(CommitRule):
         count: Tensor,
         progress: Progress,
     ) -> Tensor:
-        sure = among & (probability >= self.threshold)
+        sure = self.sure(score, probability, among=among)
         if self.alone:
             count = count.masked_fill(sure.any(1) & ~progress.last, 0)
         return sure | highest(score, among, count)
+
+
+@dataclass(frozen=True)
+class Threshold(Parallel):
+    """Sure is what has at least this probability.
+
+    Source: arXiv:2505.22618, section 3.3; alone: arXiv:2505.16990.
+    """
+
+    threshold: float = 0.9
+
+    def sure(self, score: Tensor, probability: Tensor, *, among: Tensor) -> Tensor:
+        return among & (probability >= self.threshold)
+
+
+@dataclass(frozen=True)
+class Factor(Parallel):
+    """Sure are the n likeliest tokens, for the largest n with (n + 1) (1 - p_(n)) < factor.
+
+    p_(n) is the n-th probability. Below 1 greedy decoding of the n tokens at once is then greedy
+    decoding of one after the other.
+    Source: arXiv:2505.22618, section 3.3 and theorem 1; there the factor may be larger.
+    """
+
+    factor: float = 1.0
+
+    def sure(self, score: Tensor, probability: Tensor, *, among: Tensor) -> Tensor:
+        p = probability.double().masked_fill(~among, -1.0).sort(1, descending=True).values
+        n = torch.arange(1, p.shape[1] + 1, device=p.device)
+        fits = (p >= 0) & ((n + 1) * (1 - p) < self.factor)
+        return highest(probability.double(), among, (fits * n).amax(1))
+
+
+@dataclass(frozen=True)
+class EntropyBound(Parallel):
+    """Sure are the tokens of least entropy whose entropies, but for the largest, sum to `bound`.
+
+    What is lost by drawing them at once, not one after the other, is at most the bound: the sum of
+    their entropies less the largest bounds their mutual information. `bound` is in nats, and the
+    order has to be `Entropy()`, whose scores the entropies are.
+    Source: arXiv:2505.24857, section 4 (EB-Sampler).
+    """
+
+    bound: float = 0.1
+
+    def sure(self, score: Tensor, probability: Tensor, *, among: Tensor) -> Tensor:
+        entropy = (-score.double()).masked_fill(~among, math.inf).sort(1).values
+        n = torch.arange(1, entropy.shape[1] + 1, device=entropy.device)
+        fits = entropy.isfinite() & (entropy.cumsum(1) - entropy <= self.bound)
+        return highest(score.double(), among, (fits * n).amax(1))
 
 
 # ---- re-masking: a change of mind ---------------------------------------------------------------

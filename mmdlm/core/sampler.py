@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.cache import Cache, Standing
-from mmdlm.core.commit import CommitRule, EvenSplit, Progress, Remasking
+from mmdlm.core.commit import CommitRule, EntropyBound, EvenSplit, Progress, Remasking
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.guidance import ClassifierFreeGuidance
 from mmdlm.core.noise import MaskNoise, Noise
-from mmdlm.core.order import Candidates, Confidence, Order, gumbel_like
+from mmdlm.core.order import Candidates, Confidence, Entropy, Order, gumbel_like
 from mmdlm.core.passes import Passes
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
@@ -123,6 +123,12 @@ class Sampler:
             raise ValueError(f"sampler: top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"sampler: top_p must lie in (0, 1], got {self.top_p}")
+
+        if isinstance(self.commit, EntropyBound) and self.order != Entropy():
+            raise ValueError(
+                f"sampler: EntropyBound reads entropies off the order Entropy(), not {self.order}; "
+                "set that, without noise"
+            )
 
     def __call__(
         self,

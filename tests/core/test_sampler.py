@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from mmdlm.core.commit import (
     Ancestral,
     CatchUp,
+    EntropyBound,
     EvenSplit,
+    Factor,
     PlannedCount,
     Progress,
     Remasking,
@@ -141,7 +143,13 @@ def test_trajectory_ends_where_the_call_does(sampler: Sampler):
 
 @pytest.mark.parametrize(
     "commit",
-    [EvenSplit(), COSINE, Ancestral(), PlannedCount(Shifted()), Threshold(0.5, CatchUp(), True)],
+    [
+        EvenSplit(),
+        COSINE,
+        Ancestral(),
+        PlannedCount(Shifted()),
+        Threshold(0.5, otherwise=CatchUp(), alone=True),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("block_length", [None, 3])
@@ -306,6 +314,41 @@ def test_threshold_keeps_to_its_budget():
     batch, denoiser = free_text(6), sharp(*[0.2] * 6)
     out = Sampler(steps=3, commit=Threshold(0.9))(denoiser, batch, generator=rng())
     assert torch.bincount(out.steps[0]).tolist() == [2, 2, 2]
+
+
+def test_factor_commits_the_more_at_once_the_surer_each_is():
+    batch, denoiser = free_text(6), sharp(0.96, 0.3, 0.9, 0.5, 0.4, 0.97)
+    # 2 * 0.03, 3 * 0.04 and 4 * 0.1, in the order of their sureness
+    for factor, together in ((0.05, 1), (0.1, 1), (0.2, 2), (0.5, 3)):
+        out = Sampler(steps=6, commit=Factor(factor))(denoiser, batch, generator=rng())
+        assert int((out.steps[0] == 0).sum()) == together
+    assert out.steps[0].tolist() == [0, 3, 0, 1, 2, 0]
+
+
+def test_entropy_bound_commits_what_is_nearly_independent():
+    batch, denoiser = free_text(6), sharp(0.999, 0.3, 0.99, 0.5, 0.4, 0.9999)
+    logits = denoiser.logits[:, :TEXT].log_softmax(-1)
+    entropy = torch.special.entr(logits.exp()).sum(-1).sort().values
+    for together in (1, 2, 3, 5):
+        bound = float(entropy[: together - 1].sum()) + 1e-6
+        sampler = Sampler(steps=6, order=Entropy(), commit=EntropyBound(bound))
+        out = sampler(denoiser, batch, generator=rng())
+        assert int((out.steps[0] == 0).sum()) == together
+    with pytest.raises(ValueError, match=r"EntropyBound reads entropies off the order Entropy"):
+        Sampler(steps=6, commit=EntropyBound(0.1))
+    with pytest.raises(ValueError, match="without noise"):
+        Sampler(steps=6, order=Entropy(1.0), commit=EntropyBound(0.1))
+
+
+@pytest.mark.parametrize("commit", [Factor(0.5), EntropyBound(0.5)], ids=str)
+def test_parallel_rules_keep_to_their_budget_and_fill_every_row(commit):
+    order = Entropy() if isinstance(commit, EntropyBound) else Confidence()
+    denoiser, batch = TinyDenoiser(scale=5.0), ragged()
+    for steps in (3, 12):
+        sampler = Sampler(steps=steps, order=order, commit=commit)
+        out = sampler(denoiser, batch, generator=rng())
+        assert in_range(out.ids, batch)
+        assert bool((out.steps[batch.target] >= 0).all())
 
 
 def test_threshold_moves_to_the_next_block_at_once():

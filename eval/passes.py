@@ -1,0 +1,45 @@
+"""How many forward passes an answer took."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mmdlm.core.memory import Memory
+from mmdlm.core.sequence import Batch
+from mmdlm.generate import Model
+
+
+class CountedDenoiser:
+    """A denoiser that counts, and is in all else the one it was given.
+
+    rows  that went through it, one for each row of each pass
+    """
+
+    def __init__(self, denoiser: Any) -> None:
+        self._denoiser = denoiser
+        self.rows = 0
+
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Of the denoiser."""
+        self.rows += len(x_t)
+        states: Tensor = self._denoiser.hidden(x_t, batch, at=at, memory=memory)
+        return states
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser, name)
+
+
+def counted(model: Model) -> tuple[Model, CountedDenoiser]:
+    """The model, and what counts the passes of its denoiser from now on."""
+    counting = CountedDenoiser(model.denoiser)
+    return replace(model, denoiser=counting), counting
