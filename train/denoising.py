@@ -22,12 +22,14 @@ from data_pipelines.source import Source
 from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import GENERATED
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.engine import Engine
 from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.words import Words
 from mmdlm.models.checkpoint import read_json
+from mmdlm.models.costs import Costs
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
@@ -38,6 +40,7 @@ from train.annealing import AttentionAnnealing
 from train.checkpoint import replace_folder
 from train.loop import Stage
 from train.low_rank import Adapted
+from train.meter import Load
 from train.optimizer import Rates
 from train.parts import Parts
 
@@ -131,6 +134,10 @@ class DenoisingStage(Stage):
             sums["text"] = sums["text"] + _nothing(vision)
         return sums
 
+    def load(self, batch: Batch, noise: Noise) -> Load:
+        """Of all copies that are masked; what a vision tower does is not counted."""
+        return load_of(self.denoiser, batch, noise.corruption.masked)
+
     def rates(self) -> Rates:
         """Those of the parts."""
         return self.parts.rates(self.denoiser)
@@ -138,6 +145,34 @@ class DenoisingStage(Stage):
     def compile_layers(self) -> None:
         """One compiled layer serves the whole depth."""
         compile_layers(self.denoiser)
+
+
+def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
+    """What a step on a batch on the CPU works on.
+
+    read  [B, L] bool, the tokens whose logits are wanted; [K B, L] for K copies of the batch
+    """
+    copies = len(read) // len(batch)
+    tokens = copies * int((~batch.is_padding).sum())
+    targets = copies * int(batch.target.sum())
+    if not isinstance(denoiser, MmdlmForMaskedDiffusion):
+        return Load(tokens, targets)
+    rows, length = batch.ids.shape
+    place = batch.document + length * torch.arange(rows)[:, None]
+    documents = torch.bincount(place[~batch.is_padding])
+    modality = batch.modality.to(read.device, non_blocking=True).repeat(copies, 1)
+    head = sum(
+        (read & (modality == kind)).sum() * (stop - start)  # not asked for before it is logged
+        for kind in GENERATED
+        for start, stop in [denoiser.vocabulary.range(kind)]
+    )
+    flops = Costs(denoiser.config).training(
+        tokens=tokens,
+        pairs=copies * int(documents.square().sum()),
+        head=head,
+        learns=any(p.requires_grad for p in denoiser.model.layers.parameters()),
+    )
+    return Load(tokens, targets, flops)
 
 
 def _nothing(module: nn.Module) -> Tensor | float:

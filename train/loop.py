@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from train import checkpoint
 from train.frozen import leave_out_frozen
+from train.meter import Load, Meter
 from train.optimizer import (
     NO_RATES,
     AdamW,
@@ -62,6 +63,10 @@ class Stage(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Any, noise: Any) -> dict[str, Tensor]:
         """Sum of each loss term, scalars with gradient."""
+
+    def load(self, batch: Any, noise: Any) -> Load | None:
+        """What a step on this batch works on, for the log; None: nobody counts."""
+        return None
 
     def rates(self) -> Rates:
         """Peak learning rates of the parameters that do not learn at the optimizer's own."""
@@ -165,6 +170,11 @@ def fit(
     _check_sharding(optimizers, settings, accelerator)
     model, *optimizers = accelerator.prepare(stage, *optimizers)
     model.train()
+    meter = Meter(
+        accelerator.device,
+        torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32,
+        processes=accelerator.num_processes,
+    )
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
     state = _RunState(accelerator, optimizers, loader, ema, stage)
 
@@ -193,8 +203,9 @@ def fit(
             rate = settings.schedule.factor(step, settings.steps)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["peak"] * rate
-            losses, norm = _step(model, stage, optimizers, micro, accelerator, settings, step)
+            losses, norm, load = _step(model, stage, optimizers, micro, accelerator, settings, step)
             ema.update()
+            meter.add(load, seconds=time.perf_counter() - started, waited=waited)
             bar.update()
 
             done = step + 1
@@ -215,7 +226,7 @@ def fit(
                     "grad_norm": float(norm),
                     "learning_rate": optimizers[0].param_groups[0]["lr"],
                     "seconds": round(time.perf_counter() - started, 4),
-                    "data_share": round(waited / (time.perf_counter() - started), 4),
+                    **meter.read(),
                     **stage.statistics(),
                 }
                 log.write(done, entry)
@@ -265,8 +276,11 @@ def _step(
     accelerator: Accelerator,
     settings: FitSettings,
     step: int,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """One optimizer step; gives each term's (sum on this process, count over all) and the norm."""
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Load | None]:
+    """One optimizer step; gives each term's (sum on this process, count over all) and the norm.
+
+    And what it worked on.
+    """
     stage.begin(step)
     batches, noises, counts = [], [], dict.fromkeys(stage.coefficients, torch.zeros(()))
     for index, batch in enumerate(micro):
@@ -300,7 +314,9 @@ def _step(
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {name: (totals[name], counts[name]) for name in stage.coefficients}, norm
+    loads = [stage.load(*pair) for pair in zip(micro, noises, strict=True)]
+    load = None if None in loads else sum(loads[1:], loads[0])
+    return {name: (totals[name], counts[name]) for name in stage.coefficients}, norm, load
 
 
 def _means(losses: dict[str, tuple[Tensor, Tensor]], accelerator: Accelerator) -> dict[str, float]:

@@ -27,6 +27,7 @@ from tests.train.tiny import (
 )
 from train import loop
 from train.loop import LOG, FitSettings, fit, step_generator
+from train.meter import MEASURED
 from train.optimizer import AdamW, Cosine
 
 
@@ -130,8 +131,9 @@ def test_the_log_tells_of_each_logged_step_and_the_last(tmp_path: Path) -> None:
     assert [entry["step"] for entry in logged(tmp_path)] == [3, 6, 8]
     assert logged(tmp_path)[0].keys() == {
         *("step", "loss/text", "loss/image", "grad_norm", "learning_rate"),
-        *("seconds", "data_share"),
+        *("seconds", "data_share", "peak_memory_gb"),
     }
+    assert {"seconds", "data_share", "peak_memory_gb"} <= set(MEASURED)
 
 
 def test_nothing_depends_on_the_global_generator(tmp_path: Path) -> None:

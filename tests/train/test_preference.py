@@ -24,6 +24,7 @@ from tests.core.fakes import rng
 from tests.layouts.tiny import transformer, words_of
 from tests.train.tiny import Run, be_one_of_two, logged, preference, trajectory
 from train.low_rank import LowRank
+from train.meter import MEASURED
 from train.preference import PreferenceStage, answers
 from train.reference import Reference
 
@@ -281,7 +282,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
     for run in runs:
         assert run.exit_code() == 0, run.errors.read_text()[-3000:]
     for one, both in zip(alone, logged(tmp_path / "two"), strict=True):
-        for name in set(one) - {"seconds", "data_share"}:
+        for name in set(one) - set(MEASURED):
             assert both[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
 
 

@@ -24,6 +24,7 @@ from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.statistics import Statistics
 from tests.train.tiny import Run, logged
 from train.experience import Flight
+from train.meter import MEASURED
 from train.prompts import Countdown, Lines, Names, Sudoku
 from train.rl import main
 from train.rollouts import Rollouts, _statistics
@@ -50,7 +51,7 @@ TRL = (
     "rollout_share",
     "prompts/skipped",
 )
-TIMINGS = ("seconds", "data_share", "rollout_share")
+TIMINGS = (*MEASURED, "rollout_share")
 WRITE = {
     "class_path": "train.answering.Write",
     "init_args": {"max_new_tokens": 6, "num_inference_steps": 3},

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from train.loop import LOG, FitSettings, Stage, fit
+from train.meter import MEASURED
 from train.optimizer import NO_RATES, Optimizer, Rates
 
 WIDTH = 3
@@ -119,8 +120,7 @@ def logged(out: Path) -> list[dict[str, Any]]:
 def trajectory(out: Path) -> list[str]:
     """Every logged number but the timings, to the last digit."""
     return [
-        json.dumps({k: v for k, v in entry.items() if k not in ("seconds", "data_share")})
-        for entry in logged(out)
+        json.dumps({k: v for k, v in entry.items() if k not in MEASURED}) for entry in logged(out)
     ]
 
 

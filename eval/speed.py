@@ -1,0 +1,670 @@
+"""How fast sampling and training are, beside plain code and beside what the machine allows.
+
+python -m eval.speed --config configs/eval/speed.yaml
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from tqdm import tqdm
+
+from data_pipelines import command_line
+from data_pipelines.shards import write_file
+from data_pipelines.word_problems import read_gsm8k
+from eval import plain
+from eval.provenance import describe_hardware
+from mmdlm.core.cache import Dual, Prefix, Stable
+from mmdlm.core.commit import ScheduledCount
+from mmdlm.core.forward import Absorbing, Corruption
+from mmdlm.core.objective import Objective
+from mmdlm.core.sampler import Sampler
+from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, pack, text_segment
+from mmdlm.core.vocabulary import Modality, Vocabulary
+from mmdlm.models.costs import Costs, Machine, synchronize
+from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+
+Part = Literal["text", "large_vocabulary", "image", "training", "packing", "growth"]
+PARTS: tuple[Part, ...] = ("text", "large_vocabulary", "image", "training", "packing", "growth")
+SHAPES = {  # width, layers, inner width, heads
+    "tiny": (64, 2, 128, 4),
+    "S": (512, 12, 1536, 8),
+    "M": (1024, 24, 2816, 16),
+    "L": (2048, 16, 5632, 16),
+    "XL": (4096, 32, 12288, 32),
+}
+SPECIAL = 4  # ids of a vocabulary beside text and codes
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do a piece of work.
+
+    run     does it once; what it returns is compared with what `plain` returns
+    floor   seconds that it cannot go below; None: not known
+    target  how many times as fast as plain it is to be; None: nobody has said
+    exact   whether it must give what plain gives
+    """
+
+    run: Callable[[], Any]
+    floor: float | None = None
+    target: float | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the table: the same work done in several ways, the plain one among them.
+
+    unit    what `amount` counts
+    amount  done in one run, of all variants alike, or of each
+    same    whether two results are the same
+    """
+
+    name: str
+    variants: dict[str, Variant]
+    unit: str
+    amount: float | Mapping[str, float]
+    same: Callable[[Any, Any], bool] = field(default=torch.equal)
+    memory: bool = False
+
+    def amount_of(self, name: str) -> float:
+        """What a variant does in one run."""
+        return self.amount[name] if isinstance(self.amount, Mapping) else self.amount
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a variant; seconds of each run, and bytes beyond what was there."""
+
+    work: str
+    variant: str
+    seconds: list[float]
+    per_second: float
+    unit: str
+    times_plain: float
+    spread: tuple[float, float]
+    target: float | None
+    share_of_floor: float | None
+    same_as_plain: bool | None
+    peak_bytes: int | None
+
+
+def main(
+    *,
+    out: Path = Path("runs/eval/speed.json"),
+    parts: list[Part] = list(PARTS),  # noqa: B006
+    shape: str = "S",
+    repeats: int = 5,
+    threads: int | None = None,
+    gsm8k: Path | None = None,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Time exact and cached sampling and the training step beside plain code of published systems.
+
+    Weights are random: what is measured does not depend on them. Runs of the variants of a row take
+    turns; a row shows medians, and the least and the largest ratio of runs that stood side by side.
+
+    Args:
+        out: JSON file for the result; a bar chart goes beside it, with .png.
+        parts: Rows to measure.
+        shape: tiny, S, M, L or XL: width, layers and inner width of the Transformer.
+        repeats: Runs of each variant, after one that does not count.
+        threads: Of torch, fixed for all; default: as torch has it.
+        gsm8k: JSON lines with `question` and `answer`, whose lengths the part `packing` takes.
+        device: "cpu" or "cuda".
+        dtype: Of the weights.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"--shape {shape!r} is not one of {', '.join(SHAPES)}")
+    if repeats < 1:
+        raise ValueError(f"--repeats {repeats} is too few; give 1 or more")
+    if "packing" in parts and gsm8k is None:
+        raise ValueError("--parts packing needs --gsm8k FILE; give it, or leave the part out")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    bench = Bench(shape, torch.device(device), getattr(torch, dtype), repeats)
+    machine = Machine.measure(bench.device, bench.dtype)
+    print(
+        f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products, "
+        f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads"
+    )
+    results: list[Result] = []
+    for part in parts:
+        for work in bench.works(part, machine, gsm8k):
+            found = bench.measure(work)
+            results += found
+            print(table(found, title=work.name), flush=True)
+    growth = bench.growth() if "growth" in parts else []
+    for one in growth:
+        print(one.line(), flush=True)
+    report = {
+        "results": [asdict(one) for one in results],
+        "growth": [asdict(one) for one in growth],
+        "machine": asdict(machine),
+        "shape": {"name": shape, "dtype": dtype, "repeats": repeats},
+        "hardware": describe_hardware(bench.device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    content = json.dumps(report, indent=2) + "\n"
+    write_file(out, lambda file: file.write(content.encode()))
+    if results:
+        chart(results, out.with_suffix(".png"))
+    print(out, *([out.with_suffix(".png")] if results else []), sep="\n")
+
+
+# ---- the works -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Models of one shape on one device, and how often each work is timed.
+
+    ids       of the text of a small vocabulary
+    many_ids  of the text of a large one, which has `codes` besides: MMaDA's sizes
+    """
+
+    shape: str
+    device: torch.device
+    dtype: torch.dtype
+    repeats: int
+    ids: int = 24_576 - SPECIAL
+    many_ids: int = 126_460
+    codes: int = 8192
+
+    def model(self, *, text: int, codes: int = 0) -> MmdlmForMaskedDiffusion:
+        """With random weights, far enough from each other that no two logits tie."""
+        width, layers, inner, heads = SHAPES[self.shape]
+        vocabulary = Vocabulary.build(text_size=text, eos_id=0, image_codes=codes)
+        config = MmdlmConfig(
+            vocabulary=vocabulary.to_dict(),
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=4096,
+            initializer_range=0.05,
+        )
+        with torch.random.fork_rng(), torch.device(self.device):
+            torch.manual_seed(0)
+            return MmdlmForMaskedDiffusion(config).to(self.dtype).eval()
+
+    def works(self, part: Part, machine: Machine, gsm8k: Path | None) -> Iterable[Work]:
+        """The rows of a part, one model at a time."""
+        if part == "text":
+            yield self.text(self.model(text=self.ids), machine, (1.8, 3.0, 5.0))
+        if part == "large_vocabulary":
+            model = self.model(text=self.many_ids, codes=self.codes)
+            yield self.text(model, machine, (3.0, None, 8.0))
+        if part == "image":
+            yield self.image(self.model(text=self.many_ids, codes=self.codes), machine)
+        if part == "training":
+            model = self.model(text=self.many_ids, codes=self.codes).train()
+            yield self.training(model, machine, drawing=True)
+            yield self.training(model, machine, drawing=False)
+        if part == "packing" and gsm8k is not None:
+            yield self.packing(self.model(text=self.ids).train(), machine, gsm8k)
+
+    def text(
+        self,
+        model: MmdlmForMaskedDiffusion,
+        machine: Machine,
+        targets: tuple[float | None, float | None, float | None],
+        *,
+        prompt: int = 128,
+        new: int = 128,
+        block: int = 32,
+        steps: int = 32,
+        rows: int = 1,
+    ) -> Work:
+        """Greedy decoding in blocks: exact, with a prefix cache, with a dual cache."""
+        batch = text_batch(model.vocabulary, prompt=prompt, new=new, rows=rows).to(self.device)
+        costs = Costs(model.config, self.dtype.itemsize)
+        start, stop = model.vocabulary.text
+        length, blocks, each = prompt + new, new // block, steps // (new // block)
+        open_ = [block - block * step // each for step in range(each)]
+
+        def pass_(computed: int, read: int) -> float:
+            return costs.forward(
+                machine, rows=rows, length=length, computed=computed, read=read, ids=stop - start
+            )
+
+        whole = [pass_(length, read) for read in open_]
+        exact = blocks * sum(whole)
+        dual = blocks * (whole[0] + sum(pass_(block, read) for read in open_[1:]))
+        prefix = blocks * whole[0] + sum(
+            pass_(new - done * block, read) for done in range(blocks) for read in open_[1:]
+        )
+        sampler = Sampler(steps=steps, block_length=block)
+        run = partial(self.sample, model, batch)
+        return Work(
+            name=f"text: {new} new tokens after {prompt}, {steps} steps, "
+            f"V = {model.vocabulary.size:,}",
+            variants={
+                PLAIN: Variant(lambda: plain.text(model, batch, steps=steps, block_length=block)),
+                "exact": Variant(partial(run, sampler), exact, targets[0], exact=True),
+                "prefix cache": Variant(
+                    partial(run, replace(sampler, cache=Prefix())), prefix, targets[1]
+                ),
+                "dual cache": Variant(
+                    partial(run, replace(sampler, cache=Dual())), dual, targets[2]
+                ),
+            },
+            unit="tokens",
+            amount=rows * new,
+        )
+
+    def image(
+        self,
+        model: MmdlmForMaskedDiffusion,
+        machine: Machine,
+        *,
+        words: int = 64,
+        codes: int = 256,
+        steps: int = 16,
+        scale: float = 4.5,
+    ) -> Work:
+        """A picture from words under guidance, drawn greedily: exact, and with a feature cache."""
+        batch = image_batch(model.vocabulary, words=words, codes=codes, rows=1).to(self.device)
+        costs = Costs(model.config, self.dtype.itemsize)
+        length, ids = batch.ids.shape[1], model.vocabulary.image_codes
+        open_ = [math.floor(codes * math.cos(0.5 * math.pi * s / steps)) for s in range(steps)]
+
+        def pass_(computed: int, read: int) -> float:
+            return costs.forward(
+                machine, rows=2, length=length, computed=computed, read=read, ids=ids
+            )
+
+        cache = Stable()
+        kept = 0.0
+        for step, read in enumerate(open_):
+            refreshed = step < cache.warm_up * steps or step % (cache.refresh or steps) == 0
+            fresh = open_[step - 1] - read if step else 0
+            kept += pass_(length if refreshed else math.ceil(cache.share * read) + fresh, read)
+        sampler = Sampler(
+            steps=steps, commit=ScheduledCount(Cosine(), least=1, strict=True), guidance_scale=scale
+        )
+        run = partial(self.sample, model, batch)
+        return Work(
+            name=f"text-to-image: {words} words, {codes} codes of {ids:,} in V = "
+            f"{model.vocabulary.size:,}, {steps} steps, guidance",
+            variants={
+                PLAIN: Variant(
+                    lambda: plain.image(model, batch, steps=steps, guidance_scale=scale)
+                ),
+                "exact": Variant(
+                    partial(run, sampler), sum(pass_(length, read) for read in open_), 2.5, True
+                ),
+                "feature cache": Variant(partial(run, replace(sampler, cache=cache)), kept, 3.5),
+            },
+            unit="pictures",
+            amount=1,
+        )
+
+    def training(self, model: MmdlmForMaskedDiffusion, machine: Machine, *, drawing: bool) -> Work:
+        """Forward and backward of 4 rows: pictures from words, or text of which 44 % is masked."""
+        vocabulary = model.vocabulary
+        modality = Modality.IMAGE if drawing else Modality.TEXT
+        if drawing:
+            batch = image_batch(vocabulary, words=64, codes=256, rows=4).to(self.device)
+            share = 2 / math.pi  # what a cosine schedule masks
+        else:
+            batch = text_batch(vocabulary, prompt=0, new=512, rows=4).to(self.device)
+            share = 0.44
+        corruption = corrupted(batch, vocabulary, share=share)
+        costs = Costs(model.config, self.dtype.itemsize)
+        start, stop = vocabulary.range(modality)
+        rows, length = batch.ids.shape
+        head = int(corruption.masked.sum()) * (stop - start)
+        flops = costs.training(tokens=rows * length, pairs=rows * length**2, head=head)
+        what = "64 words + 256 codes, drawing" if drawing else "512 tokens, 44 % masked"
+        all_logits = partial(plain.loss, model, batch, corruption, modality)
+        return Work(
+            name=f"train step: 4 x ({what}), V = {vocabulary.size:,}",
+            variants={
+                PLAIN: Variant(partial(self.step, model, all_logits)),
+                "ours": Variant(
+                    partial(self.step, model, partial(our_loss, model, batch, corruption)),
+                    machine.seconds(float(flops), 0),
+                    2.5 if drawing else 1.8,
+                    exact=True,
+                ),
+            },
+            unit="tokens",
+            amount=rows * length,
+            same=close,
+            memory=True,
+        )
+
+    def packing(self, model: MmdlmForMaskedDiffusion, machine: Machine, gsm8k: Path) -> Work:
+        """Questions and answers of real lengths: padded rows with all logits, and packed rows.
+
+        Target tokens a second: the loss is about the answers.
+        """
+        vocabulary, length = model.vocabulary, 512
+        documents = conversations(gsm8k, vocabulary, count=48)
+        padded = collate(documents[:4], vocabulary, length=length).to(self.device)
+        rows = pack(documents, vocabulary, length=length)
+        fill = float((~rows.is_padding).float().mean())
+        packed = rows.rows(torch.arange(4)).to(self.device)
+        both = {
+            PLAIN: (padded, corrupted(padded, vocabulary, share=0.5)),
+            "ours": (packed, corrupted(packed, vocabulary, share=0.5)),
+        }
+        batch, corruption = both["ours"]
+        place = batch.document + length * torch.arange(4)[:, None]
+        lengths = torch.bincount(place[~batch.is_padding])
+        flops = Costs(model.config, self.dtype.itemsize).training(
+            tokens=int((~batch.is_padding).sum()),
+            pairs=int(lengths.square().sum()),
+            head=int(corruption.masked.sum()) * vocabulary.text[1],
+        )
+        return Work(
+            name=f"SFT on GSM8K's lengths, rows of {length} ({fill:.1%} full when packed)",
+            variants={
+                PLAIN: Variant(
+                    partial(
+                        self.step,
+                        model,
+                        lambda: plain.loss(model, *both[PLAIN], Modality.TEXT),
+                    )
+                ),
+                "ours": Variant(
+                    partial(self.step, model, partial(our_loss, model, batch, corruption)),
+                    machine.seconds(float(flops), 0),
+                    2.5,
+                ),
+            },
+            unit="target tokens",
+            amount={name: float(one.target.sum()) for name, (one, _) in both.items()},
+            memory=True,
+        )
+
+    def sample(self, model: MmdlmForMaskedDiffusion, batch: Batch, sampler: Sampler) -> Any:
+        """The ids that a sampler fills in."""
+        return sampler(model, batch, generator=torch.Generator(self.device).manual_seed(0)).ids
+
+    def step(self, model: MmdlmForMaskedDiffusion, loss: Callable[[], torch.Tensor]) -> Any:
+        """Loss and gradients; returns the loss."""
+        model.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    # ---- measuring -------------------------------------------------------------------------------
+
+    def measure(self, work: Work) -> list[Result]:
+        """Run each variant in turn, again and again."""
+        names = list(work.variants)
+        outputs = {name: work.variants[name].run() for name in names}  # not counted
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        peaks = dict.fromkeys(names, 0)
+        for _ in tqdm(range(self.repeats), desc=work.name, unit="round", leave=False):
+            for name in names:
+                gc.collect()
+                before = reset_peak(self.device)
+                began = time.perf_counter()
+                work.variants[name].run()
+                synchronize(self.device)
+                seconds[name].append(time.perf_counter() - began)
+                peaks[name] = max(peaks[name], peak(self.device) - before)
+        first = work.amount_of(PLAIN)
+        found = []
+        for name, variant in work.variants.items():
+            amount = work.amount_of(name)
+            ratios = [
+                (a / first) / (b / amount)
+                for a, b in zip(seconds[PLAIN], seconds[name], strict=True)
+            ]
+            same = None
+            if name != PLAIN and work.same is not None:
+                same = work.same(outputs[name], outputs[PLAIN]) if variant.exact else None
+            if same is False:
+                raise ValueError(f"{work.name}: {name} gives another result than {PLAIN}")
+            middle = median(seconds[name])
+            found.append(
+                Result(
+                    work=work.name,
+                    variant=name,
+                    seconds=[round(one, 5) for one in seconds[name]],
+                    per_second=amount / middle,
+                    unit=work.unit,
+                    times_plain=median(ratios),
+                    spread=(min(ratios), max(ratios)),
+                    target=variant.target,
+                    share_of_floor=None if variant.floor is None else variant.floor / middle,
+                    same_as_plain=same,
+                    peak_bytes=peaks[name] if work.memory else None,
+                )
+            )
+        return found
+
+    def growth(self) -> list[Growth]:
+        """Seconds of an answer over length, rows, steps and vocabulary, one varied at a time."""
+        found = []
+        usual = {"length": 256, "rows": 1, "steps": 32, "vocabulary": 24_576}
+        for name, values in (
+            ("length", (128, 256, 512, 1024)),
+            ("rows", (1, 2, 4, 8)),
+            ("steps", (8, 16, 32, 64)),
+            ("vocabulary", (8192, 24_576, 65_536, 134_656)),
+        ):
+            seconds: dict[str, list[float]] = {}
+            for value in tqdm(values, desc=f"growth with {name}", leave=False):
+                given = {**usual, name: value}
+                work = self.text(
+                    self.model(text=given["vocabulary"] - SPECIAL),
+                    Machine(1.0, 1.0),
+                    (None, None, None),
+                    prompt=given["length"] - 128 or 1,
+                    steps=given["steps"],
+                    block=min(32, 128 * 4 // given["steps"] * 4),
+                    rows=given["rows"],
+                )
+                for variant in (PLAIN, "exact", "dual cache"):
+                    run = work.variants[variant].run
+                    times = []
+                    for _ in range(3):
+                        began = time.perf_counter()
+                        run()
+                        synchronize(self.device)
+                        times.append(time.perf_counter() - began)
+                    seconds.setdefault(variant, []).append(median(times))
+            for variant, measured in seconds.items():
+                found.append(Growth(name, variant, list(values), measured))
+        return found
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the seconds of a variant grow with one quantity."""
+
+    quantity: str
+    variant: str
+    values: list[int]
+    seconds: list[float]
+
+    @property
+    def exponent(self) -> float:
+        """Slope of log seconds over log quantity, by least squares."""
+        x = [math.log(one) for one in self.values]
+        y = [math.log(one) for one in self.seconds]
+        mx, my = sum(x) / len(x), sum(y) / len(y)
+        return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum(
+            (a - mx) ** 2 for a in x
+        )
+
+    def line(self) -> str:
+        """For the terminal."""
+        pairs = ", ".join(
+            f"{value:,}: {seconds:.2f} s"
+            for value, seconds in zip(self.values, self.seconds, strict=True)
+        )
+        return f"{self.variant} over {self.quantity}: {pairs} (exponent {self.exponent:.2f})"
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def text_batch(vocabulary: Vocabulary, *, prompt: int, new: int, rows: int) -> Batch:
+    """Random prompts before targets."""
+    generator = torch.Generator().manual_seed(1)
+    documents = []
+    for _ in range(rows):
+        ids = torch.randint(*vocabulary.text, (prompt + new,), generator=generator)
+        target = torch.arange(prompt + new) >= prompt
+        documents.append(Sequence((text_segment(ids, target=target),)))
+    return collate(documents, vocabulary)
+
+
+def image_batch(vocabulary: Vocabulary, *, words: int, codes: int, rows: int) -> Batch:
+    """Random words before the codes of a picture, which are targets."""
+    generator = torch.Generator().manual_seed(1)
+    documents = []
+    for _ in range(rows):
+        ids = torch.randint(*vocabulary.text, (words,), generator=generator)
+        drawn = torch.randint(vocabulary.image_codes, (codes,), generator=generator)
+        segments = image_segments(drawn, vocabulary, target=True)
+        documents.append(Sequence((text_segment(ids), *segments)))
+    return collate(documents, vocabulary)
+
+
+def conversations(path: Path, vocabulary: Vocabulary, *, count: int) -> list[Sequence]:
+    """Questions and answers as targets, in the tokens of a byte-level BPE of the file itself."""
+    problems = read_gsm8k(path)
+    pairs = [(str(one["question"]) + "\n", str(one["answer"])) for one in problems]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        (text for pair in pairs for text in pair),
+        vocab_size=min(8192, vocabulary.text[1]),
+        show_progress=False,
+    )
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))
+    documents = []
+    for n in order[:count].tolist():
+        question, answer = (tokenizer.encode(text).ids for text in pairs[n])
+        target = text_segment([*answer, vocabulary.eos_id], target=True)
+        documents.append(Sequence((text_segment(question), target)))
+    return documents
+
+
+def corrupted(batch: Batch, vocabulary: Vocabulary, *, share: float) -> Corruption:
+    """A share of the targets masked, each weighted by one over it."""
+    generator = torch.Generator().manual_seed(2)
+    draw = torch.rand(batch.ids.shape, generator=generator).to(batch.ids.device)
+    masked = batch.target & (draw < share)
+    t = torch.full(batch.ids.shape, share, device=batch.ids.device)
+    x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
+    return Corruption(x_t=x_t, masked=masked, t=t, p_mask=t, weight=1 / t)
+
+
+def our_loss(model: MmdlmForMaskedDiffusion, batch: Batch, corruption: Corruption) -> torch.Tensor:
+    """The sum over both modalities, of which the batch has one."""
+    terms = Objective(Absorbing(Linear())).terms(model, batch, corruption)
+    return sum(terms.sums.values(), torch.zeros((), device=batch.ids.device))
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Losses that are equal to 1e-5, relatively."""
+    return bool((a - b).abs() <= 1e-5 * b.abs())
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def reset_peak(device: torch.device) -> int:
+    """Begin to watch for the highest memory -> bytes in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark is what is in use
+    return _resident("VmRSS")
+
+
+def peak(device: torch.device) -> int:
+    """Highest memory in bytes since `reset_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def table(results: list[Result], *, title: str) -> str:
+    """One work: each variant beside the plain one and beside the floor."""
+    lines = [f"\n{title}"]
+    for one in results:
+        low, high = one.spread
+        parts = [
+            f"  {one.variant:14}{median(one.seconds):9.3f} s{one.per_second:11,.1f} {one.unit}/s"
+        ]
+        if one.variant != PLAIN:
+            parts.append(f"{one.times_plain:6.2f} x plain ({low:.2f} to {high:.2f})")
+        if one.target is not None:
+            parts.append(
+                f"asked {one.target} x{'' if one.times_plain >= one.target else ' MISSED'}"
+            )
+        if one.share_of_floor is not None:
+            parts.append(f"{one.share_of_floor:.0%} of the floor's speed")
+        if one.same_as_plain:
+            parts.append("the same result")
+        if one.peak_bytes is not None:
+            parts.append(f"{one.peak_bytes / 1e9:.2f} GB above the weights")
+        lines.append(", ".join(parts))
+    return "\n".join(lines)
+
+
+def chart(results: list[Result], path: Path) -> None:
+    """Bars of how many times as fast as plain each variant is, the spread, and what was asked."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    shown = [one for one in results if one.variant != PLAIN]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.55 * len(shown)), layout="constrained")
+    places = range(len(shown), 0, -1)
+    values = [one.times_plain for one in shown]
+    error = [
+        [one.times_plain - one.spread[0] for one in shown],
+        [one.spread[1] - one.times_plain for one in shown],
+    ]
+    axes.barh(places, values, xerr=error, height=0.6, color="#4878a8", ecolor="#22211f", capsize=2)
+    for place, one in zip(places, shown, strict=True):
+        if one.target is not None:
+            axes.plot([one.target] * 2, [place - 0.4, place + 0.4], color="#b3402e", linewidth=2)
+        axes.annotate(f" {one.times_plain:.1f} x", (one.spread[1], place), va="center", fontsize=8)
+    axes.axvline(1, color="#8d8a84", linewidth=1)
+    axes.set_yticks(list(places), [f"{one.variant}\n{one.work.split(',')[0]}" for one in shown])
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set(xlabel="times as fast as plain code; red: what was asked", xlim=(0, None))
+    axes.margins(x=0.1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

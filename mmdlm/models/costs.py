@@ -1,0 +1,121 @@
+"""What a pass through a Transformer costs, and the least time it takes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from mmdlm.models.transformer import MmdlmConfig
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine reaches.
+
+    flops      per second, a product of large matrices
+    bandwidth  bytes per second, read and written in a copy
+    """
+
+    flops: float
+    bandwidth: float
+
+    @classmethod
+    def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
+        """Medians of 5 runs after a warm-up; takes 1 GB for a moment."""
+        store = torch.zeros(1 << 27, device=device)  # 512 MB, beyond any cache
+        other = torch.empty_like(store)
+        copy = timed(lambda: other.copy_(store), device)
+        return cls(product_rate(device, dtype), 2 * 4 * store.numel() / copy)
+
+    def seconds(self, flops: float, bytes_: float) -> float:
+        """The longer of computing and of reading."""
+        return max(flops / self.flops, bytes_ / self.bandwidth)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a product of large matrices; median of 5 runs."""
+    size = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / timed(lambda: a @ b, device)
+
+
+def timed(work: Callable[[], object], device: torch.device, *, repeats: int = 5) -> float:
+    """Median seconds of a call, after one that does not count."""
+    found = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        found.append(time.perf_counter() - began)
+    return median(found[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What passes through a Transformer cost: matrix products and attention, nothing else.
+
+    bytes_each  of a stored weight
+    """
+
+    config: MmdlmConfig
+    bytes_each: int = 4
+
+    @property
+    def layer(self) -> tuple[int, int]:
+        """Weights of a layer: of keys and values, and of all else."""
+        c = self.config
+        kv = 2 * c.hidden_size * int(c.num_key_value_heads or 0) * int(c.head_dim or 0)
+        own = 2 * c.hidden_size * c.num_attention_heads * int(c.head_dim or 0)
+        return kv, own + 3 * c.hidden_size * c.intermediate_size
+
+    @property
+    def body(self) -> int:
+        """Weights of all layers."""
+        return sum(self.layer) * self.config.num_hidden_layers
+
+    def forward(
+        self, machine: Machine, *, rows: int, length: int, computed: int, read: int, ids: int
+    ) -> float:
+        """Seconds of a forward pass.
+
+        rows      sequences of `length` tokens
+        computed  tokens of each that go through the layers
+        read      of these, the tokens whose logits are wanted, of `ids` ids; the last layer serves
+                  them alone where the whole row is computed
+        """
+        kv, own = self.layer
+        layers, d = self.config.num_hidden_layers, self.config.hidden_size
+        last = read if computed == length else computed
+        flops = 2 * rows * (layers * computed * kv + ((layers - 1) * computed + last) * own)
+        flops += 4 * rows * d * length * ((layers - 1) * computed + last)
+        flops += 2 * rows * read * d * ids
+        weights = self.body + ids * d
+        return machine.seconds(flops, weights * self.bytes_each)
+
+    def training(
+        self, *, tokens: int, pairs: int, head: Tensor | int, learns: bool = True
+    ) -> Tensor:
+        """Floating-point operations of a forward and a backward pass, a scalar.
+
+        Recomputation is not counted.
+
+        tokens  that go through the layers
+        pairs   of tokens that see each other: the sum of squares of the documents' lengths
+        head    tokens whose logits are wanted, each times the number of ids
+        learns  whether the weights of the layers do; else only gradients of states are taken
+        """
+        d, layers = self.config.hidden_size, self.config.num_hidden_layers
+        products = 6 if learns else 4
+        body = products * tokens * self.body + 12 * pairs * d * layers
+        return torch.as_tensor(6.0 * head * d, dtype=torch.float64) + body
