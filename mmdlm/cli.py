@@ -51,7 +51,7 @@ FAMILY_NAMES = (
     *("llada", "mmada", "lumina", "llada_v", "lavida_llada"),
     *("dream", "lavida_dream", "dimple"),
 )
-CACHES = ("prefix", "dual", "delayed", "stable")
+CACHES = ("prompt", "prefix", "dual", "delayed", "stable")
 QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
 CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
 
@@ -556,9 +556,9 @@ def _command(
     command.add_argument(
         "--cache",
         choices=CACHES,
-        help="faster, a little less exact: remember what lies before the block (prefix), all but "
-        "the block (dual), tokens once they are committed (delayed), what is sure (stable, for "
-        "pictures)",
+        help="faster, a little less exact: remember the prompt, what lies before the block "
+        "(prefix), all but the block (dual), tokens once they are committed (delayed), or what is "
+        "sure (stable, for pictures)",
     )
     command.add_argument(
         "--cache-refresh",

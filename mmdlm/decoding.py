@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
-from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Stable
+from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
 from mmdlm.core.commit import (
     Ancestral,
     CatchUp,
@@ -32,7 +32,7 @@ GENERATION = "generation.json"  # where a checkpoint carries its own defaults
 
 OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
 DecayName = Literal["linear", "compounding", "none"]
-CacheName = Literal["prefix", "dual", "delayed", "stable"]
+CacheName = Literal["prompt", "prefix", "dual", "delayed", "stable"]
 PARALLEL = ("threshold", "factor", "entropy_bound")
 ScheduleName = Literal[
     "linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up"
@@ -81,9 +81,10 @@ class Decoding:
     entropy_bound        as `threshold`, by entropies, in nats, see `EntropyBound` there. Of these
                          three one at most
     cache                what a step remembers of the steps before, faster and a little less exact:
-                         "prefix" what lies before the block, "dual" all but the block, "delayed"
-                         tokens some steps after they were committed, "stable" what the model is
-                         sure of (pictures); None: nothing, the exact result
+                         "prompt" that alone (exact for a model with prefix_attention), "prefix"
+                         what lies before the block, "dual" all but the block, "delayed" tokens a
+                         step after they were committed, "stable" what the model is sure of
+                         (pictures); None: nothing, the exact result
     cache_refresh        compute all anew every so many steps; None: as the cache has it
     block_length         finish this many tokens before the next are begun; None: all at once
     remask               share of committed tokens that a step may take back; 0 is off
@@ -226,6 +227,7 @@ class Decoding:
 
     def _cache(self) -> Cache | None:
         caches: dict[CacheName, Cache] = {
+            "prompt": Prompt(),
             "prefix": Prefix(),
             "dual": Dual(),
             "delayed": Delayed(),

@@ -21,6 +21,7 @@ class Standing:
     """How far each row has come before a denoising step.
 
     progress     in its present block
+    prefix       [B, L] bool, what stands before the first target
     here, later  [B, L] bool, targets of the present block, and of the blocks to come
     committed    [B, L] bool
     fresh        [B, L] bool, committed in the step before
@@ -28,6 +29,7 @@ class Standing:
     """
 
     progress: Progress
+    prefix: Tensor
     here: Tensor
     later: Tensor
     committed: Tensor
@@ -62,6 +64,22 @@ class Cache(ABC):
     @abstractmethod
     def stale(self, standing: Standing) -> Tensor:
         """[B, L] bool, the targets that are computed anew in any other step."""
+
+
+@dataclass(frozen=True)
+class Prompt(Cache):
+    """Remembers the prompt alone, from the first step to the last.
+
+    Exact for a model whose prompt sees itself alone (`prefix_attention`), as LaViDa's does.
+    Source: arXiv:2505.16839, section 3.3 (prefix-DLM).
+    """
+
+    def whole(self, standing: Standing) -> Tensor:
+        begins = ~standing.committed.any(1) & (standing.progress.step == 0)
+        return begins if self.refresh is None else begins | super().whole(standing)
+
+    def stale(self, standing: Standing) -> Tensor:
+        return ~standing.prefix
 
 
 @dataclass(frozen=True)

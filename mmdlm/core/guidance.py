@@ -87,6 +87,7 @@ class GuidedDenoiser:
         self._batch = batch
         self._contexts = [branch.ids for branch in unconditional]
         self._branches = concatenate([batch, *unconditional])
+        self._behind = [~branch.prefix & ~branch.target for branch in unconditional]
         self._scales = scales
         self._targets = batch.target.nonzero(as_tuple=True)
         self._places = [branch.target.nonzero(as_tuple=True) for branch in unconditional]
@@ -105,7 +106,7 @@ class GuidedDenoiser:
     ) -> Tensor:
         """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids.
 
-        at  targets, which stand for themselves in each branch, or all of a row
+        at  targets stand for themselves in each branch, context behind them for all that there is
         """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
         noisy = x_t[self._targets]
@@ -114,20 +115,20 @@ class GuidedDenoiser:
             for context, places in zip(self._contexts, self._places, strict=True)
         ]
         if at is not None:
-            marks, whole = at[self._targets], at.all(1, keepdim=True)
-            at = torch.cat(
-                [
-                    at,
-                    *(
-                        whole | at.new_zeros(context.shape).index_put(places, marks)
-                        for context, places in zip(self._contexts, self._places, strict=True)
-                    ),
-                ]
-            )
+            at = torch.cat([at, *self._at_in_branches(at)])
         hidden = self._denoiser.hidden(
             torch.cat([x_t, *rows]), self._branches, at=at, memory=memory
         )
         return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
+
+    def _at_in_branches(self, at: Tensor) -> list[Tensor]:
+        """The places `at` of the batch, in each of the other branches."""
+        marks, whole = at[self._targets], at.all(1, keepdim=True)
+        others = (at & ~self._batch.target).any(1, keepdim=True)  # context behind a target
+        return [
+            torch.zeros_like(behind).index_put(places, marks) | (others & behind) | whole
+            for places, behind in zip(self._places, self._behind, strict=True)
+        ]
 
     def head_weight(self, ids: tuple[int, int] | None = None) -> None:
         """None: guided logits are not linear in one state."""

@@ -166,6 +166,7 @@ class Sampler:
         vocabulary, target = denoiser.vocabulary, batch.target
         _check_ranges(batch, vocabulary)
         block_of, blocks = self._blocks(target)
+        prefix = batch.prefix
         passes = Passes.of(
             denoiser,
             batch,
@@ -204,7 +205,7 @@ class Sampler:
             if self.cache is not None:
                 later = target & (block_of > block[:, None])
                 at = self.cache.places(
-                    Standing(progress, here | still_open, later, committed, fresh, sure)
+                    Standing(progress, prefix, here | still_open, later, committed, fresh, sure)
                 )
             passes = passes.only(block < blocks)
             hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)

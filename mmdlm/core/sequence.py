@@ -187,6 +187,17 @@ class Batch:
         """[B, L] bool."""
         return self.document == NO_DOCUMENT
 
+    @property
+    def prefix(self) -> Tensor:
+        """[B, L] bool: what stands before the first target of its document, such as a prompt."""
+        rows, length = self.document.shape
+        place = torch.arange(length, device=self.ids.device).expand(rows, -1)
+        number = self.document + 1
+        first = torch.full((rows, length + 1), length, device=self.ids.device).scatter_reduce(
+            1, number, place.masked_fill(~self.target, length), "amin"
+        )
+        return place < first.gather(1, number)
+
     def of(self, modality: Modality) -> Tensor:
         """[B, L] bool: positions of one modality."""
         return self.modality == modality

@@ -36,19 +36,27 @@ def same_document(document: Tensor) -> MaskFunction:
 
 
 def visible(
-    document: Tensor, *, ahead: Tensor | None = None, around: int | None = None
+    document: Tensor,
+    *,
+    ahead: Tensor | None = None,
+    around: int | None = None,
+    prefix: Tensor | None = None,
 ) -> MaskFunction:
     """`same_document`, and of it what lies near enough; distances are counted in tokens.
 
     ahead   [B] tokens that are seen to the right: 0 is causal, None all. Turning an autoregressive
             model bidirectional, one lets it grow (arXiv:2410.17891, attention mask annealing)
     around  tokens that are seen on either side: ModernBERT's local layers; None all
+    prefix  [B, L] tokens that see each other alone, though all see them: what is computed of them
+            holds whatever follows. None: there are none (arXiv:2505.16839, LaViDa's prefix mask)
     """
     functions = [same_document(document)]
     if ahead is not None:
         functions.append(lambda b, h, q, k: k - q <= ahead[b])
     if around is not None:
         functions.append(lambda b, h, q, k: (k - q).abs() <= around)
+    if prefix is not None:
+        functions.append(lambda b, h, q, k: ~prefix[b, q] | prefix[b, k])
     return functions[0] if len(functions) == 1 else and_masks(*functions)
 
 
@@ -71,15 +79,16 @@ class AttentionPattern:
         flex: bool,
         ahead: Tensor | None = None,
         around: int | None = None,
+        prefix: Tensor | None = None,
     ) -> AttentionPattern:
         """The pattern of `visible`, or the empty one where every row is one full document."""
         rows, length = document.shape
         if around is not None and around >= length - 1:
             around = None
-        near = ahead is not None or around is not None
-        if not flex and not near and bool((document == document[:, :1]).all()):
+        partial = any(part is not None for part in (ahead, around, prefix))
+        if not flex and not partial and bool((document == document[:, :1]).all()):
             return cls()
-        allowed = visible(document, ahead=ahead, around=around)
+        allowed = visible(document, ahead=ahead, around=around, prefix=prefix)
         if flex:
             block = create_block_mask(
                 allowed, rows, None, length, length, device=str(document.device)
@@ -91,16 +100,22 @@ class AttentionPattern:
 
     @classmethod
     def seen_from(
-        cls, places: Places, document: Tensor, *, ahead: Tensor | None = None
+        cls,
+        places: Places,
+        document: Tensor,
+        *,
+        ahead: Tensor | None = None,
+        prefix: Tensor | None = None,
     ) -> AttentionPattern:
         """What the queries at some places see of the keys of their rows: `document` [B, L] of all.
 
         Dense for every kernel, as such queries are few.
         """
         document = places.rows_of(document)
-        if ahead is None and bool((document == document[:, :1]).all()):
+        ahead, prefix = (None if x is None else places.rows_of(x) for x in (ahead, prefix))
+        if ahead is None and prefix is None and bool((document == document[:, :1]).all()):
             return cls()
-        allowed = visible(document, ahead=None if ahead is None else places.rows_of(ahead))
+        allowed = visible(document, ahead=ahead, prefix=prefix)
         key = torch.arange(document.shape[1], device=document.device)
         query = key[:, None] if places.column is None else places.column[:, None, :, None]
         row = torch.arange(len(document), device=document.device)[:, None, None, None]

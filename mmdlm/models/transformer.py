@@ -73,6 +73,7 @@ class MmdlmConfig(PreTrainedConfig):
                            model does (Dream)
     full_vocabulary        trained over all ids, not those of the position's modality; sampling
                            keeps to the modality all the same
+    prefix_attention       what stands before the first target of a document sees itself alone
     vision                 fields of `VisionConfig`, for a model that sees; None: it does not
     published              the family and the config.json that the weights were published with
     text_slots             text positions of the layout it was trained on; None: any length
@@ -99,6 +100,7 @@ class MmdlmConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     shift: bool = False
     full_vocabulary: bool = False
+    prefix_attention: bool = False
     vision: dict | None = None  # type: ignore[type-arg]
     published: dict | None = None  # type: ignore[type-arg]
     text_slots: int | None = None
@@ -357,17 +359,19 @@ class MmdlmModel(MmdlmPreTrainedModel):
         document: Tensor,
         ahead: Tensor | None = None,
         *,
+        prefix: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
 
         position  or [B, L, A], of a model with `rope_sections`
         ahead     [B] tokens to its right that a token sees; None: all of its document
+        prefix    [B, L] bool, tokens that see each other alone; None: there are none
         at        [B, L] bool, places that will be read: the last layer is computed there alone, and
                   states elsewhere are zero. None, or none of them: everywhere
         """
         flex = self.config._attn_implementation == "flex_attention"
-        pattern = AttentionPattern.of(document, flex=flex, ahead=ahead)
+        pattern = AttentionPattern.of(document, flex=flex, ahead=ahead, prefix=prefix)
         rotation = self.rotary(position)
         x = embeddings
         part = at is not None and bool(at.any()) and not bool(at.all())
@@ -376,7 +380,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
             x = layer(x, rotation, pattern)
         if places is None:
             return self.norm(x)
-        seen = AttentionPattern.seen_from(places, document, ahead=ahead)
+        seen = AttentionPattern.seen_from(places, document, ahead=ahead, prefix=prefix)
         states = self.norm(self.layers[-1](x, rotation, seen, places=places))
         return places.put(torch.zeros_like(x), states)
 
@@ -386,6 +390,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
         position: Tensor,
         document: Tensor,
         *,
+        prefix: Tensor | None,
         at: Tensor | None,
         memory: Memory,
     ) -> Tensor:
@@ -405,7 +410,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
             if not bool(rows.any()):
                 continue
             places = Places.of(at, rows)
-            seen = AttentionPattern.seen_from(places, document)
+            seen = AttentionPattern.seen_from(places, document, prefix=prefix)
             here = turned(rotation, places)
             x = places.take(embeddings)
             for layer, *kept in zip(self.layers, memory.keys, memory.values, strict=True):
@@ -478,12 +483,15 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if at is not None and self.config.shift:
             at = at | at.roll(-1, dims=1)  # a state may be read at its right neighbour
         layout = (self._rotary(batch), batch.document)
+        prefix = batch.prefix if self.config.prefix_attention else None
         if memory is None:
-            hidden = self.model(embeddings, *layout, batch.ahead, at=at)
+            hidden = self.model(embeddings, *layout, batch.ahead, prefix=prefix, at=at)
         else:
             if batch.ahead is not None:
                 raise ValueError("memory: a batch that looks ahead a bounded way is not kept")
-            hidden = self.model.remembering(embeddings, *layout, at=at, memory=memory)
+            hidden = self.model.remembering(
+                embeddings, *layout, prefix=prefix, at=at, memory=memory
+            )
         return self._aligned(hidden, batch.position)
 
     def _rotary(self, batch: Batch) -> Tensor:
@@ -538,6 +546,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         These are the logits that the network was published with: under `shift` those at i predict
         token i + 1.
         """
+        if self.config.prefix_attention:
+            raise ValueError(
+                "prefix_attention: what is a prefix follows from targets, which this call does not "
+                "know; use hidden and logits_at"
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:

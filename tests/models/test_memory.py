@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Stable
+from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
 from mmdlm.core.commit import ScheduledCount, Threshold
 from mmdlm.core.memory import Memory
 from mmdlm.core.order import Confidence, Random
@@ -17,7 +17,7 @@ from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
 
-CACHES = (Prefix(), Dual(), Delayed(), Stable(warm_up=0.0))
+CACHES = (Prompt(), Prefix(), Dual(), Delayed(), Stable(warm_up=0.0))
 
 
 def network(**options: object) -> MmdlmForMaskedDiffusion:
@@ -197,6 +197,50 @@ def test_a_cache_is_remembered_from_step_to_step() -> None:
         again = replace(plain, cache=cache)(model, batch, generator=rng())
         assert torch.equal(found.ids, again.ids)
         assert not torch.equal(found.log_prob, expected.log_prob)
+
+
+@pytest.mark.parametrize("kind", ["alone", "ragged", "packed"])
+@torch.no_grad()
+def test_a_prefix_sees_itself_alone_and_is_seen_by_all(kind: str) -> None:
+    model, batch = network(prefix_attention=True).double(), batches()[kind]
+    before, after = noisy(batch), noisy(batch, share=0.5)
+    first, second = model.hidden(before, batch), model.hidden(after, batch)
+    prefix = batch.prefix
+    assert bool(prefix.any())
+    assert bool((prefix & batch.target).sum() == 0)
+    torch.testing.assert_close(first[prefix], second[prefix])
+    assert not torch.allclose(first[batch.target], second[batch.target])
+    changed = replace(batch, ids=torch.where(prefix, (batch.ids + 1) % 11, batch.ids))
+    third = model.hidden(noisy(changed), changed)
+    has_prefix = prefix.any(1, keepdim=True) & batch.target
+    assert not torch.allclose(first[has_prefix], third[has_prefix])
+    at = batch.target & (torch.rand(batch.ids.shape, generator=rng(1)) < 0.6)
+    torch.testing.assert_close(model.hidden(before, batch, at=at)[at], first[at])
+    with pytest.raises(ValueError, match="prefix_attention"):
+        model(batch.ids)
+
+
+@pytest.mark.parametrize("kind", ["alone", "ragged"])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_prompt_cache_is_exact_where_the_prompt_sees_itself_alone(
+    kind: str, scale: float
+) -> None:
+    model, batch = network(prefix_attention=True), batches()[kind]
+    passes: list[int] = []
+    model.model.layers[1].register_forward_hook(
+        lambda module, given, out: passes.append(out.shape[0] * out.shape[1])
+    )
+    plain = sampler(guidance_scale=scale)
+    expected = plain(model, batch, generator=rng())
+    without = sum(passes)
+    passes.clear()
+    found = replace(plain, cache=Prompt())(model, batch, generator=rng())
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.steps, expected.steps)
+    torch.testing.assert_close(found.log_prob, expected.log_prob, atol=1e-5, rtol=0)
+    assert sum(passes) < without
+    other = replace(plain, cache=Prompt())(network(), batch, generator=rng())
+    assert not torch.equal(other.log_prob, plain(network(), batch, generator=rng()).log_prob)
 
 
 def test_alike_rows_go_through_the_first_pass_once() -> None:
