@@ -1,0 +1,92 @@
+"""What several tokens at once save and cost: counted passes, right answers, repeated words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eval.parallel import (
+    Captions,
+    Countdown,
+    Faster,
+    Sudoku,
+    Task,
+    has_repeats,
+    main,
+    outcome,
+    table,
+)
+from eval.passes import counted
+from mmdlm.generate import Model
+from mmdlm.loading import load
+
+
+@dataclass(frozen=True)
+class Names(Task):
+    """Completions of the bundled model; "right" is what it says one token a step."""
+
+    model: str = "emoji"
+    steps: int = 16
+
+    def answers(
+        self, model: Model, *, steps: int, generator: torch.Generator
+    ) -> tuple[list[str], Tensor]:
+        texts = ["woman [MASK] [MASK] skin tone", "flag: [MASK] [MASK]"]
+        said = [model.infill(one, num_inference_steps=2, generator=generator) for one in texts]
+        return said, torch.tensor(["skin tone" in one for one in said])
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Model:
+    return load("emoji", device="cpu")
+
+
+def test_passes_are_counted_and_the_counted_model_is_the_same(emoji: Model) -> None:
+    model, passes = counted(emoji)
+    text = "woman [MASK] [MASK] skin tone"
+    assert model.infill(text, num_inference_steps=2) == emoji.infill(text, num_inference_steps=2)
+    assert passes.rows == 2
+    model.infill([text, "a [MASK]"], num_inference_steps=2)
+    assert passes.rows == 2 + 3  # the second text has one hole and leaves after one step
+
+
+def test_a_low_threshold_needs_fewer_passes(emoji: Model) -> None:
+    usual = outcome("names", Names(), emoji, Faster())
+    sure = outcome("names", Names(), emoji, Faster(threshold=0.0))
+    assert (usual.forwards, sure.forwards) == (2, 1)
+    assert usual.right == 0.5
+    assert "2.0 x fewer" in table([usual, sure])
+
+
+@pytest.mark.parametrize("task", [Sudoku("m", 16, 3), Countdown("m", 7, 3)])
+def test_puzzles_know_what_is_right(task: Sudoku | Countdown) -> None:
+    problems = task.benchmark(torch.Generator().manual_seed(0)).problems
+    assert len(problems) == 3
+
+
+def test_captions_of_shards(emoji: Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        Captions(str(tmp_path / "*.tar")).answers(emoji, steps=2, generator=torch.Generator())
+
+
+@pytest.mark.parametrize(
+    "text, repeats",
+    [("a a b", True), ("man, man", True), ("Man man", True), ("woman man", False), ("", False)],
+)
+def test_repeated_words(text: str, repeats: bool) -> None:
+    assert has_repeats(text) == repeats
+
+
+def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "parallel.json"
+    main({"names": Names()}, [Faster(threshold=0.0), Faster(factor=0.5)], out=out)
+    found = json.loads(out.read_text())["outcomes"]
+    assert [one["decoding"] for one in found] == ["one token a step", "threshold 0.0", "factor 0.5"]
+    assert "| names | threshold 0.0 | 1.00 (2.0 x fewer) |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no tasks"):
+        main({}, [], out=out)
