@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,104 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from data_pipelines import command_line
-from data_pipelines.countdown import make_problems
 from data_pipelines.shards import write_file
-from data_pipelines.sudoku import make_puzzles
-from eval import countdown, sudoku
-from eval.benchmark import Asked, Asking, Benchmark, ask, rate
-from eval.emoji import Gallery
-from eval.metrics import estimate, exact_match
+from eval.metrics import estimate
 from eval.passes import counted
 from eval.provenance import describe_hardware, describe_model
+from eval.questions import Questions
 from mmdlm.generate import Model
 from mmdlm.loading import load
-
-
-class Task(ABC):
-    """Questions whose answers are right or wrong.
-
-    steps  denoising steps that commit one token each
-    """
-
-    model: str
-    steps: int
-
-    @abstractmethod
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
-        """What the model says, and [N] bool, what of it is right."""
-
-
-@dataclass(frozen=True)
-class Solve(Task):
-    """Puzzles that are made: `count` of the held-out ones."""
-
-    model: str
-    steps: int
-    count: int = 500
-    batch_size: int = 250
-
-    @abstractmethod
-    def benchmark(self, generator: torch.Generator) -> Benchmark:
-        """Its first measure is what is right."""
-
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
-        benchmark = self.benchmark(torch.Generator().manual_seed(0))
-        asked = Asked(num_inference_steps=steps, batch_size=self.batch_size)
-        asking = Asking(model, asked, generator)
-        said = ask(benchmark.problems, asking, batch_size=self.batch_size)
-        scored = rate(benchmark, said)
-        return list(said), scored.breakdown.rewards[next(iter(benchmark.measures))] == 1
-
-
-@dataclass(frozen=True)
-class Sudoku(Solve):
-    """4x4 puzzles of held-out grids, as the small model is asked."""
-
-    def benchmark(self, generator: torch.Generator) -> Benchmark:
-        puzzles = make_puzzles(self.count, split="held_out", blanks=(8, 8), generator=generator)
-        return sudoku.benchmark(puzzles, style="plain")
-
-
-@dataclass(frozen=True)
-class Countdown(Solve):
-    """Problems of three held-out numbers, as the small model is asked."""
-
-    def benchmark(self, generator: torch.Generator) -> Benchmark:
-        problems = make_problems(self.count, split="held_out", numbers=3, generator=generator)
-        return countdown.benchmark(problems, style="plain")
-
-
-@dataclass(frozen=True)
-class Captions(Task):
-    """Names of emoji: the held-out ones, or all but `trained` at random as well.
-
-    shards  with their pictures, from `data_pipelines.write_shards emoji`
-    """
-
-    shards: str
-    model: str = "emoji"
-    steps: int = 16
-    trained: int = 331
-    batch_size: int = 50
-
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
-        gallery = Gallery.read(self.shards)
-        places = [place for some in gallery.split(self.trained, seed=0).values() for place in some]
-        said: list[str] = []
-        for start in range(0, len(places), self.batch_size):
-            pictures = [gallery.emoji[i].image for i in places[start : start + self.batch_size]]
-            said += model.caption(pictures, num_inference_steps=steps, generator=generator)
-        return said, exact_match(said, [gallery.right[i] for i in places])
 
 
 @dataclass(frozen=True)
@@ -147,7 +58,7 @@ class Outcome:
     repeats: float
 
 
-def outcome(name: str, task: Task, model: Model, faster: Faster) -> Outcome:
+def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome:
     """Ask all questions of a task."""
     asked, passes = counted(model.faster(threshold=faster.threshold, factor=faster.factor))
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +98,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(
-    tasks: dict[str, Task],
+    tasks: dict[str, Questions],
     faster: list[Faster],
     *,
     out: Path = Path("runs/eval/parallel.json"),

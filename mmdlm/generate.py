@@ -14,7 +14,7 @@ from typing import cast, overload
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdlm.arguments import (
     ImageLike,
@@ -31,6 +31,7 @@ from mmdlm.engine import Engine
 from mmdlm.filling import Filling, filled
 from mmdlm.layouts.conversation import Message, check_messages, turns_of
 from mmdlm.layouts.layout import Ask, Codes
+from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.vision.frame import Frame
 
 
@@ -62,8 +63,11 @@ class Model(Engine):
         cache_refresh: int | None = None,
         threshold: float | None = None,
         factor: float | None = None,
+        compile: bool | Mode = False,
     ) -> Model:
-        """This model, with all its tasks decoded faster at the price of some exactness.
+        """This model, with all its tasks decoded faster.
+
+        What is computed less often, or fewer times, costs some exactness:
 
         cache          what a step remembers of the steps before: "prefix" and "dual" for text in
                        blocks, "delayed" for text, "stable" for pictures
@@ -71,11 +75,20 @@ class Model(Engine):
         threshold      commit every token of at least this probability: fewer steps
         factor         the same, but the more tokens at once the surer each has to be
 
+        And what does not:
+
+        compile        hand the layers to torch.compile, those of this model too: the first calls
+                       say so, and take minutes. Or a mode of it: "reduce-overhead" records CUDA
+                       graphs
+
         See `mmdlm.decoding.Decoding`; what is not given stays as it is.
         """
         defaults = self.defaults.in_each_task(
             cache=cache, cache_refresh=cache_refresh, threshold=threshold, factor=factor
         )
+        if compile:
+            assert isinstance(self.denoiser, nn.Module)
+            compile_layers(self.denoiser, mode="default" if compile is True else compile)
         return replace(self, defaults=defaults)
 
     # --- pictures ---------------------------------------------------------------------------------

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedTokenizerFast
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipelines.conversations import speak
 from data_pipelines.loader import Loader, build_loader
@@ -29,6 +30,7 @@ from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.words import Words
 from mmdlm.models.checkpoint import read_json
+from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
@@ -45,6 +47,8 @@ from train.optimizer import Rates
 from train.parts import Parts
 
 Attention = Literal["sdpa", "flex_attention"]
+Recompute = bool | Literal["selective"]
+PRODUCTS = ("mm", "addmm", "bmm", "flex_attention")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -178,13 +182,6 @@ def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
 def _nothing(module: nn.Module) -> Tensor | float:
     """Zero, as a function of each trainable parameter."""
     return sum(0.0 * p.flatten()[0] for p in module.parameters() if p.requires_grad)
-
-
-def compile_layers(denoiser: nn.Module) -> None:
-    """Hand each of the repeated layers to torch.compile, which compiles one for all of them."""
-    for module in denoiser.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile()
 
 
 def dropout_seed(denoiser: nn.Module, *, generator: torch.Generator) -> int | None:
@@ -371,10 +368,25 @@ def learn_in_float32(denoiser: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def recompute_layers(denoiser: PretrainedDenoiser) -> None:
-    """Keep the input of each layer alone for the backward pass (gradient checkpointing)."""
+def recompute_layers(denoiser: PretrainedDenoiser, recompute: Recompute) -> None:
+    """Compute again in the backward pass what is cheap to keep no memory for (checkpointing).
+
+    True keeps the input of each layer alone; "selective" the results of matrix products and of
+    attention besides, so that no product is computed twice.
+    """
+    if not recompute:
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
     enable = getattr(denoiser, "activation_checkpointing_enable", None)  # its newer name
-    (enable or denoiser.gradient_checkpointing_enable)({"use_reentrant": False})
+    (enable or denoiser.gradient_checkpointing_enable)(options)
+
+
+def _kept(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    name = operation.name().split("::")[-1]
+    dear = name in PRODUCTS or name.startswith("_scaled_dot_product")
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def save(

@@ -106,7 +106,7 @@ class FitSettings:
     clip              largest gradient norm
     ema               decay of the averaged weights
     mixed_precision   "no", "bf16", or "auto": bf16 on an accelerator, float32 on a CPU
-    compile           torch.compile the layers
+    compile           torch.compile the layers; "auto": on a GPU
     checkpoint_every  steps between checkpoints (the newest `keep` stay); the last step has one
     sample_every      steps between sample sheets; 0 for none
     log_every         steps between lines of the log
@@ -120,7 +120,7 @@ class FitSettings:
     clip: float = 1.0
     ema: float = 0.999
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     checkpoint_every: int = 500
     keep: int = 2
     sample_every: int = 0
@@ -164,7 +164,8 @@ def fit(
         project_dir=str(out),
     )
     _check_trackers(settings.trackers, accelerator)
-    if settings.compile:
+    on_gpu = accelerator.device.type == "cuda"
+    if settings.compile is True or (settings.compile == "auto" and on_gpu):
         stage.compile_layers()
     optimizers = settings.optimizer.build(stage, rates=stage.rates())
     _check_sharding(optimizers, settings, accelerator)

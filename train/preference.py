@@ -23,6 +23,7 @@ from mmdlm.core.likelihood import Elbo, LikelihoodEstimator, View
 from mmdlm.core.sequence import Batch
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.models.compilation import compile_layers
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
 from mmdlm.rl.statistics import Statistics
@@ -31,7 +32,7 @@ from train.denoising import (
     Attention,
     Data,
     Dtype,
-    compile_layers,
+    Recompute,
     finish,
     image_tokenizer_of,
     layout_for,
@@ -140,7 +141,7 @@ def main(
     text_tokenizer: Path | None = None,
     image_tokenizer: Path | None = None,
     attention: Attention = "sdpa",
-    recompute: bool = False,
+    recompute: Recompute = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
     save_dtype: Dtype = "float32",
     threads: int | None = None,
@@ -195,8 +196,7 @@ def main(
     reference = Reference(denoiser, adapted=adapted is not None, needed=True)
     if reference.copy is not None:
         reference.copy.to(state.device)  # `fit` moves the policy alone
-    if recompute:
-        recompute_layers(denoiser)
+    recompute_layers(denoiser, recompute)
 
     known = words_for(denoiser, words, pictures)
     layout = layout_for(denoiser)

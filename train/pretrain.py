@@ -23,6 +23,7 @@ from train.denoising import (
     Data,
     DenoisingStage,
     Dtype,
+    Recompute,
     finish,
     layout_for,
     load_batches,
@@ -56,7 +57,7 @@ def main(
     prompts: list[str] | None = None,
     decoding: Defaults | None = None,
     attention: Attention = "sdpa",
-    recompute: bool = False,
+    recompute: Recompute = False,
     save_dtype: Dtype = "float32",
     threads: int | None = None,
 ) -> None:
@@ -84,7 +85,8 @@ def main(
             carry none, and the library's own are used.
         attention: Kernel; flex_attention for packed rows on a GPU.
         recompute: Keep the input of each layer alone for the backward pass (gradient
-            checkpointing): less memory, a third more time.
+            checkpointing): less memory, a third more time. "selective" keeps what matrix products
+            and attention gave, too: less is saved, and hardly any time is lost.
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
@@ -108,8 +110,7 @@ def main(
     elif tower_weights is not None:
         raise ValueError(f"tower_weights {tower_weights}: there is no `vision` that they are for")
     parts.freeze(denoiser)
-    if recompute:
-        recompute_layers(denoiser)
+    recompute_layers(denoiser, recompute)
 
     known = words_for(denoiser, words, pictures)
     sources = read_sources(data, denoiser, known, layout_for(denoiser))

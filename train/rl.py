@@ -20,6 +20,7 @@ from mmdlm.core.likelihood import LikelihoodEstimator
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.generate import Model
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.models.compilation import compile_layers
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
@@ -29,7 +30,6 @@ from train.completions import CompletionsTable
 from train.denoising import (
     Attention,
     Dtype,
-    compile_layers,
     dropout,
     dropout_seed,
     finish,

@@ -25,6 +25,7 @@ from train.denoising import (
     Data,
     DenoisingStage,
     Dtype,
+    Recompute,
     finish,
     image_tokenizer_of,
     layout_for,
@@ -62,7 +63,7 @@ def main(
     examples: int = 2,
     decoding: Defaults | None = None,
     attention: Attention = "sdpa",
-    recompute: bool = False,
+    recompute: Recompute = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
     save_dtype: Dtype = "float32",
     threads: int | None = None,
@@ -96,7 +97,8 @@ def main(
             carry none, and those of the family are used.
         attention: Kernel; flex_attention for packed rows on a GPU.
         recompute: Keep the input of each layer alone for the backward pass (gradient
-            checkpointing): less memory, a third more time.
+            checkpointing): less memory, a third more time. "selective" keeps what matrix products
+            and attention gave, too: less is saved, and hardly any time is lost.
         dtype: Of the weights that stay frozen; those that learn are float32.
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
@@ -138,8 +140,7 @@ def main(
             raise ValueError("lora trains the denoiser, which parts.frozen names; leave one out")
         adapted = lora.onto(denoiser, seed=fit_settings.seed)
     learn_in_float32(denoiser)
-    if recompute:
-        recompute_layers(denoiser)
+    recompute_layers(denoiser, recompute)
 
     known = words_for(denoiser, words, pictures)
     sources = read_sources(data, denoiser, known, layout or layout_for(denoiser))

@@ -10,24 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.parallel import (
-    Captions,
-    Countdown,
-    Faster,
-    Sudoku,
-    Task,
-    has_repeats,
-    main,
-    outcome,
-    table,
-)
+from eval.parallel import Faster, has_repeats, main, outcome, table
 from eval.passes import counted
+from eval.questions import Captions, Countdown, Questions, Sudoku
 from mmdlm.generate import Model
 from mmdlm.loading import load
 
 
 @dataclass(frozen=True)
-class Names(Task):
+class Names(Questions):
     """Completions of the bundled model; "right" is what it says one token a step."""
 
     model: str = "emoji"

@@ -14,6 +14,7 @@ from mmdlm.core.order import Confidence, Random
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine
 from mmdlm.core.sequence import Batch, collate, pack
+from mmdlm.models.compilation import compile_layers
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
 
@@ -274,3 +275,23 @@ def test_a_bad_cache() -> None:
         Dual(refresh=0)
     with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], got 2"):
         Stable(share=2)
+
+
+@pytest.mark.parametrize("cache", [None, Dual(), Prompt()], ids=str)
+def test_compiled_layers_give_the_same_tokens_and_say_that_they_compile(
+    cache: Cache | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and split as for any kernel; run as torch would run the traced graph."""
+    model, twin = network(), network()
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, mode: compile_(module, backend="aot_eager")
+    )
+    compile_layers(model)
+    batch = ragged()
+    plain = sampler(cache=cache)
+    found = plain(model, batch, generator=rng())
+    assert torch.equal(found.ids, plain(twin, batch, generator=rng()).ids)
+    assert [one.message for one in caplog.records if one.name.startswith("mmdlm")] == [
+        "compiling the layers: the first calls take a minute or two"
+    ]

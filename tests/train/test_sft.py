@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import signal
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import mmdlm
 from data_pipelines.conversations import Conversation, speak
@@ -30,11 +32,11 @@ from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.layouts.layouts import LAYOUTS
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.adapter import VisionConfig
-from tests.core.fakes import TinyDenoiser, rng
+from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
 from tests.layouts.tiny import words_of
 from tests.train.tiny import Run, logged, sft, trajectory
-from train.denoising import Coefficients, DenoisingStage, open_eyes
+from train.denoising import Coefficients, DenoisingStage, open_eyes, recompute_layers
 from train.examples import described
 from train.low_rank import LowRank
 
@@ -239,6 +241,31 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
     run = Run(sft, arguments(recipe, whole, *more), folder=tmp_path)
     assert run.exit_code() == 2
     assert "beside other frozen weights" in run.errors.read_text()
+
+
+def test_selective_recomputation_computes_no_product_twice() -> None:
+    """Operations of forward and backward are those without it, all layers' once more with True."""
+    torch.manual_seed(0)
+    config = MmdlmConfig(
+        vocabulary=VOCABULARY.to_dict(),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+    model, batch = MmdlmForMaskedDiffusion(config).train(), ragged()
+    at = batch.target
+    found = {}
+    for recompute in (False, "selective", True):
+        twin = copy.deepcopy(model)
+        recompute_layers(twin, recompute)
+        with FlopCounterMode(display=False) as counter:
+            twin.hidden(batch.ids, batch, at=at)[at].square().sum().backward()
+        gradients = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+        found[recompute] = counter.get_total_flops(), gradients
+    assert found["selective"][0] == found[False][0] < found[True][0]
+    for recompute in ("selective", True):
+        torch.testing.assert_close(found[recompute][1], found[False][1], rtol=0, atol=0)
 
 
 def test_layers_that_are_recomputed_learn_the_same(recipe: Path, tmp_path: Path) -> None:

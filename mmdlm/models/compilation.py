@@ -1,0 +1,34 @@
+"""Layers handed to torch.compile: one is compiled, and serves the whole depth."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Mode = Literal["default", "reduce-overhead", "max-autotune"]
+logger = logging.getLogger(__name__)
+
+
+def compile_layers(denoiser: nn.Module, *, mode: Mode = "default") -> None:
+    """Compile the repeated layers where they stand; the first calls say so, and take minutes.
+
+    mode  of torch.compile: "reduce-overhead" records CUDA graphs, for shapes that do not change
+    """
+    layers = [one for one in denoiser.modules() if isinstance(one, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.compile(mode=mode)
+    if layers:
+        _say_so(layers[0])
+
+
+def _say_so(layer: nn.Module) -> None:
+    """Once, when the layer is first called."""
+
+    def say(module: nn.Module, given: Any) -> None:
+        handle.remove()
+        logger.warning("compiling the layers: the first calls take a minute or two")
+
+    handle = layer.register_forward_pre_hook(say)
