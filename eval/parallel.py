@@ -32,11 +32,16 @@ class Faster:
 
     threshold: float | None = None
     factor: float | None = None
+    entropy_bound: float | None = None
 
     @property
     def name(self) -> str:
         """For the table."""
-        given = [f"{name} {value}" for name, value in asdict(self).items() if value is not None]
+        given = [
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in asdict(self).items()
+            if value is not None
+        ]
         return ", ".join(given) or "one token a step"
 
 
@@ -60,7 +65,7 @@ class Outcome:
 
 def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome:
     """Ask all questions of a task."""
-    asked, passes = counted(model.faster(threshold=faster.threshold, factor=faster.factor))
+    asked, passes = counted(model.faster(**asdict(faster)))
     generator = torch.Generator().manual_seed(0)
     said, right = task.answers(asked, steps=task.steps, generator=generator)
     found = estimate(right)

@@ -63,6 +63,7 @@ class Model(Engine):
         cache_refresh: int | None = None,
         threshold: float | None = None,
         factor: float | None = None,
+        entropy_bound: float | None = None,
         compile: bool | Mode = False,
     ) -> Model:
         """This model, with all its tasks decoded faster.
@@ -74,6 +75,7 @@ class Model(Engine):
         cache_refresh  compute all anew every so many steps; 1 is exact
         threshold      commit every token of at least this probability: fewer steps
         factor         the same, but the more tokens at once the surer each has to be
+        entropy_bound  the same, by entropies, in nats, which then are the order as well
 
         And what does not:
 
@@ -84,7 +86,13 @@ class Model(Engine):
         See `mmdlm.decoding.Decoding`; what is not given stays as it is.
         """
         defaults = self.defaults.in_each_task(
-            cache=cache, cache_refresh=cache_refresh, threshold=threshold, factor=factor
+            cache=cache,
+            cache_refresh=cache_refresh,
+            threshold=threshold,
+            factor=factor,
+            entropy_bound=entropy_bound,
+            order=None if entropy_bound is None else "entropy",
+            order_temperature=None if entropy_bound is None else 0.0,
         )
         if compile:
             assert isinstance(self.denoiser, nn.Module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -61,5 +61,17 @@ class Denoiser(Protocol):
         """[R, D] such that `logits_at` is states @ head.T, for losses that fuse the two.
 
         None: there is no such matrix.
+        """
+        ...
+
+
+@runtime_checkable
+class SharingDenoiser(Denoiser, Protocol):
+    """One that can compute once what noisy copies of a batch have in common."""
+
+    def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, at: Tensor) -> Tensor:
+        """K copies of the ids [K B, L] of a batch of B rows, copy after copy -> [K B, L, D].
+
+        at  [K B, L] bool, the only places whose states will be read
         """
         ...

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core.cross_entropy import linear_cross_entropy
-from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.denoiser import Denoiser, SharingDenoiser
 from mmdlm.core.forward import Absorbing, Corruption, ForwardProcess, Spindle, Uniform
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
@@ -425,8 +425,8 @@ class Objective:
     def terms(self, denoiser: Denoiser, batch: Batch, corruption: Corruption) -> LossTerms:
         """One pass of the body; the head runs at the covered tokens of each modality alone."""
         counts = self.counts(batch, corruption)
+        hidden = _hidden(denoiser, batch, corruption)  # [B, L, D]
         batch = _copies(batch, corruption)
-        hidden = denoiser.hidden(corruption.x_t, batch, at=corruption.masked)  # [B, L, D]
         sums = {}
         for name, modality, loss in self._parts():
             ids = denoiser.vocabulary.range(modality)
@@ -466,6 +466,14 @@ def _targets_of_document(batch: Batch) -> Tensor:
     """[B, L]: at column d, the number of target tokens of document d of the row."""
     zeros = torch.zeros_like(batch.document)
     return zeros.scatter_add(1, batch.document.clamp_min(0), batch.target.long())
+
+
+def _hidden(denoiser: Denoiser, batch: Batch, corruption: Corruption) -> Tensor:
+    """[B, L, D], or [2 B, L, D] of complementary copies; read where the corruption masked."""
+    x_t, at = corruption.x_t, corruption.masked
+    if len(x_t) > len(batch) and isinstance(denoiser, SharingDenoiser):
+        return denoiser.hidden_of_copies(x_t, batch, at=at)
+    return denoiser.hidden(x_t, _copies(batch, corruption), at=at)
 
 
 def _copies(batch: Batch, corruption: Corruption) -> Batch:

@@ -32,7 +32,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mmdlm.core.memory import Memory
-from mmdlm.core.sequence import NO_DOCUMENT, Batch
+from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors, tokenizer_size
@@ -52,7 +52,8 @@ SIZES = (
 )
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
 # Keys and values [B, H, A, d] of the tokens that are computed -> [B, H, L, d] of the whole row.
-Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+KeyValue = tuple[Tensor, Tensor]
+Keep = Callable[[Tensor, Tensor], KeyValue]
 ROPE_TYPES = ("linear", "llama3", "yarn")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # Options of `from_pretrained` that put parts of the weights in different places.
@@ -418,6 +419,52 @@ class MmdlmModel(MmdlmPreTrainedModel):
             places.put_(memory.hidden, self.norm(x))
         return memory.hidden
 
+    def copies(
+        self,
+        embeddings: Tensor,
+        position: Tensor,
+        document: Tensor,
+        *,
+        prefix: Tensor,
+    ) -> Tensor:
+        """K copies [K B, L, D] of rows that share a prefix, which goes through once.
+
+        position, document, prefix  [B, L], alike for all copies
+        """
+        rows, more = len(document), len(embeddings) // len(document) - 1
+        first, others = embeddings[:rows], embeddings[rows:]
+
+        def again(x: Tensor) -> Tensor:
+            return x.repeat(more, *[1] * (x.ndim - 1))
+
+        rotation = self.rotary(position)
+        flex = self.config._attn_implementation == "flex_attention"
+        pattern = AttentionPattern.of(document, flex=flex, prefix=prefix)
+        places = Places.of(again(~prefix & (document != NO_DOCUMENT)))
+        seen = AttentionPattern.seen_from(places, again(document), prefix=again(prefix))
+        here = turned((again(rotation[0]), again(rotation[1])), places)
+        others = places.take(others)
+        for layer in self.layers:
+            known: list[Tensor] = []
+            first = layer(first, rotation, pattern, partial(_remember, known))
+            shared = [again(one) for one in known]
+            others = layer(others, here, seen, partial(_recall, shared, places))
+        first, others = self.norm(first), self.norm(others)
+        return torch.cat([first, places.put(again(first), others)])
+
+
+def _remember(known: list[Tensor], key: Tensor, value: Tensor) -> KeyValue:
+    """A `Keep` that writes down what it is told."""
+    known[:] = key, value
+    return key, value
+
+
+def _recall(known: list[Tensor], places: Places, key: Tensor, value: Tensor) -> KeyValue:
+    """A `Keep` of what another copy knows, but for some places."""
+    old_key, old_value = (one.transpose(1, 2) for one in known)
+    key = places.put(old_key, key.transpose(1, 2)).transpose(1, 2)
+    return key, places.put(old_value, value.transpose(1, 2)).transpose(1, 2)
+
 
 def _keep(kept: list[Tensor], places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """A `Keep` of what is remembered: keys and values [B, L, H, d]."""
@@ -474,12 +521,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
 
         The last layer is computed at the places `at` alone, where gradients too come from.
         """
-        embeddings = self.model.embed_tokens(x_t)
-        if batch.views is not None:
-            raise ValueError("the batch has pictures not looked at yet; call see(batch) first")
-        if batch.features is not None:
-            slots = batch.of(Modality.FEATURE)[..., None]
-            embeddings = embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
+        embeddings = self._embedded(x_t, batch)
         if at is not None and self.config.shift:
             at = at | at.roll(-1, dims=1)  # a state may be read at its right neighbour
         layout = (self._rotary(batch), batch.document)
@@ -493,6 +535,34 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
                 embeddings, *layout, prefix=prefix, at=at, memory=memory
             )
         return self._aligned(hidden, batch.position)
+
+    def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, at: Tensor) -> Tensor:
+        """K copies [K B, L] of a batch -> [K B, L, D]; see `SharingDenoiser`.
+
+        Under `prefix_attention` what stands before the targets is computed once for all of them,
+        unless layers are recomputed in the backward pass.
+        """
+        copies = len(x_t) // len(batch)
+        shared = self.config.prefix_attention and batch.ahead is None
+        if not shared or any(layer.gradient_checkpointing for layer in self.model.layers):
+            return self.hidden(x_t, concatenate([batch] * copies), at=at)
+        everything = concatenate([batch] * copies)
+        hidden = self.model.copies(
+            self._embedded(x_t, everything),
+            self._rotary(batch),
+            batch.document,
+            prefix=batch.prefix,
+        )
+        return self._aligned(hidden, everything.position)
+
+    def _embedded(self, x_t: Tensor, batch: Batch) -> Tensor:
+        embeddings: Tensor = self.model.embed_tokens(x_t)
+        if batch.views is not None:
+            raise ValueError("the batch has pictures not looked at yet; call see(batch) first")
+        if batch.features is None:
+            return embeddings
+        slots = batch.of(Modality.FEATURE)[..., None]
+        return embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
 
     def _rotary(self, batch: Batch) -> Tensor:
         """What the rotary embedding takes for positions: [B, L], or [B, L, A] on several axes."""

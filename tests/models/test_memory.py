@@ -9,11 +9,13 @@ import torch
 
 from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
 from mmdlm.core.commit import ScheduledCount, Threshold
+from mmdlm.core.forward import Absorbing
 from mmdlm.core.memory import Memory
+from mmdlm.core.objective import Objective
 from mmdlm.core.order import Confidence, Random
 from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Cosine
-from mmdlm.core.sequence import Batch, collate, pack
+from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.sequence import Batch, collate, concatenate, pack
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
@@ -242,6 +244,33 @@ def test_a_prompt_cache_is_exact_where_the_prompt_sees_itself_alone(
     assert sum(passes) < without
     other = replace(plain, cache=Prompt())(network(), batch, generator=rng())
     assert not torch.equal(other.log_prob, plain(network(), batch, generator=rng()).log_prob)
+
+
+@pytest.mark.parametrize("kind", ["alone", "ragged", "packed"])
+@pytest.mark.parametrize("shift", [False, True])
+def test_complementary_copies_share_the_pass_over_their_prefix(kind: str, shift: bool) -> None:
+    """With the loss and the gradients of copies that go through apart, and fewer tokens."""
+    batch = batches()[kind]
+    objective = Objective(Absorbing(Linear()), complementary=True)
+    corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
+    found = []
+    for shares in (True, False):
+        model = network(prefix_attention=True, shift=shift).double()
+        tokens: list[int] = []
+        model.model.layers[1].register_forward_hook(
+            lambda module, given, out, tokens=tokens: tokens.append(out.shape[0] * out.shape[1])
+        )
+        if shares:
+            sums = objective.terms(model, batch, corruption).sums
+        else:
+            one = Objective(Absorbing(Linear()))
+            sums = one.terms(model, concatenate([batch, batch]), corruption).sums
+        sum(sums.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((sums, gradients, sum(tokens)))
+    for shared, apart in zip(found[0][:2], found[1][:2], strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-5)
+    assert found[0][2] < found[1][2]
 
 
 def test_alike_rows_go_through_the_first_pass_once() -> None:
