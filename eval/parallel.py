@@ -33,12 +33,13 @@ class Faster:
     threshold: float | None = None
     factor: float | None = None
     entropy_bound: float | None = None
+    in_order: bool | None = None
 
     @property
     def name(self) -> str:
         """For the table."""
         given = [
-            f"{name.replace('_', ' ')} {value}"
+            name.replace("_", " ") + ("" if value is True else f" {value}")
             for name, value in asdict(self).items()
             if value is not None
         ]

@@ -80,6 +80,8 @@ class Decoding:
                          `mmdlm.core.commit.Factor`
     entropy_bound        as `threshold`, by entropies, in nats, see `EntropyBound` there. Of these
                          three one at most
+    in_order             of the tokens so found sure, those that stand in the order before all that
+                         are not
     cache                what a step remembers of the steps before, faster and a little less exact:
                          "prompt" that alone (exact for a model with prefix_attention), "prefix"
                          what lies before the block, "dual" all but the block, "delayed" tokens a
@@ -107,6 +109,7 @@ class Decoding:
     threshold_alone: bool = False
     factor: float | None = None
     entropy_bound: float | None = None
+    in_order: bool = False
     cache: CacheName | None = None
     cache_refresh: int | None = None
     block_length: int | None = None
@@ -143,6 +146,7 @@ class Decoding:
                 raise ValueError(f"{name} must be a list of token ids, got {ids!r}")
         for name in (
             "threshold_alone",
+            "in_order",
             "order_after_temperature",
             "whole_vocabulary",
             "mask_drawn",
@@ -156,6 +160,8 @@ class Decoding:
             _check_choice("cache", self.cache, CacheName)
         elif self.cache_refresh is not None:
             raise ValueError(f"cache_refresh {self.cache_refresh} needs a cache; name one")
+        if self.in_order and all(getattr(self, name) is None for name in PARALLEL):
+            raise ValueError(f"in_order needs one of {', '.join(PARALLEL)}; give one")
         parallel = [name for name in PARALLEL if getattr(self, name) is not None]
         if len(parallel) > 1:
             raise ValueError(f"{' and '.join(parallel)} exclude each other; give one of them")
@@ -202,11 +208,16 @@ class Decoding:
         }
         commit = rules[self.schedule]
         if self.threshold is not None:
-            commit = Threshold(self.threshold, otherwise=commit, alone=self.threshold_alone)
+            commit = Threshold(
+                self.threshold,
+                otherwise=commit,
+                alone=self.threshold_alone,
+                in_order=self.in_order,
+            )
         elif self.factor is not None:
-            commit = Factor(self.factor, otherwise=commit)
+            commit = Factor(self.factor, otherwise=commit, in_order=self.in_order)
         elif self.entropy_bound is not None:
-            commit = EntropyBound(self.entropy_bound, otherwise=commit)
+            commit = EntropyBound(self.entropy_bound, otherwise=commit, in_order=self.in_order)
         return Sampler(
             steps=self.num_inference_steps,
             block_length=self.block_length,

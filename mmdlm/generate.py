@@ -64,6 +64,7 @@ class Model(Engine):
         threshold: float | None = None,
         factor: float | None = None,
         entropy_bound: float | None = None,
+        in_order: bool | None = None,
         compile: bool | Mode = False,
     ) -> Model:
         """This model, with all its tasks decoded faster.
@@ -76,6 +77,8 @@ class Model(Engine):
         threshold      commit every token of at least this probability: fewer steps
         factor         the same, but the more tokens at once the surer each has to be
         entropy_bound  the same, by entropies, in nats, which then are the order as well
+        in_order       of the tokens so found sure, those that stand in the order before all others:
+                       for texts that are written from left to right
 
         And what does not:
 
@@ -91,6 +94,7 @@ class Model(Engine):
             threshold=threshold,
             factor=factor,
             entropy_bound=entropy_bound,
+            in_order=in_order,
             order=None if entropy_bound is None else "entropy",
             order_temperature=None if entropy_bound is None else 0.0,
         )

@@ -129,6 +129,8 @@ def test_parallel_rules_and_caches_by_name():
     assert Decoding(8, factor=0.5).sampler().commit == Factor(0.5)
     bound = Decoding(8, entropy_bound=0.2, order="entropy", schedule="cosine").sampler()
     assert bound.commit == EntropyBound(0.2, otherwise=ScheduledCount(Cosine()))
+    ordered = Decoding(8, threshold=0.9, in_order=True).sampler().commit
+    assert ordered == Threshold(0.9, in_order=True)
     assert Decoding(8).sampler().cache is None
     assert Decoding(8, cache="dual").sampler().cache == Dual()
     assert Decoding(8, cache="delayed").sampler().cache == Delayed(refresh=8)
@@ -145,6 +147,8 @@ def test_parallel_rules_and_caches_by_name():
         ({"threshold": 0.9, "factor": 1.0}, "threshold and factor exclude each other"),
         ({"factor": -1.0}, "factor must not be negative"),
         ({"entropy_bound": 0.1}, "needs order 'entropy'"),
+        ({"in_order": True}, "in_order needs one of threshold"),
+        ({"in_order": 1, "threshold": 0.9}, "in_order must be true or false"),
     ],
 )
 def test_what_does_not_go_together(options, message):

@@ -212,12 +212,15 @@ class Parallel(CommitRule):
     With as many steps as tokens that is one at least (Fast-dLLM); with fewer, the budget still
     suffices.
 
-    alone  in a step in which the model is sure of some token only those; `otherwise` counts in the
-           others. Dimple's confident decoding, with `CatchUp()`
+    alone     in a step in which the model is sure of some token only those; `otherwise` counts in
+              the others. Dimple's confident decoding, with `CatchUp()`
+    in_order  sure tokens wait for what comes before them in the order and is not sure. Read from
+              left to right, a text so grows without gaps, whose words were not yet to be seen
     """
 
     otherwise: CommitRule = field(default=EvenSplit(), kw_only=True)
     alone: bool = field(default=False, kw_only=True)
+    in_order: bool = field(default=False, kw_only=True)
 
     @property
     def planned(self) -> bool:
@@ -240,6 +243,9 @@ class Parallel(CommitRule):
         progress: Progress,
     ) -> Tensor:
         sure = self.sure(score, probability, among=among)
+        if self.in_order:
+            ranked = score.masked_fill(~among, -math.inf).sort(dim=1, descending=True, stable=True)
+            sure = highest(score, among, sure.gather(1, ranked.indices).long().cumprod(1).sum(1))
         if self.alone:
             count = count.masked_fill(sure.any(1) & ~progress.last, 0)
         return sure | highest(score, among, count)

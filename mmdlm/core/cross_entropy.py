@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmdlm.core.linear import linear
+
 _CHUNK = 1 << 26  # logits at a time (256 MB in float32)
 
 
@@ -47,11 +49,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             of_head = torch.zeros_like(head, dtype=torch.float32)
         rows = max(1, _CHUNK // max(1, len(head)))
         total = torch.zeros((), device=states.device)
-        room = states.new_empty(min(rows, len(states)), len(head))
         for start in range(0, len(states), rows):
             here = slice(start, start + rows)
             some, wanted, weight = states[here], label[here, None], factor[here, None]
-            logits = torch.mm(some, head.T, out=room[: len(some)]).float()
+            logits = linear(some, head).float()
             own = logits.gather(1, wanted)
             most = logits.amax(1, keepdim=True)
             share = logits.sub_(most).exp_()  # in place from here on
@@ -61,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             slope = share.mul_(weight / sum_).scatter_add_(1, wanted, -weight).to(states.dtype)
             if of_states is not None:
-                torch.mm(slope, head, out=of_states[here])
+                of_states[here] = linear(slope, head.T)
             if of_head is not None:
                 _add_product(of_head, slope.T, some)
         ctx.save_for_backward(of_states, None if of_head is None else of_head.to(head.dtype))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -18,6 +19,7 @@ from mmdlm.core.cache import Cache, Standing
 from mmdlm.core.commit import CommitRule, EntropyBound, EvenSplit, Progress, Remasking
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.guidance import ClassifierFreeGuidance
+from mmdlm.core.linear import packed_layers
 from mmdlm.core.noise import MaskNoise, Noise
 from mmdlm.core.order import Candidates, Confidence, Entropy, Order, gumbel_like
 from mmdlm.core.passes import Passes
@@ -158,11 +160,21 @@ class Sampler:
         generator: torch.Generator,
         unconditional: Batch | tuple[Batch, ...] | None = None,
     ) -> Iterator[SampleStep]:
-        """One item for each denoising step.
+        """One item for each denoising step; the weights must not change between two of them.
 
         unconditional  the other branch of guidance, or several; default: the batch without its
                        context
         """
+        with packed_layers(denoiser) if self.steps > 3 else nullcontext():
+            yield from self._steps(denoiser, batch, generator, unconditional)
+
+    def _steps(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        generator: torch.Generator,
+        unconditional: Batch | tuple[Batch, ...] | None,
+    ) -> Iterator[SampleStep]:
         vocabulary, target = denoiser.vocabulary, batch.target
         _check_ranges(batch, vocabulary)
         block_of, blocks = self._blocks(target)

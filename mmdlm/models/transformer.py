@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from mmdlm.core.linear import Linear, linear
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -241,10 +242,10 @@ class Attention(nn.Module):
         self.head_dim = head_dim = int(config.head_dim or 0)
         width, bias = config.hidden_size, config.attention_bias
         heads, kv_heads = config.num_attention_heads, int(config.num_key_value_heads or 0)
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.q_proj = Linear(width, heads * head_dim, bias=bias)
+        self.k_proj = Linear(width, kv_heads * head_dim, bias=bias)
+        self.v_proj = Linear(width, kv_heads * head_dim, bias=bias)
+        self.o_proj = Linear(heads * head_dim, width, bias=False)
         self.o_proj.ends_residual_branch = True  # type: ignore[assignment]
         self.q_norm = RMSNorm(head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
@@ -281,9 +282,9 @@ class SwiGLU(nn.Module):
     def __init__(self, config: MmdlmConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.gate_proj = Linear(width, inner, bias=False)
+        self.up_proj = Linear(width, inner, bias=False)
+        self.down_proj = Linear(inner, width, bias=False)
         self.down_proj.ends_residual_branch = True  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -489,7 +490,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             raise ValueError("MmdlmConfig.vocabulary is empty; give it Vocabulary(...).to_dict()")
         self.vocabulary = Vocabulary(**config.vocabulary)
         self.model = MmdlmModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.vision = None
         if config.vision is not None:
             self.vision = VisionAdapter(VisionConfig.from_dict(config.vision), config.hidden_size)
@@ -589,7 +590,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
 
     def head_weight(self, ids: tuple[int, int] | None = None) -> Tensor | None:
         """Weights [R, D] of the linear head, or None: an adapter or a quantizer has its own."""
-        if type(self.lm_head) is not nn.Linear:
+        if type(self.lm_head) not in (nn.Linear, Linear):
             return None
         return self.lm_head.weight if ids is None else self.lm_head.weight[slice(*ids)]
 
@@ -601,7 +602,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if weight is None:
             logits = self.lm_head(hidden[positions])
             return logits if ids is None else logits[:, slice(*ids)]
-        return F.linear(hidden[positions], weight)
+        return linear(hidden[positions], weight)
 
     def forward(
         self,

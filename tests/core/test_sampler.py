@@ -340,6 +340,23 @@ def test_entropy_bound_commits_what_is_nearly_independent():
         Sampler(steps=6, order=Entropy(1.0), commit=EntropyBound(0.1))
 
 
+def test_in_order_sure_tokens_wait_for_unsure_ones_before_them():
+    batch, denoiser = free_text(6), sharp(0.95, 0.92, 0.3, 0.99, 0.5, 0.94)
+    for rule, steps in (
+        (Threshold(0.9, in_order=True), [0, 0, 1, 1, 2, 2]),
+        (Factor(0.4, in_order=True), [0, 0, 1, 1, 2, 2]),
+        (Threshold(0.9), [0, 0, 0, 0, 1, 0]),  # the unsure one as the leftmost, too
+    ):
+        sampler = Sampler(steps=6, order=LeftToRight(), commit=rule)
+        out = sampler(denoiser, batch, generator=rng())
+        assert out.steps[0].tolist() == steps
+    by_confidence = [
+        Sampler(steps=6, commit=Threshold(0.9, in_order=flag))(denoiser, batch, generator=rng())
+        for flag in (False, True)
+    ]
+    assert torch.equal(by_confidence[0].steps, by_confidence[1].steps)  # the order is sureness
+
+
 @pytest.mark.parametrize("commit", [Factor(0.5), EntropyBound(0.5)], ids=str)
 def test_parallel_rules_keep_to_their_budget_and_fill_every_row(commit):
     order = Entropy() if isinstance(commit, EntropyBound) else Confidence()

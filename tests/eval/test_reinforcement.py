@@ -35,7 +35,7 @@ def comparison(tmp_path: Path) -> Comparison:
     return Comparison(
         "a task",
         MEASURE,
-        before=write_result(tmp_path / "before.json", 0.5),
+        before=str(write_result(tmp_path / "before.json", 0.5)),
         after=str(tmp_path / "after_{seed}.json"),
         log=str(tmp_path / "run_{seed}" / "log.jsonl"),
     )
@@ -83,7 +83,7 @@ def test_what_is_missing_is_named(comparison: Comparison, tmp_path: Path) -> Non
         ValueError, match="has no 'grids' of 'results/measures/grids/value'; it has"
     ):
         number(comparison.before, "results/measures/grids/value")
-    nothing = Comparison("none", MEASURE, before=tmp_path / "none.json", after="none_{seed}")
+    nothing = Comparison("none", MEASURE, before=str(tmp_path / "none.json"), after="none_{seed}")
     with pytest.raises(ValueError, match="none of the runs is done; start them with: make rl"):
         main([nothing], out=tmp_path)
     (tmp_path / "run_1" / "log.jsonl").unlink()

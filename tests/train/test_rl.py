@@ -664,6 +664,10 @@ def test_names_of_shards_leave_out_what_is_held_out(tmp_path: Path) -> None:
     assert [one.columns["name"] for one in Names(urls).problems()] == ["dog", "sun"]
     assert [one.prompt.text for one in Names(urls, held_out=True).problems()] == ["cat"]
     assert len(Names(urls, held_out=None).problems()) == 3
+    matching = Names(urls, held_out=None, matching="^(c|d)").problems()
+    assert sorted(one.prompt.text for one in matching) == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"matching '\(' is no regular expression"):
+        Names(urls, matching="(")
     with pytest.raises(ValueError, match="has no field 'text'"):
         Names(urls, field="text").problems()
 

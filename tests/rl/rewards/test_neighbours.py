@@ -79,6 +79,24 @@ def test_one_level_of_one_pixel_decides() -> None:
     assert found.nearest.tolist() == [[1, 0]]
 
 
+def test_the_margin_tells_good_from_better() -> None:
+    """By its distances, against the definition; 1 at the picture itself, 0 in the middle."""
+    gallery = levels(12)
+    right = torch.arange(12)
+    for weight in (0.0, 0.2, 0.5, 0.8):
+        blended = (1 - weight) * gallery.double() + weight * gallery.roll(1, dims=0).double()
+        distance = torch.cdist(blended.flatten(1), gallery.double().flatten(1))
+        own = distance.diagonal()
+        other = distance.masked_fill(torch.eye(12, dtype=torch.bool), math.inf).amin(1)
+        expected = (other - own) / torch.maximum(own, other)
+        found = nearest_neighbours(blended, gallery.double(), right=right, chunk=5).margin
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert bool((found > 0).all()) == (weight < 0.5)
+    assert nearest_neighbours(gallery, gallery, right=right).margin.tolist() == [1.0] * 12
+    alone = nearest_neighbours(gallery[:1], gallery[1:2], right=torch.tensor([0]))
+    assert alone.margin.tolist() == [0.0]
+
+
 def test_sizes_must_agree() -> None:
     with pytest.raises(ValueError, match="resize"):
         nearest_neighbours(levels(1, size=4), levels(1, size=8), right=torch.zeros(1).long())

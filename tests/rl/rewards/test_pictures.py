@@ -45,6 +45,10 @@ def test_the_named_picture_is_the_nearest() -> None:
     reciprocal = NearestName(score="reciprocal")([""] * 3, drawn, **columns)
     assert reciprocal[0] == reciprocal[2] == 1
     assert reciprocal[1] in (1 / 2, 1 / 3, 1 / 4)
+    margin = NearestName(score="margin")([""] * 3, drawn, **columns)
+    assert margin[2] == 1
+    assert 0.5 < margin[0] < 1  # nearly red, and nothing else is near
+    assert margin[1] < 0
 
 
 def test_pictures_of_another_size_are_prepared() -> None:

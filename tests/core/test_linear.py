@@ -1,0 +1,96 @@
+"""The product of a linear layer, by whatever kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmdlm.core import linear as module
+from mmdlm.core.linear import Linear, linear, packed_layers
+from tests.core.fakes import rng
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (5,), (2, 3), (0,), (300,)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("strided", [False, True])
+@torch.no_grad()
+def test_it_is_the_product(rows: tuple[int, ...], bias: bool, strided: bool) -> None:
+    generator = rng(1)
+    x = torch.randn(*rows, 16, generator=generator)
+    weight = torch.randn(16, 24, generator=generator).T if strided else torch.randn(24, 16)
+    b = torch.randn(24, generator=generator) if bias else None
+    expected = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    found = linear(x, weight, b)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_gradients_it_is_onednns_and_with_them_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    kernel = module._ONEDNN
+    if kernel is None:
+        pytest.skip("this build of torch has no oneDNN")
+
+    def counted(*given: object) -> torch.Tensor:
+        calls.append(1)
+        return kernel(*given)
+
+    monkeypatch.setattr(module, "_ONEDNN", counted)
+    layer, x = Linear(16, 24), torch.randn(3, 16)
+    layer(x).sum().backward()
+    assert not calls
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        layer(x)
+        assert len(calls) == 1
+        layer.double()(x.double())
+        layer.bfloat16()(x.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.float()(x).dtype == torch.bfloat16
+        assert len(calls) == 1
+
+
+def test_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ONEDNN", None)
+    layer, x = Linear(16, 24), torch.randn(3, 16)
+    with torch.no_grad():
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_it_is_a_linear_layer() -> None:
+    assert isinstance(Linear(2, 3), nn.Linear)
+
+
+def test_packed_layers_give_the_same_and_are_unpacked_in_the_end() -> None:
+    stack = nn.Sequential(Linear(16, 24, bias=False), nn.Tanh(), Linear(24, 8), nn.Linear(8, 8))
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        expected = stack(x)
+        with packed_layers(stack):
+            assert (stack[0].packed is None) == (module._PACK is None)
+            torch.testing.assert_close(stack(x), expected, rtol=1e-5, atol=1e-6)
+        assert stack[0].packed is stack[2].packed is None
+        stack[0].weight.mul_(2)
+        with packed_layers(stack):
+            assert not torch.allclose(stack(x), expected)
+    with packed_layers(stack):  # gradients do without
+        stack(x).sum().backward()
+    assert stack[0].weight.grad is not None
+    with pytest.raises(KeyError), packed_layers(stack):
+        raise KeyError
+    assert stack[0].packed is None
+
+
+def test_large_and_half_precision_weights_are_left_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = Linear(16, 24)
+    with packed_layers(Linear(16, 24).bfloat16()) as nothing, packed_layers(object()):
+        assert nothing is None
+    monkeypatch.setattr(module, "_MOST", 100)
+    with packed_layers(layer):
+        assert layer.packed is None
