@@ -22,6 +22,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 import mmdlm
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from mmdlm import loading
+from mmdlm.core.linear import Linear
 from mmdlm.layouts.mmada import Mmada
 from mmdlm.loading import load, load_text_tokenizer
 from mmdlm.models import stored_tensor
@@ -529,7 +530,7 @@ def test_a_missing_package_is_said(
 
 
 def _is_quantized(linear: torch.nn.Linear) -> bool:
-    return type(linear) is not torch.nn.Linear or type(linear.weight) is not torch.nn.Parameter
+    return type(linear) is not Linear or type(linear.weight) is not torch.nn.Parameter
 
 
 # --- adapters -------------------------------------------------------------------------------------
@@ -587,7 +588,7 @@ def test_an_adapter_adds_its_product(publish: Any, tmp_path: Path, ours: bool, m
             original.get_parameter(name).add_(delta)
     torch.testing.assert_close(logits(model), logits(original), atol=1e-5, rtol=1e-5)
     assert (logits(original) - without).abs().max() > 0.1
-    is_plain = type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
+    is_plain = type(model.model.layers[0].self_attn.q_proj) is Linear
     assert is_plain == merge
 
 

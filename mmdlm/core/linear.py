@@ -47,18 +47,37 @@ def linear(
 
 
 class Linear(nn.Linear):
-    """torch's, computed by `linear`."""
+    """torch's, computed by `linear`.
 
-    packed: Tensor | None = None
+    packed  weights as oneDNN wants them, by the ids of their rows; None outside `packed_layers`
+    """
+
+    packed: dict[tuple[int, int], Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., D] -> [..., R]."""
-        return linear(input, self.weight, self.bias, packed=self.packed)
+        return self._product(input, self.weight, self.bias, (0, self.out_features))
+
+    def rows(self, x: Tensor, ids: tuple[int, int]) -> Tensor:
+        """[..., D] -> [..., stop - start], of a half-open range of the outputs."""
+        here = slice(*ids)
+        bias = None if self.bias is None else self.bias[here]
+        return self._product(x, self.weight[here], bias, ids)
+
+    def _product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: tuple[int, int]
+    ) -> Tensor:
+        packed = None
+        if self.packed is not None:
+            if ids not in self.packed and _PACK is not None:
+                self.packed[ids] = _PACK(weight.detach(), _ROWS)
+            packed = self.packed.get(ids)
+        return linear(x, weight, bias, packed=packed)
 
 
 @contextmanager
 def packed_layers(module: object) -> Iterator[None]:
-    """Within the block the weights of `Linear` layers lie as oneDNN wants them.
+    """Within the block weights of `Linear` layers lie as oneDNN wants them, from their first use.
 
     They must not change in it. It takes as much memory as those weights, so that a model above 2 GB
     is left as it is, and a moment: what is worth it are several passes.
@@ -68,8 +87,7 @@ def packed_layers(module: object) -> Iterator[None]:
         layers = []
     try:
         for layer in layers:
-            if _PACK is not None:
-                layer.packed = _PACK(layer.weight.detach(), _ROWS)
+            layer.packed = {}
         yield
     finally:
         for layer in layers:

@@ -31,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from mmdlm.core.linear import Linear, linear
+from mmdlm.core.linear import Linear
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -590,7 +590,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
 
     def head_weight(self, ids: tuple[int, int] | None = None) -> Tensor | None:
         """Weights [R, D] of the linear head, or None: an adapter or a quantizer has its own."""
-        if type(self.lm_head) not in (nn.Linear, Linear):
+        if type(self.lm_head) is not Linear:
             return None
         return self.lm_head.weight if ids is None else self.lm_head.weight[slice(*ids)]
 
@@ -598,11 +598,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
         """[B, L, D] at M marked positions [B, L] -> [M, V], or [M, stop - start] of `ids`."""
-        weight = self.head_weight(ids)
-        if weight is None:
-            logits = self.lm_head(hidden[positions])
-            return logits if ids is None else logits[:, slice(*ids)]
-        return linear(hidden[positions], weight)
+        rows = hidden[positions]
+        if type(self.lm_head) is Linear:
+            return self.lm_head.rows(rows, ids or (0, self.config.vocab_size))
+        logits = self.lm_head(rows)
+        return logits if ids is None else logits[:, slice(*ids)]
 
     def forward(
         self,

@@ -71,8 +71,12 @@ def test_packed_layers_give_the_same_and_are_unpacked_in_the_end() -> None:
     with torch.no_grad():
         expected = stack(x)
         with packed_layers(stack):
-            assert (stack[0].packed is None) == (module._PACK is None)
             torch.testing.assert_close(stack(x), expected, rtol=1e-5, atol=1e-6)
+            assert bool(stack[0].packed) == (module._PACK is not None)
+            part = stack[2].rows(torch.tanh(stack[0](x)), (2, 5))
+            assert part.shape == (5, 3)
+            whole = stack[2](torch.tanh(stack[0](x)))
+            torch.testing.assert_close(part, whole[:, 2:5], rtol=1e-5, atol=1e-6)
         assert stack[0].packed is stack[2].packed is None
         stack[0].weight.mul_(2)
         with packed_layers(stack):
