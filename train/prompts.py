@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,15 +93,26 @@ class Names(Prompts):
     urls      shards, see `data_pipelines.shards.expand_urls`
     field     of a sample that holds the text
     held_out  whether to ask for what is marked `held_out` in the JSON of a sample; None: for all
+    matching  a regular expression that is found in the texts asked for; "": any
     """
 
     urls: str | list[str]
     field: str = "txt"
     held_out: bool | None = False
+    matching: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.matching)
+        except re.error as error:
+            raise ValueError(
+                f"prompts: matching {self.matching!r} is no regular expression ({error})"
+            ) from error
 
     def problems(self) -> tuple[Problem, ...]:
         samples = [one for url in expand_urls(self.urls) for one in _samples(url)]
         texts = [self._text(one) for one in samples if self._is_wanted(one)]
+        texts = [one for one in texts if re.search(self.matching, one)]
         if not texts:
             raise ValueError(f"prompts: no sample of {self.urls} is to be asked for; name others")
         return tuple(Problem(text, Prompt(text, chat=False), {"name": text}) for text in texts)

@@ -57,13 +57,14 @@ class NearestName:
     """How near the drawn picture is to the one of its name (the column `name`), among a `gallery`.
 
     score  "within": 1 if the named one is among the `top` nearest, else 0; "reciprocal": 1 / place,
-           which tells the second nearest from the hundredth
-
+           which tells the second nearest from the hundredth; "margin": how much nearer it is than
+           the nearest other one, in [-1, 1], see `Neighbours`. A group whose pictures are all
+           nearest to the named one has a spread in this one alone
     Distances are of pixels, so that nothing has to be downloaded or run: `eval.emoji` measures the
     same. `gallery` is given by the recipe; a name that it does not hold is a ValueError.
     """
 
-    score: Literal["within", "reciprocal"] = "within"
+    score: Literal["within", "reciprocal", "margin"] = "within"
     top: int = 5
 
     def __call__(
@@ -81,7 +82,9 @@ class NearestName:
             raise ValueError(f"the gallery has no picture of {unknown[0]!r}; leave the name out")
         right = torch.tensor([gallery.places[one] for one in name])
         pictures = gallery.prepare(pictures_of(completions))
-        rank = nearest_neighbours(pictures, gallery.levels, right=right, k=1).rank
+        found = nearest_neighbours(pictures, gallery.levels, right=right, k=1)
+        if self.score == "margin":
+            return found.margin.tolist()
         if self.score == "within":
-            return [float(one) for one in rank < self.top]
-        return [1 / (1 + int(one)) for one in rank]
+            return found.within(self.top).float().tolist()
+        return (1 / (1 + found.rank.double())).tolist()

@@ -16,10 +16,18 @@ class Neighbours:
     rank     [N] int64, how many distinct pictures of the gallery are strictly nearer than the right
              one: 0 where it is the nearest, or ties with it
     nearest  [N, k] int64, places in the gallery of the k nearest; of alike pictures the first
+    margin   [N] float64 in [-1, 1], (other - right) / max(other, right) of the distances to the
+             right picture and to the nearest other one: 1 where the right one is met exactly, 0
+             where both are as near, below 0 where another is nearer. It tells a good picture from
+             a better one where the rank is 0 for both; 0 in a gallery of one picture
+
+    Source of the margin: Rousseeuw (1987), the silhouette of a point, with single pictures for
+    clusters.
     """
 
     rank: Tensor
     nearest: Tensor
+    margin: Tensor
 
     def within(self, k: int) -> Tensor:
         """[N] bool: the right picture is among the k nearest."""
@@ -51,17 +59,18 @@ def nearest_neighbours(
     first = first_alike(flat)
     places = first.unique()  # [U] of the distinct pictures
     column = torch.searchsorted(places, first[right])  # [N] the right picture among them
-    ranks, nearest = [], []
+    ranks, nearest, margins = [], [], []
     for some, wanted in zip(images.split(chunk), column.split(chunk), strict=True):
         distance = _squared_distances(some, flat, places, chunk)  # [n, U]
         of_right = distance.gather(1, wanted[:, None])
         ranks.append((distance < of_right).sum(1))
+        margins.append(_margin(distance, of_right, wanted))
         # Nearer by the least there is: the right one comes first among equals.
         below = torch.nextafter(of_right, torch.full_like(of_right, -math.inf))
         distance = distance.scatter(1, wanted[:, None], below)
         order = distance.topk(min(k, len(places)), dim=1, largest=False, sorted=True).indices
         nearest.append(places[order])
-    return Neighbours(rank=torch.cat(ranks), nearest=torch.cat(nearest))
+    return Neighbours(rank=torch.cat(ranks), nearest=torch.cat(nearest), margin=torch.cat(margins))
 
 
 def first_alike(pictures: Tensor) -> Tensor:
@@ -80,3 +89,12 @@ def _squared_distances(images: Tensor, gallery: Tensor, places: Tensor, chunk: i
         others = gallery[some].double()
         columns.append(own - 2 * images @ others.T + others.square().sum(1))
     return torch.cat(columns, dim=1)
+
+
+def _margin(distance: Tensor, of_right: Tensor, wanted: Tensor) -> Tensor:
+    """Squared distances [n, U] and [n, 1], columns [n] of the right ones -> [n] margins."""
+    if distance.shape[1] == 1:
+        return torch.zeros_like(of_right[:, 0])
+    others = distance.scatter(1, wanted[:, None], math.inf).amin(1)
+    right, other = of_right[:, 0].clamp_min(0).sqrt(), others.clamp_min(0).sqrt()
+    return (other - right) / torch.maximum(other, right)  # pictures differ: one is not 0
