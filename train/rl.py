@@ -30,6 +30,7 @@ from train.completions import CompletionsTable
 from train.denoising import (
     Attention,
     Dtype,
+    Recompute,
     dropout,
     dropout_seed,
     finish,
@@ -142,7 +143,7 @@ def main(
     text_tokenizer: Path | None = None,
     image_tokenizer: Path | None = None,
     attention: Attention = "sdpa",
-    recompute: bool = False,
+    recompute: Recompute = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
     save_dtype: Dtype = "float32",
     threads: int | None = None,
@@ -177,7 +178,7 @@ def main(
         image_tokenizer: Folder of the image tokenizer; by default the model's own.
         attention: Kernel.
         recompute: Keep the input of each layer alone for the backward pass (gradient
-            checkpointing).
+            checkpointing); "selective" keeps what matrix products and attention gave, too.
         dtype: Of the weights that stay frozen; those that learn are float32.
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
@@ -203,8 +204,7 @@ def main(
         denoiser.vision.requires_grad_(False)  # pictures are looked at once, before the rollouts
     adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
     learn_in_float32(denoiser)
-    if recompute:
-        recompute_layers(denoiser)
+    recompute_layers(denoiser, recompute)
 
     table = None
     if table_every and state.is_main_process:

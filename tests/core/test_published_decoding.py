@@ -47,9 +47,20 @@ def texts(length: int, *, seed: int, rows: int = 2) -> Batch:
     )
 
 
-def model(batch: Batch, *, seed: int, scale: float = 2.0) -> tuple[TinyDenoiser, Logits]:
+class HalfDenoiser(TinyDenoiser):
+    """Its logits are rounded to bfloat16, so that many of them are equal."""
+
+    def logits_at(
+        self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
+    ) -> Tensor:
+        return super().logits_at(hidden, positions, ids=ids).bfloat16()
+
+
+def model(
+    batch: Batch, *, seed: int, scale: float = 2.0, kind: type[TinyDenoiser] = TinyDenoiser
+) -> tuple[TinyDenoiser, Logits]:
     """A denoiser, and the same as a function: ids [B, L] -> logits [B, L, V]."""
-    denoiser = TinyDenoiser(seed=seed, scale=scale)
+    denoiser = kind(seed=seed, scale=scale)
     everywhere = torch.ones_like(batch.target)
 
     @torch.no_grad()
@@ -102,12 +113,13 @@ def llada(
 SETTINGS = [(12, 12), (4, 12), (5, 12), (12, 4), (6, 4), (9, 4), (6, 2), (3, 4)]
 
 
+@pytest.mark.parametrize("kind", [TinyDenoiser, HalfDenoiser])
 @pytest.mark.parametrize("steps, block_length", SETTINGS)
-def test_llada(steps: int, block_length: int) -> None:
+def test_llada(steps: int, block_length: int, kind: type[TinyDenoiser]) -> None:
     left_masked = 0
     for seed in range(30):
         batch = texts(12, seed=seed)
-        denoiser, logits = model(batch, seed=seed)
+        denoiser, logits = model(batch, seed=seed, kind=kind)
         expected = llada(logits, masked(batch), prompt=4, steps=steps, block_length=block_length)
         sampler = Sampler(
             steps=steps, block_length=block_length, whole_vocabulary=True, mask_drawn=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_an_outcome_is_a_mean_over_the_seeds_that_are_done(comparison: Compariso
     assert found.spread == pytest.approx(0.1 / math.sqrt(2))
 
 
+def test_a_start_is_a_mean_where_it_has_seeds(comparison: Comparison, tmp_path: Path) -> None:
+    for seed, value in enumerate((0.4, 0.5, 0.9)):
+        write_result(tmp_path / f"before_{seed}.json", value)
+    several = replace(comparison, before=str(tmp_path / "before_{seed}.json"))
+    found = outcome(several)
+    assert found is not None
+    assert found.before == pytest.approx(0.6)
+    (tmp_path / "before_1.json").unlink()
+    assert outcome(several) is None
+
+
 def test_the_table_says_gain_spread_and_every_seed(comparison: Comparison) -> None:
     found = outcome(comparison)
     assert found is not None
@@ -82,7 +94,7 @@ def test_what_is_missing_is_named(comparison: Comparison, tmp_path: Path) -> Non
     with pytest.raises(
         ValueError, match="has no 'grids' of 'results/measures/grids/value'; it has"
     ):
-        number(comparison.before, "results/measures/grids/value")
+        number(Path(comparison.before), "results/measures/grids/value")
     nothing = Comparison("none", MEASURE, before=str(tmp_path / "none.json"), after="none_{seed}")
     with pytest.raises(ValueError, match="none of the runs is done; start them with: make rl"):
         main([nothing], out=tmp_path)
