@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import Batch
 from mmdlm.generate import Model
 
 
-class CountedDenoiser:
+class CountedDenoiser(nn.Module):
     """A denoiser that counts, and is in all else the one it was given.
 
-    rows  that went through it, one for each row of each pass
+    rows  that went through it, one for each row of each pass, be it over a few of its places; each
+          branch of guidance is a row
     """
 
     def __init__(self, denoiser: Any) -> None:
+        super().__init__()
         self._denoiser = denoiser
         self.rows = 0
 
@@ -36,7 +38,12 @@ class CountedDenoiser:
         return states
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_denoiser":
+                raise
+            return getattr(self._denoiser, name)
 
 
 def counted(model: Model) -> tuple[Model, CountedDenoiser]:

@@ -73,6 +73,7 @@ class Work:
     unit    what `amount` counts
     amount  done in one run, of all variants alike, or of each
     same    whether two results are the same
+    model   that is trained, whose gradients count to the memory of a run; None: none is
     """
 
     name: str
@@ -80,7 +81,7 @@ class Work:
     unit: str
     amount: float | Mapping[str, float]
     same: Callable[[Any, Any], bool] = field(default=torch.equal)
-    memory: bool = False
+    model: MmdlmForMaskedDiffusion | None = None
 
     def amount_of(self, name: str) -> float:
         """What a variant does in one run."""
@@ -348,7 +349,7 @@ class Bench:
             unit="tokens",
             amount=rows * length,
             same=close,
-            memory=True,
+            model=model,
         )
 
     def packing(self, model: MmdlmForMaskedDiffusion, machine: Machine, gsm8k: Path) -> Work:
@@ -360,14 +361,15 @@ class Bench:
         documents = conversations(gsm8k, vocabulary, count=48)
         padded = collate(documents[:4], vocabulary, length=length).to(self.device)
         rows = pack(documents, vocabulary, length=length)
+        some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:4]
+        packed = rows.rows(some).to(self.device)
         fill = float((~rows.is_padding).float().mean())
-        packed = rows.rows(torch.arange(4)).to(self.device)
         both = {
             PLAIN: (padded, corrupted(padded, vocabulary, share=0.5)),
             "ours": (packed, corrupted(packed, vocabulary, share=0.5)),
         }
         batch, corruption = both["ours"]
-        place = batch.document + length * torch.arange(4)[:, None]
+        place = batch.document + length * torch.arange(4, device=self.device)[:, None]
         lengths = torch.bincount(place[~batch.is_padding])
         flops = Costs(model.config, self.dtype.itemsize).training(
             tokens=int((~batch.is_padding).sum()),
@@ -392,7 +394,7 @@ class Bench:
             },
             unit="target tokens",
             amount={name: float(one.target.sum()) for name, (one, _) in both.items()},
-            memory=True,
+            model=model,
         )
 
     def sample(self, model: MmdlmForMaskedDiffusion, batch: Batch, sampler: Sampler) -> Any:
@@ -417,6 +419,8 @@ class Bench:
         for _ in tqdm(range(self.repeats), desc=work.name, unit="round", leave=False):
             for name in names:
                 gc.collect()
+                if work.model is not None:
+                    work.model.zero_grad(set_to_none=True)
                 before = reset_peak(self.device)
                 began = time.perf_counter()
                 work.variants[name].run()
@@ -449,7 +453,7 @@ class Bench:
                     target=variant.target,
                     share_of_floor=None if variant.floor is None else variant.floor / middle,
                     same_as_plain=same,
-                    peak_bytes=peaks[name] if work.memory else None,
+                    peak_bytes=peaks[name] if work.model is not None else None,
                 )
             )
         return found

@@ -295,8 +295,16 @@ class Defaults:
         return result
 
     def in_each_task(self, **values: Any) -> Defaults:
-        """With these values of `Decoding` in all tasks; None leaves what is there."""
+        """With these values of `Decoding` in all tasks; None leaves what is there.
+
+        Of values that exclude each other, what is given takes the place of what is there.
+        """
         given = {name: value for name, value in values.items() if value is not None}
+        parallel = [name for name in PARALLEL if name in given]
+        if len(parallel) == 1:
+            given |= {name: None for name in PARALLEL if name not in given}
+            if parallel != ["threshold"]:
+                given.setdefault("threshold_alone", False)
         tasks = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {
             name: replace(task, **given)

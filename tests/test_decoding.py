@@ -160,4 +160,11 @@ def test_values_in_each_task():
     faster = Defaults().in_each_task(cache="dual", threshold=0.9, factor=None)
     assert faster.caption == replace(Defaults().caption, cache="dual", threshold=0.9)
     assert faster.text_to_image.guidance_scale == Defaults().text_to_image.guidance_scale
+    sure = Defaults(answer=Decoding(8, threshold=0.95, threshold_alone=True, order_decay="none"))
+    other = sure.in_each_task(factor=1.0).answer
+    assert (other.threshold, other.threshold_alone, other.factor) == (None, False, 1.0)
+    again = sure.in_each_task(factor=1.0).in_each_task(threshold=0.8).answer
+    assert (again.threshold, again.factor) == (0.8, None)
+    bound = sure.in_each_task(entropy_bound=0.1, order="entropy", order_temperature=0.0)
+    assert isinstance(bound.answer.sampler().commit, EntropyBound)
     assert (faster.fit, faster.max_new_tokens) == (Defaults().fit, Defaults().max_new_tokens)

@@ -158,7 +158,7 @@ def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
     """
     copies = len(read) // len(batch)
     tokens = copies * int((~batch.is_padding).sum())
-    targets = copies * int(batch.target.sum())
+    targets = int(batch.target.sum())  # copies are complementary: each covers its own
     if not isinstance(denoiser, MmdlmForMaskedDiffusion):
         return Load(tokens, targets)
     rows, length = batch.ids.shape
@@ -174,9 +174,16 @@ def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
         tokens=tokens,
         pairs=copies * int(documents.square().sum()),
         head=head,
-        learns=any(p.requires_grad for p in denoiser.model.layers.parameters()),
+        learning=_share_that_learns(denoiser.model.layers),
+        head_learns=any(p.requires_grad for p in denoiser.lm_head.parameters()),
     )
     return Load(tokens, targets, flops)
+
+
+def _share_that_learns(module: nn.Module) -> float:
+    parameters = list(module.parameters())
+    learning = sum(p.numel() for p in parameters if p.requires_grad)
+    return learning / max(1, sum(p.numel() for p in parameters))
 
 
 def _nothing(module: nn.Module) -> Tensor | float:
@@ -372,7 +379,8 @@ def recompute_layers(denoiser: PretrainedDenoiser, recompute: Recompute) -> None
     """Compute again in the backward pass what is cheap to keep no memory for (checkpointing).
 
     True keeps the input of each layer alone; "selective" the results of matrix products and of
-    attention besides, so that no product is computed twice.
+    attention besides, so that no product is computed twice. Where layers are compiled, the compiler
+    chooses within them: products may be computed again.
     """
     if not recompute:
         return

@@ -206,7 +206,6 @@ def fit(
                 group["lr"] = group["peak"] * rate
             losses, norm, load = _step(model, stage, optimizers, micro, accelerator, settings, step)
             ema.update()
-            meter.add(load, seconds=time.perf_counter() - started, waited=waited)
             bar.update()
 
             done = step + 1
@@ -220,6 +219,8 @@ def fit(
                     f"the checkpoints in {out} are from before: go on from there with a lower "
                     "learning rate or clip"
                 )
+            # Behind what waits for a GPU: the other processes, and the norm of a logged step.
+            meter.add(load, seconds=time.perf_counter() - started, waited=waited)
             if logging:
                 means = _means(losses, accelerator)
                 entry = {

@@ -24,9 +24,10 @@ class Load:
     """What a step works on.
 
     tokens   that go through the model, padding left out
-    targets  of these, the tokens that the loss covers
-    flops    a scalar, what forward and backward need where nothing is wasted, see `Costs`; None:
-             not known
+    targets  of these, the tokens that are to be learnt, masked in this step or not; once, however
+             many copies are masked
+    flops    a scalar, of forward and backward over all tokens of all copies, the head where tokens
+             are masked, see `Costs`; None: not known
     """
 
     tokens: int

@@ -68,7 +68,7 @@ class Linear(nn.Linear):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: tuple[int, int]
     ) -> Tensor:
         packed = None
-        if self.packed is not None:
+        if self.packed is not None and not torch.compiler.is_compiling():
             if ids not in self.packed and _PACK is not None:
                 self.packed[ids] = _PACK(weight.detach(), _ROWS)
             packed = self.packed.get(ids)

@@ -126,7 +126,8 @@ class Sampler:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"sampler: top_p must lie in (0, 1], got {self.top_p}")
 
-        if isinstance(self.commit, EntropyBound) and self.order != Entropy():
+        quiet = isinstance(self.order, Entropy) and self.order.temperature == 0
+        if isinstance(self.commit, EntropyBound) and not quiet:
             raise ValueError(
                 f"sampler: EntropyBound reads entropies off the order Entropy(), not {self.order}; "
                 "set that, without noise"

@@ -104,18 +104,26 @@ class Costs:
         return machine.seconds(flops, weights * self.bytes_each)
 
     def training(
-        self, *, tokens: int, pairs: int, head: Tensor | int, learns: bool = True
+        self,
+        *,
+        tokens: int,
+        pairs: int,
+        head: Tensor | int,
+        learning: float = 1.0,
+        head_learns: bool = True,
     ) -> Tensor:
         """Floating-point operations of a forward and a backward pass, a scalar.
 
         Recomputation is not counted.
 
-        tokens  that go through the layers
-        pairs   of tokens that see each other: the sum of squares of the documents' lengths
-        head    tokens whose logits are wanted, each times the number of ids
-        learns  whether the weights of the layers do; else only gradients of states are taken
+        tokens       that go through the layers
+        pairs        of tokens that see each other: the sum of squares of the documents' lengths
+        head         tokens whose logits are wanted, each times the number of ids
+        learning     share of the layers' weights that learn; of others gradients of states are
+                     taken alone
+        head_learns  whether the weights of the head do
         """
         d, layers = self.config.hidden_size, self.config.num_hidden_layers
-        products = 6 if learns else 4
-        body = products * tokens * self.body + 12 * pairs * d * layers
-        return torch.as_tensor(6.0 * head * d, dtype=torch.float64) + body
+        body = (4 + 2 * learning) * tokens * self.body + 12 * pairs * d * layers
+        logits = torch.as_tensor((6.0 if head_learns else 4.0) * head * d, dtype=torch.float64)
+        return logits + body

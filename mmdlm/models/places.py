@@ -42,6 +42,15 @@ class Places:
         filled = torch.arange(most, device=marked.device) < count[:, None]
         return cls(index, column, None if len(flat) == column.numel() else filled, flat)
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Places:
+        """On another device: where layers are spread over several, each moves what it is given."""
+        parts = (self.rows, self.column, self.filled, self.flat)
+        rows, column, filled, flat = (
+            None if x is None else x.to(device, non_blocking=non_blocking) for x in parts
+        )
+        assert flat is not None
+        return Places(rows, column, filled, flat)
+
     def rows_of(self, x: Tensor) -> Tensor:
         """[B, ...] -> [R, ...]."""
         return x if self.rows is None else x[self.rows]

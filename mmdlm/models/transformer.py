@@ -384,7 +384,8 @@ class MmdlmModel(MmdlmPreTrainedModel):
             return self.norm(x)
         seen = AttentionPattern.seen_from(places, document, ahead=ahead, prefix=prefix)
         states = self.norm(self.layers[-1](x, rotation, seen, places=places))
-        return places.put(torch.zeros_like(x), states)
+        everywhere = states.new_zeros(x.shape)
+        return places.to(states.device).put(everywhere, states)
 
     def remembering(
         self,
@@ -398,11 +399,6 @@ class MmdlmModel(MmdlmPreTrainedModel):
     ) -> Tensor:
         """`forward` with a memory, in which the places `at` are brought up to date."""
         if memory.hidden is None:
-            heads = int(self.config.num_key_value_heads or 0), int(self.config.head_dim or 0)
-            room = (*position.shape[:2], *heads)
-            memory.keys = [embeddings.new_empty(room) for _ in self.layers]
-            memory.values = [embeddings.new_empty(room) for _ in self.layers]
-            memory.hidden = torch.empty_like(embeddings)
             at = None
         if at is None:
             at = torch.ones_like(document, dtype=torch.bool)
@@ -415,9 +411,13 @@ class MmdlmModel(MmdlmPreTrainedModel):
             seen = AttentionPattern.seen_from(places, document, prefix=prefix)
             here = turned(rotation, places)
             x = places.take(embeddings)
-            for layer, *kept in zip(self.layers, memory.keys, memory.values, strict=True):
-                x = layer(x, here, seen, partial(_keep, kept, places))
-            places.put_(memory.hidden, self.norm(x))
+            for number, layer in enumerate(self.layers):
+                x = layer(x, here, seen, partial(_keep, memory, number, places))
+            x = self.norm(x)
+            if memory.hidden is None:
+                memory.hidden = x.new_empty(*document.shape, x.shape[-1])
+            places.to(x.device).put_(memory.hidden, x)
+        assert memory.hidden is not None
         return memory.hidden
 
     def copies(
@@ -467,11 +467,17 @@ def _recall(known: list[Tensor], places: Places, key: Tensor, value: Tensor) -> 
     return key, places.put(old_value, value.transpose(1, 2)).transpose(1, 2)
 
 
-def _keep(kept: list[Tensor], places: Places, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """A `Keep` of what is remembered: keys and values [B, L, H, d]."""
-    for known, new in zip(kept, (key, value), strict=True):
-        places.put_(known, new.transpose(1, 2))
-    key, value = (places.rows_of(known).transpose(1, 2) for known in kept)
+def _keep(memory: Memory, number: int, places: Places, key: Tensor, value: Tensor) -> KeyValue:
+    """A `Keep` of what is remembered of a layer, in the dtype and on the device of its keys."""
+    places = places.to(key.device)
+    found = []
+    for known, new in ((memory.keys, key), (memory.values, value)):
+        new = new.transpose(1, 2)  # [B, L, H, d]
+        if len(known) == number:  # the first pass, over all places
+            known.append(torch.empty_like(new, memory_format=torch.contiguous_format))
+        places.put_(known[number], new)
+        found.append(places.rows_of(known[number]).transpose(1, 2))
+    key, value = found
     return key, value
 
 

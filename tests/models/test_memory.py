@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
+from accelerate.utils import send_to_device
 
 from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
 from mmdlm.core.commit import ScheduledCount, Threshold
@@ -17,6 +19,7 @@ from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear
 from mmdlm.core.sequence import Batch, collate, concatenate, pack
 from mmdlm.models.compilation import compile_layers
+from mmdlm.models.places import Places
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
 
@@ -297,6 +300,38 @@ def test_alike_rows_go_through_the_first_pass_once() -> None:
             out = some(model, batch, generator=rng())
             assert rows == [kinds, *[5 * kinds // 2] * 2]
             assert not torch.equal(out.ids[0], out.ids[1])
+
+
+@pytest.mark.parametrize("cache", [None, Dual(), Stable()], ids=str)
+def test_half_precision_by_autocast(cache: Cache | None) -> None:
+    """As rollouts run on a GPU: float32 weights, keys and values in bfloat16."""
+    model, batch = network(), ragged()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = sampler(cache=cache, guidance_scale=2.0)(model, batch, generator=rng())
+    assert bool((out.steps[batch.target] >= 0).all())
+
+
+def test_places_move_to_the_device_of_a_layer() -> None:
+    """As patterns do: accelerate moves what has a `to`, where layers are spread over devices."""
+    places = Places.of(ragged().target)
+    moved = send_to_device(places, "meta")
+    assert moved.flat.device.type == moved.column.device.type == "meta"
+    assert moved.rows is None
+
+
+def test_packed_weights_do_not_break_the_graph_of_compiled_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = network()
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, mode: compile_(module, backend="eager")
+    )
+    compile_layers(model)
+    sampler()(model, ragged(), generator=rng())
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_a_bad_cache() -> None:
