@@ -140,13 +140,14 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     bench = Bench(shape, torch.device(device), getattr(torch, dtype), repeats)
-    machine = Machine.measure(bench.device, bench.dtype)
-    print(
-        f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products, "
-        f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads"
-    )
     results: list[Result] = []
+    machines: dict[Part, Machine] = {}
     for part in parts:
+        machine = machines[part] = Machine.measure(bench.device, bench.dtype)  # it may drift
+        print(
+            f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products, "
+            f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads"
+        )
         for work in bench.works(part, machine, gsm8k):
             found = bench.measure(work)
             results += found
@@ -157,7 +158,7 @@ def main(
     report = {
         "results": [asdict(one) for one in results],
         "growth": [asdict(one) for one in growth],
-        "machine": asdict(machine),
+        "machine": {part: asdict(machine) for part, machine in machines.items()},
         "shape": {"name": shape, "dtype": dtype, "repeats": repeats},
         "hardware": describe_hardware(bench.device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

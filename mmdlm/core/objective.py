@@ -427,6 +427,7 @@ class Objective:
         counts = self.counts(batch, corruption)
         hidden = _hidden(denoiser, batch, corruption)  # [B, L, D]
         batch = _copies(batch, corruption)
+        something = bool(corruption.masked.any())
         sums = {}
         for name, modality, loss in self._parts():
             ids = denoiser.vocabulary.range(modality)
@@ -436,8 +437,12 @@ class Objective:
             if self.full_vocabulary:
                 ids = (0, denoiser.vocabulary.size)
             here = corruption.masked & batch.of(modality)
+            x_0 = batch.ids[here] - ids[0]
+            if not len(x_0) and something:  # its gradients, all zero, are as large as the head
+                sums[name] = hidden.new_zeros(())
+                continue
             tokens = Tokens(
-                x_0=batch.ids[here] - ids[0],
+                x_0=x_0,
                 x_t=corruption.x_t[here] - ids[0],
                 p_mask=corruption.p_mask[here],
                 weight=loss.weighting(batch, corruption)[here],

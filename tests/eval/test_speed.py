@@ -100,7 +100,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(out.read_text())
     variants = [one["variant"] for one in report["results"]]
     assert variants == ["plain", "exact", "prefix cache", "dual cache"]
-    assert report["machine"]["flops"] > 1e8
+    assert report["machine"]["text"]["flops"] > 1e8
     assert report["shape"] == {"name": "tiny", "dtype": "float32", "repeats": 1}
     assert Image.open(out.with_suffix(".png")).size[0] > 500
     printed = capsys.readouterr().out
