@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from textwrap import wrap
+from typing import Any, BinaryIO, Literal
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -56,7 +57,7 @@ class Variant:
 
     run     does it once; what it returns is compared with what `plain` returns
     floor   seconds that it cannot go below; None: not known
-    target  how many times as fast as plain it is to be; None: nobody has said
+    target  how many times as fast as plain it is to be: the aim; None: there is none
     exact   whether it must give what plain gives
     """
 
@@ -137,6 +138,8 @@ def main(
         raise ValueError(f"--repeats {repeats} is too few; give 1 or more")
     if "packing" in parts and gsm8k is None:
         raise ValueError("--parts packing needs --gsm8k FILE; give it, or leave the part out")
+    if gsm8k is not None:
+        read_gsm8k(gsm8k)  # a file that cannot be read is found before an hour is spent
     if threads is not None:
         torch.set_num_threads(threads)
     bench = Bench(shape, torch.device(device), getattr(torch, dtype), repeats)
@@ -152,22 +155,26 @@ def main(
             found = bench.measure(work)
             results += found
             print(table(found, title=work.name), flush=True)
-    growth = bench.growth() if "growth" in parts else []
-    for one in growth:
-        print(one.line(), flush=True)
-    report = {
-        "results": [asdict(one) for one in results],
-        "growth": [asdict(one) for one in growth],
-        "machine": {part: asdict(machine) for part, machine in machines.items()},
-        "shape": {"name": shape, "dtype": dtype, "repeats": repeats},
-        "hardware": describe_hardware(bench.device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    content = json.dumps(report, indent=2) + "\n"
-    write_file(out, lambda file: file.write(content.encode()))
-    if results:
-        chart(results, out.with_suffix(".png"))
+        growth = bench.growth() if part == "growth" else []
+        for one in growth:
+            print(one.line(), flush=True)
+        report = {
+            "results": [asdict(one) for one in results],
+            "growth": [{**asdict(one), "exponent": one.exponent} for one in growth],
+            "machine": {name: asdict(measured) for name, measured in machines.items()},
+            "shape": {"name": shape, "dtype": dtype, "repeats": repeats},
+            "hardware": describe_hardware(bench.device),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        content = (json.dumps(report, indent=2) + "\n").encode()
+        write_file(out, partial(_put, content))  # after each part: nothing is lost
+        if results:
+            chart(results, out.with_suffix(".png"))
     print(out, *([out.with_suffix(".png")] if results else []), sep="\n")
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 # ---- the works -----------------------------------------------------------------------------------
@@ -637,14 +644,14 @@ def table(results: list[Result], *, title: str) -> str:
 
 
 def chart(results: list[Result], path: Path) -> None:
-    """Bars of how many times as fast as plain each variant is, the spread, and what was asked."""
+    """Bars of how many times as fast as plain each variant is, with the spread and the aim."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
     shown = [one for one in results if one.variant != PLAIN]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.55 * len(shown)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.62 * len(shown)), layout="constrained")
     places = range(len(shown), 0, -1)
     values = [one.times_plain for one in shown]
     error = [
@@ -657,9 +664,10 @@ def chart(results: list[Result], path: Path) -> None:
             axes.plot([one.target] * 2, [place - 0.4, place + 0.4], color="#b3402e", linewidth=2)
         axes.annotate(f" {one.times_plain:.1f} x", (one.spread[1], place), va="center", fontsize=8)
     axes.axvline(1, color="#8d8a84", linewidth=1)
-    axes.set_yticks(list(places), [f"{one.variant}\n{one.work.split(',')[0]}" for one in shown])
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set(xlabel="times as fast as plain code; red: what was asked", xlim=(0, None))
+    labels = ["\n".join([one.variant, *wrap(one.work, 48)]) for one in shown]
+    axes.set_yticks(list(places), labels)
+    axes.tick_params(axis="y", labelsize=6)
+    axes.set(xlabel="times as fast as plain code; red: the aim", xlim=(0, None))
     axes.margins(x=0.1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

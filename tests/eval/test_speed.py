@@ -104,7 +104,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["shape"] == {"name": "tiny", "dtype": "float32", "repeats": 1}
     assert Image.open(out.with_suffix(".png")).size[0] > 500
     printed = capsys.readouterr().out
-    assert "asked 1.8 x" in printed
+    assert "aim 1.8 x" in printed
     assert str(out) in printed
 
 
