@@ -47,9 +47,11 @@ def linear(
 
 
 class Linear(nn.Linear):
-    """torch's, computed by `linear`.
+    """torch's, computed by `linear` within `packed_layers`.
 
-    packed  weights as oneDNN wants them, by the ids of their rows; None outside `packed_layers`
+    Not elsewhere: a policy with gradients and its reference without them have to agree to the bit.
+
+    packed  weights as oneDNN wants them, by the ids of their rows; None outside
     """
 
     packed: dict[tuple[int, int], Tensor] | None = None
@@ -67,12 +69,11 @@ class Linear(nn.Linear):
     def _product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: tuple[int, int]
     ) -> Tensor:
-        packed = None
-        if self.packed is not None and not torch.compiler.is_compiling():
-            if ids not in self.packed and _PACK is not None:
-                self.packed[ids] = _PACK(weight.detach(), _ROWS)
-            packed = self.packed.get(ids)
-        return linear(x, weight, bias, packed=packed)
+        if self.packed is None or torch.compiler.is_compiling():
+            return F.linear(x, weight, bias)
+        if ids not in self.packed and _PACK is not None:
+            self.packed[ids] = _PACK(weight.detach(), _ROWS)
+        return linear(x, weight, bias, packed=self.packed.get(ids))
 
 
 @contextmanager

@@ -27,9 +27,10 @@ def test_it_is_the_product(rows: tuple[int, ...], bias: bool, strided: bool) -> 
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_without_gradients_it_is_onednns_and_with_them_torchs(
+def test_it_is_onednns_where_layers_are_packed_and_torchs_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """To the bit the same with gradients and without, outside of a sampler."""
     calls: list[int] = []
     kernel = module._ONEDNN
     if kernel is None:
@@ -41,17 +42,23 @@ def test_without_gradients_it_is_onednns_and_with_them_torchs(
 
     monkeypatch.setattr(module, "_ONEDNN", counted)
     layer, x = Linear(16, 24), torch.randn(3, 16)
-    layer(x).sum().backward()
-    assert not calls
+    learning = layer(x)
+    learning.sum().backward()
     assert layer.weight.grad is not None
     with torch.no_grad():
-        layer(x)
-        assert len(calls) == 1
-        layer.double()(x.double())
-        layer.bfloat16()(x.bfloat16())
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer.float()(x).dtype == torch.bfloat16
-        assert len(calls) == 1
+        assert torch.equal(layer(x), learning)
+        assert not calls
+        with packed_layers(layer):
+            layer(x)
+            assert len(calls) == 1
+            layer(x.double().float())
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).dtype == torch.bfloat16
+        with packed_layers(layer.double()):
+            layer(x.double())
+        with packed_layers(layer.bfloat16()):
+            layer(x.bfloat16())
+    assert len(calls) == 2
 
 
 def test_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,9 +343,9 @@ def test_entropy_bound_commits_what_is_nearly_independent():
 def test_in_order_sure_tokens_wait_for_unsure_ones_before_them():
     batch, denoiser = free_text(6), sharp(0.95, 0.92, 0.3, 0.99, 0.5, 0.94)
     for rule, steps in (
-        (Threshold(0.9, in_order=True), [0, 0, 1, 1, 2, 2]),
-        (Factor(0.4, in_order=True), [0, 0, 1, 1, 2, 2]),
-        (Threshold(0.9), [0, 0, 0, 0, 1, 0]),  # the unsure one as the leftmost, too
+        (Threshold(0.9, in_order=True), [0, 0, 1, 2, 3, 4]),
+        (Factor(0.4, in_order=True), [0, 0, 1, 2, 3, 4]),
+        (Threshold(0.9), [0, 0, 1, 0, 2, 0]),
     ):
         sampler = Sampler(steps=6, order=LeftToRight(), commit=rule)
         out = sampler(denoiser, batch, generator=rng())
