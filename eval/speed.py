@@ -630,9 +630,8 @@ def table(results: list[Result], *, title: str) -> str:
         if one.variant != PLAIN:
             parts.append(f"{one.times_plain:6.2f} x plain ({low:.2f} to {high:.2f})")
         if one.target is not None:
-            parts.append(
-                f"asked {one.target} x{'' if one.times_plain >= one.target else ' MISSED'}"
-            )
+            missed = "" if one.times_plain >= one.target else ", missed"
+            parts.append(f"aim {one.target} x{missed}")
         if one.share_of_floor is not None:
             parts.append(f"{one.share_of_floor:.0%} of the floor's speed")
         if one.same_as_plain:
