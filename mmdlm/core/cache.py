@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.commit import Progress, highest
+from mmdlm.core.sequence import Batch
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Standing:
     """How far each row has come before a denoising step.
 
     progress     in its present block
-    prefix       [B, L] bool, what stands before the first target
+    batch        all that is given
     here, later  [B, L] bool, targets of the present block, and of the blocks to come
     committed    [B, L] bool
     fresh        [B, L] bool, committed in the step before
@@ -29,7 +30,7 @@ class Standing:
     """
 
     progress: Progress
-    prefix: Tensor
+    batch: Batch
     here: Tensor
     later: Tensor
     committed: Tensor
@@ -43,7 +44,7 @@ class Cache(ABC):
 
     refresh  so does every step of this number from there on; None: no other
 
-    What is not a target, such as a prompt, is computed with the whole row alone.
+    What is not a target, such as a prompt, is computed with the whole row alone, but for `Prompt`.
     """
 
     refresh: int | None = None
@@ -63,7 +64,7 @@ class Cache(ABC):
 
     @abstractmethod
     def stale(self, standing: Standing) -> Tensor:
-        """[B, L] bool, the targets that are computed anew in any other step."""
+        """[B, L] bool, what is computed anew in any other step."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Prompt(Cache):
     """Remembers the prompt alone, from the first step to the last.
 
     Exact for a model whose prompt sees itself alone (`prefix_attention`), as LaViDa's does.
-    Source: arXiv:2505.16839, section 3.3 (prefix-DLM).
+    Source: arXiv:2505.16839 (LaViDa's prefix mask).
     """
 
     def whole(self, standing: Standing) -> Tensor:
@@ -79,15 +80,15 @@ class Prompt(Cache):
         return begins if self.refresh is None else begins | super().whole(standing)
 
     def stale(self, standing: Standing) -> Tensor:
-        return ~standing.prefix
+        return ~standing.batch.prefix
 
 
 @dataclass(frozen=True)
 class Prefix(Cache):
     """Remembers what lies before the block: the prompt and the blocks that are finished.
 
-    Source: arXiv:2505.22618 (Fast-dLLM), section 3.2. There what stands behind the last target is
-    computed as well.
+    Source: arXiv:2505.22618 (Fast-dLLM). There what stands behind the last target is computed as
+    well.
     """
 
     def stale(self, standing: Standing) -> Tensor:
@@ -98,7 +99,7 @@ class Prefix(Cache):
 class Dual(Cache):
     """Remembers all but the block: what lies before it, and the open blocks behind it.
 
-    Source: arXiv:2505.22618 (Fast-dLLM), section 3.2.
+    Source: arXiv:2505.22618 (Fast-dLLM's DualCache).
     """
 
     def stale(self, standing: Standing) -> Tensor:
@@ -111,7 +112,7 @@ class Delayed(Cache):
 
     Its state changes most when the mask gives way to it, so that it is computed once more with
     the token in place. Open targets of all blocks are computed in each step.
-    Source: arXiv:2505.15781 (dKV-Cache), section 3.3 (dKV-Cache-Decode, refreshed every 8 steps).
+    Source: arXiv:2505.15781 (dKV-Cache-Decode, refreshed every 8 steps).
     """
 
     refresh: int | None = 8
@@ -128,8 +129,8 @@ class Stable(Cache):
     `refresh`. The others compute the least sure `share` of the open targets, and tokens that were
     committed in the step before.
 
-    Source: arXiv:2510.06308 (Lumina-DiMOO), section on max-logit caching. There the largest logit
-    says what is sure, here the probability of the token that was drawn.
+    Source: arXiv:2510.06308 (Lumina-DiMOO's ML-Cache). There the largest logit says what is sure,
+    here the probability of the token that was drawn.
     """
 
     refresh: int | None = 5

@@ -270,7 +270,7 @@ class Factor(Parallel):
 
     p_(n) is the n-th probability. Below 1 greedy decoding of the n tokens at once is then greedy
     decoding of one after the other.
-    Source: arXiv:2505.22618, section 3.3 and theorem 1; there the factor may be larger.
+    Source: arXiv:2505.22618 (Fast-dLLM's factor, and its theorem on parallel decoding).
     """
 
     factor: float = 1.0
@@ -289,7 +289,7 @@ class EntropyBound(Parallel):
     What is lost by drawing them at once, not one after the other, is at most the bound: the sum of
     their entropies less the largest bounds their mutual information. `bound` is in nats, and the
     order has to be `Entropy()`, whose scores the entropies are.
-    Source: arXiv:2505.24857, section 4 (EB-Sampler).
+    Source: arXiv:2505.24857 (EB-Sampler).
     """
 
     bound: float = 0.1

@@ -25,8 +25,8 @@ def linear_cross_entropy(states: Tensor, head: Tensor, label: Tensor, factor: Te
     three matrix products as with all logits at once, and the memory of one chunk. Under autocast
     the products are in its dtype; softmax and sums are in float32.
 
-    Source: the order of computation is that of Liger Kernel (arXiv:2410.10989, section 3.2), where
-    token losses have no factor.
+    Source: the order of computation is that of Liger Kernel (arXiv:2410.10989), where token losses
+    have no factor.
     """
     kind = states.device.type
     if torch.is_autocast_enabled(kind):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +11,7 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _MOST = 2 << 30  # bytes
 _ROWS = 32  # of a product; the layout is good for any
-_PLAIN = (Tensor, nn.Parameter)  # what it takes: no quantized or sharded weight
+_PLAIN = (Tensor, nn.Parameter)  # and no quantized or sharded weight
 
 
 def linear(
@@ -22,32 +19,39 @@ def linear(
 ) -> Tensor:
     """[..., D], [R, D], [R] -> [..., R], as `F.linear` but for rounding.
 
-    packed  the weight as `packed_layers` lays it out; None: as it is
+    packed  the weight as `PackedLayers` lays it out; None: as it is
 
     Without gradients, in float32 on a CPU, it is oneDNN's: MKL, which `F.linear` calls, packs the
     weight anew for every product, and that costs most where rows are few. Measured on 2 cores of an
     AMD EPYC (AVX-512) over 12 layers of width 512: 69 -> 108 GFLOP/s for 32 rows, 139 -> 179 for
     256, and packed 153 and 203; the head of 24,576 ids, 32 rows: 56 -> 119.
     """
-    fits = (
-        _ONEDNN is not None
-        and not torch.is_grad_enabled()
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and type(x) in _PLAIN
-        and type(weight) in _PLAIN
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and x.numel() > 0
-    )
-    if not fits or _ONEDNN is None:
+    if _ONEDNN is None or not _fits(x, weight):
         return F.linear(x, weight, bias)
     product: Tensor = _ONEDNN(x, weight if packed is None else packed, bias, "none", [], "")
     return product
 
 
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and type(x) in _PLAIN
+        and _is_plain(weight)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+    )
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether oneDNN takes it."""
+    return type(weight) in _PLAIN and weight.dtype == torch.float32 and weight.device.type == "cpu"
+
+
 class Linear(nn.Linear):
-    """torch's, computed by `linear` within `packed_layers`.
+    """torch's, computed by `linear` within `PackedLayers`.
 
     Not elsewhere: a policy with gradients and its reference without them have to agree to the bit.
 
@@ -76,31 +80,27 @@ class Linear(nn.Linear):
         return linear(x, weight, bias, packed=self.packed.get(ids))
 
 
-@contextmanager
-def packed_layers(module: object) -> Iterator[None]:
+class PackedLayers:
     """Within the block weights of `Linear` layers lie as oneDNN wants them, from their first use.
 
-    They must not change in it. It takes as much memory as those weights, so that a model above 2 GB
-    is left as it is, and a moment: what is worth it are several passes.
+    It can be entered again and again, and packs once: the weights must not change meanwhile. It
+    takes as much memory as they do, so that a model above 2 GB is left as it is, and a moment: what
+    is worth it are several passes.
     """
-    layers = _plain_layers(module) if isinstance(module, nn.Module) else []
-    if sum(layer.weight.nbytes for layer in layers) > _MOST:
-        layers = []
-    try:
-        for layer in layers:
-            layer.packed = {}
-        yield
-    finally:
-        for layer in layers:
+
+    def __init__(self, module: object) -> None:
+        modules = module.modules() if isinstance(module, nn.Module) else ()
+        layers = [one for one in modules if isinstance(one, Linear) and _is_plain(one.weight)]
+        if sum(layer.weight.nbytes for layer in layers) > _MOST:
+            layers = []
+        self._packed: list[tuple[Linear, dict[tuple[int, int], Tensor]]] = [
+            (layer, {}) for layer in layers
+        ]
+
+    def __enter__(self) -> None:
+        for layer, packed in self._packed:
+            layer.packed = packed
+
+    def __exit__(self, *_: object) -> None:
+        for layer, _packed in self._packed:
             layer.packed = None
-
-
-def _plain_layers(module: nn.Module) -> list[Linear]:
-    found = [one for one in module.modules() if isinstance(one, Linear)]
-    return [
-        one
-        for one in found
-        if type(one.weight) in _PLAIN
-        and one.weight.dtype == torch.float32
-        and one.weight.device.type == "cpu"
-    ]

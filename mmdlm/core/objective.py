@@ -424,9 +424,13 @@ class Objective:
 
     def terms(self, denoiser: Denoiser, batch: Batch, corruption: Corruption) -> LossTerms:
         """One pass of the body; the head runs at the covered tokens of each modality alone."""
-        counts = self.counts(batch, corruption)
-        hidden = _hidden(denoiser, batch, corruption)  # [B, L, D]
-        batch = _copies(batch, corruption)
+        counts, x_t, at = self.counts(batch, corruption), corruption.x_t, corruption.masked
+        copies = _copies(batch, corruption)
+        if copies is not batch and isinstance(denoiser, SharingDenoiser):
+            hidden = denoiser.hidden_of_copies(x_t, batch, at=at)
+        else:
+            hidden = denoiser.hidden(x_t, copies, at=at)  # [B, L, D]
+        batch = copies
         something = bool(corruption.masked.any())
         sums = {}
         for name, modality, loss in self._parts():
@@ -471,14 +475,6 @@ def _targets_of_document(batch: Batch) -> Tensor:
     """[B, L]: at column d, the number of target tokens of document d of the row."""
     zeros = torch.zeros_like(batch.document)
     return zeros.scatter_add(1, batch.document.clamp_min(0), batch.target.long())
-
-
-def _hidden(denoiser: Denoiser, batch: Batch, corruption: Corruption) -> Tensor:
-    """[B, L, D], or [2 B, L, D] of complementary copies; read where the corruption masked."""
-    x_t, at = corruption.x_t, corruption.masked
-    if len(x_t) > len(batch) and isinstance(denoiser, SharingDenoiser):
-        return denoiser.hidden_of_copies(x_t, batch, at=at)
-    return denoiser.hidden(x_t, _copies(batch, corruption), at=at)
 
 
 def _copies(batch: Batch, corruption: Corruption) -> Batch:

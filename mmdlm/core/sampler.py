@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -19,7 +18,7 @@ from mmdlm.core.cache import Cache, Standing
 from mmdlm.core.commit import CommitRule, EntropyBound, EvenSplit, Progress, Remasking
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.guidance import ClassifierFreeGuidance
-from mmdlm.core.linear import packed_layers
+from mmdlm.core.linear import PackedLayers
 from mmdlm.core.noise import MaskNoise, Noise
 from mmdlm.core.order import Candidates, Confidence, Entropy, Order, gumbel_like
 from mmdlm.core.passes import Passes
@@ -27,6 +26,7 @@ from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 _CHUNK = 1 << 22  # elements of float64 noise drawn at a time (32 MB)
+_WORTH_PACKING = 4  # steps: packing weights costs about a third of a pass
 
 
 @dataclass(frozen=True)
@@ -166,20 +166,10 @@ class Sampler:
         unconditional  the other branch of guidance, or several; default: the batch without its
                        context
         """
-        with packed_layers(denoiser) if self.steps > 3 else nullcontext():
-            yield from self._steps(denoiser, batch, generator, unconditional)
-
-    def _steps(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        generator: torch.Generator,
-        unconditional: Batch | tuple[Batch, ...] | None,
-    ) -> Iterator[SampleStep]:
         vocabulary, target = denoiser.vocabulary, batch.target
         _check_ranges(batch, vocabulary)
         block_of, blocks = self._blocks(target)
-        prefix = batch.prefix
+        packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
         passes = Passes.of(
             denoiser,
             batch,
@@ -218,11 +208,12 @@ class Sampler:
             if self.cache is not None:
                 later = target & (block_of > block[:, None])
                 at = self.cache.places(
-                    Standing(progress, prefix, here | still_open, later, committed, fresh, sure)
+                    Standing(progress, batch, here | still_open, later, committed, fresh, sure)
                 )
             passes = passes.only(block < blocks)
-            hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)
-            drawn = self._draw(passes, hidden, still_open, progress, generator)
+            with packed:
+                hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)
+                drawn = self._draw(passes, hidden, still_open, progress, generator)
 
             remaining = self._remaining(progress, generator)  # [B]
             again = torch.zeros_like(target)

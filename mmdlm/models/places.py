@@ -65,10 +65,12 @@ class Places:
 
     def put(self, into: Tensor, x: Tensor) -> Tensor:
         """[B, L, ...] in which the marked places are those of x [R, A, ...]."""
-        values = x.flatten(0, 1) if self.filled is None else x[self.filled]
-        return into.flatten(0, 1).index_copy(0, self.flat, values).view_as(into)
+        return into.flatten(0, 1).index_copy(0, self.flat, self._values(x)).view_as(into)
 
     def put_(self, into: Tensor, x: Tensor) -> None:
         """The same, in place."""
-        values = x.flatten(0, 1) if self.filled is None else x[self.filled]
-        into.flatten(0, 1).index_copy_(0, self.flat, values)
+        into.flatten(0, 1).index_copy_(0, self.flat, self._values(x))
+
+    def _values(self, x: Tensor) -> Tensor:
+        """[R, A, ...] -> [M, ...], without what stands for nothing."""
+        return x.flatten(0, 1) if self.filled is None else x[self.filled]

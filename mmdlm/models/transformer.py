@@ -264,9 +264,9 @@ class Attention(nn.Module):
         keep    told the keys and values of these tokens, and gives those of the whole row
         around  the row [B, L, D] that A tokens [B, A, D] see, and its rotation; None: themselves
         """
-        row, turned = (x, rotation) if around is None else around
+        row, of_row = (x, rotation) if around is None else around
         query = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
-        key = rotate(self.k_norm(self._heads(self.k_proj(row))), *turned)
+        key = rotate(self.k_norm(self._heads(self.k_proj(row))), *of_row)
         value = self._heads(self.v_proj(row))
         if keep is not None:
             key, value = keep(key, value)
@@ -376,16 +376,17 @@ class MmdlmModel(MmdlmPreTrainedModel):
         pattern = AttentionPattern.of(document, flex=flex, ahead=ahead, prefix=prefix)
         rotation = self.rotary(position)
         x = embeddings
-        part = at is not None and bool(at.any()) and not bool(at.all())
-        places = Places.of(at) if part and at is not None else None
-        for layer in self.layers if places is None else self.layers[:-1]:
-            x = layer(x, rotation, pattern)
-        if places is None:
+        if at is None or bool(at.all()) or not bool(at.any()):
+            for layer in self.layers:
+                x = layer(x, rotation, pattern)
             return self.norm(x)
+        # Made before the layers: it asks a GPU, which then has nothing to wait for.
+        places = Places.of(at)
         seen = AttentionPattern.seen_from(places, document, ahead=ahead, prefix=prefix)
+        for layer in self.layers[:-1]:
+            x = layer(x, rotation, pattern)
         states = self.norm(self.layers[-1](x, rotation, seen, places=places))
-        everywhere = states.new_zeros(x.shape)
-        return places.to(states.device).put(everywhere, states)
+        return places.to(states.device).put(states.new_zeros(x.shape), states)
 
     def remembering(
         self,
@@ -398,9 +399,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
         memory: Memory,
     ) -> Tensor:
         """`forward` with a memory, in which the places `at` are brought up to date."""
-        if memory.hidden is None:
-            at = None
-        if at is None:
+        if at is None or memory.hidden is None:
             at = torch.ones_like(document, dtype=torch.bool)
         rotation = self.rotary(position)
         whole = at.all(1)
@@ -549,11 +548,10 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         Under `prefix_attention` what stands before the targets is computed once for all of them,
         unless layers are recomputed in the backward pass.
         """
-        copies = len(x_t) // len(batch)
+        everything = concatenate([batch] * (len(x_t) // len(batch)))
         shared = self.config.prefix_attention and batch.ahead is None
         if not shared or any(layer.gradient_checkpointing for layer in self.model.layers):
-            return self.hidden(x_t, concatenate([batch] * copies), at=at)
-        everything = concatenate([batch] * copies)
+            return self.hidden(x_t, everything, at=at)
         hidden = self.model.copies(
             self._embedded(x_t, everything),
             self._rotary(batch),
