@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -622,6 +623,12 @@ def test_kinds_of_quantization_are_those_that_there_are() -> None:
     from mmdlm.models.quantization import KINDS
 
     assert set(cli.QUANTIZATIONS) == set(KINDS)
+
+
+def test_caches_are_those_of_a_decoding() -> None:
+    from mmdlm.decoding import CacheName
+
+    assert get_args(CacheName) == cli.CACHES
 
 
 def test_places_for_pictures_are_counted_before_loading(

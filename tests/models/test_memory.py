@@ -20,26 +20,16 @@ from mmdlm.core.schedule import Cosine, Linear
 from mmdlm.core.sequence import Batch, collate, concatenate, pack
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.places import Places
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
+from tests.models.tiny import tiny_model
 
 CACHES = (Prompt(), Prefix(), Dual(), Delayed(), Stable(warm_up=0.0))
 
 
 def network(**options: object) -> MmdlmForMaskedDiffusion:
-    """Of two layers with grouped heads, whose logits differ clearly."""
-    torch.manual_seed(0)
-    config = MmdlmConfig(
-        vocabulary=VOCABULARY.to_dict(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        **options,
-    )
-    return MmdlmForMaskedDiffusion(config).eval()
+    """Of three layers, over the ids of the fakes."""
+    return tiny_model(vocabulary=VOCABULARY.to_dict(), num_hidden_layers=3, **options)
 
 
 def noisy(batch: Batch, *, share: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -100,10 +90,8 @@ def test_a_memory_brought_up_to_date_everywhere_is_a_pass_without(kind: str) -> 
 
 
 @torch.no_grad()
-def test_a_memory_whose_other_tokens_stayed_is_exact_in_the_first_layer_and_rows_do_not_meet() -> (
-    None
-):
-    """Rows computed as a whole and in part in one pass: each as it is by itself."""
+def test_rows_computed_in_part_and_as_a_whole_do_not_meet() -> None:
+    """In one pass, each as it is by itself; the keys of the first layer are those of the tokens."""
     model, batch = network().double(), ragged()
     before, after = noisy(batch), noisy(batch, share=0.5)
     at = after != before
@@ -132,8 +120,11 @@ def test_rows_of_a_memory() -> None:
     some = memory.rows(index, of=len(batch))
     assert some.hidden is not None
     assert torch.equal(some.hidden, hidden[index])
-    twice = memory.rows(index, of=1 if len(batch) == 1 else len(batch))
-    assert torch.equal(twice.keys[2], memory.keys[2][index])
+    assert torch.equal(some.keys[2], memory.keys[2][index])
+    branches, twice = Memory(), concatenate([batch, batch])
+    model.hidden(torch.cat([noisy(batch), batch.ids]), twice, memory=branches)
+    some = branches.rows(index, of=len(batch))
+    assert torch.equal(some.values[1], branches.values[1][[3, 0, len(batch) + 3, len(batch)]])
     assert Memory().rows(index, of=5).hidden is None
 
 

@@ -18,13 +18,14 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 def tiny_config(**options: Any) -> MmdlmConfig:
     """Two layers of width 32; `options` are fields of the config."""
     shape = {
+        "vocabulary": VOCABULARY.to_dict(),
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    return MmdlmConfig(vocabulary=VOCABULARY.to_dict(), **{**shape, **options})
+    return MmdlmConfig(**{**shape, **options})
 
 
 def tiny_model(*, seed: int = 0, **options: Any) -> MmdlmForMaskedDiffusion:

@@ -15,8 +15,9 @@ from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import pack
 from mmdlm.core.vocabulary import GENERATED
 from mmdlm.models.costs import Costs, Machine
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
+from tests.models.tiny import tiny_model
 from train.denoising import load_of
 from train.meter import Load, Meter
 
@@ -24,14 +25,8 @@ CPU = torch.device("cpu")
 
 
 def network() -> MmdlmForMaskedDiffusion:
-    config = MmdlmConfig(
-        vocabulary=VOCABULARY.to_dict(),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-    )
-    return MmdlmForMaskedDiffusion(config)
+    """Over the ids of the fakes."""
+    return tiny_model(vocabulary=VOCABULARY.to_dict())
 
 
 def test_rates_are_over_all_steps_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from mmdlm.vision.adapter import VisionConfig
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
 from tests.layouts.tiny import words_of
+from tests.models.tiny import tiny_model
 from tests.train.tiny import Run, logged, sft, trajectory
 from train.denoising import Coefficients, DenoisingStage, open_eyes, recompute_layers
 from train.examples import described
@@ -245,15 +246,7 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
 
 def test_selective_recomputation_computes_no_product_twice() -> None:
     """Operations of forward and backward are those without it, all layers' once more with True."""
-    torch.manual_seed(0)
-    config = MmdlmConfig(
-        vocabulary=VOCABULARY.to_dict(),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-    )
-    model, batch = MmdlmForMaskedDiffusion(config).train(), ragged()
+    model, batch = tiny_model(vocabulary=VOCABULARY.to_dict()).train(), ragged()
     at = batch.target
     found = {}
     for recompute in (False, "selective", True):
