@@ -65,7 +65,7 @@ class Asked:
         temperature: Of the draw of tokens; 0 takes the likeliest.
         guidance_scale: Classifier-free guidance; 1 is off.
         think: Give reasons first, or not, where the model was trained for either.
-        cache: What a step remembers of the steps before: prefix, dual, delayed or stable.
+        cache: What a step remembers of the steps before: prompt, prefix, dual, delayed or stable.
         cache_refresh: Compute all anew every so many steps.
         threshold: Commit every token of at least this probability.
         factor: The same, but the more tokens at once the surer each has to be.

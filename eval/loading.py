@@ -286,7 +286,7 @@ def measure_in_fresh_process(folder: Path, dtype: str) -> dict[str, float]:
 def _measure(folder: Path, dtype: str, connection: Connection) -> None:
     """Load, read every page of the weights, and send what that took."""
     transformers_logging.disable_progress_bar()
-    before = _memory()
+    before = memory()
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     with _peak_anonymous() as peak:
         start = time.perf_counter()
@@ -301,7 +301,7 @@ def _measure(folder: Path, dtype: str, connection: Connection) -> None:
     connection.send(
         {
             "before_resident_bytes": before["VmRSS"],
-            "peak_resident_bytes": _memory()["VmHWM"],
+            "peak_resident_bytes": memory()["VmHWM"],
             "peak_anonymous_bytes": max(peak),
             "load_seconds": round(loaded - start, 2),
             "touch_seconds": round(touched - loaded, 2),
@@ -317,11 +317,11 @@ def _touch(tensor: Tensor) -> int:
 @contextmanager
 def _peak_anonymous(*, interval: float = 0.005) -> Iterator[list[int]]:
     """Ask for the anonymous memory of this process every few milliseconds -> the answers."""
-    seen, done = [_memory()["RssAnon"]], threading.Event()
+    seen, done = [memory()["RssAnon"]], threading.Event()
 
     def watch() -> None:
         while not done.wait(interval):
-            seen[0] = max(seen[0], _memory()["RssAnon"])
+            seen[0] = max(seen[0], memory()["RssAnon"])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -332,7 +332,7 @@ def _peak_anonymous(*, interval: float = 0.005) -> Iterator[list[int]]:
         thread.join()
 
 
-def _memory() -> dict[str, int]:
+def memory() -> dict[str, int]:
     """Bytes: VmRSS now, VmHWM at its highest, RssAnon not backed by files."""
     lines = (line.split(":") for line in STATUS.read_text().splitlines())
     values = {name: value.split() for name, value in lines if name in ("VmRSS", "VmHWM", "RssAnon")}

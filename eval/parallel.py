@@ -68,7 +68,7 @@ def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome
     """Ask all questions of a task."""
     asked, passes = counted(model.faster(**asdict(faster)))
     generator = torch.Generator().manual_seed(0)
-    said, right = task.answers(asked, steps=task.steps, generator=generator)
+    said, right = task.answers(asked, generator=generator)
     found = estimate(right)
     return Outcome(
         task=name,

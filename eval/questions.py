@@ -30,9 +30,7 @@ class Questions(ABC):
     steps: int
 
     @abstractmethod
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
+    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
         """What the model says, and [N] bool, what of it is right."""
 
 
@@ -49,11 +47,9 @@ class Solve(Questions):
     def benchmark(self, generator: torch.Generator) -> Benchmark:
         """Its first measure is what is right."""
 
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
+    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
         benchmark = self.benchmark(torch.Generator().manual_seed(0))
-        asked = Asked(num_inference_steps=steps, batch_size=self.batch_size)
+        asked = Asked(num_inference_steps=self.steps, batch_size=self.batch_size)
         asking = Asking(model, asked, generator)
         said = ask(benchmark.problems, asking, batch_size=self.batch_size)
         scored = rate(benchmark, said)
@@ -91,13 +87,11 @@ class Captions(Questions):
     trained: int = 331
     batch_size: int = 50
 
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
+    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
         gallery = Gallery.read(self.shards)
         places = [place for some in gallery.split(self.trained, seed=0).values() for place in some]
         said: list[str] = []
         for start in range(0, len(places), self.batch_size):
             pictures = [gallery.emoji[i].image for i in places[start : start + self.batch_size]]
-            said += model.caption(pictures, num_inference_steps=steps, generator=generator)
+            said += model.caption(pictures, num_inference_steps=self.steps, generator=generator)
         return said, exact_match(said, [gallery.right[i] for i in places])

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from textwrap import wrap
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -26,6 +26,7 @@ from data_pipelines import command_line
 from data_pipelines.shards import write_file
 from data_pipelines.word_problems import read_gsm8k
 from eval import plain
+from eval.loading import memory
 from eval.provenance import describe_hardware
 from mmdlm.core.cache import Dual, Prefix, Stable
 from mmdlm.core.commit import ScheduledCount
@@ -109,7 +110,7 @@ class Result:
 def main(
     *,
     out: Path = Path("runs/eval/speed.json"),
-    parts: list[Part] = list(PARTS),  # noqa: B006
+    parts: list[Part] | None = None,
     shape: str = "S",
     repeats: int = 5,
     threads: int | None = None,
@@ -124,7 +125,7 @@ def main(
 
     Args:
         out: JSON file for the result; a bar chart goes beside it, with .png.
-        parts: Rows to measure.
+        parts: Rows to measure; default: all, `packing` where --gsm8k is given.
         shape: tiny, S, M, L or XL: width, layers and inner width of the Transformer.
         repeats: Runs of each variant, after one that does not count.
         threads: Of torch, fixed for all; default: as torch has it.
@@ -136,6 +137,8 @@ def main(
         raise ValueError(f"--shape {shape!r} is not one of {', '.join(SHAPES)}")
     if repeats < 1:
         raise ValueError(f"--repeats {repeats} is too few; give 1 or more")
+    if parts is None:
+        parts = [part for part in PARTS if part != "packing" or gsm8k is not None]
     if "packing" in parts and gsm8k is None:
         raise ValueError("--parts packing needs --gsm8k FILE; give it, or leave the part out")
     if gsm8k is not None:
@@ -166,15 +169,16 @@ def main(
             "hardware": describe_hardware(bench.device),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        content = (json.dumps(report, indent=2) + "\n").encode()
-        write_file(out, partial(_put, content))  # after each part: nothing is lost
+        write(report, out)  # after each part: nothing is lost
         if results:
             chart(results, out.with_suffix(".png"))
     print(out, *([out.with_suffix(".png")] if results else []), sep="\n")
 
 
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+def write(report: dict[str, Any], path: Path) -> None:
+    """As JSON, whole or not at all."""
+    content = (json.dumps(report, indent=2) + "\n").encode()
+    write_file(path, lambda file: file.write(content))
 
 
 # ---- the works -----------------------------------------------------------------------------------
@@ -443,9 +447,7 @@ class Bench:
                 (a / first) / (b / amount)
                 for a, b in zip(seconds[PLAIN], seconds[name], strict=True)
             ]
-            same = None
-            if name != PLAIN and work.same is not None:
-                same = work.same(outputs[name], outputs[PLAIN]) if variant.exact else None
+            same = work.same(outputs[name], outputs[PLAIN]) if variant.exact else None
             if same is False:
                 raise ValueError(f"{work.name}: {name} gives another result than {PLAIN}")
             middle = median(seconds[name])
@@ -600,20 +602,14 @@ def reset_peak(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark is what is in use
-    return _resident("VmRSS")
+    return memory()["VmRSS"]
 
 
 def peak(device: torch.device) -> int:
     """Highest memory in bytes since `reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _resident("VmHWM")
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+    return memory()["VmHWM"]
 
 
 # ---- what is shown -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdlm.core import linear as module
-from mmdlm.core.linear import Linear, linear, packed_layers
+from mmdlm.core.linear import Linear, PackedLayers, linear
 from tests.core.fakes import rng
 
 
@@ -48,15 +48,15 @@ def test_it_is_onednns_where_layers_are_packed_and_torchs_elsewhere(
     with torch.no_grad():
         assert torch.equal(layer(x), learning)
         assert not calls
-        with packed_layers(layer):
+        with PackedLayers(layer):
             layer(x)
             assert len(calls) == 1
             layer(x.double().float())
             with torch.autocast("cpu", torch.bfloat16):
                 assert layer(x).dtype == torch.bfloat16
-        with packed_layers(layer.double()):
+        with PackedLayers(layer.double()):
             layer(x.double())
-        with packed_layers(layer.bfloat16()):
+        with PackedLayers(layer.bfloat16()):
             layer(x.bfloat16())
     assert len(calls) == 2
 
@@ -72,12 +72,12 @@ def test_it_is_a_linear_layer() -> None:
     assert isinstance(Linear(2, 3), nn.Linear)
 
 
-def test_packed_layers_give_the_same_and_are_unpacked_in_the_end() -> None:
+def test_PackedLayers_give_the_same_and_are_unpacked_in_the_end() -> None:
     stack = nn.Sequential(Linear(16, 24, bias=False), nn.Tanh(), Linear(24, 8), nn.Linear(8, 8))
     x = torch.randn(5, 16)
     with torch.no_grad():
         expected = stack(x)
-        with packed_layers(stack):
+        with PackedLayers(stack):
             torch.testing.assert_close(stack(x), expected, rtol=1e-5, atol=1e-6)
             assert bool(stack[0].packed) == (module._PACK is not None)
             part = stack[2].rows(torch.tanh(stack[0](x)), (2, 5))
@@ -86,12 +86,12 @@ def test_packed_layers_give_the_same_and_are_unpacked_in_the_end() -> None:
             torch.testing.assert_close(part, whole[:, 2:5], rtol=1e-5, atol=1e-6)
         assert stack[0].packed is stack[2].packed is None
         stack[0].weight.mul_(2)
-        with packed_layers(stack):
+        with PackedLayers(stack):
             assert not torch.allclose(stack(x), expected)
-    with packed_layers(stack):  # gradients do without
+    with PackedLayers(stack):  # gradients do without
         stack(x).sum().backward()
     assert stack[0].weight.grad is not None
-    with pytest.raises(KeyError), packed_layers(stack):
+    with pytest.raises(KeyError), PackedLayers(stack):
         raise KeyError
     assert stack[0].packed is None
 
@@ -100,8 +100,8 @@ def test_large_and_half_precision_weights_are_left_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer = Linear(16, 24)
-    with packed_layers(Linear(16, 24).bfloat16()) as nothing, packed_layers(object()):
+    with PackedLayers(Linear(16, 24).bfloat16()) as nothing, PackedLayers(object()):
         assert nothing is None
     monkeypatch.setattr(module, "_MOST", 100)
-    with packed_layers(layer):
+    with PackedLayers(layer):
         assert layer.packed is None

@@ -24,9 +24,7 @@ class Names(Questions):
     model: str = "emoji"
     steps: int = 16
 
-    def answers(
-        self, model: Model, *, steps: int, generator: torch.Generator
-    ) -> tuple[list[str], Tensor]:
+    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
         texts = ["woman [MASK] [MASK] skin tone", "flag: [MASK] [MASK]"]
         said = [model.infill(one, num_inference_steps=2, generator=generator) for one in texts]
         return said, torch.tensor(["skin tone" in one for one in said])
@@ -62,7 +60,7 @@ def test_puzzles_know_what_is_right(task: Sudoku | Countdown) -> None:
 
 def test_captions_of_shards(emoji: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        Captions(str(tmp_path / "*.tar")).answers(emoji, steps=2, generator=torch.Generator())
+        Captions(str(tmp_path / "*.tar")).answers(emoji, generator=torch.Generator())
 
 
 @pytest.mark.parametrize(
