@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,33 +14,36 @@ _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _MOST = 2 << 30  # bytes
 _ROWS = 32  # of a product; the layout is good for any
 _PLAIN = (Tensor, nn.Parameter)  # and no quantized or sharded weight
+Rows = tuple[int, int]  # a half-open range of the outputs of a layer
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Tensor | None = None
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., D], [R, D], [R] -> [..., R], as `F.linear` but for rounding.
-
-    packed  the weight as `PackedLayers` lays it out; None: as it is
 
     Without gradients, in float32 on a CPU, it is oneDNN's: MKL, which `F.linear` calls, packs the
     weight anew for every product, and that costs most where rows are few. Measured on 2 cores of an
     AMD EPYC (AVX-512) over 12 layers of width 512: 69 -> 108 GFLOP/s for 32 rows, 139 -> 179 for
-    256, and packed 153 and 203; the head of 24,576 ids, 32 rows: 56 -> 119.
+    256, and packed (`PackedLayers`) 153 and 203; the head of 24,576 ids, 32 rows: 56 -> 119.
     """
-    if _ONEDNN is None or not _fits(x, weight):
+    if not _fits(x) or not _is_plain(weight):
         return F.linear(x, weight, bias)
-    product: Tensor = _ONEDNN(x, weight if packed is None else packed, bias, "none", [], "")
+    return _onednn(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    assert _ONEDNN is not None
+    product: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
     return product
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def _fits(x: Tensor) -> bool:
+    """Whether oneDNN may multiply it."""
     return (
-        not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        _ONEDNN is not None
+        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
         and type(x) in _PLAIN
-        and _is_plain(weight)
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() > 0
@@ -51,33 +56,55 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """torch's, computed by `linear` within `PackedLayers`.
+    """torch's, computed by oneDNN within `PackedLayers`.
 
     Not elsewhere: a policy with gradients and its reference without them have to agree to the bit.
 
-    packed  weights as oneDNN wants them, by the ids of their rows; None outside
+    packed  weights as oneDNN wants them, and biases, by the rows of a product; None outside
     """
 
-    packed: dict[tuple[int, int], Tensor] | None = None
+    packed: dict[Rows, tuple[Tensor, Tensor | None]] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., D] -> [..., R]."""
         return self._product(input, self.weight, self.bias, (0, self.out_features))
 
-    def rows(self, x: Tensor, ids: tuple[int, int]) -> Tensor:
-        """[..., D] -> [..., stop - start], of a half-open range of the outputs."""
+    def rows(self, x: Tensor, ids: Rows) -> Tensor:
+        """[..., D] -> [..., stop - start], of some of the outputs."""
         here = slice(*ids)
         bias = None if self.bias is None else self.bias[here]
         return self._product(x, self.weight[here], bias, ids)
 
-    def _product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: tuple[int, int]
-    ) -> Tensor:
-        if self.packed is None or torch.compiler.is_compiling():
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
+        if self.packed is None or not _fits(x):
             return F.linear(x, weight, bias)
-        if ids not in self.packed and _PACK is not None:
-            self.packed[ids] = _PACK(weight.detach(), _ROWS)
-        return linear(x, weight, bias, packed=self.packed.get(ids))
+        if rows not in self.packed:
+            self.packed[rows] = _laid_out(weight), bias
+        return _onednn(x, *self.packed[rows])
+
+
+def products(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """What layers make of the same x [..., D]: one product of all their weights, if packed."""
+    if not _are_packed(layers) or not _fits(x):
+        return tuple(layer(x) for layer in layers)
+    sizes = [layer.out_features for layer in layers]
+    packed, rows = layers[0].packed, (0, sum(sizes))
+    assert packed is not None
+    if rows not in packed:
+        weight = torch.cat([layer.weight for layer in layers])
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers)), "all have a bias, or none"
+        packed[rows] = _laid_out(weight), torch.cat(biases) if biases else None
+    return _onednn(x, *packed[rows]).split(sizes, dim=-1)
+
+
+def _are_packed(layers: tuple[nn.Module, ...]) -> TypeGuard[tuple[Linear, ...]]:
+    return all(isinstance(layer, Linear) and layer.packed is not None for layer in layers)
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    weight = weight.detach()
+    return weight if _PACK is None else _PACK(weight, _ROWS)
 
 
 class PackedLayers:
@@ -85,22 +112,28 @@ class PackedLayers:
 
     It can be entered again and again, and packs once: the weights must not change meanwhile. It
     takes as much memory as they do, so that a model above 2 GB is left as it is, and a moment: what
-    is worth it are several passes.
+    is worth it are several passes. Layers that somebody listens to or has changed stay as they are.
     """
 
     def __init__(self, module: object) -> None:
         modules = module.modules() if isinstance(module, nn.Module) else ()
-        layers = [one for one in modules if isinstance(one, Linear) and _is_plain(one.weight)]
+        layers = [one for one in modules if type(one) is Linear and _is_untouched(one)]
         if sum(layer.weight.nbytes for layer in layers) > _MOST:
             layers = []
-        self._packed: list[tuple[Linear, dict[tuple[int, int], Tensor]]] = [
+        self._packed: list[tuple[Linear, dict[Rows, tuple[Tensor, Tensor | None]]]] = [
             (layer, {}) for layer in layers
         ]
 
     def __enter__(self) -> None:
         for layer, packed in self._packed:
-            layer.packed = packed
+            vars(layer)["packed"] = packed  # past nn.Module's search among its parts, ten times it
 
     def __exit__(self, *_: object) -> None:
         for layer, _packed in self._packed:
-            layer.packed = None
+            vars(layer).pop("packed", None)
+
+
+def _is_untouched(layer: Linear) -> bool:
+    """Without hooks, which a product of several layers would pass by, and with plain weights."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return not hooks and "forward" not in vars(layer) and _is_plain(layer.weight)

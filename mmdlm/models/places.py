@@ -44,6 +44,8 @@ class Places:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Places:
         """On another device: where layers are spread over several, each moves what it is given."""
+        if self.flat.device == torch.device(device):
+            return self
         parts = (self.rows, self.column, self.filled, self.flat)
         rows, column, filled, flat = (
             None if x is None else x.to(device, non_blocking=non_blocking) for x in parts

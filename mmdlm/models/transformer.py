@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import (
@@ -31,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from mmdlm.core.linear import Linear
+from mmdlm.core.linear import Linear, products
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -51,7 +50,7 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-Rotation = tuple[Tensor, Tensor]  # cosine and sine
+Rotation = tuple[Tensor, Tensor]  # cosine and sine, as `rotate` wants them
 # Keys and values [B, H, A, d] of the tokens that are computed -> [B, H, L, d] of the whole row.
 KeyValue = tuple[Tensor, Tensor]
 Keep = Callable[[Tensor, Tensor], KeyValue]
@@ -171,19 +170,19 @@ class RotaryEmbedding(nn.Module):
         self.sections = tuple(config.rope_sections or ())
 
     def forward(self, position: Tensor) -> Rotation:
-        """[B, L] or [B, L, A] positions -> cosine and sine [B, 1, L, head_dim], float32."""
+        """[B, L] or [B, L, A] positions -> cosine and sine [B, 1, L, head_dim], float32.
+
+        The first half of the sine has the other sign: see `rotate`.
+        """
         position = self._by_channel(position)
         # Computed here, not kept as a buffer: meta-device loading has nothing to restore.
         if self.scaled is not None:
             kind, config = self.scaled
             frequency, factor = ROPE_INIT_FUNCTIONS[kind](config, position.device)
-            angle = position * frequency
-            angle = torch.cat((angle, angle), dim=-1)
-            return angle.cos() * factor, angle.sin() * factor
+            cos, sin = _halves(position * frequency)
+            return cos * factor, sin * factor
         channel = torch.arange(0, self.head_dim, 2, device=position.device, dtype=torch.float32)
-        angle = position * self.theta ** (-channel / self.head_dim)
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos(), angle.sin()
+        return _halves(position * self.theta ** (-channel / self.head_dim))
 
     def _by_channel(self, position: Tensor) -> Tensor:
         """Positions -> [B, 1, L, 1] of all channels, or [B, 1, L, head_dim / 2] of each pair."""
@@ -197,6 +196,12 @@ class RotaryEmbedding(nn.Module):
             ],
             dim=-1,
         )
+
+
+def _halves(angle: Tensor) -> Rotation:
+    """Angles [..., d / 2] -> what the channels [..., d] and their partners are multiplied by."""
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rope_type(rope_scaling: dict[str, Any]) -> str:
@@ -224,8 +229,8 @@ def _scaled_rope(config: MmdlmConfig) -> tuple[str, LlamaConfig]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[B, H, L, d] heads -> the same heads, rotated in float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 def turned(rotation: Rotation, places: Places) -> Rotation:
@@ -264,16 +269,22 @@ class Attention(nn.Module):
         keep    told the keys and values of these tokens, and gives those of the whole row
         around  the row [B, L, D] that A tokens [B, A, D] see, and its rotation; None: themselves
         """
-        row, of_row = (x, rotation) if around is None else around
-        query = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
-        key = rotate(self.k_norm(self._heads(self.k_proj(row))), *of_row)
-        value = self._heads(self.v_proj(row))
+        if around is None:
+            of_row = rotation
+            query, key, value = products(x, self.q_proj, self.k_proj, self.v_proj)
+        else:
+            row, of_row = around
+            query, (key, value) = self.q_proj(x), products(row, self.k_proj, self.v_proj)
+        query = rotate(self.q_norm(self._heads(query)), *rotation)
+        key = rotate(self.k_norm(self._heads(key)), *of_row)
+        value = self._heads(value)
         if keep is not None:
             key, value = keep(key, value)
-        return self.o_proj(rearrange(attend(query, key, value, pattern), "b h l d -> b l (h d)"))
+        return self.o_proj(attend(query, key, value, pattern).transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b l (h d) -> b h l d", d=self.head_dim)
+        """[B, L, H d] -> [B, H, L, d]; einops would take longer than a kernel here."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -289,7 +300,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = products(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(GradientCheckpointingLayer):

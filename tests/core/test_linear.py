@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mmdlm.core import linear as module
-from mmdlm.core.linear import Linear, PackedLayers, linear
+from mmdlm.core.linear import Linear, PackedLayers, linear, products
 from tests.core.fakes import rng
 
 
@@ -105,3 +107,42 @@ def test_large_and_half_precision_weights_are_left_as_they_are(
     monkeypatch.setattr(module, "_MOST", 100)
     with PackedLayers(layer):
         assert layer.packed is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_products_of_one_input_are_those_of_each_layer(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    kernel = module._onednn
+
+    def counted(*given: Any) -> torch.Tensor:
+        calls.append(1)
+        return kernel(*given)
+
+    monkeypatch.setattr(module, "_onednn", counted)
+    layers = nn.ModuleList(Linear(16, width, bias=bias) for width in (24, 8, 5))
+    x = torch.randn(2, 3, 16)
+    expected = [layer(x) for layer in layers]
+    for found, wanted in zip(products(x, *layers), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert not calls
+    with PackedLayers(layers):
+        for _ in range(2):
+            for found, wanted in zip(products(x, *layers), expected, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert len(calls) == (0 if module._ONEDNN is None else 2)  # one product each time
+
+
+@torch.no_grad()
+def test_products_pass_nobody_by_who_listens_or_has_changed_a_layer() -> None:
+    layers, heard, x = nn.ModuleList(Linear(4, 4) for _ in range(3)), [], torch.randn(2, 4)
+    layers[1].register_forward_hook(lambda *given: heard.append(given[0]))
+    layers[2].forward = lambda input: torch.zeros(2, 4)  # as accelerate's offloading does
+    with PackedLayers(layers):
+        found = products(x, *layers)
+    assert heard == [layers[1]]
+    assert torch.equal(found[2], torch.zeros(2, 4))
+    mixed = products(x, layers[0], nn.Linear(4, 2))
+    assert [one.shape[1] for one in mixed] == [4, 2]
