@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 COMPLETE = re.compile(r"step_(\d+)")
+# Fills a folder. It may go on when it has returned: its result waits for that; None: it is done.
+Write = Callable[[Path], Callable[[], None] | None]
 
 
 def latest(folder: Path) -> tuple[Path, int] | None:
@@ -20,60 +24,118 @@ def latest(folder: Path) -> tuple[Path, int] | None:
     return path, step
 
 
-def save(
-    folder: Path,
-    step: int,
-    write: Callable[[Path], None],
-    *,
-    keep: int,
-    is_main: bool = True,
-    wait: Callable[[], None] = lambda: None,
-) -> Path:
-    """Write folder/step_N as `replace_folder` does, then drop all but the newest `keep`.
+class Checkpoints:
+    """Those of one run: each is complete or absent, and the newest `keep` stay.
 
-    Raises OSError that says so, and what remains, where the disk is full or not writable.
+    Where several processes write one folder, each has an object like this and calls the same of it;
+    `is_main` holds for one, and `wait` returns when all have reached it.
     """
-    final = folder / f"step_{step:08d}"
-    try:
-        replace_folder(final, write, is_main=is_main, wait=wait)
-    except OSError as error:
-        survivor = latest(folder)
-        kept = f"{survivor[0]} is intact" if survivor else "no earlier checkpoint exists"
-        raise OSError(f"{error}; {kept}, and the same command continues the run") from error
-    if is_main:
-        for step_of, path in sorted(_complete(folder))[:-keep]:
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        is_main: bool = True,
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.keep = folder, keep
+        self.is_main, self.wait = is_main, wait
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, write: Write) -> None:
+        """Write folder/step_N as `replace_folder` does, after the one before is done.
+
+        What `write` goes on with after it has returned is waited for in another thread. Raises
+        OSError that says so, and what remains, where the disk is full or not writable, here or in
+        the next call.
+        """
+        self.finish()
+        final = self.folder / f"step_{step:08d}"
+        with self._saying_what_remains():
+            complete = _written(final, write, is_main=self.is_main, wait=self.wait)
+            if complete is None:
+                self._drop_old(step)
+            else:
+                self._writing = self._thread.submit(self._end, complete, step)
+
+    def finish(self) -> None:
+        """Return when the last one is on disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with self._saying_what_remains():
+                writing.result()
+
+    def _end(self, complete: Callable[[], None], step: int) -> None:
+        complete()
+        self._drop_old(step)
+
+    def _drop_old(self, step: int) -> None:
+        if not self.is_main:
+            return
+        for step_of, path in sorted(_complete(self.folder))[: -self.keep]:
             if step_of != step:
                 shutil.rmtree(path, ignore_errors=True)
-    return final
+
+    @contextmanager
+    def _saying_what_remains(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            survivor = latest(self.folder)
+            kept = f"{survivor[0]} is intact" if survivor else "no earlier checkpoint exists"
+            raise OSError(f"{error}; {kept}, and the same command continues the run") from error
 
 
-def replace_folder(
+def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside; rename it to `final` when all of it is on disk.
+
+    A kill at any moment leaves either the whole new folder or what was there before. Raises OSError
+    that says so where the disk is full or not writable.
+    """
+    _written(final, write)
+
+
+def _written(
     final: Path,
-    write: Callable[[Path], None],
+    write: Write,
     *,
     is_main: bool = True,
     wait: Callable[[], None] = lambda: None,
-) -> None:
-    """Let `write` fill a folder beside; rename it to `final` when all of it is on disk.
-
-    A kill at any moment leaves either the whole new folder or what was there before. Where several
-    processes write one folder, each calls this, `is_main` holds for one, and `wait` returns when
-    all have reached it. Raises OSError that says so where the disk is full or not writable.
-    """
+) -> Callable[[], None] | None:
+    """`replace_folder` by several processes; what is still to be done, if something is."""
     part = final.with_name(f"{final.name}.part")
-    try:
+
+    def complete() -> None:
+        with _failing_whole(part, final):
+            if rest is not None:
+                rest()
+            if is_main:
+                for path in (*part.rglob("*"), part):
+                    _flush(path)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(part, final)
+                _flush(final.parent)
+
+    with _failing_whole(part, final):
         if is_main:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         wait()
-        write(part)
+        rest = write(part)
         wait()
-        if is_main:
-            for path in (*part.rglob("*"), part):
-                _flush(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
-            _flush(final.parent)
+    if rest is not None:
+        return complete
+    complete()
+    return None
+
+
+@contextmanager
+def _failing_whole(part: Path, final: Path) -> Iterator[None]:
+    """A failure to write leaves nothing behind, and is an OSError."""
+    try:
+        yield
     except Exception as error:
         if not _is_write_failure(error):
             raise

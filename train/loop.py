@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from train import checkpoint
+from train.checkpoint import Checkpoints, latest
 from train.frozen import leave_out_frozen
 from train.meter import Load, Meter
 from train.optimizer import (
@@ -35,6 +35,7 @@ from train.optimizer import (
     Optimizer,
     Rates,
 )
+from train.sharded import ShardedState
 
 LOG = "log.jsonl"
 
@@ -178,9 +179,15 @@ def fit(
     )
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
     state = _RunState(accelerator, optimizers, loader, ema, stage)
+    checkpoints = Checkpoints(
+        out,
+        keep=settings.keep,
+        is_main=accelerator.is_main_process,
+        wait=accelerator.wait_for_everyone,
+    )
 
     first = 0
-    if found := checkpoint.latest(out):
+    if found := latest(out):
         path, first = found
         state.read(path)
         accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
@@ -240,17 +247,12 @@ def fit(
                         on_sample(done)
                 accelerator.wait_for_everyone()
             if saving:
-                checkpoint.save(
-                    out,
-                    done,
-                    state.write,
-                    keep=settings.keep,
-                    is_main=accelerator.is_main_process,
-                    wait=accelerator.wait_for_everyone,
-                )
+                checkpoints.save(done, state.write)
             if stopping and not last:
+                checkpoints.finish()
                 accelerator.end_training()
                 raise SystemExit(f"stopped at step {done}; the same command continues from there")
+    checkpoints.finish()
     ema.copy_to_parameters()
     weights = get_model_state_dict(
         stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -355,20 +357,21 @@ class _RunState:
         ema: ExponentialMovingAverage,
         stage: Stage,
     ) -> None:
-        self.accelerator, self.optimizers = accelerator, optimizers
-        self.loader, self.ema = loader, ema
-        # Of a sharded average accelerate would store the main process's part alone.
-        self.sharded = accelerator.distributed_type == DistributedType.FSDP
-        if not self.sharded:
+        self.accelerator, self.optimizers, self.loader = accelerator, optimizers, loader
+        self.sharded = None
+        if accelerator.distributed_type == DistributedType.FSDP:
+            self.sharded = ShardedState(stage, optimizers, ema)
+        else:
             accelerator.register_for_checkpointing(ema)
             leave_out_frozen(accelerator, stage)
 
-    def write(self, folder: Path) -> None:
-        number = self.accelerator.process_index
+    def write(self, folder: Path) -> Callable[[], None] | None:
+        """Sharded weights are written while the run goes on; see `Checkpoints`."""
+        torch.save(self.loader.state_dict(), folder / f"loader_{self.accelerator.process_index}.pt")
+        if self.sharded is not None:
+            return self.sharded.write(folder)
         self.accelerator.save_state(str(folder))
-        torch.save(self.loader.state_dict(), folder / f"loader_{number}.pt")
-        if self.sharded:
-            torch.save(self.ema.state_dict(), folder / f"average_{number}.pt")
+        return None
 
     def read(self, folder: Path) -> None:
         """Everything but the options of the optimizers, which stay as they were set."""
@@ -381,7 +384,10 @@ class _RunState:
             )
         options = [{k: v for k, v in group.items() if k != "params"} for group in self._groups()]
         try:
-            self.accelerator.load_state(str(folder))
+            if self.sharded is not None:
+                self.sharded.read(folder)
+            else:
+                self.accelerator.load_state(str(folder))
         except (RuntimeError, KeyError) as error:
             raise ValueError(
                 f"{folder} does not fit this run ({' '.join(str(error).split())[:300]}); set the "
@@ -390,8 +396,6 @@ class _RunState:
         for group, option in zip(self._groups(), options, strict=True):
             group.update(option)
         self.loader.load_state_dict(torch.load(folder / f"loader_{number}.pt"))
-        if self.sharded:
-            self.ema.load_state_dict(torch.load(folder / f"average_{number}.pt"))
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from train import checkpoint
+from train.checkpoint import Checkpoints, Write
 
 FULL = Path("/dev/full")  # every write to it finds no space left
 
@@ -31,7 +33,7 @@ def test_the_newest_complete_one_is_found(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "absent") is None
     assert checkpoint.latest(tmp_path) is None
     for step in (9, 10, 2):
-        checkpoint.save(tmp_path, step, fill, keep=5)
+        Checkpoints(tmp_path, keep=5).save(step, fill)
     (tmp_path / "step_00000011.part").mkdir()
     (tmp_path / "final").mkdir()
     (tmp_path / "log.jsonl").touch()
@@ -41,20 +43,20 @@ def test_the_newest_complete_one_is_found(tmp_path: Path) -> None:
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
     for step in range(1, 7):
-        checkpoint.save(tmp_path, step, fill, keep=2)
+        Checkpoints(tmp_path, keep=2).save(step, fill)
     assert steps(tmp_path) == ["step_00000005", "step_00000006"]
 
 
 def test_the_one_just_written_stays_even_where_later_ones_lie_about(tmp_path: Path) -> None:
     for step in (7, 8):
-        checkpoint.save(tmp_path, step, fill, keep=2)
-    checkpoint.save(tmp_path, 3, fill, keep=2)
+        Checkpoints(tmp_path, keep=2).save(step, fill)
+    Checkpoints(tmp_path, keep=2).save(3, fill)
     assert "step_00000003" in steps(tmp_path)
 
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 4, fill, keep=2)
-    checkpoint.save(tmp_path, 4, lambda folder: (folder / "new").touch(), keep=2)
+    Checkpoints(tmp_path, keep=2).save(4, fill)
+    Checkpoints(tmp_path, keep=2).save(4, lambda folder: (folder / "new").touch())
     assert steps(tmp_path / "step_00000004") == ["new"]
 
 
@@ -64,7 +66,7 @@ def test_nothing_has_its_name_before_it_is_whole(tmp_path: Path) -> None:
         assert checkpoint.latest(tmp_path) is None
         assert folder.name == "step_00000001.part"
 
-    checkpoint.save(tmp_path, 1, write, keep=1)
+    Checkpoints(tmp_path, keep=1).save(1, write)
     assert checkpoint.latest(tmp_path) == (tmp_path / "step_00000001", 1)
 
 
@@ -72,7 +74,7 @@ def test_what_a_killed_process_left_is_not_mixed_in(tmp_path: Path) -> None:
     part = tmp_path / "step_00000001.part"
     part.mkdir()
     (part / "torn").touch()
-    checkpoint.save(tmp_path, 1, fill, keep=1)
+    Checkpoints(tmp_path, keep=1).save(1, fill)
     assert steps(tmp_path) == ["step_00000001"]
     assert steps(tmp_path / "step_00000001") == ["inner", "weights"]
 
@@ -102,10 +104,10 @@ def test_a_full_disk_leaves_the_previous_one(write: Callable[[Path], None], tmp_
     if write is torch_on_a_full_disk and not FULL.exists():
         pytest.skip(f"no {FULL} here")
     with pytest.raises(OSError, match="no earlier checkpoint exists"):
-        checkpoint.save(tmp_path, 1, write, keep=1)
-    checkpoint.save(tmp_path, 2, fill, keep=1)
+        Checkpoints(tmp_path, keep=1).save(1, write)
+    Checkpoints(tmp_path, keep=1).save(2, fill)
     with pytest.raises(OSError, match="cannot write") as error:
-        checkpoint.save(tmp_path, 3, write, keep=1)
+        Checkpoints(tmp_path, keep=1).save(3, write)
     assert str(tmp_path / "step_00000003") in str(error.value)
     assert f"{tmp_path / 'step_00000002'} is intact" in str(error.value)
     assert "free some space" in str(error.value)
@@ -113,14 +115,14 @@ def test_a_full_disk_leaves_the_previous_one(write: Callable[[Path], None], tmp_
 
 
 def test_a_mistake_in_the_code_is_not_called_a_full_disk(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 2, fill, keep=1)
+    Checkpoints(tmp_path, keep=1).save(2, fill)
 
     def write(folder: Path) -> None:
         fill(folder)
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoint.save(tmp_path, 3, write, keep=1)
+        Checkpoints(tmp_path, keep=1).save(3, write)
     assert checkpoint.latest(tmp_path) == (tmp_path / "step_00000002", 2)
 
 
@@ -128,14 +130,59 @@ def test_several_processes_write_one_folder(tmp_path: Path) -> None:
     """The main process makes and renames it; `wait` stands between the phases."""
     phases = []
     part, final = tmp_path / "step_00000001.part", tmp_path / "step_00000001"
+    other = Checkpoints(tmp_path, keep=1, is_main=False)
 
     def wait() -> None:  # what the others do meanwhile
         phases.append((part.exists(), final.exists()))
         if len(phases) == 1:
-            checkpoint.replace_folder(
-                final, lambda folder: (folder / "other").touch(), is_main=False
-            )
+            other.save(1, lambda folder: (folder / "other").touch())
 
-    checkpoint.save(tmp_path, 1, fill, keep=1, wait=wait)
+    Checkpoints(tmp_path, keep=1, wait=wait).save(1, fill)
     assert phases == [(True, False), (True, False)]
     assert steps(final) == ["inner", "other", "weights"]
+
+
+def slowly(disk: threading.Event, *, failing: bool = False) -> Write:
+    """What goes on writing until the disk is ready."""
+
+    def write(folder: Path) -> Callable[[], None]:
+        (folder / "begun").touch()
+
+        def rest() -> None:
+            assert disk.wait(30)
+            if failing:
+                no_space(folder)
+            fill(folder)
+
+        return rest
+
+    return write
+
+
+def test_a_run_goes_on_while_the_disk_is_busy(tmp_path: Path) -> None:
+    disk, checkpoints = threading.Event(), Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, fill)
+    checkpoints.save(2, slowly(disk))
+    assert checkpoint.latest(tmp_path) == (tmp_path / "step_00000001", 1)
+    disk.set()
+    checkpoints.finish()
+    assert steps(tmp_path) == ["step_00000002"]
+    assert steps(tmp_path / "step_00000002") == ["begun", "inner", "weights"]
+    disk.clear()
+    checkpoints.save(3, slowly(disk))
+    threading.Timer(0.1, disk.set).start()
+    checkpoints.save(4, fill)  # which waits for the one before
+    assert steps(tmp_path) == ["step_00000004"]
+
+
+def test_a_disk_that_is_full_meanwhile_is_heard_of_later(tmp_path: Path) -> None:
+    disk, checkpoints = threading.Event(), Checkpoints(tmp_path, keep=1)
+    disk.set()
+    checkpoints.save(1, fill)
+    checkpoints.save(2, slowly(disk, failing=True))
+    with pytest.raises(OSError, match="step_00000001 is intact"):
+        checkpoints.finish()
+    assert steps(tmp_path) == ["step_00000001"]
+    checkpoints.finish()
+    checkpoints.save(3, fill)
+    assert steps(tmp_path) == ["step_00000003"]

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemWriter
 
 from train.loop import LOG, FitSettings, Stage, fit
 from train.meter import MEASURED
@@ -205,11 +208,44 @@ def be_one_of_two(rank: int, port: int) -> None:
     }
 
 
+def shard_weights() -> None:
+    """Let accelerate shard as on GPUs (FSDP2); on a CPU it would not, though torch can."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
+    }
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
+
+
+def write_slowly(seconds: float) -> None:
+    """Checkpoints of sharded weights take so long to write."""
+    write = FileSystemWriter.write_data
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return write(*given, **named)
+
+    FileSystemWriter.write_data = slowly
+
+
 def fit_one_of_two(
-    rank: int, port: int, out: Path, options: dict[str, Any], stopped_at: int | None
+    rank: int,
+    port: int,
+    out: Path,
+    options: dict[str, Any],
+    stopped_at: int | None,
+    sharded: bool = False,
+    slowness: float = 0.0,
 ) -> None:
     """One process of a run of two; SIGTERM reaches this one alone, at batch `stopped_at`."""
     be_one_of_two(rank, port)
+    if sharded:
+        shard_weights()
+    if slowness:
+        write_slowly(slowness)
 
     def stop(number: int) -> None:
         if number == stopped_at:
@@ -217,10 +253,11 @@ def fit_one_of_two(
 
     stage = Regression()
     with suppress(SystemExit):
-        fit(
+        whole = fit(
             stage,
             Rows(2, rank=rank, world_size=2, on_batch=stop),
             settings=settings(**options),
             out=out,
         )
-    torch.save(stage.state_dict(), out / f"weights_{rank}.pt")
+        weights = whole if sharded else stage.state_dict()
+        torch.save(weights, out / f"weights_{rank}.pt")

@@ -1,0 +1,83 @@
+"""Checkpoints of weights sharded over processes (FSDP2), written while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from train.optimizer import ExponentialMovingAverage
+
+FOLDER = "sharded"
+
+
+class ShardedState:
+    """Weights, optimizer and average, of which each process holds a part and writes that.
+
+    `write` and `read` are called on every process, with the same folder.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        average: ExponentialMovingAverage,
+    ) -> None:
+        self.module, self.optimizers, self.average = module, tuple(optimizers), average
+        # Of its own: the processes talk about files while gradients go round among them.
+        self.talk = dist.new_group(backend="gloo")
+
+    def write(self, folder: Path) -> Callable[[], None]:
+        """Copy all of it, and begin to write the copy to `folder`.
+
+        The result waits until every process has written its part; OSError where one could not.
+        """
+        writing = checkpoint.async_save(
+            self._state(), checkpoint_id=folder / FOLDER, process_group=self.talk
+        )
+
+        def wait() -> None:
+            try:
+                cast(Future[Any], writing).result()
+            except CheckpointException as error:  # no Exception, as torch has it
+                reasons = (str(reason) for reason, _ in error.failures.values())
+                raise OSError("; ".join(dict.fromkeys(reasons))) from error
+
+        return wait
+
+    def read(self, folder: Path) -> None:
+        """Continue from there; RuntimeError where it is not of this model and optimizer."""
+        state = self._state()
+        try:
+            checkpoint.load(state, checkpoint_id=folder / FOLDER, process_group=self.talk)
+        except CheckpointException as error:
+            reasons = (str(reason) for reason, _ in error.failures.values())
+            raise RuntimeError("; ".join(dict.fromkeys(reasons))) from error
+        set_model_state_dict(self.module, state["model"])
+        set_optimizer_state_dict(self.module, self.optimizers, state["optimizer"])
+        self.average.load_state_dict(state[self._own_average])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": get_model_state_dict(self.module),
+            "optimizer": get_optimizer_state_dict(self.module, self.optimizers),
+            # Plain tensors: what bears one name is taken to be the same on all processes.
+            self._own_average: self.average.state_dict(),
+        }
+
+    @property
+    def _own_average(self) -> str:
+        return f"average_{dist.get_rank()}"
