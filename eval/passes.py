@@ -1,4 +1,4 @@
-"""How many forward passes an answer took."""
+"""How many forward passes an answer took, and over how many tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mmdlm.generate import Model
 class CountedDenoiser(nn.Module):
     """A denoiser that counts, and is in all else the one it was given.
 
-    rows  that went through it, one for each row of each pass, be it over a few of its places; each
-          branch of guidance is a row
+    rows    that went through it, one for each row of each pass, be it over a few of its places;
+            each branch of guidance is a row
+    tokens  of these rows that were computed, padding included
     """
 
     def __init__(self, denoiser: Any) -> None:
         super().__init__()
         self._denoiser = denoiser
-        self.rows = 0
+        self.rows = self.tokens = 0
 
     def hidden(
         self,
@@ -33,7 +34,9 @@ class CountedDenoiser(nn.Module):
         memory: Memory | None = None,
     ) -> Tensor:
         """Of the denoiser."""
+        some = at is not None and memory is not None and memory.hidden is not None
         self.rows += len(x_t)
+        self.tokens += int(at.sum()) if at is not None and some else x_t.numel()
         states: Tensor = self._denoiser.hidden(x_t, batch, at=at, memory=memory)
         return states
 

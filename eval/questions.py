@@ -9,29 +9,33 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_pipelines.countdown import make_problems
 from data_pipelines.sudoku import make_puzzles
 from eval import countdown, sudoku
 from eval.benchmark import Asked, Asking, Benchmark, ask, rate
-from eval.emoji import Gallery
+from eval.emoji import NEAREST, SIZE, Gallery, to_levels
 from eval.metrics import exact_match
 from mmdlm.generate import Model
+from mmdlm.rl.rewards.neighbours import nearest_neighbours
 
 
 class Questions(ABC):
     """Questions whose answers are right or wrong.
 
-    steps  denoising steps that commit one token each
+    steps  denoising steps of an answer; of a text they commit one token each
     """
 
     model: str
     steps: int
 
     @abstractmethod
-    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
-        """What the model says, and [N] bool, what of it is right."""
+    def answers(
+        self, model: Model, *, generator: torch.Generator
+    ) -> tuple[list[str] | None, Tensor]:
+        """What the model says, None if it draws, and [N] bool, what of it is right."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class Countdown(Solve):
 
 
 @dataclass(frozen=True)
-class Captions(Questions):
-    """Names of emoji: the held-out ones, or all but `trained` at random as well.
+class Pictured(Questions):
+    """Emoji: the held-out ones, and `trained` of the others, at random.
 
     shards  with their pictures, from `data_pipelines.write_shards emoji`
     """
@@ -87,11 +91,39 @@ class Captions(Questions):
     trained: int = 331
     batch_size: int = 50
 
-    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
+    def asked(self) -> tuple[Gallery, list[int]]:
+        """All that there are, and which of them the questions are about."""
         gallery = Gallery.read(self.shards)
-        places = [place for some in gallery.split(self.trained, seed=0).values() for place in some]
+        split = gallery.split(self.trained, seed=0).values()
+        return gallery, [place for places in split for place in places]
+
+
+@dataclass(frozen=True)
+class Captions(Pictured):
+    """Names of pictures."""
+
+    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
+        gallery, places = self.asked()
         said: list[str] = []
         for start in range(0, len(places), self.batch_size):
             pictures = [gallery.emoji[i].image for i in places[start : start + self.batch_size]]
             said += model.caption(pictures, num_inference_steps=self.steps, generator=generator)
         return said, exact_match(said, [gallery.right[i] for i in places])
+
+
+@dataclass(frozen=True)
+class Drawings(Pictured):
+    """Pictures of names; right is one to which the named picture is among the nearest."""
+
+    steps: int = 8
+
+    def answers(self, model: Model, *, generator: torch.Generator) -> tuple[None, Tensor]:
+        gallery, places = self.asked()
+        drawn: list[Image.Image] = []
+        for start in range(0, len(places), self.batch_size):
+            names = [gallery.emoji[i].name for i in places[start : start + self.batch_size]]
+            drawn += model.text_to_image(names, num_inference_steps=self.steps, generator=generator)
+        found = nearest_neighbours(
+            to_levels(drawn, SIZE), gallery.levels, right=torch.tensor(places), k=1
+        )
+        return None, found.within(NEAREST)

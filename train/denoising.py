@@ -152,7 +152,7 @@ class DenoisingStage(Stage):
 
 
 def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
-    """What a step on a batch on the CPU works on.
+    """What a step on a batch works on.
 
     read  [B, L] bool, the tokens whose logits are wanted; [K B, L] for K copies of the batch
     """
@@ -162,7 +162,7 @@ def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
     if not isinstance(denoiser, MmdlmForMaskedDiffusion):
         return Load(tokens, targets)
     rows, length = batch.ids.shape
-    place = batch.document + length * torch.arange(rows)[:, None]
+    place = batch.document + length * torch.arange(rows, device=batch.document.device)[:, None]
     documents = torch.bincount(place[~batch.is_padding])
     modality = batch.modality.to(read.device, non_blocking=True).repeat(copies, 1)
     head = sum(

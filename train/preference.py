@@ -38,6 +38,7 @@ from train.denoising import (
     layout_for,
     learn_in_float32,
     load_batches,
+    load_of,
     read_sources,
     recompute_layers,
     start,
@@ -46,6 +47,7 @@ from train.denoising import (
 from train.examples import show_examples
 from train.loop import FitSettings, Stage, fit, launched
 from train.low_rank import LowRank
+from train.meter import Load
 from train.reference import Reference
 
 
@@ -94,6 +96,10 @@ class PreferenceStage(Stage):
         parts = terms.statistics.parts
         self.seen += Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
         return terms.sums
+
+    def load(self, batch: Batch, noise: tuple[View, ...]) -> Load:
+        """Of the policy's passes; the time is that of the reference's as well."""
+        return load_of(self.denoiser, batch, torch.cat([view.covered for view in noise]))
 
     def statistics(self) -> dict[str, float]:
         """TRL's keys, over all processes, and the pairs that were skipped so far."""

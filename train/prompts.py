@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -94,14 +95,21 @@ class Names(Prompts):
     field     of a sample that holds the text
     held_out  whether to ask for what is marked `held_out` in the JSON of a sample; None: for all
     matching  a regular expression that is found in the texts asked for; "": any
+    orders    ask for each text in so many random orders of its words, in place of the one it has:
+              a model that knows a text by heart has to compose it then. 0: as it stands
+    seed      of these orders
     """
 
     urls: str | list[str]
     field: str = "txt"
     held_out: bool | None = False
     matching: str = ""
+    orders: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.orders < 0:
+            raise ValueError(f"prompts: orders must not be negative, got {self.orders}")
         try:
             re.compile(self.matching)
         except re.error as error:
@@ -115,7 +123,20 @@ class Names(Prompts):
         texts = [one for one in texts if re.search(self.matching, one)]
         if not texts:
             raise ValueError(f"prompts: no sample of {self.urls} is to be asked for; name others")
-        return tuple(Problem(text, Prompt(text, chat=False), {"name": text}) for text in texts)
+        return tuple(
+            Problem(asked, Prompt(asked, chat=False), {"name": text})
+            for text in texts
+            for asked in self._asked(text)
+        )
+
+    def _asked(self, text: str) -> list[str]:
+        """The orders of a text, each once."""
+        if not self.orders:
+            return [text]
+        draw = random.Random(f"{self.seed} {text}")
+        words = text.split()
+        orders = (" ".join(draw.sample(words, len(words))) for _ in range(self.orders))
+        return list(dict.fromkeys(orders))
 
     def _text(self, sample: Sample) -> str:
         if self.field not in sample:

@@ -37,6 +37,7 @@ from train.denoising import (
     image_tokenizer_of,
     layout_for,
     learn_in_float32,
+    load_of,
     recompute_layers,
     start,
 )
@@ -44,6 +45,7 @@ from train.experience import Experience
 from train.gallery import Shown
 from train.loop import FitSettings, Stage, fit, launched, precision
 from train.low_rank import LowRank
+from train.meter import Load
 from train.prompts import Prompts
 from train.reference import Reference
 from train.rollouts import Budget, Judging, Plan, Rollouts, logged
@@ -95,6 +97,11 @@ class PolicyStage(Stage):
         here = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
         self.seen = self.seen + here + batch.statistics
         return terms.sums
+
+    def load(self, batch: Experience, noise: int | None) -> Load:
+        """Of the policy's passes over what it did; the time is that of rollouts as well."""
+        read = torch.cat([view.covered for view in batch.look.views])
+        return load_of(self.denoiser, batch.batch, read)
 
     def statistics(self) -> dict[str, float]:
         """TRL's keys, over all processes, and the share of the time that went into rollouts."""

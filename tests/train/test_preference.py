@@ -230,6 +230,7 @@ def test_it_learns_to_prefer(config: dict[str, Any], tmp_path: Path) -> None:
     assert entries[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-6)
     assert all(f"rewards/{name}" in entries[0] for name in TRL)
     assert entries[-1]["rewards/margins"] > 1
+    assert set(MEASURED) <= set(entries[-1])
     assert entries[-1]["rewards/accuracies"] == 1.0
     assert entries[-1]["loss/preference"] < 0.4
     shown = (tmp_path / "out" / "examples.txt").read_text()

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ TRL = (
     "num_tokens",
     "rollout_share",
     "prompts/skipped",
+    *MEASURED,
 )
 TIMINGS = (*MEASURED, "rollout_share")
 WRITE = {
@@ -670,6 +672,19 @@ def test_names_of_shards_leave_out_what_is_held_out(tmp_path: Path) -> None:
         Names(urls, matching="(")
     with pytest.raises(ValueError, match="has no field 'text'"):
         Names(urls, field="text").problems()
+
+
+def test_names_are_asked_for_in_other_orders_of_their_words(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [{"__key__": "0", "txt": b"one two three four"}])
+    names = Names(str(tmp_path / "0.tar"), orders=5)
+    asked = [one.prompt.text for one in names.problems()]
+    assert 2 <= len(set(asked)) == len(asked) <= 5
+    assert all(sorted(one.split()) == ["four", "one", "three", "two"] for one in asked)
+    assert {one.columns["name"] for one in names.problems()} == {"one two three four"}
+    assert asked == [one.prompt.text for one in names.problems()]
+    assert asked != [one.prompt.text for one in replace(names, seed=1).problems()]
+    with pytest.raises(ValueError, match="orders must not be negative, got -1"):
+        replace(names, orders=-1)
 
 
 def test_made_problems_are_of_the_training_split() -> None:

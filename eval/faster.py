@@ -1,6 +1,6 @@
-"""What committing several tokens at once saves and costs: forward passes, accuracy, repetitions.
+"""What decoding faster saves and costs: passes, computed tokens, accuracy, repetitions.
 
-python -m eval.parallel --config configs/eval/parallel.yaml
+python -m eval.faster --config configs/eval/faster.yaml
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from eval.metrics import estimate
 from eval.passes import counted
 from eval.provenance import describe_hardware, describe_model
 from eval.questions import Questions
+from mmdlm.decoding import CacheName
 from mmdlm.generate import Model
 from mmdlm.loading import load
 
 
 @dataclass(frozen=True)
 class Faster:
-    """One way to decode; all None: one token a step."""
+    """Arguments of `Model.faster`; all None: the usual way."""
 
+    cache: CacheName | None = None
+    cache_refresh: int | None = None
     threshold: float | None = None
     factor: float | None = None
     entropy_bound: float | None = None
@@ -43,7 +46,15 @@ class Faster:
             for name, value in asdict(self).items()
             if value is not None
         ]
-        return ", ".join(given) or "one token a step"
+        return ", ".join(given) or "usual"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Questions, and the ways to decode their answers that are tried."""
+
+    questions: Questions
+    faster: tuple[Faster, ...]
 
 
 @dataclass(frozen=True)
@@ -51,17 +62,19 @@ class Outcome:
     """What came of one way to decode a task.
 
     forwards  passes an answer
+    tokens    that were computed in these, in thousands an answer
     right     share
     error     its standard error
-    repeats   share of answers in which a word stands twice in a row
+    repeats   share of answers in which a word stands twice in a row; None: they are no texts
     """
 
     task: str
     decoding: str
     forwards: float
+    tokens: float
     right: float
     error: float
-    repeats: float
+    repeats: float | None
 
 
 def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome:
@@ -73,10 +86,11 @@ def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome
     return Outcome(
         task=name,
         decoding=faster.name,
-        forwards=passes.rows / len(said),
+        forwards=passes.rows / len(right),
+        tokens=passes.tokens / len(right) / 1000,
         right=found.value,
         error=found.standard_error,
-        repeats=sum(map(has_repeats, said)) / len(said),
+        repeats=None if said is None else sum(map(has_repeats, said)) / len(said),
     )
 
 
@@ -86,46 +100,43 @@ def has_repeats(text: str) -> bool:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown; each way to decode beside one token a step."""
+    """Markdown; each way to decode beside the usual one."""
     lines = [
-        "| task | decoding | forwards an answer | right | repeats a word |",
-        "|---|---|---|---|---|",
+        "| task | decoding | forwards an answer | 1,000 tokens computed | right | repeats a word |",
+        "|---|---|---|---|---|---|",
     ]
     usual: dict[str, Outcome] = {}
     for one in outcomes:
         base = usual.setdefault(one.task, one)
-        forwards, right = f"{one.forwards:.2f}", f"{100 * one.right:.1f} % ± {100 * one.error:.1f}"
+        forwards, tokens = f"{one.forwards:.2f}", f"{one.tokens:.2f}"
+        right = f"{100 * one.right:.1f} % ± {100 * one.error:.1f}"
         if one is not base:
             forwards += f" ({base.forwards / one.forwards:.1f} x fewer)"
+            tokens += f" ({base.tokens / one.tokens:.1f} x fewer)"
             right += f" ({100 * (one.right - base.right):+.1f})"
-        repeats = f"{100 * one.repeats:.1f} %"
-        lines.append(f"| {one.task} | {one.decoding} | {forwards} | {right} | {repeats} |")
+        repeats = "" if one.repeats is None else f"{100 * one.repeats:.1f} %"
+        cells = (one.task, one.decoding, forwards, tokens, right, repeats)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main(
-    tasks: dict[str, Questions],
-    faster: list[Faster],
-    *,
-    out: Path = Path("runs/eval/parallel.json"),
-) -> None:
-    """Decode tasks one token a step, then several at once, and print what that saves and costs.
+def main(tasks: dict[str, Comparison], *, out: Path = Path("runs/eval/faster.json")) -> None:
+    """Decode tasks as usual, then faster, and print what that saves and costs.
 
     Args:
-        tasks: By name.
-        faster: Ways to decode, each beside one token a step.
+        tasks: By name: what is asked, and the faster ways to answer it.
         out: JSON file for the table.
     """
     if not tasks:
         raise ValueError("there are no tasks; name one at least")
     outcomes: list[Outcome] = []
     models: dict[str, Any] = {}
-    with tqdm(total=len(tasks) * (1 + len(faster)), unit="run") as bar:
+    with tqdm(total=sum(1 + len(task.faster) for task in tasks.values()), unit="run") as bar:
         for name, task in tasks.items():
-            model = load(task.model, device="cpu")
-            models[name] = describe_model(task.model, model)
-            for way in (Faster(), *faster):
-                outcomes.append(outcome(name, task, model, way))
+            model = load(task.questions.model, device="cpu")
+            models[name] = describe_model(task.questions.model, model)
+            for way in (Faster(), *task.faster):
+                outcomes.append(outcome(name, task.questions, model, way))
                 bar.update()
     report = {
         "outcomes": [asdict(one) for one in outcomes],

@@ -1,4 +1,4 @@
-"""What several tokens at once save and cost: counted passes, right answers, repeated words."""
+"""What decoding faster saves and costs: counted passes and tokens, right answers, repeats."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from eval.parallel import Faster, has_repeats, main, outcome, table
+from data_pipelines.shards import write_shard
+from data_pipelines.write_shards import png_bytes
+from eval.faster import Comparison, Faster, has_repeats, main, outcome, table
 from eval.passes import counted
-from eval.questions import Captions, Countdown, Questions, Sudoku
+from eval.questions import Captions, Countdown, Drawings, Pictured, Questions, Sudoku
 from mmdlm.generate import Model
 from mmdlm.loading import load
 
@@ -44,6 +47,14 @@ def test_passes_are_counted_and_the_counted_model_is_the_same(emoji: Model) -> N
     assert passes.rows == 2 + 3  # the second text has one hole and leaves after one step
 
 
+def test_tokens_that_a_cache_remembers_are_not_counted(emoji: Model) -> None:
+    usual = outcome("names", Names(), emoji, Faster())
+    cached = outcome("names", Names(), emoji, Faster(cache="dual"))
+    exact = outcome("names", Names(), emoji, Faster(cache="dual", cache_refresh=1))
+    assert usual.forwards == cached.forwards == exact.forwards
+    assert cached.tokens < usual.tokens == exact.tokens
+
+
 def test_a_low_threshold_needs_fewer_passes(emoji: Model) -> None:
     usual = outcome("names", Names(), emoji, Faster())
     sure = outcome("names", Names(), emoji, Faster(threshold=0.0))
@@ -58,9 +69,27 @@ def test_puzzles_know_what_is_right(task: Sudoku | Countdown) -> None:
     assert len(problems) == 3
 
 
-def test_captions_of_shards(emoji: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Captions, Drawings])
+def test_pictures_of_shards(kind: type[Pictured], emoji: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        Captions(str(tmp_path / "*.tar")).answers(emoji, generator=torch.Generator())
+        kind(str(tmp_path / "*.tar")).answers(emoji, generator=torch.Generator())
+    facts = {"names": {}, "aliases": [], "characters": "", "held_out": False}
+    samples = [
+        {
+            "__key__": name,
+            "png": png_bytes(Image.new("RGB", (64, 64), name)),
+            "json": json.dumps({"name": name, **facts}).encode(),
+        }
+        for name in ("red", "green", "blue")
+    ]
+    write_shard(tmp_path / "0.tar", samples)
+    task = kind(str(tmp_path / "*.tar"), trained=2, steps=1)
+    said, right = task.answers(emoji, generator=torch.Generator())
+    assert right.dtype == torch.bool
+    assert right.shape == (2,)
+    if kind is Drawings:
+        assert said is None
+        assert right.all()  # of three pictures each is among the five nearest
 
 
 @pytest.mark.parametrize(
@@ -72,10 +101,11 @@ def test_repeated_words(text: str, repeats: bool) -> None:
 
 
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "parallel.json"
-    main({"names": Names()}, [Faster(threshold=0.0), Faster(factor=0.5)], out=out)
+    out = tmp_path / "faster.json"
+    ways = (Faster(threshold=0.0), Faster(factor=0.5))
+    main({"names": Comparison(Names(), ways)}, out=out)
     found = json.loads(out.read_text())["outcomes"]
-    assert [one["decoding"] for one in found] == ["one token a step", "threshold 0.0", "factor 0.5"]
+    assert [one["decoding"] for one in found] == ["usual", "threshold 0.0", "factor 0.5"]
     assert "| names | threshold 0.0 | 1.00 (2.0 x fewer) |" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no tasks"):
-        main({}, [], out=out)
+        main({}, out=out)
