@@ -69,6 +69,8 @@ class Asked:
         cache_refresh: Compute all anew every so many steps.
         threshold: Commit every token of at least this probability.
         factor: The same, but the more tokens at once the surer each has to be.
+        entropy_bound: The same, by entropies, in nats.
+        in_order: Of the tokens so found sure, those that stand in the order before all others.
         limit: Problems to ask, chosen at random by the seed; default: all.
         seed: Of everything that is drawn at random.
         batch_size: Problems in one call of the model.
@@ -85,6 +87,8 @@ class Asked:
     cache_refresh: int | None = None
     threshold: float | None = None
     factor: float | None = None
+    entropy_bound: float | None = None
+    in_order: bool | None = None
     limit: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -303,6 +307,8 @@ def run(
             cache_refresh=asked.cache_refresh,
             threshold=asked.threshold,
             factor=asked.factor,
+            entropy_bound=asked.entropy_bound,
+            in_order=asked.in_order,
         )
     )
     asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))

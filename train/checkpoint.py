@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 COMPLETE = re.compile(r"step_(\d+)")
 # Fills a folder. It may go on when it has returned: its result waits for that; None: it is done.
 Write = Callable[[Path], Callable[[], None] | None]
@@ -48,10 +50,13 @@ class Checkpoints:
         """Write folder/step_N as `replace_folder` does, after the one before is done.
 
         What `write` goes on with after it has returned is waited for in another thread. Raises
-        OSError that says so, and what remains, where the disk is full or not writable, here or in
-        the next call.
+        OSError that says so, and what remains, where the disk is full or not writable; where that
+        is heard of too late, the next call says so and writes its own.
         """
-        self.finish()
+        try:
+            self.finish()
+        except OSError as error:
+            log.warning("%s", error)
         final = self.folder / f"step_{step:08d}"
         with self._saying_what_remains():
             complete = _written(final, write, is_main=self.is_main, wait=self.wait)
@@ -61,11 +66,15 @@ class Checkpoints:
                 self._writing = self._thread.submit(self._end, complete, step)
 
     def finish(self) -> None:
-        """Return when the last one is on disk."""
+        """Return when the last one is on disk, and all processes know."""
         writing, self._writing = self._writing, None
-        if writing is not None:
+        if writing is None:
+            return
+        try:
             with self._saying_what_remains():
                 writing.result()
+        finally:
+            self.wait()
 
     def _end(self, complete: Callable[[], None], step: int) -> None:
         complete()
@@ -91,8 +100,9 @@ class Checkpoints:
 def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside; rename it to `final` when all of it is on disk.
 
-    A kill at any moment leaves either the whole new folder or what was there before. Raises OSError
-    that says so where the disk is full or not writable.
+    A kill at any moment leaves either the whole new folder or what was there before; that one, for
+    the moment between two renames, as `final`.old. Raises OSError that says so where the disk is
+    full or not writable.
     """
     _written(final, write)
 
@@ -114,9 +124,7 @@ def _written(
             if is_main:
                 for path in (*part.rglob("*"), part):
                     _flush(path)
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(part, final)
-                _flush(final.parent)
+                _put_in_place(part, final)
 
     with _failing_whole(part, final):
         if is_main:
@@ -129,6 +137,17 @@ def _written(
         return complete
     complete()
     return None
+
+
+def _put_in_place(part: Path, final: Path) -> None:
+    """Rename; what was there gives way, and is removed when the new one has its name."""
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(part, final)
+    _flush(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

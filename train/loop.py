@@ -35,6 +35,7 @@ from train.optimizer import (
     Optimizer,
     Rates,
 )
+from train.sharded import FOLDER as SHARDED
 from train.sharded import ShardedState
 
 LOG = "log.jsonl"
@@ -252,7 +253,7 @@ def fit(
                 checkpoints.finish()
                 accelerator.end_training()
                 raise SystemExit(f"stopped at step {done}; the same command continues from there")
-    checkpoints.finish()
+        checkpoints.finish()
     ema.copy_to_parameters()
     weights = get_model_state_dict(
         stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -339,6 +340,8 @@ def _check_sharding(
     optimizers: list[torch.optim.Optimizer], settings: FitSettings, accelerator: Accelerator
 ) -> None:
     sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded and not accelerator.is_fsdp2:
+        raise ValueError("FSDP of version 1 is not supported: launch with --fsdp_version 2")
     if sharded and (len(optimizers) > 1 or settings.sample_every):
         raise ValueError(
             "sharded weights (FSDP): Muon and sample sheets need whole matrices on one process; "
@@ -381,6 +384,11 @@ class _RunState:
             raise ValueError(
                 f"{folder} was written by {stored} processes and cannot be continued exactly by "
                 f"{processes}; start as many, or a new run from its weights"
+            )
+        if (folder / SHARDED).is_dir() != (self.sharded is not None):
+            how = "without FSDP" if self.sharded is not None else "under FSDP"
+            raise ValueError(
+                f"{folder} was written {how}; launch likewise, or start a new run from its weights"
             )
         options = [{k: v for k, v in group.items() if k != "params"} for group in self._groups()]
         try:

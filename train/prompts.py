@@ -95,8 +95,8 @@ class Names(Prompts):
     field     of a sample that holds the text
     held_out  whether to ask for what is marked `held_out` in the JSON of a sample; None: for all
     matching  a regular expression that is found in the texts asked for; "": any
-    orders    ask for each text in so many random orders of its words, in place of the one it has:
-              a model that knows a text by heart has to compose it then. 0: as it stands
+    orders    ask for each text in so many random orders of its words, its own perhaps among them: a
+              model that knows a text by heart has to compose it then. 0: as it stands
     seed      of these orders
     """
 

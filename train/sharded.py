@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,25 +51,30 @@ class ShardedState:
         )
 
         def wait() -> None:
-            try:
+            with _plain_errors():
                 cast(Future[Any], writing).result()
-            except CheckpointException as error:  # no Exception, as torch has it
-                reasons = (str(reason) for reason, _ in error.failures.values())
-                raise OSError("; ".join(dict.fromkeys(reasons))) from error
 
         return wait
 
     def read(self, folder: Path) -> None:
         """Continue from there; RuntimeError where it is not of this model and optimizer."""
         state = self._state()
-        try:
+        with _plain_errors():
+            self._check_has_no_more(folder, state)
             checkpoint.load(state, checkpoint_id=folder / FOLDER, process_group=self.talk)
-        except CheckpointException as error:
-            reasons = (str(reason) for reason, _ in error.failures.values())
-            raise RuntimeError("; ".join(dict.fromkeys(reasons))) from error
         set_model_state_dict(self.module, state["model"])
         set_optimizer_state_dict(self.module, self.optimizers, state["optimizer"])
         self.average.load_state_dict(state[self._own_average])
+
+    def _check_has_no_more(self, folder: Path, state: dict[str, Any]) -> None:
+        """torch complains about what is missing, not about what is there besides."""
+        stored = checkpoint.FileSystemReader(folder / FOLDER).read_metadata().state_dict_metadata
+        own = f"{self._own_average}.averages."
+        known = {f"model.{name}" for name in state["model"]}
+        known |= {f"{own}{index}" for index in range(len(self.average.averages))}
+        more = [name for name in stored if name.startswith(("model.", own)) and name not in known]
+        if more:
+            raise RuntimeError(f"beyond the model it holds {', '.join(more[:3])}")
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -81,3 +87,14 @@ class ShardedState:
     @property
     def _own_average(self) -> str:
         return f"average_{dist.get_rank()}"
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What went wrong on any process, as an Exception, which torch's own is not."""
+    try:
+        yield
+    except CheckpointException as error:
+        reasons = [reason for reason, _ in error.failures.values()]
+        kind = OSError if any(isinstance(one, OSError) for one in reasons) else RuntimeError
+        raise kind("; ".join(dict.fromkeys(map(str, reasons)))) from error

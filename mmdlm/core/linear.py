@@ -15,6 +15,7 @@ _MOST = 2 << 30  # bytes
 _ROWS = 32  # of a product; the layout is good for any
 _PLAIN = (Tensor, nn.Parameter)  # and no quantized or sharded weight
 Rows = tuple[int, int]  # a half-open range of the outputs of a layer
+Packed = dict[Rows | tuple[nn.Module, ...], tuple[Tensor, Tensor | None]]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -60,10 +61,11 @@ class Linear(nn.Linear):
 
     Not elsewhere: a policy with gradients and its reference without them have to agree to the bit.
 
-    packed  weights as oneDNN wants them, and biases, by the rows of a product; None outside
+    packed  weights as oneDNN wants them, and biases, by the rows of a product, or by the layers
+            that have one in common; None outside
     """
 
-    packed: dict[Rows, tuple[Tensor, Tensor | None]] | None = None
+    packed: Packed | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., D] -> [..., R]."""
@@ -87,15 +89,14 @@ def products(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """What layers make of the same x [..., D]: one product of all their weights, if packed."""
     if not _are_packed(layers) or not _fits(x):
         return tuple(layer(x) for layer in layers)
-    sizes = [layer.out_features for layer in layers]
-    packed, rows = layers[0].packed, (0, sum(sizes))
+    packed, sizes = layers[0].packed, [layer.out_features for layer in layers]
     assert packed is not None
-    if rows not in packed:
+    if layers not in packed:
         weight = torch.cat([layer.weight for layer in layers])
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers)), "all have a bias, or none"
-        packed[rows] = _laid_out(weight), torch.cat(biases) if biases else None
-    return _onednn(x, *packed[rows]).split(sizes, dim=-1)
+        packed[layers] = _laid_out(weight), torch.cat(biases) if biases else None
+    return _onednn(x, *packed[layers]).split(sizes, dim=-1)
 
 
 def _are_packed(layers: tuple[nn.Module, ...]) -> TypeGuard[tuple[Linear, ...]]:
@@ -120,9 +121,7 @@ class PackedLayers:
         layers = [one for one in modules if type(one) is Linear and _is_untouched(one)]
         if sum(layer.weight.nbytes for layer in layers) > _MOST:
             layers = []
-        self._packed: list[tuple[Linear, dict[Rows, tuple[Tensor, Tensor | None]]]] = [
-            (layer, {}) for layer in layers
-        ]
+        self._packed: list[tuple[Linear, Packed]] = [(layer, {}) for layer in layers]
 
     def __enter__(self) -> None:
         for layer, packed in self._packed:

@@ -175,7 +175,9 @@ def test_a_run_goes_on_while_the_disk_is_busy(tmp_path: Path) -> None:
     assert steps(tmp_path) == ["step_00000004"]
 
 
-def test_a_disk_that_is_full_meanwhile_is_heard_of_later(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_meanwhile_is_heard_of_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     disk, checkpoints = threading.Event(), Checkpoints(tmp_path, keep=1)
     disk.set()
     checkpoints.save(1, fill)
@@ -184,5 +186,42 @@ def test_a_disk_that_is_full_meanwhile_is_heard_of_later(tmp_path: Path) -> None
         checkpoints.finish()
     assert steps(tmp_path) == ["step_00000001"]
     checkpoints.finish()
-    checkpoints.save(3, fill)
-    assert steps(tmp_path) == ["step_00000003"]
+    checkpoints.save(3, slowly(disk, failing=True))
+    checkpoints.save(4, fill)  # which is better than to stop without
+    assert "step_00000001 is intact" in caplog.text
+    assert steps(tmp_path) == ["step_00000004"]
+
+
+def test_a_mistake_in_another_thread_is_heard_of_as_such(tmp_path: Path) -> None:
+    def write(folder: Path) -> Callable[[], None]:
+        def rest() -> None:
+            raise RuntimeError("a bug")
+
+        return rest
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, write)
+    with pytest.raises(RuntimeError, match="a bug"):
+        checkpoints.save(2, fill)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_what_was_there_has_its_name_until_the_new_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "final"
+    checkpoint.replace_folder(final, fill)
+    rename, seen = os.replace, []
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append((steps(tmp_path), target.name))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    checkpoint.replace_folder(final, lambda folder: (folder / "new").touch())
+    assert seen == [
+        (["final", "final.part"], "final.old"),
+        (["final.old", "final.part"], "final"),
+    ]
+    assert steps(tmp_path) == ["final"]
+    assert steps(final) == ["new"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tests.train.tiny import (
+    Circumstances,
     Regression,
     Rows,
     Run,
@@ -19,6 +21,7 @@ from tests.train.tiny import (
     settings,
     trajectory,
 )
+from train.checkpoint import latest
 from train.loop import fit
 from train.optimizer import AdamW
 
@@ -28,15 +31,8 @@ pytestmark = pytest.mark.skipif(
 OPTIONS: dict[str, Any] = {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "clip": 0.5}
 
 
-def two(
-    out: Path,
-    options: dict[str, Any],
-    *,
-    stopped_at: int | None = None,
-    sharded: bool = False,
-    slowness: float = 0.0,
-) -> None:
-    """Both processes to their end."""
+def two(out: Path, options: dict[str, Any], *, stopped_at: int | None = None, **how: Any) -> None:
+    """Both processes to their end, be it a violent one; SIGTERM reaches the second alone."""
     out.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,15 +44,14 @@ def two(
             port,
             out,
             options,
-            stopped_at if rank else None,
-            sharded,
-            slowness,
+            Circumstances(stopped_at=stopped_at if rank else None, **how),
             folder=out.parent,
         )
         for rank in (0, 1)
     ]
+    expected = -signal.SIGKILL if "killed_at" in how else 0
     for one in runs:
-        assert one.exit_code() == 0, one.errors.read_text()[-3000:]
+        assert one.exit_code() == expected, one.errors.read_text()[-3000:]
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -96,21 +91,29 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path: Path) -> None:
 
 
 def test_sharded_weights_are_written_while_the_run_goes_on(tmp_path: Path) -> None:
-    """What is written are those of the step that asked, though they change meanwhile."""
+    """Killed meanwhile it continues from the one before; what is written is of the step asked."""
     options = {**OPTIONS, "keep": 9, "checkpoint_every": 3, "steps": 8}
     two(tmp_path / "whole", options, sharded=True)
     slow = tmp_path / "slow"
-    two(slow, options, sharded=True, slowness=1.0)
-    assert trajectory(slow) == trajectory(tmp_path / "whole")
-    assert sum(entry["seconds"] for entry in logged(slow)[3:5]) < 1.0  # steps 4 and 5
-    for step in (6, 8):
-        shutil.rmtree(slow / f"step_{step:08d}")
+    two(slow, options, sharded=True, slowness=2.0, killed_at=7)  # batch 7 is that of step 8
+    for rank in (0, 1):
+        meanwhile = json.loads((slow / f"meanwhile_{rank}.json").read_text())
+        assert meanwhile == ["step_00000006.part"]
+    assert latest(slow) == (slow / "step_00000003", 3)  # whole, though weights changed meanwhile
     two(slow, options, sharded=True)
     assert trajectory(slow) == trajectory(tmp_path / "whole")
 
 
-def test_a_sharded_run_does_not_go_on_from_one_that_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded, how", [(True, "without FSDP"), (False, "under FSDP")])
+def test_a_run_does_not_go_on_otherwise_sharded(sharded: bool, how: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    two(out, OPTIONS)
-    with pytest.raises(AssertionError, match="does not fit this run"):
+    two(out, OPTIONS, sharded=not sharded)
+    with pytest.raises(AssertionError, match=f"was written {how}; launch likewise"):
+        two(out, {**OPTIONS, "steps": 9}, sharded=sharded)
+
+
+def test_a_sharded_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    two(out, OPTIONS, sharded=True, wider=True)
+    with pytest.raises(AssertionError, match=r"does not fit this run .*model\.more"):
         two(out, {**OPTIONS, "steps": 9}, sharded=True)

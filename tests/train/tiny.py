@@ -231,33 +231,52 @@ def write_slowly(seconds: float) -> None:
     FileSystemWriter.write_data = slowly
 
 
-def fit_one_of_two(
-    rank: int,
-    port: int,
-    out: Path,
-    options: dict[str, Any],
-    stopped_at: int | None,
-    sharded: bool = False,
-    slowness: float = 0.0,
-) -> None:
-    """One process of a run of two; SIGTERM reaches this one alone, at batch `stopped_at`."""
-    be_one_of_two(rank, port)
-    if sharded:
-        shard_weights()
-    if slowness:
-        write_slowly(slowness)
+@dataclass(frozen=True)
+class Circumstances:
+    """Of a process.
 
-    def stop(number: int) -> None:
-        if number == stopped_at:
+    stopped_at  SIGTERM reaches it as it takes this batch
+    killed_at   and SIGKILL this one; `meanwhile_RANK.json` then names the folders half written
+    sharded     weights are
+    slowness    seconds that sharded weights take to write
+    wider       the stage has a parameter more
+    """
+
+    stopped_at: int | None = None
+    killed_at: int | None = None
+    sharded: bool = False
+    slowness: float = 0.0
+    wider: bool = False
+
+
+def fit_one_of_two(
+    rank: int, port: int, out: Path, options: dict[str, Any], how: Circumstances
+) -> None:
+    """One process of a run of two."""
+    be_one_of_two(rank, port)
+    if how.sharded:
+        shard_weights()
+    if how.slowness:
+        write_slowly(how.slowness)
+
+    def on_batch(number: int) -> None:
+        if number == how.killed_at:
+            parts = [path.name for path in out.glob("*.part")]
+            (out / f"meanwhile_{rank}.json").write_text(json.dumps(parts))
+            torch.distributed.barrier()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == how.stopped_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     stage = Regression()
+    if how.wider:
+        stage.more = nn.Parameter(torch.zeros(4))
     with suppress(SystemExit):
         whole = fit(
             stage,
-            Rows(2, rank=rank, world_size=2, on_batch=stop),
+            Rows(2, rank=rank, world_size=2, on_batch=on_batch),
             settings=settings(**options),
             out=out,
         )
-        weights = whole if sharded else stage.state_dict()
+        weights = whole if how.sharded else stage.state_dict()
         torch.save(weights, out / f"weights_{rank}.pt")
