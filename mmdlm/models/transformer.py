@@ -228,7 +228,11 @@ def _scaled_rope(config: MmdlmConfig) -> tuple[str, LlamaConfig]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[B, H, L, d] heads -> the same heads, rotated in float32."""
+    """[B, H, L, d] heads -> the same heads, rotated in float32.
+
+    Channel i turns with channel i + d / 2, which for the first half is taken away, not added: `sin`
+    brings that sign, so that three kernels do.
+    """
     wide = x.float()
     return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
