@@ -37,7 +37,8 @@ class Denoiser(Protocol):
                 None: all
         memory  what is known of the same rows from passes before. Then the places `at` are computed
                 anew and remembered, and all others are as they were; the first time, all are to be
-                computed. A denoiser that cannot remember raises ValueError
+                computed. States of targets alone will be read. A denoiser that cannot remember
+                raises ValueError
 
         `batch` says which tokens see each other (`document`, `ahead`), where they stand
         (`position`) and what fills the feature slots (`features`); its `ids` are clean and must not

@@ -412,9 +412,14 @@ class MmdlmModel(MmdlmPreTrainedModel):
         *,
         prefix: Tensor | None,
         at: Tensor | None,
+        read: Tensor,
         memory: Memory,
     ) -> Tensor:
-        """`forward` with a memory, in which the places `at` are brought up to date."""
+        """`forward` with a memory, in which the places `at` are brought up to date.
+
+        read  [B, L] bool, places that are ever read: of rows that are computed as a whole the last
+              layer is computed there alone
+        """
         if at is None or memory.hidden is None:
             at = torch.ones_like(document, dtype=torch.bool)
         rotation = self.rotary(position)
@@ -426,11 +431,17 @@ class MmdlmModel(MmdlmPreTrainedModel):
             seen = AttentionPattern.seen_from(places, document, prefix=prefix)
             here = turned(rotation, places)
             x = places.take(embeddings)
-            for number, layer in enumerate(self.layers):
+            *first, last = self.layers
+            for number, layer in enumerate(first):
                 x = layer(x, here, seen, partial(_keep, memory, number, places))
-            x = self.norm(x)
+            keep, some = partial(_keep, memory, len(first), places), None
+            if places.column is None and bool((read & rows[:, None]).any()):
+                places = Places.of(read, rows)
+                seen = AttentionPattern.seen_from(places, document, prefix=prefix)
+                some = replace(places, rows=None)  # of x, which has these rows alone
+            x = self.norm(last(x, here, seen, keep, some))
             if memory.hidden is None:
-                memory.hidden = x.new_empty(*document.shape, x.shape[-1])
+                memory.hidden = x.new_zeros(*document.shape, x.shape[-1])
             places.to(x.device).put_(memory.hidden, x)
         assert memory.hidden is not None
         return memory.hidden
@@ -553,8 +564,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         else:
             if batch.ahead is not None:
                 raise ValueError("memory: a batch that looks ahead a bounded way is not kept")
+            read = batch.target
+            if self.config.shift:
+                read = read | read.roll(-1, dims=1)
             hidden = self.model.remembering(
-                embeddings, *layout, prefix=prefix, at=at, memory=memory
+                embeddings, *layout, prefix=prefix, at=at, read=read, memory=memory
             )
         return self._aligned(hidden, batch.position)
 
