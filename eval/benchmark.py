@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,36 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Faster:
+    """Arguments of `Model.faster`; all None: the usual way."""
+
+    cache: CacheName | None = None
+    cache_refresh: int | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    entropy_bound: float | None = None
+    in_order: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        given = [
+            name.replace("_", " ") + ("" if value is True else f" {value}")
+            for name, value in self._given().items()
+            if value is not None
+        ]
+        return ", ".join(given) or "usual"
+
+    def applied_to(self, model: Model) -> Model:
+        """The model, so decoded."""
+        return model.faster(**self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(Faster)}
+
+
+@dataclass(frozen=True)
+class Asked(Faster):
     """How the model is asked; what is not given is the model's own.
 
     Attributes:
@@ -83,12 +112,6 @@ class Asked:
     temperature: float | None = None
     guidance_scale: float | None = None
     think: bool | None = None
-    cache: CacheName | None = None
-    cache_refresh: int | None = None
-    threshold: float | None = None
-    factor: float | None = None
-    entropy_bound: float | None = None
-    in_order: bool | None = None
     limit: int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -301,16 +324,7 @@ def run(
     benchmark = replace(whole, problems=asked.of(whole.problems))
     benchmark.rubric.prepare()
     loaded = load(model, device=asked.device)
-    loaded, passes = counted(
-        loaded.faster(
-            cache=asked.cache,
-            cache_refresh=asked.cache_refresh,
-            threshold=asked.threshold,
-            factor=asked.factor,
-            entropy_bound=asked.entropy_bound,
-            in_order=asked.in_order,
-        )
-    )
+    loaded, passes = counted(asked.applied_to(loaded))
     asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
     hardware, began = describe_hardware(loaded.device), time.perf_counter()
     completions = ask(benchmark.problems, asking, batch_size=asked.batch_size, title=benchmark.name)

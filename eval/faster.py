@@ -18,35 +18,13 @@ from tqdm import tqdm
 
 from data_pipelines import command_line
 from data_pipelines.shards import write_file
+from eval.benchmark import Faster
 from eval.metrics import estimate
 from eval.passes import counted
 from eval.provenance import describe_hardware, describe_model
 from eval.questions import Questions
-from mmdlm.decoding import CacheName
 from mmdlm.generate import Model
 from mmdlm.loading import load
-
-
-@dataclass(frozen=True)
-class Faster:
-    """Arguments of `Model.faster`; all None: the usual way."""
-
-    cache: CacheName | None = None
-    cache_refresh: int | None = None
-    threshold: float | None = None
-    factor: float | None = None
-    entropy_bound: float | None = None
-    in_order: bool | None = None
-
-    @property
-    def name(self) -> str:
-        """For the table."""
-        given = [
-            name.replace("_", " ") + ("" if value is True else f" {value}")
-            for name, value in asdict(self).items()
-            if value is not None
-        ]
-        return ", ".join(given) or "usual"
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Outcome:
 
 def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome:
     """Ask all questions of a task."""
-    asked, passes = counted(model.faster(**asdict(faster)))
+    asked, passes = counted(faster.applied_to(model))
     generator = torch.Generator().manual_seed(0)
     said, right = task.answers(asked, generator=generator)
     found = estimate(right)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from data_pipelines.shards import write_shard
 from data_pipelines.write_shards import png_bytes
-from eval.faster import Comparison, Faster, has_repeats, main, outcome, table
+from eval.benchmark import Faster
+from eval.faster import Comparison, has_repeats, main, outcome, table
 from eval.passes import counted
 from eval.questions import Captions, Countdown, Drawings, Pictured, Questions, Sudoku
 from mmdlm.generate import Model
