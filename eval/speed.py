@@ -31,6 +31,7 @@ from eval.provenance import describe_hardware
 from mmdlm.core.cache import Dual, Prefix, Stable
 from mmdlm.core.commit import ScheduledCount
 from mmdlm.core.forward import Absorbing, Corruption
+from mmdlm.core.linear import PackedLayers
 from mmdlm.core.objective import Objective
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear
@@ -264,7 +265,7 @@ class Bench:
             pass_(new - done * block, read) for done in range(blocks) for read in open_[1:]
         )
         sampler = Sampler(steps=steps, block_length=block)
-        run = partial(self.sample, model, batch)
+        run = partial(self.sample, model, batch, PackedLayers(model))
         return Work(
             name=f"text: {new} new tokens after {prompt}, {steps} steps, "
             f"V = {model.vocabulary.size:,}",
@@ -312,7 +313,7 @@ class Bench:
         sampler = Sampler(
             steps=steps, commit=ScheduledCount(Cosine(), least=1, strict=True), guidance_scale=scale
         )
-        run = partial(self.sample, model, batch)
+        run = partial(self.sample, model, batch, PackedLayers(model))
         return Work(
             name=f"text-to-image: {words} words, {codes} codes of {ids:,} in V = "
             f"{model.vocabulary.size:,}, {steps} steps, guidance",
@@ -409,9 +410,16 @@ class Bench:
             model=model,
         )
 
-    def sample(self, model: MmdlmForMaskedDiffusion, batch: Batch, sampler: Sampler) -> Any:
-        """The ids that a sampler fills in."""
-        return sampler(model, batch, generator=torch.Generator(self.device).manual_seed(0)).ids
+    def sample(
+        self,
+        model: MmdlmForMaskedDiffusion,
+        batch: Batch,
+        packed: PackedLayers,
+        sampler: Sampler,
+    ) -> Any:
+        """The ids that a sampler fills in, from layers packed before as a loaded model has them."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        return sampler(model, batch, generator=generator, packed=packed).ids
 
     def step(self, model: MmdlmForMaskedDiffusion, loss: Callable[[], torch.Tensor]) -> Any:
         """Loss and gradients; returns the loss."""

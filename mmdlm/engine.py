@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.linear import PackedLayers
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.decoding import Decoding, Defaults
 from mmdlm.filling import Filling
@@ -49,8 +50,11 @@ class Engine:
     defaults: Defaults = Defaults()
     device: torch.device = torch.device("cpu")
     layout: Layout = Own()
+    packed: PackedLayers | None = None
 
     def __post_init__(self) -> None:
+        if self.packed is None:
+            object.__setattr__(self, "packed", PackedLayers(self.denoiser))
         vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer
         # A tokenizer may give out the end of a turn for that of a text (Dimple's).
         if tokenizer.eos_token_id != vocabulary.eos_id and (
@@ -123,6 +127,7 @@ class Engine:
             generator=self.generator(generator),
             shown=tuple(ask.shown for ask in asks),
             grid=grid,
+            packed=self.packed,
         )
 
     def _seen(self, batch: Batch) -> Batch:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.linear import PackedLayers
 from mmdlm.core.sampler import Sampler, SampleStep
 from mmdlm.core.sequence import Batch, Sequence
 
@@ -17,8 +18,9 @@ from mmdlm.core.sequence import Batch, Sequence
 class Filling:
     """One run of the sampler, made ready.
 
-    shown  numbers of the segments of each row that hold its result
-    grid   (rows, columns) of that, where it is a picture
+    shown   numbers of the segments of each row that hold its result
+    grid    (rows, columns) of that, where it is a picture
+    packed  the denoiser's layers, packed from run to run
     """
 
     sampler: Sampler
@@ -28,6 +30,7 @@ class Filling:
     generator: torch.Generator
     shown: tuple[tuple[int, ...], ...]
     grid: tuple[int, int] | None = None
+    packed: PackedLayers | None = None
 
     def run(self) -> Tensor:
         """[B, L] ids with the targets filled."""
@@ -36,6 +39,7 @@ class Filling:
             self.batch,
             generator=self.generator,
             unconditional=self.unconditional,
+            packed=self.packed,
         ).ids
 
     def trajectory(self) -> Iterator[SampleStep]:
@@ -45,6 +49,7 @@ class Filling:
             self.batch,
             generator=self.generator,
             unconditional=self.unconditional,
+            packed=self.packed,
         )
 
     def results(self, values: Tensor) -> list[Tensor]:

@@ -48,6 +48,8 @@ class Model(Engine):
     defaults         steps, temperatures and guidance where a call does not give them
     device           where the tensors of a call are put; that of the denoiser
     layout           how its family lays out documents, with its chat template and special ids
+    packed           what is kept of the denoiser's weights from call to call, in the order that is
+                     fastest on a CPU; None: it is made, and takes as much memory as they do
 
     What the family was not trained for raises ValueError that says what it is for.
 

@@ -111,17 +111,26 @@ def _laid_out(weight: Tensor) -> Tensor:
 class PackedLayers:
     """Within the block weights of `Linear` layers lie as oneDNN wants them, from their first use.
 
-    It can be entered again and again, and packs once: the weights must not change meanwhile. It
-    takes as much memory as they do, so that a model above 2 GB is left as it is, and a moment: what
-    is worth it are several passes. Layers that somebody listens to or has changed stay as they are.
+    It can be entered again and again, and packs once: the weights must not change but before
+    `renew`. It takes as much memory as they do, for as long as it lives, so that a model above 2 GB
+    is left as it is, and about a third of a pass: what is worth it are several. Layers that
+    somebody listens to or has changed stay as they are.
     """
 
     def __init__(self, module: object) -> None:
-        modules = module.modules() if isinstance(module, nn.Module) else ()
-        layers = [one for one in modules if type(one) is Linear and _is_untouched(one)]
-        if sum(layer.weight.nbytes for layer in layers) > _MOST:
-            layers = []
-        self._packed: list[tuple[Linear, Packed]] = [(layer, {}) for layer in layers]
+        self._module = module
+        self._packed: list[tuple[Linear, Packed]] = [(layer, {}) for layer in _layers(module)]
+        self._marks: list[tuple[int, ...]] | None = None  # of the layers, when they were packed
+
+    def renew(self) -> None:
+        """Forget what is packed if any layer has changed since the last call, whoever changed it.
+
+        Reads all weights once, a tenth of the time that packing takes.
+        """
+        layers = _layers(self._module)
+        marks = [_mark(layer) for layer in layers]
+        if marks != self._marks:
+            self._packed, self._marks = [(layer, {}) for layer in layers], marks
 
     def __enter__(self) -> None:
         for layer, packed in self._packed:
@@ -130,6 +139,28 @@ class PackedLayers:
     def __exit__(self, *_: object) -> None:
         for layer, _packed in self._packed:
             vars(layer).pop("packed", None)
+
+
+def _layers(module: object) -> list[Linear]:
+    """Those of a module that are packed."""
+    modules = module.modules() if isinstance(module, nn.Module) else ()
+    layers = [one for one in modules if type(one) is Linear and _is_untouched(one)]
+    return layers if sum(layer.weight.nbytes for layer in layers) <= _MOST else []
+
+
+def _mark(layer: Linear) -> tuple[int, ...]:
+    """Other numbers for another layer, and for this one with other parameters.
+
+    The count of changes that torch keeps knows nothing of those past it (`.data`), the sum of the
+    bits nothing of those in the order of elements.
+    """
+    found = [id(layer)]
+    for one in (layer.weight, layer.bias):
+        if one is not None:
+            changes = 0 if one.is_inference() else one._version
+            bits = one.detach().view(torch.int32).sum(dtype=torch.int32)  # no wider copy is made
+            found += one.data_ptr(), changes, int(bits)
+    return tuple(found)
 
 
 def _is_untouched(layer: Linear) -> bool:

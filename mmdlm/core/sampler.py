@@ -26,7 +26,7 @@ from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 _CHUNK = 1 << 22  # elements of float64 noise drawn at a time (32 MB)
-_WORTH_PACKING = 4  # steps: packing weights costs about a third of a pass
+_WORTH_PACKING = 4  # steps
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,14 @@ class Sampler:
         *,
         generator: torch.Generator,
         unconditional: Batch | tuple[Batch, ...] | None = None,
+        packed: PackedLayers | None = None,
     ) -> SampleOutput:
         """Run `trajectory` to its end."""
         ids, steps = batch.ids.clone(), torch.full_like(batch.ids, -1)
         committed = torch.zeros_like(batch.target)
         log_prob = torch.zeros(ids.shape, device=ids.device)
         for state in self.trajectory(
-            denoiser, batch, generator=generator, unconditional=unconditional
+            denoiser, batch, generator=generator, unconditional=unconditional, packed=packed
         ):
             steps = steps.masked_fill(state.committed & ~committed, state.step)
             ids, committed, log_prob = state.ids, state.committed, state.log_prob
@@ -160,16 +161,22 @@ class Sampler:
         *,
         generator: torch.Generator,
         unconditional: Batch | tuple[Batch, ...] | None = None,
+        packed: PackedLayers | None = None,
     ) -> Iterator[SampleStep]:
         """One item for each denoising step; the weights must not change between two of them.
 
         unconditional  the other branch of guidance, or several; default: the batch without its
                        context
+        packed         the layers of the denoiser, with what is kept of them from run to run;
+                       default: they are packed for this run, where it is worth it
         """
         vocabulary, target = denoiser.vocabulary, batch.target
         _check_ranges(batch, vocabulary)
         block_of, blocks = self._blocks(target)
-        packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
+        if packed is None:
+            packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
+        else:
+            packed.renew()
         passes = Passes.of(
             denoiser,
             batch,

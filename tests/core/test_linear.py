@@ -98,6 +98,53 @@ def test_PackedLayers_give_the_same_and_are_unpacked_in_the_end() -> None:
     assert stack[0].packed is None
 
 
+def test_packed_layers_are_kept_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    packings: list[int] = []
+    pack = module._laid_out
+
+    def counted(weight: torch.Tensor) -> torch.Tensor:
+        packings.append(1)
+        return pack(weight)
+
+    monkeypatch.setattr(module, "_laid_out", counted)
+    stack = nn.Sequential(Linear(6, 6), nn.Tanh(), Linear(6, 6))
+    x, packed = torch.randn(5, 6), PackedLayers(stack)
+
+    @torch.no_grad()
+    def is_right(*, packs: int) -> None:
+        packings.clear()
+        for _ in range(3):
+            packed.renew()
+            with packed:
+                torch.testing.assert_close(stack(x), F.linear(torch.tanh(first(x)), *second()))
+        assert len(packings) == packs
+
+    def first(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, stack[0].weight, stack[0].bias)
+
+    def second() -> tuple[torch.Tensor, torch.Tensor]:
+        return stack[2].weight, stack[2].bias
+
+    is_right(packs=2)
+    is_right(packs=0)
+    with torch.no_grad():
+        stack[0].weight.copy_(stack[0].weight.flip(0))  # the sum of the bits is as it was
+    is_right(packs=2)
+    stack[2].weight.data.mul_(1.5)  # past torch's count of changes
+    is_right(packs=2)
+    stack[2].bias.data.add_(1)
+    is_right(packs=2)
+    stack.load_state_dict({name: -value for name, value in stack.state_dict().items()})
+    is_right(packs=2)
+    stack[2] = Linear(6, 6)
+    is_right(packs=2)
+    stack[2].register_forward_hook(lambda *_: None)
+    is_right(packs=1)
+    with torch.inference_mode():
+        stack[0].weight = nn.Parameter(torch.randn(6, 6), requires_grad=False)
+    is_right(packs=1)
+
+
 def test_large_and_half_precision_weights_are_left_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
