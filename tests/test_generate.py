@@ -77,7 +77,7 @@ class Knowing(nn.Module):
         self.seen.append((x_t, batch))
         return nn.functional.one_hot(self.ids[batch.position], self.vocabulary.size) * 50.0
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: tests count what `logits_at` is asked for."""
 
     def logits_at(

@@ -188,7 +188,7 @@ class Sure:
         ids = torch.tensor(self.answer)[place]
         return torch.nn.functional.one_hot(ids, self.vocabulary.size) * 50.0
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: tests count what `logits_at` is asked for."""
 
     def logits_at(

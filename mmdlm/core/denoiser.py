@@ -58,8 +58,8 @@ class Denoiser(Protocol):
         """
         ...
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> Tensor | None:
-        """[R, D] such that `logits_at` is states @ head.T, for losses that fuse the two.
+    def head_weight(self) -> Tensor | None:
+        """[V, D] such that `logits_at` is states @ head.T, for losses that fuse the two.
 
         None: there is no such matrix.
         """

@@ -130,7 +130,7 @@ class GuidedDenoiser:
             for places, behind in zip(self._places, self._behind, strict=True)
         ]
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: guided logits are not linear in one state."""
 
     def logits_at(

@@ -459,9 +459,11 @@ class Objective:
             )
             divisor = loss.divisor(batch.only(modality))
             share = 1.0 if divisor is None else 1 / divisor[here]
-            head, factor = denoiser.head_weight(ids), loss.loss.factor(tokens)
+            head, factor = denoiser.head_weight(), loss.loss.factor(tokens)
             if head is not None and factor is not None:
-                sums[name] = linear_cross_entropy(hidden[here], head, tokens.x_0, factor * share)
+                sums[name] = linear_cross_entropy(
+                    hidden[here], head, tokens.x_0, factor * share, ids=ids
+                )
             else:
                 logits = denoiser.logits_at(hidden, here, ids=ids)
                 sums[name] = (loss.loss(logits, tokens) * share).sum()

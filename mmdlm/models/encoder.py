@@ -168,7 +168,7 @@ class MmdlmEncoder(PreTrainedModel):
         self.see(batch)
         return self._body(x_t, batch.position, batch.document, batch.ahead)
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: an encoder transforms its states before its head."""
 
     def logits_at(

@@ -622,11 +622,9 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             return hidden
         return torch.where((position == 0)[..., None], hidden, hidden.roll(1, dims=1))
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> Tensor | None:
-        """Weights [R, D] of the linear head, or None: an adapter or a quantizer has its own."""
-        if type(self.lm_head) is not Linear:
-            return None
-        return self.lm_head.weight if ids is None else self.lm_head.weight[slice(*ids)]
+    def head_weight(self) -> Tensor | None:
+        """Weights [V, D] of the linear head, or None: an adapter or a quantizer has its own."""
+        return self.lm_head.weight if type(self.lm_head) is Linear else None
 
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None

@@ -56,7 +56,7 @@ class TinyDenoiser(nn.Module):
         same = (same / same.sum(-1, keepdim=True)).to(here.dtype)
         return torch.tanh(here + 3 * same @ torch.sin(2 * here))
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: tests count what `logits_at` is asked for."""
 
     def logits_at(
@@ -80,7 +80,7 @@ class Factorised(nn.Module):
         self.calls += 1
         return self.logits[batch.position]
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: tests count what `logits_at` is asked for."""
 
     def logits_at(

@@ -70,11 +70,20 @@ def test_only_gradients_that_are_wanted_are_taken(frozen: str) -> None:
         assert (head.grad is None) == (frozen == "head")
 
 
-def test_a_slice_of_a_head_learns_in_its_place() -> None:
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_a_range_of_a_head_learns_in_its_place(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(cross_entropy, "_CHUNK", rows * 30)
     states, head, label, factor = given()
-    linear_cross_entropy(states, head[10:], label % 40, factor).backward()
-    assert not bool(head.grad[:10].any())
-    assert bool(head.grad[10:].any(1).all())
+    expected = plain(states, head[10:40], label % 30, factor)
+    of_states, of_head = torch.autograd.grad(expected, (states, head))
+    found = linear_cross_entropy(states, head, label % 30, factor, ids=(10, 40))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    found.backward(retain_graph=True)
+    torch.testing.assert_close(states.grad, of_states, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(head.grad, of_head, rtol=1e-5, atol=5e-5)
+    assert not bool(head.grad[:10].any() | head.grad[40:].any())
+    (2 * found).backward()  # adds to what is there
+    torch.testing.assert_close(head.grad, 3 * of_head, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -534,7 +534,7 @@ class Pair(nn.Module):
             logits[:, place, :3] = torch.where((other < 3)[:, None], known, free).log()
         return logits
 
-    def head_weight(self, ids: tuple[int, int] | None = None) -> None:
+    def head_weight(self) -> None:
         """None: tests count what `logits_at` is asked for."""
 
     def logits_at(self, hidden: Tensor, positions: Tensor, *, ids=None) -> Tensor:
