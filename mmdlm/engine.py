@@ -53,7 +53,7 @@ class Engine:
     packed: PackedLayers | None = None
 
     def __post_init__(self) -> None:
-        if self.packed is None:
+        if self.packed is None or self.packed.module is not self.denoiser:
             object.__setattr__(self, "packed", PackedLayers(self.denoiser))
         vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer
         # A tokenizer may give out the end of a turn for that of a text (Dimple's).

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 import mmdlm
 from data_pipelines.image_text import ImageText, Tasks
 from mmdlm import loading
+from mmdlm.core import linear
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -597,3 +598,36 @@ def test_a_broken_checkpoint_is_one_sentence(folder: Path, damage: Any, says: st
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+# --- what is kept from call to call ---------------------------------------------------------------
+
+
+def test_weights_are_packed_once_and_anew_when_they_change(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packings: list[int] = []
+    pack = linear._laid_out
+
+    def counted(weight: Tensor) -> Tensor:
+        packings.append(1)
+        return pack(weight)
+
+    monkeypatch.setattr(linear, "_laid_out", counted)
+    model = load(tiny_checkpoint, device="cpu")
+    denoiser = model.denoiser
+    assert isinstance(denoiser, nn.Module)
+    before = model.text_to_image("red heart", num_inference_steps=5)
+    number = len(packings)
+    assert number > 0
+    twin = model.faster(cache="stable", cache_refresh=1)
+    assert same(twin.text_to_image("red heart", num_inference_steps=5), before)
+    assert len(packings) == number
+    for parameter in denoiser.parameters():  # as a moving average that knows nothing of autograd
+        parameter.data.mul_(torch.randn(parameter.shape, generator=rng()))
+    after = model.text_to_image("red heart", num_inference_steps=5)
+    assert not same(after, before)
+    assert len(packings) == 2 * number
+    fresh = replace(model, denoiser=copy.deepcopy(denoiser))
+    assert fresh.packed is not model.packed
+    assert same(fresh.text_to_image("red heart", num_inference_steps=5), after)

@@ -118,7 +118,7 @@ class PackedLayers:
     """
 
     def __init__(self, module: object) -> None:
-        self._module = module
+        self.module = module
         self._packed: list[tuple[Linear, Packed]] = [(layer, {}) for layer in _layers(module)]
         self._marks: list[tuple[int, ...]] | None = None  # of the layers, when they were packed
 
@@ -127,7 +127,7 @@ class PackedLayers:
 
         Reads all weights once, a tenth of the time that packing takes.
         """
-        layers = _layers(self._module)
+        layers = _layers(self.module)
         marks = [_mark(layer) for layer in layers]
         if marks != self._marks:
             self._packed, self._marks = [(layer, {}) for layer in layers], marks
