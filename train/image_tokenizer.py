@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.command_line import run
 from data_pipelines.pictures import PictureLoader
@@ -18,6 +20,7 @@ from mmdlm.vision.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.pixels import Fit, to_image
 from train.loop import FitSettings, Stage, fit, launched
+from train.meter import Load
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
 SHOWN = 16  # pictures on a sample sheet
@@ -69,6 +72,23 @@ class ReconstructionStage(Stage):
         reconstruction, auxiliary = self.tokenizer.reconstruct(batch)
         loss = self.loss(reconstruction.float(), batch)
         return {"pixels": loss * len(batch), "quantizer": auxiliary * len(batch)}
+
+    def load(self, batch: Tensor, noise: Any) -> Load:
+        """Codes are its tokens, all of which are learnt; backward counts as twice forward."""
+        codes = len(batch) * (self.tokenizer.image_size // self.tokenizer.downsampling) ** 2
+        flops = torch.tensor(3.0 * len(batch) * self.picture_flops, dtype=torch.float64)
+        return Load(codes, codes, flops)
+
+    @cached_property
+    def picture_flops(self) -> int:
+        """Of the forward pass of one picture: convolutions, matrix products and attention."""
+        size, device = self.tokenizer.image_size, next(self.parameters()).device
+        picture = torch.zeros(1, 3, size, size, device=device)
+        counter = FlopCounterMode(display=False)
+        # Torch does not count the attention kernel of a CPU, but what it is made of.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            self.tokenizer.reconstruct(picture)
+        return int(counter.get_total_flops())
 
 
 @dataclass(frozen=True)

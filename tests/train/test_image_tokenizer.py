@@ -21,6 +21,7 @@ from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from tests.train.tiny import logged, settings, trajectory
 from train import image_tokenizer as recipe
 from train.image_tokenizer import Pictures, PixelLoss, ReconstructionStage, main
+from train.meter import MEASURED
 from train.optimizer import AdamW
 
 SMALL = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4], "seam_width": 4}
@@ -73,6 +74,27 @@ def test_every_parameter_gets_a_gradient(tokenizer: Any) -> None:
     assert [name for name, p in stage.named_parameters() if p.grad is None] == []
 
 
+def test_the_operations_of_a_picture_are_those_of_its_layers() -> None:
+    tokenizer = PatchTokenizer(**SMALL)
+    stage = ReconstructionStage(tokenizer, PixelLoss())
+    found: list[int] = []
+
+    def note(layer: Any, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
+        """Each output is a sum over the weights that lead to it."""
+        found.append(2 * result.numel() * layer.weight[0].numel())
+
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    for layer in [one for one in tokenizer.modules() if isinstance(one, kinds)]:
+        layer.register_forward_hook(note)
+    tokenizer.reconstruct(torch.zeros(1, 3, 16, 16))
+    attention = len([*tokenizer.encoder, *tokenizer.decoder]) * 4 * 16 * 16 * 16
+    expected = sum(found) + attention
+    assert stage.picture_flops == expected
+    load = stage.load(torch.zeros(5, 3, 16, 16), None)
+    assert (load.tokens, load.targets) == (5 * 16, 5 * 16)
+    assert float(load.flops) == 15 * stage.picture_flops
+
+
 def test_a_run_that_dies_goes_on_as_if_it_had_not(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,9 +113,11 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     main(tmp_path / "killed", pictures, **options)
     assert trajectory(tmp_path / "killed") == trajectory(tmp_path / "whole")
 
-    assert (
-        logged(tmp_path / "whole")[-1]["loss/pixels"] < logged(tmp_path / "whole")[0]["loss/pixels"]
-    )
+    first, *_, last = logged(tmp_path / "whole")
+    assert last["loss/pixels"] < first["loss/pixels"]
+    assert set(MEASURED) <= set(last)
+    assert last["tokens_per_second"] == last["target_tokens_per_second"] > 0
+    assert last["mfu"] > 0
     one, other = (load_image_tokenizer(tmp_path / name / "final") for name in ("whole", "killed"))
     assert isinstance(one, PatchTokenizer)
     assert one.config == PatchTokenizer(**SMALL).config
