@@ -64,6 +64,7 @@ class Faster:
     factor: float | None = None
     entropy_bound: float | None = None
     in_order: bool | None = None
+    distinct: bool | None = None
 
     @property
     def name(self) -> str:
@@ -100,6 +101,7 @@ class Asked(Faster):
         factor: The same, but the more tokens at once the surer each has to be.
         entropy_bound: The same, by entropies, in nats.
         in_order: Of the tokens so found sure, those that stand in the order before all others.
+        distinct: Of several sure tokens of one word the first alone.
         limit: Problems to ask, chosen at random by the seed; default: all.
         seed: Of everything that is drawn at random.
         batch_size: Problems in one call of the model.

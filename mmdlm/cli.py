@@ -573,6 +573,11 @@ def _command(
         help="commit every token of at least this probability, so that fewer steps are needed",
     )
     command.add_argument(
+        "--distinct",
+        action="store_true",
+        help="of several such tokens of one word commit the surest alone: fewer stand twice",
+    )
+    command.add_argument(
         "--seed",
         type=_seed,
         default=0,
@@ -678,7 +683,10 @@ def _load(options: argparse.Namespace, task: str) -> Model:
         task=task,
     )
     return model.faster(
-        cache=options.cache, cache_refresh=options.cache_refresh, threshold=options.threshold
+        cache=options.cache,
+        cache_refresh=options.cache_refresh,
+        threshold=options.threshold,
+        distinct=options.distinct or None,
     )
 
 

@@ -82,6 +82,7 @@ class Decoding:
                          three one at most
     in_order             of the tokens so found sure, those that stand in the order before all that
                          are not
+    distinct             of several sure tokens of one word the first in the order alone
     cache                what a step remembers of the steps before, faster and a little less exact:
                          "prompt" that alone (exact for a model with prefix_attention), "prefix"
                          what lies before the block, "dual" all but the block, "delayed" tokens a
@@ -110,6 +111,7 @@ class Decoding:
     factor: float | None = None
     entropy_bound: float | None = None
     in_order: bool = False
+    distinct: bool = False
     cache: CacheName | None = None
     cache_refresh: int | None = None
     block_length: int | None = None
@@ -147,6 +149,7 @@ class Decoding:
         for name in (
             "threshold_alone",
             "in_order",
+            "distinct",
             "order_after_temperature",
             "whole_vocabulary",
             "mask_drawn",
@@ -160,8 +163,9 @@ class Decoding:
             _check_choice("cache", self.cache, CacheName)
         elif self.cache_refresh is not None:
             raise ValueError(f"cache_refresh {self.cache_refresh} needs a cache; name one")
-        if self.in_order and all(getattr(self, name) is None for name in PARALLEL):
-            raise ValueError(f"in_order needs one of {', '.join(PARALLEL)}; give one")
+        for name in ("in_order", "distinct"):
+            if getattr(self, name) and all(getattr(self, one) is None for one in PARALLEL):
+                raise ValueError(f"{name} needs one of {', '.join(PARALLEL)}; give one")
         parallel = [name for name in PARALLEL if getattr(self, name) is not None]
         if len(parallel) > 1:
             raise ValueError(f"{' and '.join(parallel)} exclude each other; give one of them")
@@ -207,17 +211,17 @@ class Decoding:
             "catch_up": CatchUp(),
         }
         commit = rules[self.schedule]
+        sure: dict[str, Any] = {
+            "otherwise": commit,
+            "in_order": self.in_order,
+            "distinct": self.distinct,
+        }
         if self.threshold is not None:
-            commit = Threshold(
-                self.threshold,
-                otherwise=commit,
-                alone=self.threshold_alone,
-                in_order=self.in_order,
-            )
+            commit = Threshold(self.threshold, alone=self.threshold_alone, **sure)
         elif self.factor is not None:
-            commit = Factor(self.factor, otherwise=commit, in_order=self.in_order)
+            commit = Factor(self.factor, **sure)
         elif self.entropy_bound is not None:
-            commit = EntropyBound(self.entropy_bound, otherwise=commit, in_order=self.in_order)
+            commit = EntropyBound(self.entropy_bound, **sure)
         return Sampler(
             steps=self.num_inference_steps,
             block_length=self.block_length,

@@ -67,6 +67,7 @@ class Model(Engine):
         factor: float | None = None,
         entropy_bound: float | None = None,
         in_order: bool | None = None,
+        distinct: bool | None = None,
         compile: bool | Mode = False,
     ) -> Model:
         """This model, with all its tasks decoded faster.
@@ -81,6 +82,7 @@ class Model(Engine):
         entropy_bound  the same, by entropies, in nats, which then are the order as well
         in_order       of the tokens so found sure, those that stand in the order before all others:
                        for texts that are written from left to right
+        distinct       of several sure tokens of one word the first alone: fewer words twice
 
         And what does not:
 
@@ -97,6 +99,7 @@ class Model(Engine):
             factor=factor,
             entropy_bound=entropy_bound,
             in_order=in_order,
+            distinct=distinct,
             order=None if entropy_bound is None else "entropy",
             order_temperature=None if entropy_bound is None else 0.0,
         )

@@ -348,9 +348,10 @@ def test_answer_prints_the_answer(
 def test_how_fast_to_decode(model: FakeModel) -> None:
     assert cli.main([*ANSWER, "what?"]) == 0
     assert set(model.decoded.values()) == {None}
-    options = ["--cache", "dual", "--cache-refresh", "4", "--threshold", "0.9"]
+    options = ["--cache", "dual", "--cache-refresh", "4", "--threshold", "0.9", "--distinct"]
     assert cli.main([*ANSWER, "what?", *options]) == 0
-    assert model.decoded == {"cache": "dual", "cache_refresh": 4, "threshold": 0.9}
+    given = {"cache": "dual", "cache_refresh": 4, "threshold": 0.9, "distinct": True}
+    assert model.decoded == given
 
 
 def test_complete_prints_the_whole_text(

@@ -131,6 +131,8 @@ def test_parallel_rules_and_caches_by_name():
     assert bound.commit == EntropyBound(0.2, otherwise=ScheduledCount(Cosine()))
     ordered = Decoding(8, threshold=0.9, in_order=True).sampler().commit
     assert ordered == Threshold(0.9, in_order=True)
+    once = Decoding(8, factor=0.5, distinct=True).sampler().commit
+    assert once == Factor(0.5, distinct=True)
     assert Decoding(8).sampler().cache is None
     assert Decoding(8, cache="dual").sampler().cache == Dual()
     assert Decoding(8, cache="delayed").sampler().cache == Delayed(refresh=8)
@@ -148,6 +150,7 @@ def test_parallel_rules_and_caches_by_name():
         ({"factor": -1.0}, "factor must not be negative"),
         ({"entropy_bound": 0.1}, "needs order 'entropy'"),
         ({"in_order": True}, "in_order needs one of threshold"),
+        ({"distinct": True}, "distinct needs one of threshold"),
         ({"in_order": 1, "threshold": 0.9}, "in_order must be true or false"),
     ],
 )

@@ -65,6 +65,7 @@ class CommitRule(ABC):
         score: Tensor,
         probability: Tensor,
         *,
+        words: Tensor,
         among: Tensor,
         count: Tensor,
         progress: Progress,
@@ -73,6 +74,7 @@ class CommitRule(ABC):
 
         score        [B, L] of the order
         probability  [B, L] of the drawn tokens
+        words        [B, L] their ids; below 0 what is no word, and may stand anywhere
         """
         return highest(score, among, count)
 
@@ -216,11 +218,14 @@ class Parallel(CommitRule):
               the others. Dimple's confident decoding, with `CatchUp()`
     in_order  sure tokens wait for what comes before them in the order and is not sure. Read from
               left to right, a text so grows without gaps, whose words were not yet to be seen
+    distinct  of several sure tokens of one word the first in the order alone: tokens that do not
+              know of each other put a word that has one place into two. Ours
     """
 
     otherwise: CommitRule = field(default=EvenSplit(), kw_only=True)
     alone: bool = field(default=False, kw_only=True)
     in_order: bool = field(default=False, kw_only=True)
+    distinct: bool = field(default=False, kw_only=True)
 
     @property
     def planned(self) -> bool:
@@ -238,11 +243,14 @@ class Parallel(CommitRule):
         score: Tensor,
         probability: Tensor,
         *,
+        words: Tensor,
         among: Tensor,
         count: Tensor,
         progress: Progress,
     ) -> Tensor:
         sure = self.sure(score, probability, among=among)
+        if self.distinct:
+            sure &= ~_repeats(words, score, among=sure)
         if self.in_order:
             ranked = score.masked_fill(~among, -math.inf).sort(dim=1, descending=True, stable=True)
             sure = highest(score, among, sure.gather(1, ranked.indices).long().cumprod(1).sum(1))
@@ -348,6 +356,20 @@ class Remasking:
         count = torch.minimum((sigma * number + u).floor().long(), remaining)
         score = gumbel_like(probability.double(), generator)
         return highest(score - probability if self.by_confidence else score, committed, count)
+
+
+def _repeats(words: Tensor, score: Tensor, *, among: Tensor) -> Tensor:
+    """[B, L] bool, `among` these: what a token of higher score is as well; of ties the right ones.
+
+    words  [B, L] ids, below 0 what is no word
+    """
+    alone = -1 - torch.arange(words.shape[1], device=words.device)  # like no other
+    words = torch.where(among & (words >= 0), words, alone)
+    by_score = score.argsort(dim=1, descending=True, stable=True)
+    ranked = words.gather(1, by_score).sort(dim=1, stable=True)  # of a word the surest comes first
+    again = ranked.values == ranked.values.roll(1, dims=1)
+    again[:, :1] = False
+    return torch.zeros_like(among).scatter(1, by_score.gather(1, ranked.indices), again)
 
 
 def highest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:

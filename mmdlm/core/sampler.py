@@ -194,6 +194,8 @@ class Sampler:
         sure = torch.zeros_like(all_noise)  # probability of what was drawn last
         probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
         log_prob = torch.zeros_like(all_noise)
+        is_text = batch.of(Modality.TEXT)
+        ends = torch.tensor([vocabulary.eos_id, *self.stop_ids], device=target.device)
         each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
         block = torch.zeros_like(blocks)  # [B] the block each row is at
         taken = torch.zeros_like(blocks)  # [B] steps it has taken there
@@ -234,7 +236,12 @@ class Sampler:
                 )
             count = progress.open + again.sum(1) - remaining
             chosen = self.commit.choose(
-                drawn.score, drawn.probability, among=still_open, count=count, progress=progress
+                drawn.score,
+                drawn.probability,
+                words=torch.where(is_text & ~torch.isin(drawn.ids, ends), drawn.ids, -1),
+                among=still_open,
+                count=count,
+                progress=progress,
             )
             masks = chosen & (drawn.ids == vocabulary.mask_id)
             void = void + masks.sum(1) * self.commit.planned

@@ -35,7 +35,7 @@ from mmdlm.core.order import (
 )
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear, Shifted
-from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
+from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (
     TEXT,
@@ -355,6 +355,43 @@ def test_in_order_sure_tokens_wait_for_unsure_ones_before_them():
         for flag in (False, True)
     ]
     assert torch.equal(by_confidence[0].steps, by_confidence[1].steps)  # the order is sureness
+
+
+def test_distinct_words_are_committed_once_in_a_step():
+    batch, eos = free_text(7), VOCABULARY.eos_id
+    words = [5, 6, 5, eos, 6, eos, 7]
+    sureness = [0.92, 0.97, 0.96, 0.95, 0.97, 0.91, 0.5]
+    logits = torch.full((7, VOCABULARY.size), -30.0)
+    for place, (word, p) in enumerate(zip(words, sureness, strict=True)):
+        rest = (1 - p) / (TEXT - 1)
+        logits[place, :TEXT] = torch.tensor(rest).log()
+        logits[place, word] = torch.tensor(p).log()
+    steps = {}
+    for flag in (False, True):
+        rules = (Threshold(0.9, distinct=flag), Threshold(0.9, distinct=flag, in_order=True))
+        for rule, order in zip(rules, (Confidence(), LeftToRight()), strict=True):
+            sampler = Sampler(steps=7, order=order, commit=rule)
+            out = sampler(Factorised(logits), batch, generator=rng())
+            assert out.ids[0].tolist() == words
+            steps[flag, rule.in_order] = out.steps[0].tolist()
+    assert steps[False, False] == [0, 0, 0, 0, 0, 0, 1]
+    # The surest 5, of two equal 6 the left one, ends of text as many as there are.
+    assert steps[True, False] == [1, 0, 0, 0, 1, 0, 2]
+    assert steps[False, True] == [0, 0, 0, 0, 0, 0, 1]
+    # What waits makes wait what comes behind it.
+    assert steps[True, True] == [0, 0, 1, 1, 1, 1, 2]
+
+
+def test_distinct_is_of_words_not_of_the_codes_of_pictures():
+    vocabulary = Vocabulary.build(text_size=TEXT, eos_id=0, image_codes=4)
+    segments = image_segments(torch.tensor([2, 2, 2, 1]), vocabulary, target=True)
+    batch = collate([Sequence((text_segment([5]), *segments))], vocabulary)
+    logits = torch.full((batch.ids.shape[1], vocabulary.size), -30.0)
+    logits[torch.arange(len(logits)), batch.ids[0]] = 30.0
+    sampler = Sampler(steps=4, commit=Threshold(0.9, distinct=True))
+    out = sampler(Factorised(logits, vocabulary), batch, generator=rng())
+    assert torch.equal(out.ids, batch.ids)
+    assert out.steps.amax() == 0
 
 
 @pytest.mark.parametrize("commit", [Factor(0.5), EntropyBound(0.5)], ids=str)
