@@ -70,7 +70,7 @@ rl: rl-sudoku rl-countdown rl-emoji rl-methods
 	$(MAKE) rl-table
 rl-sudoku: $(SEEDS:%=runs/sudoku/eval/rl_%.json)
 rl-countdown: $(SEEDS:%=runs/countdown/eval/rl_%.json)
-rl-emoji: $(SEEDS:%=runs/emoji/eval/rl_%.json) $(SEEDS:%=runs/emoji/eval/before_%.json)
+rl-emoji: runs/emoji/eval/before.json $(SEEDS:%=runs/emoji/eval/rl_%.json)
 rl-methods: $(foreach method,$(METHODS),$(SEEDS:%=runs/sudoku/eval/$(method)_%.json))
 rl-table: $(INSTALLED)
 	$(BIN)/python -m eval.reinforcement --config configs/eval/reinforcement.yaml
@@ -111,12 +111,13 @@ $(foreach method,$(METHODS),$(eval $(call run_of,sudoku,$(method),\
 
 runs/emoji/pictures/index.json: | $(INSTALLED)
 	$(BIN)/python -m data_pipelines.write_shards emoji --out $(@D)
-runs/emoji/rl/final/config.json: runs/emoji/pictures/index.json
-	$(BIN)/python -m train.rl --config configs/rl/emoji.yaml
-runs/emoji/eval/before_%.json: runs/emoji/pictures/index.json
-	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --seed $* --out $@
-runs/emoji/eval/rl_%.json: runs/emoji/rl/final/config.json
-	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --model $(<D) --seed $* --out $@
+runs/emoji/rl_%/final/config.json: runs/emoji/pictures/index.json
+	$(BIN)/python -m train.rl --config configs/rl/emoji.yaml --out runs/emoji/rl_$* \
+	  --fit_settings.seed $*
+runs/emoji/eval/before.json: runs/emoji/pictures/index.json
+	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --out $@
+runs/emoji/eval/rl_%.json: runs/emoji/rl_%/final/config.json
+	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --model $(<D) --out $@
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache

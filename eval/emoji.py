@@ -84,6 +84,7 @@ def main(
     steps: int | None = None,
     caption_steps: int | None = None,
     guidance_scale: float | None = None,
+    drawings: int = 1,
     seed: int = 0,
     batch_size: int = 64,
     likelihood_items: int = 128,
@@ -109,6 +110,8 @@ def main(
         steps: Denoising steps of a drawing; default: the model's own number.
         caption_steps: Denoising steps of a caption; default: the model's own number.
         guidance_scale: Guidance of a drawing, 1 is off; default: the model's own value.
+        drawings: Of each name, with one seed after the other; measures are means over them, sheets
+            and answers show the first.
         seed: Of everything that is drawn at random.
         batch_size: Emoji in one call of the model; drawings depend on it, as on the seed.
         likelihood_items: Emoji of each kind whose likelihood is estimated; 0: none.
@@ -116,7 +119,9 @@ def main(
         sheet_pictures: Pictures on a sheet.
         device: "cpu", "cuda" and so on; default: a GPU where there is one, else the CPU.
     """
-    _check_at_least(1, limit=limit, batch_size=batch_size, sheet_pictures=sheet_pictures)
+    _check_at_least(
+        1, limit=limit, drawings=drawings, batch_size=batch_size, sheet_pictures=sheet_pictures
+    )
     _check_at_least(0, seed=seed, likelihood_items=likelihood_items, speed_repeats=speed_repeats)
     _check_device(device)
     if font is not None and shards is not None:
@@ -125,7 +130,8 @@ def main(
     if shards is None:
         font = font or find_font()
     loaded = load(model, device=device)
-    asked = Asked.of(loaded, steps, caption_steps, guidance_scale, seed=seed, batch_size=batch_size)
+    own = Asked.of(loaded, steps, caption_steps, guidance_scale)
+    asked = replace(own, drawings=drawings, seed=seed, batch_size=batch_size)
     began, hardware = time.perf_counter(), describe_hardware(loaded.device)
 
     gallery = Gallery.draw(font) if shards is None else Gallery.read(shards)
@@ -250,8 +256,9 @@ class Asked:
 
     text_to_image: Decoding
     caption: Decoding
-    seed: int
-    batch_size: int
+    drawings: int = 1
+    seed: int = 0
+    batch_size: int = 64
 
     @classmethod
     def of(
@@ -260,9 +267,6 @@ class Asked:
         steps: int | None,
         caption_steps: int | None,
         guidance_scale: float | None,
-        *,
-        seed: int,
-        batch_size: int,
     ) -> Asked:
         """Raises ValueError for numbers out of range."""
         drawing, caption = model.defaults.text_to_image, model.defaults.caption
@@ -270,7 +274,7 @@ class Asked:
         drawing = replace(drawing, **{k: v for k, v in given.items() if v is not None})
         if caption_steps is not None:
             caption = replace(caption, num_inference_steps=caption_steps)
-        return cls(drawing, caption, seed, batch_size)
+        return cls(drawing, caption)
 
     def draw(
         self, model: Model, names: Sequence[str], *, generator: torch.Generator
@@ -297,13 +301,13 @@ class Answers:
     """What the model made of N emoji.
 
     captions         of their pictures
-    drawings         of their names, [N, 3, SIZE, SIZE] uint8
+    drawings         of their names, K times [N, 3, SIZE, SIZE] uint8
     originals        their pictures at the tokenizer's size, [N, 3, H, H] uint8
     reconstructions  of those by the tokenizer, [N, 3, H, H] uint8
     """
 
     captions: list[str]
-    drawings: Tensor
+    drawings: list[Tensor]
     originals: Tensor
     reconstructions: Tensor
 
@@ -312,7 +316,7 @@ def ask(model: Model, gallery: Gallery, places: list[int], asked: Asked, *, titl
     """Caption the pictures, draw the names, and reconstruct the pictures."""
     tokenizer = _tokenizer(model)
     captions: list[str] = []
-    drawings: list[Image.Image] = []
+    drawings: list[Tensor] = []
     originals, reconstructions = [], []
 
     # Each pass starts from the seed, so that held-out answers do not depend on --limit.
@@ -324,12 +328,15 @@ def ask(model: Model, gallery: Gallery, places: list[int], asked: Asked, *, titl
     for some in _batches(places, asked.batch_size, f"{title}: captioning"):
         pictures = [gallery.emoji[i].image for i in some]
         captions += asked.describe(model, pictures, generator=generator)
-    generator = torch.Generator().manual_seed(asked.seed)
-    for some in _batches(places, asked.batch_size, f"{title}: drawing"):
-        drawings += asked.draw(model, [gallery.emoji[i].name for i in some], generator=generator)
+    for number in range(asked.drawings):
+        generator = torch.Generator().manual_seed(asked.seed + number)
+        drawn: list[Image.Image] = []
+        for some in _batches(places, asked.batch_size, f"{title}: drawing"):
+            drawn += asked.draw(model, [gallery.emoji[i].name for i in some], generator=generator)
+        drawings.append(to_levels(drawn, SIZE))
     return Answers(
         captions=captions,
-        drawings=to_levels(drawings, SIZE),
+        drawings=drawings,
         originals=torch.cat(originals),
         reconstructions=torch.cat(reconstructions),
     )
@@ -408,9 +415,12 @@ def measure(
 
 
 def score(answers: Answers, gallery: Gallery, places: list[int]) -> tuple[Columns, Neighbours]:
-    """Compare captions with names and pictures with pictures; the neighbours are the drawings'."""
+    """Compare captions with names and pictures with pictures.
+
+    The neighbours are those of the first drawings.
+    """
     right = [gallery.right[i] for i in places]
-    drawn = _neighbours(answers.drawings, gallery, places)
+    drawn = [_neighbours(one, gallery, places) for one in answers.drawings]
     rebuilt = _neighbours(answers.reconstructions, gallery, places)
     columns = {
         "caption_exact": exact_match(answers.captions, right),
@@ -419,13 +429,20 @@ def score(answers: Answers, gallery: Gallery, places: list[int]) -> tuple[Column
             [{TONE.sub("", name) for name in names} for names in right],
         ),
         "caption_words": word_overlap(answers.captions, right),
-        "drawing_top_1": drawn.within(1),
-        "drawing_top_5": drawn.within(NEAREST),
-        "drawing_psnr": psnr(answers.drawings, gallery.levels[places], peak=255),
+        "drawing_top_1": _each([one.within(1) for one in drawn]),
+        "drawing_top_5": _each([one.within(NEAREST) for one in drawn]),
+        "drawing_psnr": _each(
+            [psnr(one, gallery.levels[places], peak=255) for one in answers.drawings]
+        ),
         "reconstruction_psnr": psnr(answers.reconstructions, answers.originals, peak=255),
         "reconstruction_top_1": rebuilt.within(1),
     }
-    return columns, drawn
+    return columns, drawn[0]
+
+
+def _each(values: Sequence[Tensor]) -> Tensor:
+    """The means of K times [N]; what is measured once stays as it is, a share by its kind too."""
+    return values[0] if len(values) == 1 else torch.stack([*values]).float().mean(0)
 
 
 def _neighbours(pictures: Tensor, gallery: Gallery, places: list[int]) -> Neighbours:
@@ -658,7 +675,7 @@ def drawing_sheet(
         reading = ("read: exactly", GOOD)
         if not split.columns["caption_exact"][n]:
             reading = (f"read: {split.answers.captions[n]}", POOR)
-        picture = _image(split.answers.drawings[n])
+        picture = _image(split.answers.drawings[0][n])
         cards.append(Card(emoji.image, picture, emoji.name, (drawing, reading)))
     total = len(split.places)
     exact, first, five = (

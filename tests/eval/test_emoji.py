@@ -7,8 +7,9 @@ import itertools
 import json
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ class BlindToTones(Oracle):
 
 
 def ask_about(model: Oracle, gallery: Gallery, places: list[int]) -> Split:
-    asked = Asked.of(model, None, None, None, seed=0, batch_size=16)
+    asked = replace(Asked.of(model, None, None, None), batch_size=16)
     return measure(model, gallery, places, asked, likelihood_items=0, title="all")
 
 
@@ -224,7 +225,7 @@ def test_a_uniform_model_has_the_likelihood_of_a_uniform_draw(
 ) -> None:
     with torch.no_grad():
         model.denoiser.lm_head.weight.zero_()
-    asked = Asked.of(model, None, None, None, seed=0, batch_size=2)
+    asked = replace(Asked.of(model, None, None, None), batch_size=2)
     found = likelihood(model, gallery, [0, 1, 2], asked, title="all")
     vocabulary, tokenizer = model.denoiser.vocabulary, model.image_tokenizer
     codes = (tokenizer.image_size // tokenizer.downsampling) ** 2
@@ -305,9 +306,9 @@ def test_it_reports_what_was_measured_on_what(
 def test_held_out_numbers_depend_on_the_seed_and_not_on_the_limit(
     drawn: Path, tiny_checkpoint: Path
 ) -> None:
-    def results(name: str, *, limit: int | None, seed: int) -> dict[str, object]:
+    def results(name: str, *, limit: int | None, seed: int, drawings: int = 1) -> dict[str, Any]:
         out = drawn / f"{name}.json"
-        options = {**QUICK, "speed_repeats": 0, "device": "cpu"}
+        options = {**QUICK, "speed_repeats": 0, "device": "cpu", "drawings": drawings}
         main(str(tiny_checkpoint), out=out, limit=limit, seed=seed, **options)
         return json.loads(out.read_text())["results"]
 
@@ -321,6 +322,13 @@ def test_held_out_numbers_depend_on_the_seed_and_not_on_the_limit(
     assert limited["trained"]["count"] == 5
     assert limited["held-out"] == one["held-out"]
     assert other["held-out"] != one["held-out"]
+
+    twice = results("twice", limit=None, seed=0, drawings=2)
+    for split, found in twice.items():
+        for key, mean in found["measures"].items():
+            each = [once[split]["measures"][key]["value"] for once in (one, other)]
+            expected = sum(each) / 2 if key.startswith("drawing") else each[0]
+            assert mean["value"] == pytest.approx(expected, rel=1e-6), key
 
 
 def test_shards_take_the_place_of_a_font(
@@ -380,6 +388,7 @@ def refused(
         (["--device", "abacus"], "--device abacus"),
         (["--model", "nowhere"], "nowhere"),
         (["--font", "a.ttf", "--shards", "b.tar"], "give one"),
+        (["--drawings", "0"], "--drawings 0"),
         (["--steps", "0"], "num_inference_steps"),
         (["--guidance_scale", "nan"], "guidance_scale"),
     ],
