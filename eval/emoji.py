@@ -110,8 +110,8 @@ def main(
         steps: Denoising steps of a drawing; default: the model's own number.
         caption_steps: Denoising steps of a caption; default: the model's own number.
         guidance_scale: Guidance of a drawing, 1 is off; default: the model's own value.
-        drawings: Of each name, with one seed after the other; measures are means over them, sheets
-            and answers show the first.
+        drawings: Of each name, with the seeds from --seed on; measures are means over them, with
+            standard errors over names, and sheets and answers show the first.
         seed: Of everything that is drawn at random.
         batch_size: Emoji in one call of the model; drawings depend on it, as on the seed.
         likelihood_items: Emoji of each kind whose likelihood is estimated; 0: none.
@@ -441,7 +441,7 @@ def score(answers: Answers, gallery: Gallery, places: list[int]) -> tuple[Column
 
 
 def _each(values: Sequence[Tensor]) -> Tensor:
-    """The means of K times [N]; what is measured once stays as it is, a share by its kind too."""
+    """K times [N] -> [N] means; of one, itself: what is true or false has an interval."""
     return values[0] if len(values) == 1 else torch.stack([*values]).float().mean(0)
 
 
@@ -614,7 +614,8 @@ def table(report: Mapping[str, Any]) -> str:
         "",
         f"model {model['name']}, {size:.1f}M parameters; drawing in "
         f"{drawing['num_inference_steps']} steps with guidance {drawing['guidance_scale']:g}, "
-        f"captions in {caption['num_inference_steps']} steps, seed {report['settings']['seed']}",
+        f"captions in {caption['num_inference_steps']} steps, seed {report['settings']['seed']}, "
+        f"drawings of each name: {report['settings']['drawings']}",
         f"on {hardware['device']}: {hardware['cpu']}, {hardware['cpu_count']} CPUs, "
         f"{hardware['threads']} threads, torch {hardware['torch']}; {report['seconds']:.0f} s",
     ]

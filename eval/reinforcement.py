@@ -27,8 +27,8 @@ class Comparison:
 
     name      what the table calls it
     measure   keys of a number in a benchmark's JSON, with slashes between them
-    before    the JSON of the model that the runs started from; with `{seed}`, a mean over the seeds
-    after     the JSON of a run; `{seed}` stands for its seed, or that of the answers of one run
+    before    the JSON of the model that the runs started from
+    after     the JSON of a run; `{seed}` stands for its seed
     log       the log of a run, for its curve and what it cost; "": it has none
     reward    key of the log that is plotted
     plot      runs of one plot are drawn together; default: each comparison has its own
@@ -70,13 +70,13 @@ class Outcome:
 def outcome(comparison: Comparison) -> Outcome | None:
     """Of the runs that are done; None where none is, or the start was not measured."""
     done = [seed for seed in comparison.seeds if _of(comparison.after, seed).is_file()]
-    starts = {_of(comparison.before, seed) for seed in comparison.seeds}
-    if not done or not all(start.is_file() for start in starts):
+    start = Path(comparison.before)
+    if not done or not start.is_file():
         return None
     logs = [read_log(_of(comparison.log, seed)) for seed in done] if comparison.log else []
     return Outcome(
         name=comparison.name,
-        before=fmean(number(start, comparison.measure) for start in sorted(starts)),
+        before=number(start, comparison.measure),
         after=tuple(number(_of(comparison.after, seed), comparison.measure) for seed in done),
         steps=fmean(lines[-1]["step"] for lines in logs) if logs else None,
         seconds=fmean(sum(line["seconds"] for line in lines) for lines in logs) if logs else None,

@@ -575,7 +575,7 @@ def _command(
     command.add_argument(
         "--distinct",
         action="store_true",
-        help="of several such tokens of one word commit the surest alone: fewer stand twice",
+        help="with --threshold: of several such tokens of one word commit the first alone",
     )
     command.add_argument(
         "--seed",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +59,7 @@ class ReconstructionStage(Stage):
     def __init__(self, tokenizer: ImageTokenizer, loss: PixelLoss) -> None:
         super().__init__()
         self.tokenizer, self.loss = tokenizer, loss
+        self.picture_flops = forward_flops(tokenizer)
 
     def draw(self, batch: Tensor, *, generator: torch.Generator) -> None:
         """Nothing is random."""
@@ -79,16 +81,16 @@ class ReconstructionStage(Stage):
         flops = torch.tensor(3.0 * len(batch) * self.picture_flops, dtype=torch.float64)
         return Load(codes, codes, flops)
 
-    @cached_property
-    def picture_flops(self) -> int:
-        """Of the forward pass of one picture: convolutions, matrix products and attention."""
-        size, device = self.tokenizer.image_size, next(self.parameters()).device
-        picture = torch.zeros(1, 3, size, size, device=device)
-        counter = FlopCounterMode(display=False)
-        # Torch does not count the attention kernel of a CPU, but what it is made of.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            self.tokenizer.reconstruct(picture)
-        return int(counter.get_total_flops())
+
+def forward_flops(tokenizer: ImageTokenizer) -> int:
+    """Of one picture: convolutions, matrix products and attention."""
+    shapes = copy.deepcopy(tokenizer).to("meta")
+    picture = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size, device="meta")
+    counter = FlopCounterMode(display=False)
+    # Torch does not count the attention kernel of a CPU, but what it is made of.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        shapes.reconstruct(picture)
+    return int(counter.get_total_flops())
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,9 @@ class Parallel(CommitRule):
               the others. Dimple's confident decoding, with `CatchUp()`
     in_order  sure tokens wait for what comes before them in the order and is not sure. Read from
               left to right, a text so grows without gaps, whose words were not yet to be seen
-    distinct  of several sure tokens of one word the first in the order alone: tokens that do not
-              know of each other put a word that has one place into two. Ours
+    distinct  of several sure tokens of one word the first in the order alone, beside those that
+              `otherwise` asks for: tokens that do not know of each other put a word that has one
+              place into two. Ours
     """
 
     otherwise: CommitRule = field(default=EvenSplit(), kw_only=True)
@@ -366,7 +367,7 @@ def _repeats(words: Tensor, score: Tensor, *, among: Tensor) -> Tensor:
     alone = -1 - torch.arange(words.shape[1], device=words.device)  # like no other
     words = torch.where(among & (words >= 0), words, alone)
     by_score = score.argsort(dim=1, descending=True, stable=True)
-    ranked = words.gather(1, by_score).sort(dim=1, stable=True)  # of a word the surest comes first
+    ranked = words.gather(1, by_score).sort(dim=1, stable=True)  # of a word the highest comes first
     again = ranked.values == ranked.values.roll(1, dims=1)
     again[:, :1] = False
     return torch.zeros_like(among).scatter(1, by_score.gather(1, ranked.indices), again)

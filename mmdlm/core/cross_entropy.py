@@ -25,7 +25,7 @@ def linear_cross_entropy(
 
     states  [M, D]
     head    [V, D]
-    label   [M] int64, among the rows `ids` of the head
+    label   [M] int64, counted from the first of the rows `ids`
     factor  [M], without gradient
     ids     half-open range of the head's rows that there are logits of; None: all
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from functools import cache
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -112,15 +113,19 @@ class PackedLayers:
     """Within the block weights of `Linear` layers lie as oneDNN wants them, from their first use.
 
     It can be entered again and again, and packs once: the weights must not change but before
-    `renew`. It takes as much memory as they do, for as long as it lives, so that a model above 2 GB
-    is left as it is, and about a third of a pass: what is worth it are several. Layers that
-    somebody listens to or has changed stay as they are.
+    `renew`. It takes about as much memory as they do, for as long as it lives, so that a model
+    above 2 GB is left as it is, and about a third of a pass: what is worth it are several. Layers
+    that somebody listens to or has changed stay as they are.
     """
 
     def __init__(self, module: object) -> None:
         self.module = module
         self._packed: list[tuple[Linear, Packed]] = [(layer, {}) for layer in _layers(module)]
-        self._marks: list[tuple[int, ...]] | None = None  # of the layers, when they were packed
+        self._marks: list[tuple[float, ...]] | None = None  # of the layers, when they were packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy packs for itself: oneDNN's tensors can be neither copied nor stored."""
+        return {"module": self.module, "_packed": [], "_marks": None}
 
     def renew(self) -> None:
         """Forget what is packed if any layer has changed since the last call, whoever changed it.
@@ -148,19 +153,27 @@ def _layers(module: object) -> list[Linear]:
     return layers if sum(layer.weight.nbytes for layer in layers) <= _MOST else []
 
 
-def _mark(layer: Linear) -> tuple[int, ...]:
+def _mark(layer: Linear) -> tuple[float, ...]:
     """Other numbers for another layer, and for this one with other parameters.
 
-    The count of changes that torch keeps knows nothing of those past it (`.data`), the sum of the
-    bits nothing of those in the order of elements.
+    The count of changes that torch keeps knows nothing of those past it (`.data`). So each
+    parameter is also summed, with weights that tell its places from each other.
     """
-    found = [id(layer)]
+    found: list[float] = [id(layer)]
     for one in (layer.weight, layer.bias):
         if one is not None:
             changes = 0 if one.is_inference() else one._version
-            bits = one.detach().view(torch.int32).sum(dtype=torch.int32)  # no wider copy is made
-            found += one.data_ptr(), changes, int(bits)
+            total = one.detach() @ _weights(one.shape[-1])
+            if total.ndim:
+                total = total @ _weights(len(total))
+            found += one.data_ptr(), changes, float(total)
     return tuple(found)
+
+
+@cache
+def _weights(size: int) -> Tensor:
+    """[size] float32, no two alike."""
+    return torch.arange(size, dtype=torch.float64).cos().float()
 
 
 def _is_untouched(layer: Linear) -> bool:

@@ -195,7 +195,9 @@ class Sampler:
         probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
         log_prob = torch.zeros_like(all_noise)
         is_text = batch.of(Modality.TEXT)
-        ends = torch.tensor([vocabulary.eos_id, *self.stop_ids], device=target.device)
+        no_words = torch.tensor(
+            [vocabulary.eos_id, vocabulary.mask_id, *self.stop_ids], device=target.device
+        )
         each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
         block = torch.zeros_like(blocks)  # [B] the block each row is at
         taken = torch.zeros_like(blocks)  # [B] steps it has taken there
@@ -238,7 +240,7 @@ class Sampler:
             chosen = self.commit.choose(
                 drawn.score,
                 drawn.probability,
-                words=torch.where(is_text & ~torch.isin(drawn.ids, ends), drawn.ids, -1),
+                words=torch.where(is_text & ~torch.isin(drawn.ids, no_words), drawn.ids, -1),
                 among=still_open,
                 count=count,
                 progress=progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -98,7 +99,11 @@ def test_PackedLayers_give_the_same_and_are_unpacked_in_the_end() -> None:
     assert stack[0].packed is None
 
 
-def test_packed_layers_are_kept_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(module._PACK is None, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("width", [5, 64])
+def test_packed_layers_are_kept_until_something_changes(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packings: list[int] = []
     pack = module._laid_out
 
@@ -107,41 +112,51 @@ def test_packed_layers_are_kept_until_something_changes(monkeypatch: pytest.Monk
         return pack(weight)
 
     monkeypatch.setattr(module, "_laid_out", counted)
-    stack = nn.Sequential(Linear(6, 6), nn.Tanh(), Linear(6, 6))
-    x, packed = torch.randn(5, 6), PackedLayers(stack)
+    stack = nn.Sequential(Linear(width, width), nn.Tanh(), Linear(width, width))
+    x, packed = torch.randn(5, width), PackedLayers(stack)
 
     @torch.no_grad()
     def is_right(*, packs: int) -> None:
         packings.clear()
+        first, _, second = stack
+        expected = torch.tanh(F.linear(x, first.weight, first.bias))
+        expected = F.linear(expected, second.weight, second.bias)
         for _ in range(3):
             packed.renew()
             with packed:
-                torch.testing.assert_close(stack(x), F.linear(torch.tanh(first(x)), *second()))
+                torch.testing.assert_close(stack(x), expected, rtol=1e-4, atol=1e-5)
         assert len(packings) == packs
-
-    def first(x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, stack[0].weight, stack[0].bias)
-
-    def second() -> tuple[torch.Tensor, torch.Tensor]:
-        return stack[2].weight, stack[2].bias
 
     is_right(packs=2)
     is_right(packs=0)
     with torch.no_grad():
-        stack[0].weight.copy_(stack[0].weight.flip(0))  # the sum of the bits is as it was
+        stack[0].weight.copy_(stack[0].weight.flip(0))
     is_right(packs=2)
-    stack[2].weight.data.mul_(1.5)  # past torch's count of changes
-    is_right(packs=2)
-    stack[2].bias.data.add_(1)
-    is_right(packs=2)
+    for change in (  # past torch's count of changes
+        lambda data: data.mul_(2),
+        lambda data: data.neg_(),
+        lambda data: data.copy_(data.flip(0)),
+        lambda data: data.copy_(data.flip(-1)),
+        lambda data: data.add_(1),
+    ):
+        for layer in (stack[0], stack[2]):
+            change(layer.weight.data)
+            is_right(packs=2)
+        change(stack[2].bias.data)
+        is_right(packs=2)
     stack.load_state_dict({name: -value for name, value in stack.state_dict().items()})
     is_right(packs=2)
-    stack[2] = Linear(6, 6)
+    stack[2] = Linear(width, width)
     is_right(packs=2)
+    twin = copy.deepcopy(packed)
+    assert twin.module is not stack
+    twin.renew()
+    with twin:
+        twin.module(x)
     stack[2].register_forward_hook(lambda *_: None)
     is_right(packs=1)
     with torch.inference_mode():
-        stack[0].weight = nn.Parameter(torch.randn(6, 6), requires_grad=False)
+        stack[0].weight = nn.Parameter(torch.randn(width, width), requires_grad=False)
     is_right(packs=1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,17 +47,6 @@ def test_an_outcome_is_a_mean_over_the_seeds_that_are_done(comparison: Compariso
     assert (found.before, found.after, found.steps, found.seconds) == (0.5, (0.7, 0.8), 3, 90.0)
     assert found.mean == pytest.approx(0.75)
     assert found.spread == pytest.approx(0.1 / math.sqrt(2))
-
-
-def test_a_start_is_a_mean_where_it_has_seeds(comparison: Comparison, tmp_path: Path) -> None:
-    for seed, value in enumerate((0.4, 0.5, 0.9)):
-        write_result(tmp_path / f"before_{seed}.json", value)
-    several = replace(comparison, before=str(tmp_path / "before_{seed}.json"))
-    found = outcome(several)
-    assert found is not None
-    assert found.before == pytest.approx(0.6)
-    (tmp_path / "before_1.json").unlink()
-    assert outcome(several) is None
 
 
 def test_the_table_says_gain_spread_and_every_seed(comparison: Comparison) -> None:

@@ -103,6 +103,7 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
             yield from islice(super().__iter__(), 4)
             raise KeyError
 
+    monkeypatch.setattr("train.meter._rate", lambda *_: 1e9)
     run = settings(steps=6, checkpoint_every=3, sample_every=6, ema=0.9, optimizer=AdamW())
     options: dict[str, Any] = {"options": SMALL, "fit_settings": run, "threads": 1}
     main(tmp_path / "whole", pictures, **options)
