@@ -153,20 +153,19 @@ def _layers(module: object) -> list[Linear]:
     return layers if sum(layer.weight.nbytes for layer in layers) <= _MOST else []
 
 
+@torch.no_grad()
 def _mark(layer: Linear) -> tuple[float, ...]:
     """Other numbers for another layer, and for this one with other parameters.
 
-    The count of changes that torch keeps knows nothing of those past it (`.data`). So each
-    parameter is also summed, with weights that tell its places from each other.
+    The count of changes that torch keeps knows nothing of those past it (`.data`). So parameters
+    are also summed, each element with a weight of its own.
     """
     found: list[float] = [id(layer)]
     for one in (layer.weight, layer.bias):
         if one is not None:
             changes = 0 if one.is_inference() else one._version
-            total = one.detach() @ _weights(one.shape[-1])
-            if total.ndim:
-                total = total @ _weights(len(total))
-            found += one.data_ptr(), changes, float(total)
+            sums = linear(_weights(one.shape[-1]), one.detach()) if one.ndim > 1 else one
+            found += one.data_ptr(), changes, float(sums @ _weights(len(sums)))
     return tuple(found)
 
 
