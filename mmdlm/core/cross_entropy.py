@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from mmdlm.core.linear import linear
 
-_CHUNK = 1 << 26  # logits at a time (256 MB in float32)
+# Logits at a time: on a GPU 256 MB in float32, elsewhere a quarter of it, nearer to the caches.
+_CHUNK_ON_GPU, _CHUNK = 1 << 26, 1 << 24
 
 
 def linear_cross_entropy(
@@ -70,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = head[slice(*ids)].to(dtype)
         of_states = torch.empty_like(states) if for_states else None
         of_head = None
-        rows = max(1, _CHUNK // max(1, len(head)))
+        rows = max(1, (_CHUNK_ON_GPU if states.is_cuda else _CHUNK) // max(1, len(head)))
         total = torch.zeros((), device=states.device)
         for start in range(0, len(states), rows):
             here = slice(start, start + rows)
