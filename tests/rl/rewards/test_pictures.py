@@ -226,7 +226,7 @@ def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
     ]
     answers = emoji.Answers(
         captions=[""] * len(places),
-        drawings=emoji.to_levels(blended, emoji.SIZE),
+        drawings=[emoji.to_levels(blended, emoji.SIZE)],
         originals=read.levels[places],
         reconstructions=read.levels[places],
     )
