@@ -67,10 +67,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         for_states = learning and states.requires_grad
         for_head = learning and head.requires_grad
-        ctx.shape, ctx.ids, ctx.dtype = head.shape, ids, head.dtype
-        head = head[slice(*ids)].to(dtype)
         of_states = torch.empty_like(states) if for_states else None
-        of_head = None
+        # As large as the head, so there is one of it, from the first sum to the optimizer.
+        of_head = torch.zeros_like(head) if for_head else None
+        sum_of_head = None if of_head is None else of_head[slice(*ids)].float()  # a view, mostly
+        head = head[slice(*ids)].to(dtype)
         rows = max(1, (_CHUNK_ON_GPU if states.is_cuda else _CHUNK) // max(1, len(head)))
         total = torch.zeros((), device=states.device)
         for start in range(0, len(states), rows):
@@ -82,38 +83,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
             share = logits.sub_(most).exp_()  # in place from here on
             sum_ = share.sum(1, keepdim=True)
             total += (weight * (most + sum_.log() - own)).sum()
-            if not for_states and not for_head:
-                continue
-            slope = share.mul_(weight / sum_).scatter_add_(1, wanted, -weight).to(states.dtype)
-            if of_states is not None:
-                of_states[here] = linear(slope, head.T)
-            if for_head:
-                of_head = _sum_of_products(of_head, slope.T, some)
-        if for_head and of_head is None:  # there are no states
-            of_head = torch.zeros_like(head)
-        ctx.save_for_backward(of_states, None if of_head is None else of_head.to(dtype))
+            if for_states or for_head:
+                slope = share.mul_(weight / sum_).scatter_add_(1, wanted, -weight).to(states.dtype)
+                if of_states is not None:
+                    of_states[here] = linear(slope, head.T)
+                if sum_of_head is not None:
+                    _add_product(sum_of_head, slope.T, some)
+                del slope
+            del logits, share  # before the next ones are made
+        if of_head is not None and sum_of_head is not None and of_head.dtype != sum_of_head.dtype:
+            of_head[slice(*ids)] = sum_of_head
+        ctx.save_for_backward(of_states, of_head)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        of_states, of_head = ctx.saved_tensors
-        if of_states is not None:
-            of_states = of_states * slope.to(of_states.dtype)
-        if of_head is not None:
-            # As large as the head, which is why it is written once, and where it is to lie.
-            start, stop = ctx.ids
-            whole = of_head.new_empty(ctx.shape, dtype=ctx.dtype)
-            whole[:start] = whole[stop:] = 0
-            torch.mul(of_head, slope, out=whole[start:stop])
-            of_head = whole
-        return of_states, of_head, *[None] * 5
+        # What is kept can be given away as it lies, unless somebody will come for it again.
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        times = torch.mul if again else Tensor.mul_
+        found = (None if one is None else times(one, slope) for one in ctx.saved_tensors)
+        return *found, *[None] * 5
 
 
-def _sum_of_products(known: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """known + a @ b, the sum in float32 and in place."""
-    if known is None:
-        return (a @ b).float()
+def _add_product(sum_: Tensor, a: Tensor, b: Tensor) -> None:
+    """sum_ += a @ b, in float32."""
     if a.dtype == torch.float32:
-        return known.addmm_(a, b)
-    return known.add_(a @ b)
+        sum_.addmm_(a, b)
+    else:
+        sum_.add_(a @ b)

@@ -84,6 +84,16 @@ def test_a_range_of_a_head_learns_in_its_place(monkeypatch: pytest.MonkeyPatch, 
     assert not bool(head.grad[:10].any() | head.grad[40:].any())
     (2 * found).backward()  # adds to what is there
     torch.testing.assert_close(head.grad, 3 * of_head, rtol=1e-5, atol=2e-4)
+    with pytest.raises(RuntimeError, match="second time"):
+        found.backward()
+
+
+def test_a_backward_pass_makes_no_second_gradient_of_the_head() -> None:
+    states, head, label, factor = given()
+    found = linear_cross_entropy(states, head, label, factor)
+    kept = found.grad_fn.saved_tensors[1].data_ptr()
+    (found / 3).backward()
+    assert head.grad.data_ptr() == kept
 
 
 @pytest.mark.parametrize("autocast", [False, True])
