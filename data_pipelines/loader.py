@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.shards import expand_urls
 from data_pipelines.source import Source, TextTokenizer
-from data_pipelines.stream import Reader, SequenceStream, State
-from mmdlm.core.sequence import Batch, Sequence, collate, concatenate, pack
+from data_pipelines.stream import Reader, SequenceStream, State, permutation
+from mmdlm.core.sequence import Batch, Sequence, arrange, collate, concatenate, pack
 from mmdlm.core.vocabulary import Vocabulary
+
+_ROWS_TOGETHER = 64  # that documents are packed into at once, or a whole batch
 
 
 def build_loader(
@@ -224,7 +226,7 @@ class _Recipe:
         rows = _PackedRows if self.packed else _SingleRows
         batches = rows(self.stream(reader=reader), self)
         if state is not None:
-            batches.stream.load_state_dict(state)
+            batches.load_state_dict(state)
         for batch in batches:
             yield _Part(worker, batch, batches.state_dict())
 
@@ -243,42 +245,64 @@ class _SingleRows:
     def state_dict(self) -> State:
         return self.stream.state_dict()
 
+    def load_state_dict(self, state: State) -> None:
+        self.stream.load_state_dict(state)
+
 
 class _PackedRows:
-    """Batches with as many sequences a row as fit; the first that does not opens the next batch."""
+    """Batches with as many sequences a row as fit.
+
+    A window of several batches is arranged together, first-fit decreasing, and ends before the
+    first sequence that does not fit. Its rows are then shuffled: the longest sequences come first.
+    """
 
     def __init__(self, stream: SequenceStream, recipe: _Recipe) -> None:
         self.stream = stream
         self.recipe = recipe
-        self._state: State = stream.state_dict()
+        self.most = recipe.batch_size * -(-_ROWS_TOGETHER // recipe.batch_size)  # rows of a window
+        self._given = 0  # batches of the window that were given out
+        self._state: State = {}
 
     def __iter__(self) -> Iterator[Batch]:
-        over: Sequence | None = None
-        while True:
-            rows: list[list[Sequence]] = [[] for _ in range(self.recipe.batch_size)]
-            free = [self.recipe.length] * len(rows)
-            if over is not None:
-                rows[0].append(over)
-                free[0] -= len(over)
-                over = None
-            while over is None:
-                # The state of a batch is from before the sequence that did not fit into it, so
-                # that this one is drawn again, and is the same.
-                self._state = self.stream.state_dict()
-                sequence = next(self.stream, None)
-                if sequence is None:
+        stream, size = self.stream, self.recipe.batch_size
+        before, opens = stream.state_dict(), next(stream, None)
+        while opens is not None:
+            rows, after, opens = self._window(opens)
+            order = permutation(
+                len(rows), stream.seed, "rows", stream.reader.number, before["given"]
+            )
+            starts = range(0, len(rows), size)
+            for start in starts[self._given :]:
+                self._given += 1
+                self._state = after
+                if self._given < len(starts):  # the others follow from where the window began
+                    self._state = after | {"window": {"start": before, "given": self._given}}
+                yield self._stack([rows[i] for i in order[start : start + size]])
+            before, self._given = after, 0
+
+    def _window(self, opens: Sequence) -> tuple[list[list[Sequence]], State, Sequence | None]:
+        """Its rows, the state before the sequence that opens the next one, and that sequence."""
+        length = self.recipe.length
+        rows: list[list[Sequence]] = []
+        free: list[int] = []
+        sequence: Sequence | None = opens
+        while sequence is not None:
+            row = next((i for i, room in enumerate(free) if room >= len(sequence)), None)
+            if row is not None:
+                rows[row].append(sequence)
+                free[row] -= len(sequence)
+            else:
+                more = [*rows, [sequence]]
+                if len(more) > self.most:
+                    more = arrange(chain.from_iterable(more), length=length)
+                if len(more) > self.most:
                     break
-                row = next((i for i, room in enumerate(free) if room >= len(sequence)), None)
-                if row is None:
-                    over = sequence
-                else:
-                    rows[row].append(sequence)
-                    free[row] -= len(sequence)
-            filled = [row for row in rows if row]
-            if filled:
-                yield self._stack(filled)
-            if over is None:
-                return
+                rows = more
+                free = [length - sum(map(len, row)) for row in rows]
+            # Before the next one: that which does not fit is drawn again, and is the same.
+            after = self.stream.state_dict()
+            sequence = next(self.stream, None)
+        return rows, after, sequence
 
     def _stack(self, rows: list[list[Sequence]]) -> Batch:
         """Row by row, as `pack` on its own may need another number of rows."""
@@ -287,6 +311,11 @@ class _PackedRows:
 
     def state_dict(self) -> State:
         return self._state
+
+    def load_state_dict(self, state: State) -> None:
+        window = state.get("window", {"start": state, "given": 0})
+        self._given = window["given"]
+        self.stream.load_state_dict(window["start"])
 
 
 class _WorkerDataset(IterableDataset[_Part]):

@@ -304,6 +304,11 @@ def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) 
     the logits that it has alone; partners stay together. Raises ValueError where a sequence is
     longer than `length`.
     """
+    return _lay_out(arrange(sequences, length=length), vocabulary, length=length)
+
+
+def arrange(sequences: Iterable[Sequence], *, length: int) -> list[list[Sequence]]:
+    """The sequences of each row, as few rows as first-fit decreasing finds."""
     rows: list[list[Sequence]] = []
     room: list[int] = []
     for sequence in sorted(sequences, key=len, reverse=True):
@@ -313,7 +318,7 @@ def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) 
             room.append(length)
         rows[row].append(sequence)
         room[row] -= len(sequence)
-    return _lay_out(rows, vocabulary, length=length)
+    return rows
 
 
 def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int) -> Batch:

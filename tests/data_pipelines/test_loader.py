@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from itertools import chain, islice
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -142,6 +144,29 @@ def test_packing_fills_rows_and_loses_nothing(make, number_shards, vocabulary):
     full = batches[:-1]
     assert all(len(batch) == 4 and (~batch.is_padding).sum() == 4 * 6 for batch in full)
     assert all((batch.position[batch.document >= 0] < 2).all() for batch in batches)
+
+
+# Tokens of a question and its answer in GSM8K: the shortest, quantiles, the longest.
+GSM8K = {0: 53, 0.05: 80, 0.25: 110, 0.5: 142, 0.75: 182, 0.95: 262, 0.99: 323, 1: 452}
+
+
+@pytest.mark.parametrize("batch_size", [4, 48])
+def test_documents_of_real_lengths_leave_little_padding(make, tmp_path, batch_size):
+    generator = torch.Generator().manual_seed(0)
+    lengths = np.interp(torch.rand(1200, generator=generator), list(GSM8K), list(GSM8K.values()))
+    texts = [
+        {"__key__": f"{n:04d}", "txt": b"1 " * int(count - 1)} for n, count in enumerate(lengths)
+    ]
+    write_shard(tmp_path / "texts.tar", texts)
+    sources = [Source(str(tmp_path / "texts.tar"), Text(max_tokens=512))]
+    options = {"packed": True, "length": 512, "batch_size": batch_size, "repeat": False}
+    batches = list(make(sources, **options))
+    tokens = sum(int((~batch.is_padding).sum()) for batch in batches)
+    assert tokens == sum(int(count) for count in lengths)  # none is lost
+    full = batches[: -(-64 // batch_size)]  # of a window that the end of the data did not cut short
+    padding = [float(batch.is_padding.float().mean()) for batch in full]
+    assert fmean(padding) < 0.05
+    assert max(padding) < 0.2  # the rows of short documents are spread over the batches
 
 
 @pytest.mark.parametrize("workers", [0, 1])
