@@ -56,16 +56,18 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Data:
     """Where the samples come from and how they make a batch; see `build_loader`.
 
-    batch_size  rows a batch, per process
-    length      tokens a row
-    packed      several documents a row
+    batch_size   rows a batch, per process
+    length       tokens a row
+    packed       several documents a row
+    num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
+                 and none elsewhere
     """
 
     sources: list[Source]
     batch_size: int = 64
     length: int = 82
     packed: bool = False
-    num_workers: int = 0
+    num_workers: int | None = None
     shuffle_buffer: int = 4096
     max_broken: float = 0.01
 
@@ -255,6 +257,9 @@ def load_batches(
     data: Data, sources: list[Source], words: Words, *, seed: int, process: PartialState
 ) -> Loader:
     """Batches of this process; see `build_loader`."""
+    on_gpu, workers = process.device.type == "cuda", data.num_workers
+    if workers is None:
+        workers = 2 if on_gpu else 0
     return build_loader(
         sources,
         words.vocabulary,
@@ -263,12 +268,12 @@ def load_batches(
         length=data.length,
         packed=data.packed,
         seed=seed,
-        num_workers=data.num_workers,
+        num_workers=workers,
         rank=process.process_index,
         world_size=process.num_processes,
         shuffle_buffer=data.shuffle_buffer,
         max_broken=data.max_broken,
-        pin_memory=process.device.type == "cuda" and data.num_workers > 0,
+        pin_memory=on_gpu and workers > 0,
     )
 
 

@@ -127,14 +127,13 @@ class PlannedCount(CommitRule):
     schedule: MaskSchedule
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
-        rows = zip(
-            progress.size.tolist(), progress.steps.tolist(), progress.step.tolist(), strict=True
-        )
+        standing = torch.stack([progress.size, progress.steps, progress.step], dim=1)  # [B, 3]
+        kinds, of_row = standing.unique(dim=0, return_inverse=True)
         left = [
             sum(_planned_counts(self.schedule, size, steps)[step + 1 :])
-            for size, steps, step in rows
+            for size, steps, step in kinds.tolist()
         ]
-        return torch.tensor(left, device=progress.size.device, dtype=torch.int64)
+        return torch.tensor(left, device=of_row.device, dtype=torch.int64)[of_row]
 
 
 @lru_cache(maxsize=256)

@@ -328,8 +328,9 @@ class Sampler:
             plain = logits
             if self.order_after_temperature:
                 logits = _in_parts(
-                    self._tempered, _without(drawable, self.postponed, start)
-                ).float()
+                    lambda part: self._tempered(part).float(),
+                    _without(drawable, self.postponed, start),
+                )
             else:
                 logits = _without(logits, self.postponed, start)
             log_prob = _log_prob(logits, token)

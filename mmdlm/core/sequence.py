@@ -208,9 +208,10 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """Rows [N] int64 of the batch, in this order and as often as named, with their pictures."""
-        slots = self.of(Modality.FEATURE).sum(1).tolist()
-        chosen = index.tolist()
         features = views = None
+        if self.features is not None or self.views is not None:
+            slots = self.of(Modality.FEATURE).sum(1).tolist()
+            chosen = index.tolist()
         if self.features is not None:
             pieces = self.features.split(slots)
             features = torch.cat([pieces[row] for row in chosen])
