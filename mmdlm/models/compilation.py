@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,8 +21,11 @@ def compile_layers(denoiser: nn.Module, *, mode: Mode = "default") -> None:
     layers = [one for one in denoiser.modules() if isinstance(one, GradientCheckpointingLayer)]
     for layer in layers:
         layer.compile(mode=mode)
-    if layers:
-        _say_so(layers[0])
+    if not layers:
+        return
+    _say_so(layers[0])
+    if mode != "default":
+        _begin_passes(layers[0])
 
 
 def _say_so(layer: nn.Module) -> None:
@@ -32,3 +36,18 @@ def _say_so(layer: nn.Module) -> None:
         logger.warning("compiling the layers: the first calls take a minute or two")
 
     handle = layer.register_forward_pre_hook(say)
+
+
+def _begin_passes(layer: nn.Module) -> None:
+    """Tell CUDA graphs where a pass through the layers begins: at the first of them.
+
+    Until then they lend what they gave; on their own they would take it back at the next layer.
+    """
+    compiled = layer._compiled_call_impl
+    assert compiled is not None
+
+    def begin(*given: Any, **named: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*given, **named)
+
+    layer._compiled_call_impl = begin

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -431,15 +431,18 @@ class MmdlmModel(MmdlmPreTrainedModel):
             seen = AttentionPattern.seen_from(places, document, prefix=prefix)
             here = turned(rotation, places)
             x = places.take(embeddings)
-            *first, last = self.layers
-            for number, layer in enumerate(first):
-                x = layer(x, here, seen, partial(_keep, memory, number, places))
-            keep, some = partial(_keep, memory, len(first), places), None
+            *first, last = (
+                partial(_remembering, layer, memory, number, places)
+                for number, layer in enumerate(self.layers)
+            )
+            for layer in first:
+                x = layer(x, here, seen)
+            some = None
             if places.column is None and bool((read & rows[:, None]).any()):
                 places = Places.of(read, rows)
                 seen = AttentionPattern.seen_from(places, document, prefix=prefix)
                 some = replace(places, rows=None)  # of x, which has these rows alone
-            x = self.norm(last(x, here, seen, keep, some))
+            x = self.norm(last(x, here, seen, some))
             if memory.hidden is None:
                 memory.hidden = x.new_zeros(*document.shape, x.shape[-1])
             places.to(x.device).put_(memory.hidden, x)
@@ -493,17 +496,37 @@ def _recall(known: list[Tensor], places: Places, key: Tensor, value: Tensor) -> 
     return key, places.put(old_value, value.transpose(1, 2)).transpose(1, 2)
 
 
-def _keep(memory: Memory, number: int, places: Places, key: Tensor, value: Tensor) -> KeyValue:
-    """A `Keep` of what is remembered of a layer, in the dtype and on the device of its keys."""
+def _remembering(
+    layer: nn.Module,
+    memory: Memory,
+    number: int,
+    places: Places,
+    x: Tensor,
+    rotation: Rotation,
+    pattern: AttentionPattern,
+    some: Places | None = None,
+) -> Tensor:
+    """A layer at some places, of which keys and values are remembered, and those of others known.
+
+    The layer is given tensors alone, which look alike at every depth: it is compiled once.
+    """
+    if number < len(memory.keys):
+        keep = partial(_renew, memory.keys[number], memory.values[number], places)
+        return cast(Tensor, layer(x, rotation, pattern, keep, some))
+    known: list[Tensor] = []  # the first pass is over all places
+    x = layer(x, rotation, pattern, partial(_remember, known), some)
+    # Copies: the memory of a CUDA graph is only lent, and a value may be part of a larger tensor.
+    for kept, one in zip((memory.keys, memory.values), known, strict=True):
+        kept.append(one.transpose(1, 2).clone(memory_format=torch.contiguous_format))
+    return x
+
+
+def _renew(keys: Tensor, values: Tensor, places: Places, key: Tensor, value: Tensor) -> KeyValue:
+    """A `Keep` of what is remembered, [B, L, H, d] each, brought up to date at some places."""
     places = places.to(key.device)
-    found = []
-    for known, new in ((memory.keys, key), (memory.values, value)):
-        new = new.transpose(1, 2)  # [B, L, H, d]
-        if len(known) == number:  # the first pass, over all places
-            known.append(torch.empty_like(new, memory_format=torch.contiguous_format))
-        places.put_(known[number], new)
-        found.append(places.rows_of(known[number]).transpose(1, 2))
-    key, value = found
+    for known, new in ((keys, key), (values, value)):
+        places.put_(known, new.transpose(1, 2))
+    key, value = (places.rows_of(known).transpose(1, 2) for known in (keys, values))
     return key, value
 
 

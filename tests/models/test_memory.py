@@ -28,8 +28,9 @@ CACHES = (Prompt(), Prefix(), Dual(), Delayed(), Stable(warm_up=0.0))
 
 
 def network(**options: object) -> MmdlmForMaskedDiffusion:
-    """Of three layers, over the ids of the fakes."""
-    return tiny_model(vocabulary=VOCABULARY.to_dict(), num_hidden_layers=3, **options)
+    """Of three layers by default, over the ids of the fakes."""
+    options = {"num_hidden_layers": 3, **options}
+    return tiny_model(vocabulary=VOCABULARY.to_dict(), **options)
 
 
 def noisy(batch: Batch, *, share: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -354,3 +355,44 @@ def test_compiled_layers_give_the_same_tokens_and_say_that_they_compile(
     assert [one.message for one in caplog.records if one.name.startswith("mmdlm")] == [
         "compiling the layers: the first calls take a minute or two"
     ]
+
+
+def graphs(model: MmdlmForMaskedDiffusion, cache: Cache | None) -> int:
+    """How many different ones the compiled layers of a model make of a run."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_layers(model)
+    sampler(cache=cache)(model, ragged(), generator=rng())
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("cache", [None, Dual(), Stable()], ids=str)
+def test_one_compiled_layer_serves_the_whole_depth(
+    cache: Cache | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, mode: compile_(module, backend="eager")
+    )
+    assert graphs(network(num_hidden_layers=7), cache) == graphs(
+        network(num_hidden_layers=2), cache
+    )
+
+
+@pytest.mark.parametrize("cache", [None, Dual()], ids=str)
+def test_cuda_graphs_are_told_where_each_pass_begins(
+    cache: Cache | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[None] = []
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, mode: compile_(module, backend="eager")
+    )
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(None))
+    model = network()
+    compile_layers(model, mode="reduce-overhead")
+    last = model.model.layers[-1]
+    passes: list[None] = []
+    last.register_forward_hook(lambda *_: passes.append(None))
+    sampler(cache=cache)(model, ragged(), generator=rng())
+    assert len(told) == len(passes) > 1
