@@ -371,9 +371,10 @@ class Bench:
         Target tokens a second: the loss is about the answers.
         """
         vocabulary, length = model.vocabulary, 512
-        documents = conversations(gsm8k, vocabulary, count=48)
+        documents = conversations(gsm8k, vocabulary, count=160)  # as many as a loader packs at once
         padded = collate(documents[:4], vocabulary, length=length).to(self.device)
         rows = pack(documents, vocabulary, length=length)
+        self.check_packing(model, documents[:8], length=length)
         some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:4]
         packed = rows.rows(some).to(self.device)
         fill = float((~rows.is_padding).float().mean())
@@ -410,6 +411,23 @@ class Bench:
             model=model,
         )
 
+    @torch.no_grad()
+    def check_packing(
+        self, model: MmdlmForMaskedDiffusion, documents: list[Sequence], *, length: int
+    ) -> None:
+        """Raise ValueError unless documents lose the same padded and packed, all of them masked."""
+        vocabulary = model.vocabulary
+        padded = collate(documents, vocabulary, length=length).to(self.device)
+        packed = pack(documents, vocabulary, length=length).to(self.device)
+        padded_noise, packed_noise = (
+            corrupted(batch, vocabulary, share=1.0) for batch in (padded, packed)
+        )
+        if not close(
+            our_loss(model, packed, packed_noise),
+            plain.loss(model, padded, padded_noise, Modality.TEXT),
+        ):
+            raise ValueError(f"packed rows of {length} give another loss than padded ones")
+
     def sample(
         self,
         model: MmdlmForMaskedDiffusion,
@@ -434,6 +452,14 @@ class Bench:
         """Run each variant in turn, again and again."""
         names = list(work.variants)
         outputs = {name: work.variants[name].run() for name in names}  # not counted
+        same = {
+            name: work.same(outputs[name], outputs[PLAIN])
+            for name, variant in work.variants.items()
+            if variant.exact
+        }
+        for name, equal in same.items():
+            if not equal:
+                raise ValueError(f"{work.name}: {name} gives another result than {PLAIN}")
         seconds: dict[str, list[float]] = {name: [] for name in names}
         peaks = dict.fromkeys(names, 0)
         for _ in tqdm(range(self.repeats), desc=work.name, unit="round", leave=False):
@@ -455,9 +481,6 @@ class Bench:
                 (a / first) / (b / amount)
                 for a, b in zip(seconds[PLAIN], seconds[name], strict=True)
             ]
-            same = work.same(outputs[name], outputs[PLAIN]) if variant.exact else None
-            if same is False:
-                raise ValueError(f"{work.name}: {name} gives another result than {PLAIN}")
             middle = median(seconds[name])
             found.append(
                 Result(
@@ -470,7 +493,7 @@ class Bench:
                     spread=(min(ratios), max(ratios)),
                     target=variant.target,
                     share_of_floor=None if variant.floor is None else variant.floor / middle,
-                    same_as_plain=same,
+                    same_as_plain=same.get(name),
                     peak_bytes=peaks[name] if work.model is not None else None,
                 )
             )
