@@ -90,10 +90,9 @@ class AttentionPattern:
             return cls()
         allowed = visible(document, ahead=ahead, around=around, prefix=prefix)
         if flex:
-            block = create_block_mask(
-                allowed, rows, None, length, length, device=str(document.device)
-            )
-            return cls(block=block)
+            device = str(document.device)
+            create = _create_block_mask(document.is_cuda)
+            return cls(block=create(allowed, rows, None, length, length, device=device))
         index = torch.arange(length, device=document.device)
         row = torch.arange(rows, device=document.device)[:, None, None, None]
         return cls(dense=allowed(row, row, index[:, None], index))  # [B, 1, L, L]
@@ -145,3 +144,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern)
 def _flex_attention(on_gpu: bool) -> Callable[..., Tensor]:
     # Uncompiled FlexAttention materialises the scores; compiled, it is one fused kernel.
     return torch.compile(flex_attention) if on_gpu else cast(Callable[..., Tensor], flex_attention)
+
+
+@cache
+def _create_block_mask(on_gpu: bool) -> Callable[..., BlockMask]:
+    # Uncompiled it materialises the mask of all pairs.
+    return torch.compile(create_block_mask) if on_gpu else create_block_mask

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+import torch._dynamo
+from torch.nn.attention.flex_attention import create_block_mask
 
-from mmdlm.models.attention import AttentionPattern, attend
+from mmdlm.models import attention
+from mmdlm.models.attention import AttentionPattern, attend, visible
 
 PACKED = torch.tensor([[0, 0, 1, 1, 1, 2, -1, -1], [0, 0, 0, 0, 0, 0, 0, -1]])
 
@@ -74,6 +79,39 @@ def test_kernels_agree_about_distances(ahead: list[int] | None, around: int | No
         for flex in (False, True)
     )
     torch.testing.assert_close(flex, sdpa)
+
+
+def test_kernels_agree_about_a_prefix() -> None:
+    query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
+    prefix = torch.tensor(
+        [[True, False, True, True, False, False, False, False], [True] * 3 + [False] * 5]
+    )
+    sdpa, flex = (
+        attend(query, key, value, AttentionPattern.of(PACKED, flex=flex, prefix=prefix))
+        for flex in (False, True)
+    )
+    torch.testing.assert_close(flex, sdpa)
+    unhindered = attend(query, key, value, AttentionPattern.of(PACKED, flex=False))
+    assert not torch.allclose(sdpa, unhindered)
+
+
+def test_block_masks_are_compiled_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but that the traced graph is run as it is."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    attention._create_block_mask.cache_clear()
+    create = attention._create_block_mask(True)
+    attention._create_block_mask.cache_clear()
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        document = torch.randint(3, (2, 300), generator=generator).sort(1).values
+        allowed = visible(document)
+        found = create(allowed, 2, None, 300, 300, device="cpu")
+        expected = create_block_mask(allowed, 2, None, 300, 300, device="cpu")
+        assert torch.equal(found.to_dense(), expected.to_dense())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_a_window_wider_than_the_row_needs_no_mask() -> None:
