@@ -197,23 +197,39 @@ class Asking:
 
     @torch.no_grad()
     def _gone_on(self, prompts: list[Prompt]) -> list[str]:
-        """Answers whose beginning is written already: it stands as context before the rest."""
-        model = self.model
-        model.layout.need("chat")
-        length = self.length
-        asks = []
-        for one in prompts:
-            turns = model.layout.thinking(turns_of(one.messages, []), self.asked.think)
-            ask = model.layout.reply(model.words, turns, length=length)
+        suppressed = self.model.layout.suppressed(self.model.words)
+        return self.model.written(
+            [self._laid_out(one) for one in prompts],
+            self.decoding(chat=True),
+            self.generator,
+            suppressed=suppressed,
+        )
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise ValueError that names the first problem that the model cannot be asked."""
+        for one in problems:
+            try:
+                self._laid_out(one.prompt)
+            except ValueError as error:
+                raise ValueError(f"{one.name}: {error}") from error
+
+    def _laid_out(self, prompt: Prompt) -> Ask:
+        """A prompt and room for the answer, whose beginning, if written, stands before the rest."""
+        model, length = self.model, self.length
+        if not prompt.chat:
+            return model.fitting(
+                model.layout.complete(model.words, prompt.text, length=length), length
+            )
+        model.layout.need("chat" if prompt.begun else "answer")
+        turns = model.layout.thinking(turns_of(prompt.messages, []), self.asked.think)
+        ask = model.layout.reply(model.words, turns, length=length)
+        if prompt.begun:
             first = ask.shown[0]
-            begun = text_segment(model.words.spoken(one.begun))
+            begun = text_segment(model.words.spoken(prompt.begun))
             segments = ask.sequence.segments
             sequence = Document((*segments[:first], begun, *segments[first:]))
-            shown = tuple(n + 1 for n in ask.shown)
-            asks.append(model.fitting(Ask(sequence, ask.opposite, shown), length))
-        decoding = self.decoding(chat=True)
-        suppressed = model.layout.suppressed(model.words)
-        return model.written(asks, decoding, self.generator, suppressed=suppressed)
+            ask = Ask(sequence, ask.opposite, tuple(n + 1 for n in ask.shown))
+        return model.fitting(ask, length)
 
     @property
     def length(self) -> int:
@@ -328,6 +344,7 @@ def run(
     loaded = load(model, device=asked.device)
     loaded, passes = counted(asked.applied_to(loaded))
     asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
+    asking.check(benchmark.problems)  # one that is too long is found before hours of others
     hardware, began = describe_hardware(loaded.device), time.perf_counter()
     completions = ask(benchmark.problems, asking, batch_size=asked.batch_size, title=benchmark.name)
     seconds = time.perf_counter() - began

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+import numpy as np
+
 from data_pipelines import command_line
 from data_pipelines.shards import write_file
 
@@ -48,13 +50,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a comparison: shares in [0, 1], one a seed; steps and seconds are means."""
+    """What came of a comparison: shares in [0, 1], one a seed; the others are means over seeds.
+
+    rollouts  share of a run's time that went into rollouts
+    """
 
     name: str
     before: float
     after: tuple[float, ...]
     steps: float | None
     seconds: float | None
+    rollouts: float | None
 
     @property
     def mean(self) -> float:
@@ -79,8 +85,18 @@ def outcome(comparison: Comparison) -> Outcome | None:
         before=number(start, comparison.measure),
         after=tuple(number(_of(comparison.after, seed), comparison.measure) for seed in done),
         steps=fmean(lines[-1]["step"] for lines in logs) if logs else None,
-        seconds=fmean(sum(line["seconds"] for line in lines) for lines in logs) if logs else None,
+        seconds=fmean(_seconds(lines) for lines in logs) if logs else None,
+        rollouts=fmean(_rollouts(lines) / _seconds(lines) for lines in logs) if logs else None,
     )
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    return sum(line["seconds"] for line in lines)
+
+
+def _rollouts(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of rollouts; a log's share is of the time of its step."""
+    return sum(line["seconds"] * line["rollout_share"] for line in lines)
 
 
 def number(path: Path, keys: str) -> float:
@@ -107,7 +123,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """As Markdown; percent, with the deviation over seeds."""
-    head = ("task", "before", "after", "gain, points", "seeds", "steps", "minutes each")
+    head = ("task", "before", "after", "gain, points", "seeds", "steps", "minutes each", "rollouts")
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for one in outcomes:
         spread = "" if math.isnan(one.spread) else f" ± {100 * one.spread:.1f}"
@@ -120,6 +136,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
             len(one.after),
             "" if one.steps is None else f"{one.steps:.0f}",
             "" if one.seconds is None else f"{one.seconds / 60:.1f}",
+            "" if one.rollouts is None else f"{one.rollouts:.0%}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -142,10 +159,9 @@ def plot(comparisons: Sequence[Comparison], path: Path, *, title: str) -> None:
         for places, values in runs:
             axes.plot(places, values, color=colour, linewidth=0.6, alpha=0.35)
         if runs:
-            length = min(len(values) for _, values in runs)
-            mean = [fmean(values[i] for _, values in runs) for i in range(length)]
+            places, mean = mean_curve(runs)
             label = f"{one.name}, {len(runs)} seeds" if len(runs) > 1 else one.name
-            axes.plot(runs[0][0][:length], smoothed(mean, length // 10), color=colour, label=label)
+            axes.plot(places, smoothed(mean, len(mean) // 10), color=colour, label=label)
     axes.set(
         xlabel=comparisons[0].against,
         ylabel=comparisons[0].reward.removesuffix("/mean"),
@@ -166,6 +182,20 @@ def curve(comparison: Comparison, seed: int) -> tuple[list[float], list[float]]:
     if comparison.against == "minutes":
         places = [seconds / 60 for seconds in accumulate(line["seconds"] for line in lines)]
     return places, [line[comparison.reward] for line in lines]
+
+
+def mean_curve(
+    runs: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[list[float], list[float]]:
+    """The mean of curves where all of them are known, at as many places as the longest one has.
+
+    Between its points a curve is a straight line: in one time runs come to different steps.
+    """
+    start = max(places[0] for places, _ in runs)
+    stop = min(places[-1] for places, _ in runs)
+    common = np.linspace(start, stop, max(len(places) for places, _ in runs))
+    mean = np.mean([np.interp(common, places, values) for places, values in runs], axis=0)
+    return common.tolist(), mean.tolist()
 
 
 def smoothed(values: Sequence[float], width: int) -> list[float]:

@@ -254,6 +254,17 @@ def test_answers_are_kept_when_scoring_fails(
     assert not out.exists()
 
 
+def test_a_problem_that_is_too_long_is_named_before_any_is_asked(
+    speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"question": "q", "answer": "#### 1"}
+    data = lines(tmp_path / "a.jsonl", row, row, {**row, "question": "long " * 2000})
+    monkeypatch.setattr(Asking, "__call__", lambda *_: pytest.fail("a problem was asked"))
+    asked = Asked(max_new_tokens=4, num_inference_steps=1, batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 3: the prompt takes \d+ of the \d+ tokens"):
+        gsm8k.main(str(speaker), data, out=tmp_path / "b.json", asked=asked)
+
+
 def test_what_is_missing_is_said_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.reinforcement import Comparison, main, number, outcome, smoothed, table
+from eval.reinforcement import (
+    Comparison,
+    main,
+    mean_curve,
+    number,
+    outcome,
+    smoothed,
+    table,
+)
 
 MEASURE = "results/measures/grid/value"
 
@@ -22,7 +30,10 @@ def write_result(path: Path, value: float) -> Path:
 
 def write_log(path: Path, rewards: list[float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [{"step": n, "seconds": 30.0, "reward": r} for n, r in enumerate(rewards, 1)]
+    lines = [
+        {"step": n, "seconds": 30.0, "rollout_share": 0.4 * (n % 2), "reward": reward}
+        for n, reward in enumerate(rewards, 1)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -53,7 +64,7 @@ def test_the_table_says_gain_spread_and_every_seed(comparison: Comparison) -> No
     found = outcome(comparison)
     assert found is not None
     row = table([found]).splitlines()[-1]
-    cells = "a task | 50.0 % | 75.0 ± 7.1 % (70.0, 80.0) | +25.0 | 2 | 3 | 1.5"
+    cells = "a task | 50.0 % | 75.0 ± 7.1 % (70.0, 80.0) | +25.0 | 2 | 3 | 1.5 | 27%"
     assert row == f"| {cells} |"
 
 
@@ -76,6 +87,15 @@ def test_the_report_is_written_with_a_plot(
 def test_a_mean_is_smoothed_without_shifting_it() -> None:
     assert smoothed([1.0, 2.0, 3.0, 4.0], 0) == [1.0, 2.0, 3.0, 4.0]
     assert smoothed([0.0, 3.0, 0.0, 3.0, 0.0], 2) == [1.5, 1.0, 2.0, 1.0, 1.5]
+
+
+def test_a_mean_over_time_is_of_what_runs_were_at_one_time() -> None:
+    slow = [10.0, 20.0, 30.0], [0.0, 1.0, 2.0]
+    fast = [5.0 * n for n in range(1, 8)], [10.0] * 7
+    places, mean = mean_curve([slow, fast])
+    assert places == pytest.approx([10 + 20 * n / 6 for n in range(7)])
+    assert mean == pytest.approx([5 + n / 6 for n in range(7)])
+    assert mean_curve([slow, slow]) == slow
 
 
 def test_what_is_missing_is_named(comparison: Comparison, tmp_path: Path) -> None:
