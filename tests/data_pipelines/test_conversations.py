@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_pipelines.conversation_files import Columns, conversation_samples, rows_of
 from data_pipelines.conversations import Conversation, Message, messages_of, speak
@@ -428,6 +431,49 @@ def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
     write_conversations(str(tmp_path / "set"), tmp_path / "out")
     (one,) = packed(tmp_path / "out")
     assert (one["0.png"], one["1.png"]) == (plain(1), plain(2))
+
+
+def test_a_data_set_of_the_hub_is_read_by_subset_and_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row, with pictures as the files that they are there."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    photo = io.BytesIO()  # which would be another file if it were decoded
+    Image.new("RGB", (8, 8), "red").save(photo, format="JPEG")
+    turns = [{"role": "user", "content": "<image> what?"}, PAIR[1]]
+    rows = [
+        {"messages": PAIR, "images": []},
+        {"messages": turns, "images": [{"bytes": photo.getvalue(), "path": None}]},
+    ]
+    asked: list[Any] = []
+    theirs = inspect.signature(datasets.load_dataset)  # by its own names of what it is given
+
+    def load_dataset(*names: Any, **options: Any) -> Any:
+        asked.append(theirs.bind(*names, **options).arguments)
+        stored = datasets.Dataset.from_list(rows)
+        pictures = datasets.List(datasets.Image())
+        return stored.cast_column("images", pictures).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    write_conversations("owner/talks", tmp_path / "out", split="test", subset="german")
+    options = {"name": "german", "split": "test", "streaming": True}
+    assert asked == [{"path": "owner/talks", **options}]
+    first, second = packed(tmp_path / "out")
+    assert first["json"]["messages"] == PAIR
+    assert second["json"]["messages"] == turns
+    assert second["jpg"] == photo.getvalue()
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+
+    def load_dataset(*names: Any, **options: Any) -> Any:
+        raise datasets.exceptions.DatasetNotFoundError("it is not\nthere")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"data set owner/gone cannot be read \(it is not there\)"):
+        list(rows_of("owner/gone"))
 
 
 @pytest.mark.parametrize(

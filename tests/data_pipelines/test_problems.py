@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from data_pipelines.word_problems import (
     read_gsm8k,
     read_math500,
 )
+from train.prompts import Lines
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:
@@ -100,6 +102,22 @@ def test_math500(tmp_path: Path) -> None:
         "Problem:\nFind $x$.\n\nSolution:\nSo $\\boxed{\\frac{1}{2}}$.\n\n"
         "Problem:\nFind $x$.\n\nSolution:"
     )
+    assert not base.chat
+
+
+def test_math500_in_few_shots_of_d1(tmp_path: Path) -> None:
+    other = {"problem": "Find $y$.", "solution": r"It is $\boxed{2}$."}
+    rows = read_math500(lines(tmp_path / "a.jsonl", {**MATH, "answer": "0.5"}, MATH, other))
+    prompt = math500_problem(rows[0], examples=rows[1:]).prompt
+    assert prompt.text.startswith("You are a math expert. ")
+    assert prompt.text.endswith(
+        '</answer>" \n\n\nQuestion: Find $x$.\nAnswer:\nSo $\\boxed{\\frac{1}{2}}$.\n\n'
+        "Question: Find $y$.\nAnswer:\nIt is $\\boxed{2}$.\n\n"
+        "Question: Find $x$.\nAnswer:\n"
+    )
+    assert (prompt.chat, prompt.begun) == (True, "<reasoning>")
+    with pytest.raises(ValueError, match="0 shots"):
+        math500_problem(rows[0], style="d1_train", examples=rows[1:])
 
 
 def test_human_eval_goes_on_from_its_head(tmp_path: Path) -> None:
@@ -165,3 +183,24 @@ def test_columns_of_many(tmp_path: Path) -> None:
         "It is 2.\n#### 2",
     ]
     assert columns_of([]) == {}
+
+
+def test_prompts_of_the_hub_are_those_of_a_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = [{"question": "1 + 1", "answer": "2"}, {"question": "2 + 2", "answer": "4"}]
+    asked: list[Any] = []
+    theirs = inspect.signature(datasets.load_dataset)  # by its own names of what it is given
+
+    def load_dataset(*names: Any, **options: Any) -> Any:
+        asked.append(theirs.bind(*names, **options).arguments)
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    first, second = Lines("owner/sums", prompt="question", split="test").problems()
+    options = {"name": None, "split": "test", "streaming": True}
+    assert asked == [{"path": "owner/sums", **options}]
+    assert (first.prompt, first.columns) == (Prompt("1 + 1"), {"answer": "2"})
+    assert (second.prompt, second.columns) == (Prompt("2 + 2"), {"answer": "4"})

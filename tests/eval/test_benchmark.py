@@ -20,11 +20,9 @@ from data_pipelines.sudoku import Puzzle, make_puzzles
 from data_pipelines.word_problems import read_gsm8k, read_math500
 from eval import countdown, gsm8k, math500, sudoku
 from eval.benchmark import Asked, Asking, Benchmark, ask, rate, some_examples, summarize
-from mmdlm.convert import convert
 from mmdlm.loading import load
 from mmdlm.rl.rewards import math_equivalence
 from mmdlm.rl.rewards.sudoku import grids, solutions
-from tests.layouts.tiny import transformer, words_of
 
 TWICE = "0034341200434321"
 
@@ -192,17 +190,6 @@ def test_examples_need_a_file_of_their_own(tmp_path: Path) -> None:
 # ---- with a model
 
 
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in LLaDA's format: random weights over bytes."""
-    folder = tmp_path_factory.mktemp("speaker")
-    words = words_of("llada")
-    transformer(words.vocabulary).float().save_pretrained(folder / "ours")
-    list(convert(folder / "ours", folder / "llada", to="llada"))
-    words.tokenizer.save_pretrained(folder / "llada")
-    return folder / "llada"
-
-
 def test_the_command_writes_scores_settings_and_the_checkpoint(
     speaker: Path,
     tmp_path: Path,
@@ -261,7 +248,9 @@ def test_a_problem_that_is_too_long_is_named_before_any_is_asked(
     data = lines(tmp_path / "a.jsonl", row, row, {**row, "question": "long " * 2000})
     monkeypatch.setattr(Asking, "__call__", lambda *_: pytest.fail("a problem was asked"))
     asked = Asked(max_new_tokens=4, num_inference_steps=1, batch_size=2, device="cpu")
-    with pytest.raises(ValueError, match=r"a.jsonl, line 3: the prompt takes \d+ of the \d+ tokens"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl, line 3: the prompt takes \d+ of the \d+ tokens"
+    ):
         gsm8k.main(str(speaker), data, out=tmp_path / "b.json", asked=asked)
 
 

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import signal
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +37,11 @@ from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
 from tests.layouts.tiny import words_of
 from tests.models.tiny import tiny_model
-from tests.train.tiny import Run, logged, sft, trajectory
+from tests.train.tiny import Run, be_one_of_two, logged, sft, trajectory
 from train.denoising import Coefficients, DenoisingStage, open_eyes, recompute_layers
 from train.examples import described
 from train.low_rank import LowRank
+from train.meter import MEASURED
 
 TALKS = [("hi", "yes"), ("no?", "so."), ("2+2", "4.0"), ("name", "Bob")]
 
@@ -242,6 +244,60 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
     run = Run(sft, arguments(recipe, whole, *more), folder=tmp_path)
     assert run.exit_code() == 2
     assert "beside other frozen weights" in run.errors.read_text()
+
+
+def one_of_two(arguments: list[str], rank: int, port: int) -> None:
+    be_one_of_two(rank, port)
+    sft(arguments)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_two_processes_equal_one_with_twice_the_accumulation(recipe: Path, tmp_path: Path) -> None:
+    """As accelerate launches them: on the same conversations in their order, without noise.
+
+    Answers are of unequal lengths, so that a mean of the processes' means is another loss.
+    """
+    samples = [
+        {
+            "__key__": f"{n}",
+            "json": json.dumps({"prompt": f"q{n}", "completion": "yes" * (1 + n % 5)}).encode(),
+        }
+        for n in range(8)
+    ]
+    write_shard(tmp_path / "talks" / "0.tar", samples)
+    all_masked = {
+        "class_path": "mmdlm.core.schedule.Linear",
+        "init_args": {"eps": 0.9999999},
+    }
+    tail = "data_pipelines.end_of_text.NoTail"
+    options: dict[str, Any] = {
+        "lora": None,
+        "data__batch_size": 1,
+        "data__packed": False,
+        "data__shuffle_buffer": 0,
+        "data__sources__0__to_sequence__init_args": {"answers": "last", "tail": tail},
+        "objective__process__init_args__schedule": all_masked,
+        "objective__text": {"loss": "mmdlm.core.objective.CrossEntropy", "normaliser": "masked"},
+        "objective__complementary": False,
+        "fit_settings__steps": 3,
+        "fit_settings__ema": 0.0,
+    }
+    both = changed(recipe, "both.yaml", **options, fit_settings__accumulation=1)
+    one = changed(recipe, "one.yaml", **options, fit_settings__accumulation=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two = tmp_path / "two"
+    runs = [Run(one_of_two, arguments(both, two), rank, port, folder=tmp_path) for rank in (0, 1)]
+    train(one, tmp_path / "alone")
+    for run in runs:
+        assert run.exit_code() == 0, run.errors.read_text()[-3000:]
+    assert [entry["step"] for entry in logged(two)] == [1, 2, 3]
+    for alone, summed in zip(logged(tmp_path / "alone"), logged(two), strict=True):
+        for name in set(alone) - set(MEASURED):
+            assert summed[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
+    for name, tensor in weights(tmp_path / "alone" / "final").items():
+        torch.testing.assert_close(weights(two / "final")[name], tensor, atol=1e-4, rtol=1e-3)
 
 
 def test_selective_recomputation_computes_no_product_twice() -> None:
@@ -565,3 +621,28 @@ def test_conversations_that_start_with_the_assistant_stop_the_run(
     said = fails(recipe, capsys)
     assert "2 of 2 samples are broken" in said
     assert "sample b0: the conversation starts with the assistant" in said
+
+
+def test_conversations_that_start_with_the_assistant_are_skipped_where_they_may_be(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """The twin: named once each where the run is watched, and counted in its checkpoints."""
+    turned = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+    broken = {"json": json.dumps({"messages": turned}).encode()}
+    samples = [{"__key__": f"b{n}", **broken} for n in range(2)]
+    write_shard(tmp_path / "talks" / "0.tar", [*samples, *map(talk, range(8))])
+    lenient = changed(recipe, "lenient.yaml", data__max_broken=0.5, fit_settings__steps=6)
+    run = Run(sft, arguments(lenient, tmp_path / "out", "--examples", "0"), folder=tmp_path)
+    assert run.exit_code() == 0, run.errors.read_text()[-3000:]
+    assert [entry["step"] for entry in logged(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
+    warned = [line for line in run.errors.read_text().splitlines() if "skipped" in line]
+    for number in range(2):
+        reason = f"sample b{number}: the conversation starts with the assistant"
+        assert sum(reason in line for line in warned) == 1
+    state = torch.load(tmp_path / "out" / "step_00000006" / "loader_0.pt")
+    (worker,) = state["workers"]
+    (source,) = worker["sources"]
+    tally = source["tally"]
+    assert tally["broken"] >= 2
+    assert tally["good"] + tally["broken"] == source["taken"]
+    assert {one["key"] for one in tally["listed"]} == {"b0", "b1"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from mmdlm.rl.reward import RewardUnavailable, Rubric
 from mmdlm.rl.rewards import clip_score
 from mmdlm.rl.rewards.clip_score import ClipScore, Hps, load_hps
-from mmdlm.rl.rewards.image_reward import ImageRewardScore
 from mmdlm.rl.rewards.nearest_name import Gallery, NearestName, levels_of
 from mmdlm.rl.rewards.round_trip import RoundTrip, word_f1
 
@@ -109,7 +110,7 @@ def test_a_caption_for_each_picture() -> None:
         RoundTrip()([""], [picture((0, 0, 0))], name=["x"], describe=lambda pictures: [])
 
 
-# ---- CLIP, HPS, ImageReward
+# ---- CLIP, HPS
 
 
 class TinyClip(nn.Module):
@@ -184,28 +185,116 @@ def test_unknown_models_are_one_sentence() -> None:
         ClipScore(model="unknown")(["red"], [picture((255, 0, 0))])
 
 
-def test_image_reward_asks_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Judge:
-        def score(self, prompt: str, image: Image.Image) -> float:
-            return len(prompt) / 10 + image.width
-
-    module = types.ModuleType("ImageReward")
-    module.load = lambda name, device: Judge()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ImageReward", module)
-    found = ImageRewardScore(model="test")(["red"], [picture((255, 0, 0))])
-    assert found == pytest.approx([8.3])
+# ---- the same with open_clip itself, where it is installed
 
 
-@pytest.mark.parametrize(
-    "reward, package",
-    [(ClipScore(model="absent"), "open_clip"), (ImageRewardScore(model="absent"), "ImageReward")],
-)
-def test_absent_packages_stop_the_run_with_a_sentence(
-    reward: Any, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+TINY_CLIP = {
+    "embed_dim": 8,
+    "vision_cfg": {
+        "image_size": 16,
+        "patch_size": 8,
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "patch_dropout": 0.5,  # at random, where the model is not in evaluation mode
+    },
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+OWN = ([0.0] * 3, [0.5] * 3)  # mean and standard deviation of its pictures, in its folder
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A random model of open_clip, the folder that it would be published as, and a name for it."""
+
+    library: Any
+    network: Any
+    folder: Path
+    name: str = "mmdlm_tiny"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "open_clip_pytorch_model.bin"
+
+    @property
+    def usual(self) -> tuple[Any, Any]:
+        """Mean and standard deviation of pictures for models without their own."""
+        return self.library.OPENAI_DATASET_MEAN, self.library.OPENAI_DATASET_STD
+
+    @torch.no_grad()
+    def cosine(self, pictures: list[Image.Image], texts: list[str], scale: Any) -> list[float]:
+        """By hand, of pictures that have its size already."""
+        mean, std = (torch.tensor(one).view(3, 1, 1) for one in scale)
+        pixels = levels_of(pictures) / 255
+        seen = self.network.encode_image((pixels - mean) / std)
+        read = self.network.encode_text(self.library.SimpleTokenizer(context_length=12)(texts))
+        return ((seen * read).sum(-1) / seen.norm(dim=-1) / read.norm(dim=-1)).tolist()
+
+
+@pytest.fixture
+def tiny_clip(tmp_path: Path) -> Tiny:
+    library = pytest.importorskip("open_clip")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = library.CLIP(**TINY_CLIP).eval()
+    tiny = Tiny(library, network, tmp_path / "tiny_clip")
+    tiny.folder.mkdir()
+    torch.save(network.state_dict(), tiny.weights)
+    preprocess = dict(zip(("mean", "std"), OWN, strict=True))
+    config = {"model_cfg": TINY_CLIP, "preprocess_cfg": preprocess}
+    (tiny.folder / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / f"{tiny.name}.json").write_text(json.dumps(TINY_CLIP))
+    library.add_model_config(tmp_path / f"{tiny.name}.json")
+    clip_score.load_judge.cache_clear()
+    load_hps.cache_clear()
+    return tiny
+
+
+TEXTS = ["a red heart", "two cats", "the sea"]
+
+
+def noises() -> list[Image.Image]:
+    """Another transform than that of evaluation, which crops at random, would be seen."""
+    levels = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
+    return [Image.fromarray(one) for one in levels]
+
+
+def test_clip_score_of_a_model_that_open_clip_knows(tiny_clip: Tiny) -> None:
+    expected = tiny_clip.cosine(noises(), TEXTS, tiny_clip.usual)
+    assert min(expected) < 0 < max(expected)
+    score = ClipScore(model=tiny_clip.name, pretrained=str(tiny_clip.weights), batch_size=2)
+    found = score(TEXTS, noises())
+    assert found == pytest.approx([max(0, 2.5 * one) for one in expected], abs=1e-5)
+
+
+def test_clip_score_of_a_folder_of_open_clip(tiny_clip: Tiny) -> None:
+    """With the mean and the standard deviation that stand in it."""
+    expected = tiny_clip.cosine(noises(), TEXTS, OWN)
+    assert expected != pytest.approx(tiny_clip.cosine(noises(), TEXTS, tiny_clip.usual), abs=1e-3)
+    found = ClipScore(model=f"local-dir:{tiny_clip.folder}", pretrained=None)(TEXTS, noises())
+    assert found == pytest.approx([max(0, 2.5 * one) for one in expected], abs=1e-5)
+
+
+def test_hps_reads_its_weights_into_a_model_of_open_clip(tiny_clip: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "HPS.pt"
+    torch.save({"state_dict": tiny_clip.network.state_dict()}, path)
+    found = load_hps(path, "cpu", tiny_clip.name).cosine(noises(), TEXTS)
+    expected = tiny_clip.cosine(noises(), TEXTS, tiny_clip.usual)
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("model", ["no_such_model", "mmdlm_tiny"])
+def test_what_open_clip_does_not_load_is_one_sentence(model: str, tiny_clip: Tiny) -> None:
+    """Neither a name that it does not know nor weights that it does not find."""
+    with pytest.raises(RewardUnavailable, match=f"open_clip does not load the model '{model}'"):
+        ClipScore(model=model, pretrained="absent")(["red"], [picture((255, 0, 0))])
+
+
+def test_an_absent_package_stops_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    clip_score.load_judge.cache_clear()
     with pytest.raises(RewardUnavailable, match="pip install"):
-        Rubric({"judge": reward})(["red"], [picture((255, 0, 0))])
+        Rubric({"judge": ClipScore(model="absent")})(["red"], [picture((255, 0, 0))])
 
 
 def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
