@@ -11,13 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from mmdlm.core import cross_entropy
 from mmdlm.core.forward import Absorbing
-from mmdlm.core.objective import Objective
+from mmdlm.core.objective import ModalityLoss, Objective
 from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Sequence, collate, feature_segment, pack, text_segment
-from mmdlm.core.vocabulary import Modality
+from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.transformer import (
     MmdlmConfig,
     MmdlmForMaskedDiffusion,
@@ -251,6 +254,78 @@ def loss_of(model: MmdlmForMaskedDiffusion) -> Tensor:
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("normaliser", ["tokens", "answer", "masked", "sequence"])
+@pytest.mark.parametrize("full_vocabulary", [False, True])
+def test_the_loss_is_that_of_all_logits(
+    normaliser: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of some rows, gradients included, for texts and pictures of unequal lengths."""
+    monkeypatch.setattr(cross_entropy, "_CHUNK", 60)
+    model = tiny_model().double()
+    batch = pack([document(3, 4, seed=0), document(9, 6, seed=1)], VOCABULARY, length=28)
+    part = ModalityLoss(normaliser=normaliser)
+    objective = Objective(
+        Absorbing(Linear()), text=part, image=part, full_vocabulary=full_vocabulary
+    )
+    generator = torch.Generator().manual_seed(0)
+    corruption = objective.corrupt(batch, VOCABULARY, generator=generator)
+    terms = objective.terms(model, batch, corruption)
+    sum(terms.sums.values(), torch.zeros(())).backward()
+    found = gradients(model)
+    model.zero_grad()
+
+    logits = model.logits_at(model.hidden(corruption.x_t, batch), batch.target)
+    documents = batch.document[batch.target]
+    expected = {}
+    for name, modality in (("text", Modality.TEXT), ("image", Modality.IMAGE)):
+        of_kind = batch.of(modality)[batch.target]
+        start, stop = (0, VOCABULARY.size) if full_vocabulary else VOCABULARY.range(modality)
+        total = torch.zeros(())
+        for n in (of_kind & corruption.masked[batch.target]).nonzero().flatten().tolist():
+            own = logits[n, start:stop].log_softmax(-1)[int(batch.ids[batch.target][n]) - start]
+            loss = -own * corruption.weight[batch.target][n]
+            answer = int((of_kind & (documents == documents[n])).sum())
+            total = total + (loss / answer if normaliser == "answer" else loss)
+        expected[name] = total
+        assert terms.sums[name].item() == pytest.approx(total.item(), rel=1e-5)
+    sum(expected.values(), torch.zeros(())).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a tensor has had."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        result = function(*given, **(named or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither forward nor backward; the largest are an activation and the head's gradient."""
+    monkeypatch.setattr(cross_entropy, "_CHUNK", 8 * 500)
+    words = Vocabulary.build(text_size=500, eos_id=0)
+    model = tiny_model(vocabulary=words.to_dict())
+    text = torch.randint(500, (60,), generator=torch.Generator().manual_seed(0))
+    batch = collate([Sequence((text_segment(text, target=True),))] * 8, words)
+    objective = Objective(Absorbing(Linear()))
+    corruption = objective.corrupt(batch, words, generator=torch.Generator().manual_seed(0))
+    masked = int(corruption.masked.sum())
+    with Largest() as largest:
+        objective.terms(model, batch, corruption).sums["text"].backward()
+    assert model.lm_head.weight.numel() <= largest.elements < masked * 500 / 4
+    with Largest() as largest:
+        model(corruption.x_t)
+    assert largest.elements >= masked * 500  # the plain way is seen
 
 
 def test_a_step_gives_every_parameter_a_gradient() -> None:
