@@ -13,6 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.train.rewarding import assert_learnt
+from tests.train.tiny import logged
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/smoke*.yaml"))
@@ -45,6 +49,9 @@ def test_smoke(config: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    recipe = yaml.safe_load((ROOT / config).read_text())
+    if "judging" in recipe:  # a run of train.rl ends well where every reward raises, too
+        assert_learnt(logged(tmp_path / recipe["out"]), recipe["judging"]["rubric"]["rewards"])
 
 
 def test_a_comment_at_the_top_names_another_command(tmp_path: Path) -> None:

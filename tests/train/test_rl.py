@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import mmdlm
@@ -23,7 +26,9 @@ from data_pipelines.sudoku import split_grids
 from mmdlm.core.likelihood import Structured
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.statistics import Statistics
+from tests.train.rewarding import assert_learnt
 from tests.train.tiny import Run, logged
+from train.answering import Write
 from train.experience import Flight
 from train.meter import MEASURED
 from train.prompts import Countdown, Lines, Names, Sudoku
@@ -31,6 +36,7 @@ from train.rl import main
 from train.rollouts import Rollouts, _statistics
 from train.rollouts import logged as written
 
+ROOT = Path(__file__).parents[2]
 TRL = (
     "reward",
     "reward_std",
@@ -154,40 +160,66 @@ def trajectory(out: Path) -> list[str]:
     ]
 
 
-def tables(out: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in (out / "completions").glob("*.jsonl")}
+def tables(out: Path) -> dict[str, bytes]:
+    """With the sheets of pictures."""
+    return {path.name: path.read_bytes() for path in (out / "completions").iterdir()}
 
 
 # ---- resume -------------------------------------------------------------------------------------
+
+
+def killed_and_whole(config: dict[str, Any], folder: Path, *, call: int) -> Path:
+    """The folder of a run killed in a call of its rewards and started again, with checkpoints in
+    the middle of sets of rollouts: all it writes is what one writes that was not killed.
+    """
+    settings = {**config["fit_settings"], "checkpoint_every": 2}
+    rubric = config["judging"]["rubric"]
+
+    def deadly(name: str, call: int) -> dict[str, Any]:
+        lethal = reward("Lethal", mark=str(folder / f"mark_{name}"), call=call)
+        rewards = {**rubric["rewards"], "lethal": lethal}
+        judging = {**config["judging"], "rubric": {**rubric, "rewards": rewards}}
+        out = str(folder / name)
+        return {**config, "out": out, "judging": judging, "fit_settings": settings}
+
+    killed = in_process(deadly("killed", call), folder)
+    whole = rl(deadly("whole", 0))
+    assert killed.exit_code() == -signal.SIGKILL, killed.errors.read_text()[-3000:]
+    out = folder / "killed"
+    assert [path.name for path in sorted(out.glob("step_*"))] == ["step_00000002"]
+    assert torch.load(out / "step_00000002" / "loader_0.pt")["flights"]
+    again = in_process(deadly("killed", call), folder)
+    assert again.exit_code() == 0, again.errors.read_text()[-3000:]
+    assert trajectory(out) == trajectory(whole)
+    assert tables(out) == tables(whole)
+    return out
 
 
 def test_a_run_killed_in_a_rollout_and_between_inner_iterations_gives_the_same_losses(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     """Two calls of the reward a set of rollouts, and three steps; checkpoints in the middle."""
-    settings = {**config["fit_settings"], "checkpoint_every": 2}
-    config = {**config, "fit_settings": settings}
-
-    def deadly(out: str, call: int) -> dict[str, Any]:
-        mark = str(tmp_path / f"mark_{out}_{call}")
-        rewards = {"letters": reward("Lethal", mark=mark, call=call)}
-        judging = {**config["judging"], "rubric": {"rewards": rewards}}
-        return {**config, "out": str(tmp_path / out), "judging": judging}
-
-    whole = in_process(deadly("whole", 0), tmp_path)
     # the second set of rollouts is half made: the run goes on from step 2, of the first set, whose
     # last step is then learnt from rollouts that are in the checkpoint alone
-    killed = in_process(deadly("killed", 4), tmp_path)
-    assert whole.exit_code() == 0, whole.errors.read_text()[-3000:]
-    assert killed.exit_code() == -signal.SIGKILL, killed.errors.read_text()[-3000:]
-    out = tmp_path / "killed"
-    assert [path.name for path in sorted(out.glob("step_*"))] == ["step_00000002"]
-    assert torch.load(out / "step_00000002" / "loader_0.pt")["flights"]
-    again = in_process(deadly("killed", 4), tmp_path)
-    assert again.exit_code() == 0, again.errors.read_text()[-3000:]
-    assert trajectory(out) == trajectory(tmp_path / "whole")
-    assert tables(out) == tables(tmp_path / "whole")
+    out = killed_and_whole(config, tmp_path, call=4)
     assert len({entry["loss/policy"] for entry in logged(out)}) > 5
+
+
+def test_a_run_of_pictures_that_is_killed_between_inner_iterations_gives_the_same_losses(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The smoke run of pictures, on a tiny model."""
+    recipe = yaml.safe_load((ROOT / "configs" / "rl" / "smoke.yaml").read_text())
+    recipe["prompts"]["init_args"]["urls"] = str(ROOT / recipe["prompts"]["init_args"]["urls"])
+    recipe["gallery"]["urls"] = str(ROOT / recipe["gallery"]["urls"])
+    recipe["fit_settings"]["steps"] = 6
+    # a tiny model draws no emoji: all its pictures are as far from them, but not as bright
+    rewards = recipe["judging"]["rubric"]["rewards"]
+    rewards["bright"] = reward("Brightness")
+    config = {**recipe, "start_from": str(tiny_checkpoint), "iterations": 3, "threads": 1}
+    out = killed_and_whole(config, tmp_path, call=2)
+    assert_learnt(logged(out), rewards)
+    assert len({entry["loss/policy"] for entry in logged(out)}) > 3
 
 
 def test_a_checkpoint_between_sets_of_rollouts_holds_none(config: dict[str, Any]) -> None:
@@ -453,6 +485,38 @@ def test_a_budget_of_seconds(config: dict[str, Any]) -> None:
     assert (out / "final").is_dir()
 
 
+def test_a_budget_of_seconds_is_of_all_starts_together(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that a micro-batch of rollouts moves by 10 seconds: 20 a set, for three steps."""
+    clock = [0.0]
+    flight = Rollouts._flight
+
+    def slow(self: Rollouts, number: int, micro: int) -> Flight:
+        clock[0] += 10
+        return flight(self, number, micro)
+
+    def go_on(**changes: Any) -> Path:
+        clock[0] += 1000  # between two starts, which costs nothing
+        return rl(config, table_every=0, **changes)
+
+    monkeypatch.setattr(Rollouts, "_flight", slow)
+    monkeypatch.setattr("train.rollouts.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    often = {"checkpoint_every": 2}
+    out = go_on(budget={"seconds": 100}, fit_settings={**often, "steps": 4})
+    assert torch.load(out / "step_00000004" / "loader_0.pt")["seconds"] == 40
+    # As if killed behind step 2: the second set of rollouts is made again, and paid for once.
+    shutil.rmtree(out / "step_00000004")
+    go_on(budget={"seconds": 50}, fit_settings=often)
+    assert [entry["step"] for entry in logged(out)] == list(range(1, 8))
+    assert torch.load(out / "step_00000007" / "loader_0.pt")["seconds"] == 60
+    before = trajectory(out)
+    (out / "final" / "config.json").unlink()
+    go_on(budget={"seconds": 50}, fit_settings=often)
+    assert trajectory(out) == before
+    assert (out / "final" / "config.json").is_file()
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
@@ -479,6 +543,36 @@ def test_a_reward_that_fails_is_counted_and_the_run_survives(
         assert entry["rewards/bad/skipped"] == skipped
         assert entry["completions/learnt_ratio"] == pytest.approx(1 - skipped / 12)
     assert all(torch.isfinite(torch.tensor(entry["grad_norm"])) for entry in logged(out))
+
+
+def test_code_that_never_ends_is_worth_nothing_and_the_run_survives(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three completions one ends, in a sandbox; what the model says is put aside."""
+    endless = "while True: pass"
+    said = [endless, "x = 1", endless]
+    monkeypatch.setattr(Write, "completions", lambda *given: said)
+    path = Path(config["prompts"]["init_args"]["path"])
+    path.write_text(json.dumps({"prompt": "red", "tests": ["assert x == 1"]}) + "\n")
+    code = {
+        "class_path": "mmdlm.rl.rewards.code.CodeTests",
+        "init_args": {"workers": 3, "sandbox": {"seconds": 1.0}},
+    }
+    out = rl(
+        config,
+        judging={"rubric": {"rewards": {"code": code}}},
+        prompts_per_batch=1,
+        iterations=1,
+        fit_settings={"steps": 2, "accumulation": 1},
+    )
+    assert [entry["step"] for entry in logged(out)] == [1, 2]
+    assert_learnt(logged(out), ["code"])
+    for path in (out / "completions").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["completion"] for row in rows] == said
+        assert [row["code"] for row in rows] == [0, 1, 0]
+        late = ["more than 1 seconds" in row["code/reason"] for row in rows]
+        assert late == [True, False, True]
 
 
 def test_a_run_without_any_reward_ends_with_the_reason(

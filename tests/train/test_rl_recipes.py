@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import yaml
+from PIL import Image, ImageStat
 
 from data_pipelines.command_line import run
 from data_pipelines.write_shards import preferences
+from mmdlm.rl.rewards import image_reward
+from mmdlm.rl.rewards.clip_score import load_judge
+from tests.rl.rewards.test_pictures import fake_open_clip
+from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged
 from train.preference import main as preference
 from train.rl import main
@@ -22,9 +28,9 @@ SMALL = (
     *("--group", "2", "--iterations", "2", "--threads", "1", "--dtype", "float32"),
     *("--lora.rank", "2", "--fit_settings.steps", "3", "--table_every", "1"),
 )
-ROWS = [
-    {"question": "1+1?", "answer": "so #### 2", "problem": "1+1?", "prompt": "a dog"},
-    {"question": "2+1?", "answer": "so #### 3", "problem": "2+1?", "prompt": "a cat"},
+ROWS = [  # the stand-in for CLIP knows a text by the colour that it begins with
+    {"question": "1+1?", "answer": "so #### 2", "problem": "1+1?", "prompt": "red dog"},
+    {"question": "2+1?", "answer": "so #### 3", "problem": "2+1?", "prompt": "blue cat"},
 ]
 
 
@@ -38,12 +44,28 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small stand-ins for the models that judge pictures: CLIP, by its package, and ImageReward."""
+
+    class Judge:
+        def scores(self, pictures: list[Image.Image], texts: list[str]) -> list[float]:
+            return [ImageStat.Stat(one).mean[0] / 255 for one in pictures]
+
+    monkeypatch.setattr(image_reward, "load_image_reward", lambda *given: Judge())
+    monkeypatch.setitem(sys.modules, "open_clip", fake_open_clip())
+    load_judge.cache_clear()
+    yield
+    load_judge.cache_clear()  # no other test is to meet it
+
+
 def test_there_are_recipes() -> None:
     assert len(ON_TOP) >= 7
 
 
+@pytest.mark.usefixtures("judges")
 @pytest.mark.parametrize("recipe", ON_TOP, ids=lambda path: path.stem)
-def test_it_runs(
+def test_it_learns(
     recipe: Path, models: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = recipe.with_name(f"{recipe.stem.split('_')[0]}.yaml")
@@ -52,11 +74,13 @@ def test_it_runs(
     arguments += ["--start_from", str(models / family), "--out", str(tmp_path / "run")]
     made = "{count:" in recipe.read_text()
     arguments += ["--prompts.init_args." + (f"count={20}" if made else f"path={data}")]
+    rewards = list(yaml.safe_load(recipe.read_text())["judging"]["rubric"]["rewards"])
     if "Draw" in recipe.read_text():
-        rewards = json.dumps({"bright": "tests.train.rewarding.Brightness"})
-        arguments += ["--judging.rubric.rewards", rewards, "--judging.rubric.weights", "{}"]
         arguments += ["--answering.init_args.num_inference_steps", "2"]
     else:
+        # A random model is never right: beside the recipe's rewards one tells any answers apart.
+        rewards.append("checksum")
+        arguments += ["--judging.rubric.rewards.checksum", "tests.train.rewarding.Checksum"]
         for name, value in {
             "max_new_tokens": 8,
             "num_inference_steps": 2,
@@ -68,6 +92,7 @@ def test_it_runs(
     entries = logged(tmp_path / "run")
     assert [entry["step"] for entry in entries] == [1, 2, 3]
     assert all(entry["completions/mean_length"] >= 1 for entry in entries)
+    assert_learnt(entries, rewards)
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
@@ -86,6 +111,7 @@ def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     entries = logged(tmp_path / "run")
     assert [entry["step"] for entry in entries] == [1, 2]
     assert entries[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-5)
+    assert all(entry["grad_norm"] > 0 for entry in entries)
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
@@ -97,4 +123,5 @@ def test_vrpo_runs_on_pictures_and_texts(tmp_path: Path, monkeypatch: pytest.Mon
     run(preference)
     entries = logged(tmp_path / "run")
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    assert all(entry["grad_norm"] > 0 for entry in entries)
     assert (tmp_path / "run" / "adapter").is_dir()

@@ -14,11 +14,15 @@ from data_pipelines import countdown, sudoku, text_tokenizer, write_shards
 from data_pipelines.command_line import run
 from eval import countdown as ask_countdown
 from eval import sudoku as ask_sudoku
+from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged
 from train import rl, sft
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("diffu_grpo", "unigrpo", "coupled", "trace", "wd1")
+# A model of three steps is never right: beside the recipe's rewards stands one that tells any two
+# answers apart, and by which the recipe's filter keeps them.
+SPREAD = "--judging.rubric.rewards.checksum tests.train.rewarding.Checksum --judging.right checksum"
 TINY = "--model.hidden_size 16 --model.intermediate_size 32 --model.num_hidden_layers 1"
 
 
@@ -65,12 +69,15 @@ def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_sudoku(shell, learnt) -> None:
     base = learnt("sudoku", "puzzles.csv", "Puzzle", "Solution", 257)
     few = "--prompts.init_args.count 20 --prompts_per_batch 2 --group 2 --fit_settings.steps 2"
+    few = f"{few} {SPREAD}"
     shell(rl.main, f"--config configs/rl/sudoku.yaml {few} --out {base / 'rl_0'}")
+    assert_learnt(logged(base / "rl_0"), ("cells", "grid", "checksum"))
     for method in METHODS:
         on_top = f"--config configs/rl/sudoku_methods.yaml --config configs/rl/sudoku_{method}.yaml"
         out = base / f"{method}_0"
         shell(rl.main, f"--config configs/rl/sudoku.yaml {on_top} {few} --out {out}")
         assert [line["step"] for line in logged(out)] == [1, 2]
+        assert_learnt(logged(out), ("cells", "grid", "checksum"))
     few = f"--count 5 --out {base / 'eval' / 'rl_0.json'}"
     shell(ask_sudoku.main, f"--config configs/eval/sudoku.yaml --model {base / 'rl_0/final'} {few}")
     report = json.loads((base / "eval" / "rl_0.json").read_text())
@@ -80,9 +87,10 @@ def test_sudoku(shell, learnt) -> None:
 
 def test_countdown(shell, learnt) -> None:
     base = learnt("countdown", "problems.jsonl", "{input}->{output}", "solution", 300)
-    few = "--prompts_per_batch 2 --group 2 --fit_settings.steps 2"
+    few = f"--prompts_per_batch 2 --group 2 --fit_settings.steps 2 {SPREAD}"
     shell(rl.main, f"--config configs/rl/countdown.yaml {few} --out {base / 'rl_0'}")
     assert [line["step"] for line in logged(base / "rl_0")] == [1, 2]
+    assert_learnt(logged(base / "rl_0"), ("right", "checksum"))
     few = f"--count 5 --out {base / 'eval' / 'rl_0.json'}"
     shell(
         ask_countdown.main,
@@ -101,6 +109,7 @@ def test_emoji(shell, tmp_path: Path) -> None:
         f"--out {tmp_path / 'rl_0'}",
     )
     assert [line["step"] for line in logged(tmp_path / "rl_0")] == [1, 2]
+    assert_learnt(logged(tmp_path / "rl_0"), ("nearest",))
 
 
 def test_make_knows_every_run_of_the_report() -> None:
