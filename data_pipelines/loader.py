@@ -24,7 +24,8 @@ from data_pipelines.stream import Reader, SequenceStream, State, permutation
 from mmdlm.core.sequence import Batch, Sequence, arrange, collate, concatenate, pack
 from mmdlm.core.vocabulary import Vocabulary
 
-_ROWS_TOGETHER = 64  # that documents are packed into at once, or a whole batch
+# Documents are packed into so many rows at once, of so many tokens together, or into one batch.
+_ROWS_TOGETHER, _TOKENS_TOGETHER = 64, 1 << 16
 
 
 def build_loader(
@@ -56,7 +57,7 @@ def build_loader(
     num_workers     processes that read ahead; 0 reads in this one
     rank, world_size  this process among all that train
     shuffle_buffer  samples that are shuffled together, per worker and source; 0 keeps the order
-                    of samples and shards
+                    of samples and shards, though not that of packed rows
     repeat          epoch after epoch without end; otherwise one pass, whose last batch may have
                     fewer rows (and processes may differ in their number of batches)
     max_broken      share of broken samples that are skipped and listed; more stop the run
@@ -182,7 +183,10 @@ class Loader:
         self._next, self._workers = state["next"], state["workers"]
 
     def tally(self) -> list[dict[str, Any]]:
-        """For each source: how many samples were good and broken so far, and which were broken."""
+        """For each source: how many samples were good and broken so far, and which were broken.
+
+        Packed batches come from samples that were read a window ahead, and counted.
+        """
         totals: list[dict[str, Any]] = [
             {"good": 0, "broken": 0, "listed": []} for _ in self.settings["shards"]
         ]
@@ -252,14 +256,16 @@ class _SingleRows:
 class _PackedRows:
     """Batches with as many sequences a row as fit.
 
-    A window of several batches is arranged together, first-fit decreasing, and ends before the
-    first sequence that does not fit. Its rows are then shuffled: the longest sequences come first.
+    A window of several batches is arranged together, by first-fit decreasing once it is full, and
+    ends before the first sequence that does not fit. Its rows are then shuffled: the longest
+    sequences come first.
     """
 
     def __init__(self, stream: SequenceStream, recipe: _Recipe) -> None:
         self.stream = stream
         self.recipe = recipe
-        self.most = recipe.batch_size * -(-_ROWS_TOGETHER // recipe.batch_size)  # rows of a window
+        rows = min(_ROWS_TOGETHER, _TOKENS_TOGETHER // recipe.length)
+        self.most = recipe.batch_size * max(1, -(-rows // recipe.batch_size))  # of a window
         self._given = 0  # batches of the window that were given out
         self._state: State = {}
 

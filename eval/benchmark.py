@@ -197,6 +197,7 @@ class Asking:
 
     @torch.no_grad()
     def _gone_on(self, prompts: list[Prompt]) -> list[str]:
+        self.model.layout.need("chat")
         suppressed = self.model.layout.suppressed(self.model.words)
         return self.model.written(
             [self._laid_out(one) for one in prompts],
@@ -207,11 +208,18 @@ class Asking:
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise ValueError that names the first problem that the model cannot be asked."""
+        for task in sorted({self._task(one.prompt) for one in problems}):
+            self.model.layout.need(task)
         for one in problems:
             try:
                 self._laid_out(one.prompt)
             except ValueError as error:
                 raise ValueError(f"{one.name}: {error}") from error
+
+    def _task(self, prompt: Prompt) -> str:
+        if not prompt.chat:
+            return "complete"
+        return "chat" if prompt.begun else "answer"
 
     def _laid_out(self, prompt: Prompt) -> Ask:
         """A prompt and room for the answer, whose beginning, if written, stands before the rest."""
@@ -220,7 +228,6 @@ class Asking:
             return model.fitting(
                 model.layout.complete(model.words, prompt.text, length=length), length
             )
-        model.layout.need("chat" if prompt.begun else "answer")
         turns = model.layout.thinking(turns_of(prompt.messages, []), self.asked.think)
         ask = model.layout.reply(model.words, turns, length=length)
         if prompt.begun:

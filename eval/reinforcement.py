@@ -95,7 +95,7 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _rollouts(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of rollouts; a log's share is of the time of its step."""
+    """Seconds of rollouts; with `log_every` 1 a log's share is of the seconds beside it."""
     return sum(line["seconds"] * line["rollout_share"] for line in lines)
 
 
@@ -192,7 +192,7 @@ def mean_curve(
     Between its points a curve is a straight line: in one time runs come to different steps.
     """
     start = max(places[0] for places, _ in runs)
-    stop = min(places[-1] for places, _ in runs)
+    stop = max(start, min(places[-1] for places, _ in runs))
     common = np.linspace(start, stop, max(len(places) for places, _ in runs))
     mean = np.mean([np.interp(common, places, values) for places, values in runs], axis=0)
     return common.tolist(), mean.tolist()

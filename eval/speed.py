@@ -371,7 +371,7 @@ class Bench:
         Target tokens a second: the loss is about the answers.
         """
         vocabulary, length = model.vocabulary, 512
-        documents = conversations(gsm8k, vocabulary, count=160)  # as many as a loader packs at once
+        documents = conversations(gsm8k, vocabulary, count=190)  # as many as a loader packs at once
         padded = collate(documents[:4], vocabulary, length=length).to(self.device)
         rows = pack(documents, vocabulary, length=length)
         self.check_packing(model, documents[:8], length=length)

@@ -60,7 +60,8 @@ class Data:
     length       tokens a row
     packed       several documents a row
     num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
-                 and none elsewhere
+                 and none elsewhere. A run goes on with as many as it was begun with, and each
+                 needs a sample of every source
     """
 
     sources: list[Source]

@@ -41,7 +41,8 @@ def _say_so(layer: nn.Module) -> None:
 def _begin_passes(layer: nn.Module) -> None:
     """Tell CUDA graphs where a pass through the layers begins: at the first of them.
 
-    Until then they lend what they gave; on their own they would take it back at the next layer.
+    Until then they lend what they gave; on their own they would take it back at the next layer. A
+    pass of sampling goes through it once; training compiles in the default mode.
     """
     compiled = layer._compiled_call_impl
     assert compiled is not None

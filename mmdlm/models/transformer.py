@@ -508,7 +508,7 @@ def _remembering(
 ) -> Tensor:
     """A layer at some places, of which keys and values are remembered, and those of others known.
 
-    The layer is given tensors alone, which look alike at every depth: it is compiled once.
+    What the layer is given looks alike at every depth, so that it is compiled once.
     """
     if number < len(memory.keys):
         keep = partial(_renew, memory.keys[number], memory.values[number], places)

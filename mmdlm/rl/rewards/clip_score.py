@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -150,10 +151,10 @@ def load_hps(weights: Path | None, device: str, model: str = "ViT-H-14") -> Judg
             ) from error
     if not weights.is_file():
         raise RewardUnavailable(f"there is no file {str(weights)!r}; give the weights of HPS v2.1")
-    stored = torch.load(weights, map_location="cpu", weights_only=True)
     try:
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
         judge.model.load_state_dict(stored.get("state_dict", stored))
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, UnpicklingError) as error:
         raise RewardUnavailable(
             f"{str(weights)!r} does not hold a {model} of open_clip; give the weights of HPS v2.1"
         ) from error

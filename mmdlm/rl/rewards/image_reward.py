@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -148,11 +149,10 @@ def load_image_reward(weights: Path | None, device: str) -> Judge:
         ) from error
     if not path.is_file():
         raise RewardUnavailable(f"there is no file {str(path)!r}; give the weights of ImageReward")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
     model = ImageRewardModel()
     try:
-        model.load_published(stored)
-    except RuntimeError as error:
+        model.load_published(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, UnpicklingError) as error:
         raise RewardUnavailable(
             f"{str(path)!r} does not hold the model ImageReward-v1.0; give its {FILE}"
         ) from error
