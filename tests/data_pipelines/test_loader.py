@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipelines import loader as loader_module
 from data_pipelines.image_text import ImageText, Tasks
 from data_pipelines.loader import build_loader
 from data_pipelines.pictures import PictureLoader
@@ -86,9 +87,13 @@ def test_resume_at_every_batch(make, packed, repeat):
         assert all(map(same, rest, batches[place:]))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("repeat", [False, True])
-def test_resume_with_workers(make, repeat):
-    options = {"num_workers": 2, "repeat": repeat, "batch_size": 5, "length": 10}
+def test_resume_with_workers(make, packed, repeat, monkeypatch):
+    monkeypatch.setattr(loader_module, "_TOKENS_TOGETHER", 60)  # windows of three batches
+    options = {"num_workers": 2, "repeat": repeat, "batch_size": 5, "length": 10, "packed": packed}
+    if packed:
+        options |= {"batch_size": 1, "length": 20}
     loader = make(**options)
     states, batches = [loader.state_dict()], []
     for batch in islice(loader, 12):
