@@ -52,7 +52,8 @@ class Comparison:
 class Outcome:
     """What came of a comparison: shares in [0, 1], one a seed; the others are means over seeds.
 
-    rollouts  share of a run's time that went into rollouts
+    rollouts  share of a run's time that went into sampling and rewards
+    scores    and into what the old policy and the reference hold of it
     """
 
     name: str
@@ -61,6 +62,7 @@ class Outcome:
     steps: float | None
     seconds: float | None
     rollouts: float | None
+    scores: float | None
 
     @property
     def mean(self) -> float:
@@ -86,7 +88,8 @@ def outcome(comparison: Comparison) -> Outcome | None:
         after=tuple(number(_of(comparison.after, seed), comparison.measure) for seed in done),
         steps=fmean(lines[-1]["step"] for lines in logs) if logs else None,
         seconds=fmean(_seconds(lines) for lines in logs) if logs else None,
-        rollouts=fmean(_rollouts(lines) / _seconds(lines) for lines in logs) if logs else None,
+        rollouts=_share(logs, "rollout_share"),
+        scores=_share(logs, "scoring_share"),
     )
 
 
@@ -94,9 +97,13 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
     return sum(line["seconds"] for line in lines)
 
 
-def _rollouts(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of rollouts; with `log_every` 1 a log's share is of the seconds beside it."""
-    return sum(line["seconds"] * line["rollout_share"] for line in lines)
+def _share(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> float | None:
+    """Of the time of runs, their mean; with `log_every` 1 a share is of the seconds beside it."""
+    if not logs or any(key not in lines[0] for lines in logs):
+        return None
+    return fmean(
+        sum(line["seconds"] * line[key] for line in lines) / _seconds(lines) for lines in logs
+    )
 
 
 def number(path: Path, keys: str) -> float:
@@ -123,7 +130,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """As Markdown; percent, with the deviation over seeds."""
-    head = ("task", "before", "after", "gain, points", "seeds", "steps", "minutes each", "rollouts")
+    head = (
+        "task",
+        "before",
+        "after",
+        "gain, points",
+        "seeds",
+        "steps",
+        "minutes each",
+        "rollouts",
+        "scores",
+    )
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for one in outcomes:
         spread = "" if math.isnan(one.spread) else f" ± {100 * one.spread:.1f}"
@@ -137,6 +154,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
             "" if one.steps is None else f"{one.steps:.0f}",
             "" if one.seconds is None else f"{one.seconds / 60:.1f}",
             "" if one.rollouts is None else f"{one.rollouts:.0%}",
+            "" if one.scores is None else f"{one.scores:.0%}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

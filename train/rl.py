@@ -104,18 +104,20 @@ class PolicyStage(Stage):
         return load_of(self.denoiser, batch.batch, read)
 
     def statistics(self) -> dict[str, float]:
-        """TRL's keys, over all processes, and the share of the time that went into rollouts."""
+        """TRL's keys, over all processes, and the shares of the time that rollouts took."""
         rollouts = self.rollouts
         tokens = (rollouts.read, rollouts.tokens)
-        every = gather_object([(self.seen, tokens, set(rollouts.unfit), rollouts.share())])
+        every = gather_object([(self.seen, tokens, set(rollouts.unfit), rollouts.shares())])
         seen, tokens_of, unfit, shares = zip(*every, strict=True)
+        rolling, scoring = (sum(each) / len(every) for each in zip(*shares, strict=True))
         read, written = (sum(each) for each in zip(*tokens_of, strict=True))
         return {
             **logged(sum(seen, Statistics())),
             "num_tokens": read + written,
             "completions/num_tokens": written,
             "prompts/skipped": len(set().union(*unfit)),
-            "rollout_share": round(sum(shares) / len(shares), 4),
+            "rollout_share": round(rolling, 4),
+            "scoring_share": round(scoring, 4),
         }
 
     @property

@@ -162,7 +162,9 @@ class Rollouts:
         self.flights: list[Flight] = []
         self.tokens, self.seconds = 0, 0.0
         self.read = 0  # tokens of prompts
-        self.rolling = 0.0  # seconds of rollouts since `share` was asked
+        self.rolling = self.scoring = (
+            0.0  # seconds of rollouts, of scores, since `shares` was asked
+        )
         self.asked = self.since = time.perf_counter()
         self.order: tuple[int, list[int]] = (-1, [])  # of an epoch
         self.unfit: dict[int, str] = {}  # problems that cannot be asked, and why
@@ -181,10 +183,10 @@ class Rollouts:
             if iteration == 0:
                 if micro == 0:
                     self.flights = []
-                began = time.perf_counter()
+                began, scoring = time.perf_counter(), self.scoring
                 with self._sampling():
                     self.flights.append(self._flight(number, micro))
-                self.rolling += time.perf_counter() - began
+                self.rolling += time.perf_counter() - began - (self.scoring - scoring)
             self.given += 1
             yield self.flights[micro].at(iteration)
 
@@ -228,12 +230,16 @@ class Rollouts:
             seconds is not None and self.seconds >= seconds
         )
 
-    def share(self) -> float:
-        """Of the time since it was asked last, how much went into rollouts."""
+    def shares(self) -> tuple[float, float]:
+        """Of the time since they were asked last, what went into rollouts, and into their scores.
+
+        Rollouts are sampling and rewards; scores are those of the old policy and the reference.
+        """
         now = time.perf_counter()
-        share = self.rolling / max(now - self.asked, 1e-9)
-        self.rolling, self.asked = 0.0, now
-        return min(1.0, share)
+        passed = max(now - self.asked, 1e-9)
+        shares = min(1.0, self.rolling / passed), min(1.0, self.scoring / passed)
+        self.rolling, self.scoring, self.asked = 0.0, 0.0, now
+        return shares
 
     def _count_time(self) -> None:
         now = time.perf_counter()
@@ -298,11 +304,11 @@ class Rollouts:
         rows = learnt.nonzero().flatten() if bool(learnt.any()) else torch.zeros(1).long()
         rollout = rollout.rows(rows.to(rollout.scored.device))
         scored = rollout.scored & learnt[rows].to(rollout.scored.device)[:, None]
+        began = time.perf_counter()
+        looks = self._looks(rollout, scored, generator=looking)
+        self.scoring += time.perf_counter() - began
         return Flight(
-            batch=rollout.batch,
-            advantage=advantage[rows],
-            looks=self._looks(rollout, scored, generator=looking),
-            statistics=statistics,
+            batch=rollout.batch, advantage=advantage[rows], looks=looks, statistics=statistics
         )
 
     def _judged(

@@ -31,7 +31,13 @@ def write_result(path: Path, value: float) -> Path:
 def write_log(path: Path, rewards: list[float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        {"step": n, "seconds": 30.0, "rollout_share": 0.4 * (n % 2), "reward": reward}
+        {
+            "step": n,
+            "seconds": 30.0,
+            "rollout_share": 0.4 * (n % 2),
+            "scoring_share": 0.1,
+            "reward": reward,
+        }
         for n, reward in enumerate(rewards, 1)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -64,7 +70,7 @@ def test_the_table_says_gain_spread_and_every_seed(comparison: Comparison) -> No
     found = outcome(comparison)
     assert found is not None
     row = table([found]).splitlines()[-1]
-    cells = "a task | 50.0 % | 75.0 ± 7.1 % (70.0, 80.0) | +25.0 | 2 | 3 | 1.5 | 27%"
+    cells = "a task | 50.0 % | 75.0 ± 7.1 % (70.0, 80.0) | +25.0 | 2 | 3 | 1.5 | 27% | 10%"
     assert row == f"| {cells} |"
 
 

@@ -56,10 +56,11 @@ TRL = (
     "completions/clipped_ratio",
     "num_tokens",
     "rollout_share",
+    "scoring_share",
     "prompts/skipped",
     *MEASURED,
 )
-TIMINGS = (*MEASURED, "rollout_share")
+TIMINGS = (*MEASURED, "rollout_share", "scoring_share")
 WRITE = {
     "class_path": "train.answering.Write",
     "init_args": {"max_new_tokens": 6, "num_inference_steps": 3},
