@@ -152,7 +152,8 @@ def main(
     for part in parts:
         machine = machines[part] = Machine.measure(bench.device, bench.dtype)  # it may drift
         print(
-            f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products, "
+            f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products "
+            f"({(machine.fastest_flops or machine.flops) / 1e9:,.0f} by the fastest kernel), "
             f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads"
         )
         for work in bench.works(part, machine, gsm8k):

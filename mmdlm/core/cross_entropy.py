@@ -94,17 +94,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del logits, share  # before the next ones are made
         if of_head is not None and sum_of_head is not None and of_head.dtype != sum_of_head.dtype:
             of_head[slice(*ids)] = sum_of_head
+        ctx.ids = ids
         ctx.save_for_backward(of_states, of_head)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        of_states, of_head = ctx.saved_tensors
         # What is kept can be given away as it lies, unless somebody will come for it again.
-        again = torch._C._autograd._get_current_graph_task_keep_graph()
-        times = torch.mul if again else Tensor.mul_
-        found = (None if one is None else times(one, slope) for one in ctx.saved_tensors)
-        return *found, *[None] * 5
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            of_states, of_head = (None if x is None else x.clone() for x in (of_states, of_head))
+        if of_states is not None:
+            of_states.mul_(slope)
+        if of_head is not None:
+            of_head[slice(*ctx.ids)].mul_(slope)  # all else is zero
+        return of_states, of_head, *[None] * 5
 
 
 def _add_product(sum_: Tensor, a: Tensor, b: Tensor) -> None:

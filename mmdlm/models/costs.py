@@ -18,12 +18,15 @@ from mmdlm.models.transformer import MmdlmConfig
 class Machine:
     """What this machine reaches.
 
-    flops      per second, a product of large matrices
-    bandwidth  bytes per second, read and written in a copy
+    flops          per second, a product of large matrices, as torch's `@` makes it
+    bandwidth      bytes per second, read and written in a copy
+    fastest_flops  as `flops`, by the faster of `@` and `linear`, which sampling calls; None: not
+                   measured. What is so fast may beat a floor that `flops` sets
     """
 
     flops: float
     bandwidth: float
+    fastest_flops: float | None = None
 
     @classmethod
     def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
@@ -31,23 +34,25 @@ class Machine:
         store = torch.zeros(1 << 27, device=device)  # 512 MB, beyond any cache
         other = torch.empty_like(store)
         copy = timed(lambda: other.copy_(store), device)
-        return cls(product_rate(device, dtype), 2 * 4 * store.numel() / copy)
+        products = product_rate(device, dtype), product_rate(device, dtype, product=linear)
+        return cls(products[0], 2 * 4 * store.numel() / copy, max(products))
 
     def seconds(self, flops: float, bytes_: float) -> float:
         """The longer of computing and of reading."""
         return max(flops / self.flops, bytes_ / self.bandwidth)
 
 
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a product of large matrices.
-
-    By the faster of the kernels that there are (see `linear`); medians of 5 runs each.
-    """
+@torch.no_grad()
+def product_rate(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> float:
+    """Floating-point operations a second in a product of large matrices; median of 5 runs."""
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    with torch.no_grad():
-        seconds = min(timed(kernel, device) for kernel in (lambda: a @ b, lambda: linear(a, b)))
-    return 2 * size**3 / seconds
+    return 2 * size**3 / timed(lambda: product(a, b), device)
 
 
 def timed(work: Callable[[], object], device: torch.device, *, repeats: int = 5) -> float:
