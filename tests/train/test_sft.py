@@ -500,7 +500,9 @@ def test_matrices_change_nothing_at_first_and_are_merged_as_peft_does() -> None:
     adapted.remove()
     torch.testing.assert_close(model.hidden(batch.ids, batch), hidden)
     model.load_state_dict(merged)
-    torch.testing.assert_close(model.hidden(batch.ids, batch), changed_hidden)
+    # The sums are taken in another order, of large numbers; a wrong merge is off by about one.
+    found = model.hidden(batch.ids, batch)
+    torch.testing.assert_close(found, changed_hidden, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
