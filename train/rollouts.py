@@ -162,9 +162,8 @@ class Rollouts:
         self.flights: list[Flight] = []
         self.tokens, self.seconds = 0, 0.0
         self.read = 0  # tokens of prompts
-        self.rolling = self.scoring = (
-            0.0  # seconds of rollouts, of scores, since `shares` was asked
-        )
+        # Seconds of rollouts, and of their scores, since `shares` was asked.
+        self.rolling = self.scoring = 0.0
         self.asked = self.since = time.perf_counter()
         self.order: tuple[int, list[int]] = (-1, [])  # of an epoch
         self.unfit: dict[int, str] = {}  # problems that cannot be asked, and why

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image, ImageStat
 
@@ -49,8 +50,8 @@ def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small stand-ins for the models that judge pictures: CLIP, by its package, and ImageReward."""
 
     class Judge:
-        def scores(self, pictures: list[Image.Image], texts: list[str]) -> list[float]:
-            return [ImageStat.Stat(one).mean[0] / 255 for one in pictures]
+        def scores(self, pictures: list[Image.Image], texts: list[str]) -> torch.Tensor:
+            return torch.tensor([ImageStat.Stat(one).mean[0] / 255 for one in pictures])
 
     monkeypatch.setattr(image_reward, "load_image_reward", lambda *given: Judge())
     monkeypatch.setitem(sys.modules, "open_clip", fake_open_clip())

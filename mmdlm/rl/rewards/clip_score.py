@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,7 +101,7 @@ class ClipScore:
         pictures = pictures_of(completions)
         texts = texts_of(prompts, columns, self.column)
         judge = load_judge(self.model, self.pretrained, self.device)
-        scores = in_batches(judge, pictures, texts, self.batch_size)
+        scores = in_batches(judge.cosine, pictures, texts, self.batch_size)
         return [max(0.0, self.scale * float(one)) for one in scores]
 
 
@@ -132,7 +132,7 @@ class Hps:
         pictures = pictures_of(completions)
         texts = texts_of(prompts, columns, self.column)
         judge = load_hps(self.weights, self.device)
-        return [float(one) for one in in_batches(judge, pictures, texts, self.batch_size)]
+        return [float(one) for one in in_batches(judge.cosine, pictures, texts, self.batch_size)]
 
 
 @cache
@@ -171,11 +171,14 @@ def texts_of(prompts: Sequence[Any], columns: dict[str, Any], column: str) -> li
 
 
 def in_batches(
-    judge: Judge, pictures: list[Image.Image], texts: list[str], size: int
+    score: Callable[[Sequence[Image.Image], Sequence[str]], Tensor],
+    pictures: list[Image.Image],
+    texts: list[str],
+    size: int,
 ) -> list[float]:
-    """[N] cosines."""
+    """[N] scores of pictures, each with its text."""
     found: list[float] = []
     for start in range(0, len(pictures), size):
         some = slice(start, start + size)
-        found += judge.cosine(pictures[some], texts[some]).tolist()
+        found += score(pictures[some], texts[some]).tolist()
     return found

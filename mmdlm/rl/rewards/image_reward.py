@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mmdlm.rl.reward import RewardUnavailable
-from mmdlm.rl.rewards.clip_score import texts_of
+from mmdlm.rl.rewards.clip_score import in_batches, texts_of
 from mmdlm.rl.rewards.pictures import pictures_of
 
 REPOSITORY, FILE = "THUDM/ImageReward", "ImageReward.pt"
@@ -109,14 +109,14 @@ class Judge:
     device: torch.device
 
     @torch.no_grad()
-    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
+    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """[N] pictures and a text for each -> [N]."""
         size = int(self.model.vision.config.image_size)
         read = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
         ).to(self.device)
         pixels = torch.stack([pixels_of(one, size) for one in pictures]).to(self.device)
-        found: list[float] = self.model(pixels, read.input_ids, read.attention_mask).tolist()
+        found: Tensor = self.model(pixels, read.input_ids, read.attention_mask)
         return found
 
 
@@ -189,8 +189,4 @@ class ImageRewardScore:
         pictures = pictures_of(completions)
         texts = texts_of(prompts, columns, self.column)
         judge = load_image_reward(self.weights, self.device)
-        found: list[float | None] = []
-        for start in range(0, len(pictures), self.batch_size):
-            some = slice(start, start + self.batch_size)
-            found += judge.scores(pictures[some], texts[some])
-        return found
+        return [*in_batches(judge.scores, pictures, texts, self.batch_size)]
