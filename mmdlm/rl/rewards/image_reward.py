@@ -139,6 +139,10 @@ def load_image_reward(weights: Path | None, device: str) -> Judge:
     """The published model in evaluation mode, loaded once; see `ImageRewardScore`."""
     from huggingface_hub import hf_hub_download
 
+    if weights is not None and not weights.is_file():
+        raise RewardUnavailable(
+            f"there is no file {str(weights)!r}; give the weights of ImageReward"
+        )
     try:
         path = weights or Path(hf_hub_download(REPOSITORY, FILE))
         tokenizer = AutoTokenizer.from_pretrained(WORDS)
@@ -147,8 +151,6 @@ def load_image_reward(weights: Path | None, device: str) -> Judge:
             f"{REPOSITORY} and the tokenizer {WORDS} cannot be downloaded here; load them where "
             "there is a network, and give the file as `weights`"
         ) from error
-    if not path.is_file():
-        raise RewardUnavailable(f"there is no file {str(path)!r}; give the weights of ImageReward")
     model = ImageRewardModel()
     try:
         model.load_published(torch.load(path, map_location="cpu", weights_only=True))
