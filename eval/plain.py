@@ -6,16 +6,27 @@ does, and gives the very tokens or the very loss that the fast path has to give.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdlm.core.forward import Corruption
+from mmdlm.core.linear import Linear
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Modality
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+
+
+def in_torchs_layers(model: MmdlmForMaskedDiffusion) -> MmdlmForMaskedDiffusion:
+    """The same parameters in linear layers of torch, which published code is made of."""
+    twin = copy.deepcopy(model, {id(one): one for one in model.parameters()})
+    for layer in twin.modules():
+        if type(layer) is Linear:
+            layer.__class__ = nn.Linear
+    return twin
 
 
 @torch.no_grad()

@@ -267,11 +267,12 @@ class Bench:
         )
         sampler = Sampler(steps=steps, block_length=block)
         run = partial(self.sample, model, batch, PackedLayers(model))
+        theirs = plain.in_torchs_layers(model)
         return Work(
             name=f"text: {new} new tokens after {prompt}, {steps} steps, "
             f"V = {model.vocabulary.size:,}",
             variants={
-                PLAIN: Variant(lambda: plain.text(model, batch, steps=steps, block_length=block)),
+                PLAIN: Variant(lambda: plain.text(theirs, batch, steps=steps, block_length=block)),
                 "exact": Variant(partial(run, sampler), exact, targets[0], exact=True),
                 "prefix cache": Variant(
                     partial(run, replace(sampler, cache=Prefix())), prefix, targets[1]
@@ -315,12 +316,13 @@ class Bench:
             steps=steps, commit=ScheduledCount(Cosine(), least=1, strict=True), guidance_scale=scale
         )
         run = partial(self.sample, model, batch, PackedLayers(model))
+        theirs = plain.in_torchs_layers(model)
         return Work(
             name=f"text-to-image: {words} words, {codes} codes of {ids:,} in V = "
             f"{model.vocabulary.size:,}, {steps} steps, guidance",
             variants={
                 PLAIN: Variant(
-                    lambda: plain.image(model, batch, steps=steps, guidance_scale=scale)
+                    lambda: plain.image(theirs, batch, steps=steps, guidance_scale=scale)
                 ),
                 "exact": Variant(
                     partial(run, sampler), sum(pass_(length, read) for read in open_), 2.5, True
@@ -348,7 +350,8 @@ class Bench:
         head = int(corruption.masked.sum()) * (stop - start)
         flops = costs.training(tokens=rows * length, pairs=rows * length**2, head=head)
         what = "64 words + 256 codes, drawing" if drawing else "512 tokens, 44 % masked"
-        all_logits = partial(plain.loss, model, batch, corruption, modality)
+        theirs = plain.in_torchs_layers(model)
+        all_logits = partial(plain.loss, theirs, batch, corruption, modality)
         return Work(
             name=f"train step: 4 x ({what}), V = {vocabulary.size:,}",
             variants={
@@ -391,6 +394,7 @@ class Bench:
             pairs=int(lengths.square().sum()),
             head=int(corruption.masked.sum()) * vocabulary.text[1],
         )
+        theirs = plain.in_torchs_layers(model)
         return Work(
             name=f"SFT on GSM8K's lengths, rows of {length} ({fill:.1%} full when packed)",
             variants={
@@ -398,7 +402,7 @@ class Bench:
                     partial(
                         self.step,
                         model,
-                        lambda: plain.loss(model, *both[PLAIN], Modality.TEXT),
+                        lambda: plain.loss(theirs, *both[PLAIN], Modality.TEXT),
                     )
                 ),
                 "ours": Variant(

@@ -48,7 +48,7 @@ from train.parts import Parts
 
 Attention = Literal["sdpa", "flex_attention"]
 Recompute = bool | Literal["selective"]
-PRODUCTS = ("mm", "addmm", "bmm", "flex_attention")
+PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "flex_attention")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 

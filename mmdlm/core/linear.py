@@ -13,6 +13,7 @@ from torch import Tensor, nn
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _MOST = 2 << 30  # bytes
+_LEAST = 1 << 24  # multiplications, below which our way there takes longer than the product
 _ROWS = 32  # of a product; the layout is good for any
 _PLAIN = (Tensor, nn.Parameter)  # and no quantized or sharded weight
 Rows = tuple[int, int]  # a half-open range of the outputs of a layer
@@ -22,13 +23,19 @@ Packed = dict[Rows | tuple[nn.Module, ...], tuple[Tensor, Tensor | None]]
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., D], [R, D], [R] -> [..., R], as `F.linear` but for rounding.
 
-    Without gradients, in float32 on a CPU, it is oneDNN's: MKL, which `F.linear` calls, packs the
-    weight anew for every product, and that costs most where rows are few. Measured on 2 cores of an
+    In float32 on a CPU it is oneDNN's, unless it is small: MKL, which `F.linear` calls, packs the
+    weight anew for every product, which costs most where rows are few. Measured on 2 cores of an
     AMD EPYC (AVX-512) over 12 layers of width 512: 69 -> 108 GFLOP/s for 32 rows, 139 -> 179 for
     256, and packed (`PackedLayers`) 153 and 203; the head of 24,576 ids, 32 rows: 56 -> 119.
+
+    With gradients and without them it is the same to the bit, as a policy and its reference need.
     """
-    if not _fits(x) or not _is_plain(weight):
+    multiplications = x.numel() * len(weight)
+    if multiplications < _LEAST or not _fits(x) or not _is_plain(weight):
         return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        product: Tensor = _Product.apply(x, weight, bias)
+        return product
     return _onednn(x, weight, bias)
 
 
@@ -38,12 +45,33 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
+class _Product(torch.autograd.Function):
+    """oneDNN's, which torch gives without gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = slope.flatten(0, -2)
+        return (
+            linear(slope, weight.T) if of_x else None,
+            # torch's own: oneDNN would have both turned around before
+            rows.T @ x.flatten(0, -2) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
 def _fits(x: Tensor) -> bool:
     """Whether oneDNN may multiply it."""
     return (
         _ONEDNN is not None
-        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled("cpu")
         and type(x) in _PLAIN
         and x.dtype == torch.float32
@@ -58,9 +86,7 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """torch's, computed by oneDNN within `PackedLayers`.
-
-    Not elsewhere: a policy with gradients and its reference without them have to agree to the bit.
+    """torch's, computed by `linear`.
 
     packed  weights as oneDNN wants them, and biases, by the rows of a product, or by the layers
             that have one in common; None outside
@@ -79,8 +105,8 @@ class Linear(nn.Linear):
         return self._product(x, self.weight[here], bias, ids)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
-        if self.packed is None or not _fits(x):
-            return F.linear(x, weight, bias)
+        if self.packed is None or torch.is_grad_enabled() or not _fits(x):
+            return linear(x, weight, bias)
         if rows not in self.packed:
             self.packed[rows] = _laid_out(weight), bias
         return _onednn(x, *self.packed[rows])
@@ -88,7 +114,7 @@ class Linear(nn.Linear):
 
 def products(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """What layers make of the same x [..., D]: one product of all their weights, if packed."""
-    if not _are_packed(layers) or not _fits(x):
+    if not _are_packed(layers) or torch.is_grad_enabled() or not _fits(x):
         return tuple(layer(x) for layer in layers)
     packed, sizes = layers[0].packed, [layer.out_features for layer in layers]
     assert packed is not None

@@ -30,38 +30,88 @@ def test_it_is_the_product(rows: tuple[int, ...], bias: bool, strided: bool) -> 
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_onednns_where_layers_are_packed_and_torchs_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """To the bit the same with gradients and without, outside of a sampler."""
-    calls: list[int] = []
-    kernel = module._ONEDNN
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each product of oneDNN's, which serves small ones too."""
+    kernel, found = module._ONEDNN, []
     if kernel is None:
         pytest.skip("this build of torch has no oneDNN")
 
     def counted(*given: object) -> torch.Tensor:
-        calls.append(1)
+        found.append(1)
         return kernel(*given)
 
     monkeypatch.setattr(module, "_ONEDNN", counted)
+    monkeypatch.setattr(module, "_LEAST", 0)
+    return found
+
+
+def test_it_is_onednns_for_float32_and_torchs_elsewhere(
+    calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, x = Linear(16, 24), torch.randn(3, 16)
-    learning = layer(x)
-    learning.sum().backward()
-    assert layer.weight.grad is not None
     with torch.no_grad():
-        assert torch.equal(layer(x), learning)
-        assert not calls
+        layer(x)
+        assert len(calls) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        for packed in (layer.double(), layer.bfloat16()):
+            with PackedLayers(packed):
+                packed(x.to(packed.weight.dtype))
+        assert len(calls) == 1
+        monkeypatch.setattr(module, "_LEAST", 3 * 16 * 24 + 1)
+        layer.float()(x)
+        assert len(calls) == 1
         with PackedLayers(layer):
             layer(x)
-            assert len(calls) == 1
-            layer(x.double().float())
-            with torch.autocast("cpu", torch.bfloat16):
-                assert layer(x).dtype == torch.bfloat16
-        with PackedLayers(layer.double()):
-            layer(x.double())
-        with PackedLayers(layer.bfloat16()):
-            layer(x.bfloat16())
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("rows", [(5,), (2, 3), (1, 4, 2)])
+@pytest.mark.parametrize(
+    "learning", [("x",), ("weight",), ("bias",), ("x", "weight"), ("x", "weight", "bias")]
+)
+def test_it_learns_as_torchs_does(
+    rows: tuple[int, ...], learning: tuple[str, ...], calls: list[int]
+) -> None:
+    """To the bit the same product with gradients and without; they are those of float64."""
+    given = {
+        "x": torch.randn(*rows, 16, generator=rng(1)),
+        "weight": torch.randn(24, 16, generator=rng(2)),
+        "bias": torch.randn(24, generator=rng(3)),
+    }
+    slope = torch.randn(24, generator=rng(4)).expand(*rows, 24)  # as a sum gives it
+
+    def gradients(dtype: torch.dtype, product: Any) -> tuple[torch.Tensor, ...]:
+        mine = {name: one.to(dtype).requires_grad_(name in learning) for name, one in given.items()}
+        y = product(*mine.values())
+        found = torch.autograd.grad(y, [mine[name] for name in learning], slope.to(dtype))
+        return y.detach(), *found
+
+    exact = gradients(torch.float64, F.linear)
+    found = gradients(torch.float32, linear)
+    assert len(calls) == 1 + ("x" in learning)
+    for one, expected in zip(found, exact, strict=True):
+        assert one.shape == expected.shape
+        torch.testing.assert_close(one.double(), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(linear(*given.values()), found[0])
+
+
+def test_gradients_of_gradients_and_transforms(calls: list[int]) -> None:
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    of_x, of_weight = torch.autograd.grad(
+        linear(x, weight).square().sum(), (x, weight), create_graph=True
+    )
+    found = torch.autograd.grad(of_x.square().sum() + of_weight.square().sum(), (x, weight))
+    of_x, of_weight = torch.autograd.grad(
+        F.linear(x, weight).square().sum(), (x, weight), create_graph=True
+    )
+    expected = torch.autograd.grad(of_x.square().sum() + of_weight.square().sum(), (x, weight))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    each = torch.func.vmap(lambda row: linear(row[None], weight)[0])(x)
+    torch.testing.assert_close(each, F.linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert calls
 
 
 def test_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
