@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mmdlm.core.linear import linear
 # Logits at a time on a GPU, 256 MB in float32; elsewhere rows, of which products like 32 times some
 # number, and no more than caches hold: 132 or 265 of them take 5 and 20 % longer.
 _LOGITS_ON_GPU, _ROWS = 1 << 26, 256
+Ids = tuple[int, int]
 
 
 def linear_cross_entropy(
@@ -21,7 +23,7 @@ def linear_cross_entropy(
     label: Tensor,
     factor: Tensor,
     *,
-    ids: tuple[int, int] | None = None,
+    ids: Ids | None = None,
 ) -> Tensor:
     """sum_i factor_i * -log softmax(head states_i)[label_i], a float32 scalar.
 
@@ -39,10 +41,7 @@ def linear_cross_entropy(
     have no factor. It serves GPUs too: cut-cross-entropy (arXiv:2411.09009) saves the chunk, but
     takes states in 16 bits alone and computes the logits once more.
     """
-    kind, dtype = states.device.type, head.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        states = states.to(dtype)
+    states, dtype = _cast(states, head)
     total: Tensor = _LinearCrossEntropy.apply(
         states,
         head,
@@ -55,6 +54,30 @@ def linear_cross_entropy(
     return total
 
 
+def linear_log_prob(
+    states: Tensor,
+    head: Tensor,
+    label: Tensor,
+    *,
+    ids: Ids | None = None,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(head states_i)[label_i], [M] float32; arguments as in `linear_cross_entropy`.
+
+    With it, where asked, the entropies [M] of the softmax, without gradient.
+
+    For losses that are no sum over tokens, such as ratios of a policy and its old self. What comes
+    back to each token is not known while its logits are there, so that they are computed once more
+    for the gradient of the head, and for it alone: that of the states is so many times a vector
+    that is known.
+    """
+    states, dtype = _cast(states, head)
+    log_prob, spread = _LinearLogProb.apply(
+        states, head, label, ids or (0, len(head)), dtype, torch.is_grad_enabled(), entropy
+    )
+    return log_prob, spread
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head: Tensor,
         label: Tensor,
         factor: Tensor,
-        ids: tuple[int, int],
+        ids: Ids,
         dtype: torch.dtype,
         learning: bool,
     ) -> Tensor:
@@ -74,17 +97,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_head = torch.zeros_like(head) if for_head else None
         sum_of_head = None if of_head is None else of_head[slice(*ids)].float()  # a view, mostly
         head = head[slice(*ids)].to(dtype)
-        rows = max(1, _LOGITS_ON_GPU // max(1, len(head))) if states.is_cuda else _ROWS
         total = torch.zeros((), device=states.device)
-        for start in range(0, len(states), rows):
-            here = slice(start, start + rows)
+        for here in _chunks(states, head):
             some, wanted, weight = states[here], label[here, None], factor[here, None]
-            logits = linear(some, head).float()
-            own = logits.gather(1, wanted)
-            most = logits.amax(1, keepdim=True)
-            share = logits.sub_(most).exp_()  # in place from here on
-            sum_ = share.sum(1, keepdim=True)
-            total += (weight * (most + sum_.log() - own)).sum()
+            log_prob, share, sum_ = _softmax(some, head, wanted)
+            total -= (weight * log_prob).sum()
             if for_states or for_head:
                 slope = share.mul_(weight / sum_).scatter_add_(1, wanted, -weight).to(states.dtype)
                 if of_states is not None:
@@ -92,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if sum_of_head is not None:
                     _add_product(sum_of_head, slope.T, some)
                 del slope
-            del logits, share  # before the next ones are made
+            del share  # before the next ones are made
         if of_head is not None and sum_of_head is not None and of_head.dtype != sum_of_head.dtype:
             of_head[slice(*ids)] = sum_of_head
         ctx.ids = ids
@@ -111,6 +128,92 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if of_head is not None:
             of_head[slice(*ctx.ids)].mul_(slope)  # all else is zero
         return of_states, of_head, *[None] * 5
+
+
+class _LinearLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        head: Tensor,
+        label: Tensor,
+        ids: Ids,
+        dtype: torch.dtype,
+        learning: bool,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        found = torch.empty(len(states), device=states.device)
+        spread = torch.empty_like(found) if entropy else None
+        of_states = torch.empty_like(states) if learning and states.requires_grad else None
+        own = head[slice(*ids)].to(dtype)
+        for here in _chunks(states, own):
+            wanted = label[here, None]
+            log_prob, share, sum_ = _softmax(states[here], own, wanted)
+            found[here] = log_prob.squeeze(1)
+            share.div_(sum_)
+            if spread is not None:
+                spread[here] = torch.special.entr(share).sum(1)
+            if of_states is not None:
+                of_states[here] = linear(_slope(share, wanted, states.dtype), own.T)
+            del share
+        ctx.ids, ctx.dtype = ids, dtype
+        ctx.save_for_backward(states, head, label, of_states)
+        if spread is not None:
+            ctx.mark_non_differentiable(spread)
+        return found, spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        states, head, label, of_states = ctx.saved_tensors
+        slope = slope[:, None]
+        if of_states is not None:
+            of_states = of_states * slope
+        of_head = None
+        if ctx.needs_input_grad[1]:
+            of_head = torch.zeros_like(head)
+            sum_of_head = of_head[slice(*ctx.ids)].float()  # a view, mostly
+            own = head[slice(*ctx.ids)].to(ctx.dtype)
+            for here in _chunks(states, own):
+                wanted = label[here, None]
+                _, share, sum_ = _softmax(states[here], own, wanted)
+                part = _slope(share.div_(sum_), wanted, states.dtype).mul_(slope[here])
+                _add_product(sum_of_head, part.T, states[here])
+                del share, part
+            if of_head.dtype != sum_of_head.dtype:
+                of_head[slice(*ctx.ids)] = sum_of_head
+        return of_states, of_head, *[None] * 5
+
+
+def _cast(states: Tensor, head: Tensor) -> tuple[Tensor, torch.dtype]:
+    """The states as products want them, and the dtype for the head: under autocast, its own."""
+    kind = states.device.type
+    if not torch.is_autocast_enabled(kind):
+        return states, head.dtype
+    dtype = torch.get_autocast_dtype(kind)
+    return states.to(dtype), dtype
+
+
+def _chunks(states: Tensor, head: Tensor) -> Iterator[slice]:
+    """As many rows of the states as may have logits at once, again and again."""
+    rows = max(1, _LOGITS_ON_GPU // max(1, len(head))) if states.is_cuda else _ROWS
+    for start in range(0, len(states), rows):
+        yield slice(start, start + rows)
+
+
+def _softmax(states: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[m, D], [R, D], [m, 1] -> log p of the wanted ids [m, 1]; p [m, R] times its sum [m, 1]."""
+    logits = linear(states, head).float()
+    own = logits.gather(1, wanted)
+    most = logits.amax(1, keepdim=True)
+    share = logits.sub_(most).exp_()  # in place
+    sum_ = share.sum(1, keepdim=True)
+    return own - most - sum_.log(), share, sum_
+
+
+def _slope(p: Tensor, wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    """The derivative of log p[wanted] by the logits, where p was."""
+    return p.neg_().scatter_add_(1, wanted, torch.ones_like(p[:, :1])).to(dtype)
 
 
 def _add_product(sum_: Tensor, a: Tensor, b: Tensor) -> None:

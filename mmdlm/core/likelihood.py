@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdlm.core.cross_entropy import linear_log_prob
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.forward import exact_count
 from mmdlm.core.schedule import Linear, MaskSchedule
@@ -693,19 +694,31 @@ def token_scores(
 ) -> tuple[Tensor, Tensor | None]:
     """`token_log_prob`, and where asked the entropy at the same positions, without gradient."""
     hidden = denoiser.hidden(x_t, batch, at=where)
+    head = denoiser.head_weight()
     result = torch.zeros(x_t.shape, device=x_t.device)
     spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None
     for modality in GENERATED:
-        ids = denoiser.vocabulary.range(modality)
-        if ids[0] == ids[1]:
+        start, stop = denoiser.vocabulary.range(modality)
+        if start == stop:
             continue
+        ids = (0, denoiser.vocabulary.size) if full_vocabulary else (start, stop)
         here = where & batch.of(modality)
-        logits = denoiser.logits_at(hidden, here, ids=None if full_vocabulary else ids).float()
-        label = batch.ids[here] - (0 if full_vocabulary else ids[0])
-        log_prob = -F.cross_entropy(logits, label, reduction="none")
+        label = batch.ids[here] - ids[0]
+        if head is not None:
+            found = linear_log_prob(hidden[here], head, label, ids=ids, entropy=entropy)
+        else:
+            found = _log_prob(denoiser.logits_at(hidden, here, ids=ids), label, entropy=entropy)
+        log_prob, value = found
         result = result.masked_scatter(here, log_prob)
-        if spread is not None:
-            with torch.no_grad():
-                value = torch.special.entr(logits.softmax(-1)).sum(-1)
+        if spread is not None and value is not None:
             spread = spread.masked_scatter(here, value)
     return result, spread
+
+
+def _log_prob(logits: Tensor, label: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """`linear_log_prob` of logits [M, R]."""
+    logits = logits.float()
+    log_prob = -F.cross_entropy(logits, label, reduction="none")
+    if not entropy:
+        return log_prob, None
+    return log_prob, torch.special.entr(logits.detach().softmax(-1)).sum(-1)

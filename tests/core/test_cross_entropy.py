@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core import cross_entropy
-from mmdlm.core.cross_entropy import linear_cross_entropy
+from mmdlm.core.cross_entropy import linear_cross_entropy, linear_log_prob
 from tests.core.fakes import rng
 
 M, D, R = 37, 16, 50
@@ -121,4 +121,87 @@ def test_nothing_to_learn_from() -> None:
     found = linear_cross_entropy(states[:0], head, label[:0], factor[:0])
     found.backward()
     assert float(found) == 0
+    assert not bool(head.grad.any())
+
+
+# ---- log-probabilities --------------------------------------------------------------------------
+
+
+def likelihoods(states: Tensor, head: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies in float64, all logits at once."""
+    log_p = F.linear(states.double(), head.double()).log_softmax(-1)
+    return log_p.gather(1, label[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(1)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 37, 1000])
+@pytest.mark.parametrize("ids", [None, (10, 40)])
+def test_log_probabilities_and_gradients_are_those_of_all_logits(
+    rows: int, ids: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token's own, whatever is made of them."""
+    monkeypatch.setattr(cross_entropy, "_ROWS", rows)
+    states, head, label, _ = given()
+    label = label % 30
+    expected, spread = likelihoods(states, head if ids is None else head[slice(*ids)], label)
+    found, entropy = linear_log_prob(states, head, label, ids=ids, entropy=True)
+    assert found.dtype == entropy.dtype == torch.float32
+    assert not entropy.requires_grad
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(entropy.double(), spread, rtol=1e-5, atol=1e-6)
+    of_expected = torch.autograd.grad(expected.exp().log1p().sum(), (states, head))
+    of_found = torch.autograd.grad(found.exp().log1p().sum(), (states, head), retain_graph=True)
+    for one, other in zip(of_found, of_expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    again = torch.autograd.grad(found.exp().log1p().sum(), (states, head))
+    torch.testing.assert_close(again, of_found, rtol=0, atol=0)
+    alone, nothing = linear_log_prob(states, head, label, ids=ids)
+    assert nothing is None
+    assert torch.equal(alone, found)
+
+
+@pytest.mark.parametrize("frozen", ["states", "head", "both", "no_grad"])
+def test_what_does_not_learn_has_the_same_log_probabilities(frozen: str) -> None:
+    """To the bit: a policy and its reference."""
+    states, head, label, _ = given()
+    expected, _ = linear_log_prob(states, head, label)
+    states.requires_grad_(frozen not in ("states", "both"))
+    head.requires_grad_(frozen not in ("head", "both"))
+    with torch.set_grad_enabled(frozen != "no_grad"):
+        found, _ = linear_log_prob(states, head, label)
+    assert torch.equal(found, expected)
+    assert found.requires_grad == (frozen in ("states", "head"))
+    if found.requires_grad:
+        found.sum().backward()
+        assert (states.grad is None) == (frozen == "states")
+        assert (head.grad is None) == (frozen == "head")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_log_probabilities_in_half_precision(
+    autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As near as those of all logits are."""
+    monkeypatch.setattr(cross_entropy, "_ROWS", 10)
+    states, head, label, factor = given(torch.float32 if autocast else torch.bfloat16)
+    expected, _ = likelihoods(states, head, label)
+    exact = torch.autograd.grad((factor * expected).sum(), (states, head))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, _ = linear_log_prob(states, head, label)
+        logits = F.linear(states, head).float()
+        usual = -F.cross_entropy(logits, label, reduction="none")
+    error, bar = (float((one - expected).abs().max()) for one in (found, usual))
+    assert error <= 1.1 * bar + 1e-6
+    mine = torch.autograd.grad((factor * found).sum(), (states, head))
+    theirs = torch.autograd.grad((factor * usual).sum(), (states, head))
+    for one, other, true in zip(mine, theirs, exact, strict=True):
+        assert one.dtype == other.dtype
+        error, bar = (float((g.float() - true.float()).norm()) for g in (one, other))
+        assert error <= 1.1 * bar
+
+
+def test_no_log_probabilities() -> None:
+    states, head, label, _ = given()
+    found, entropy = linear_log_prob(states[:0], head, label[:0], entropy=True)
+    assert found.shape == entropy.shape == (0,)
+    found.sum().backward()
     assert not bool(head.grad.any())

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mmdlm.core import cross_entropy
 from mmdlm.core.forward import Absorbing
+from mmdlm.core.likelihood import token_scores
 from mmdlm.core.objective import ModalityLoss, Objective
 from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Sequence, collate, feature_segment, pack, text_segment
@@ -262,7 +263,7 @@ def test_the_loss_is_that_of_all_logits(
     normaliser: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of some rows, gradients included, for texts and pictures of unequal lengths."""
-    monkeypatch.setattr(cross_entropy, "_CHUNK", 60)
+    monkeypatch.setattr(cross_entropy, "_ROWS", 4)
     model = tiny_model().double()
     batch = pack([document(3, 4, seed=0), document(9, 6, seed=1)], VOCABULARY, length=28)
     part = ModalityLoss(normaliser=normaliser)
@@ -312,7 +313,7 @@ class Largest(TorchDispatchMode):
 
 def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither forward nor backward; the largest are an activation and the head's gradient."""
-    monkeypatch.setattr(cross_entropy, "_CHUNK", 8 * 500)
+    monkeypatch.setattr(cross_entropy, "_ROWS", 4)
     words = Vocabulary.build(text_size=500, eos_id=0)
     model = tiny_model(vocabulary=words.to_dict())
     text = torch.randint(500, (60,), generator=torch.Generator().manual_seed(0))
@@ -322,6 +323,12 @@ def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     masked = int(corruption.masked.sum())
     with Largest() as largest:
         objective.terms(model, batch, corruption).sums["text"].backward()
+    assert model.lm_head.weight.numel() <= largest.elements < masked * 500 / 4
+    with Largest() as largest:
+        log_prob, _ = token_scores(
+            model, corruption.x_t, batch, where=corruption.masked, entropy=True
+        )
+        log_prob.exp().sum().backward()
     assert model.lm_head.weight.numel() <= largest.elements < masked * 500 / 4
     with Largest() as largest:
         model(corruption.x_t)
