@@ -1,26 +1,16 @@
-"""Batches for training: the sequences of all sources in rows, over worker processes, resumable.
-
-torchdata's StatefulDataLoader would do the part of the workers, but it reaches into the internals
-of torch's DataLoader and is no longer kept up with torch; here each batch simply brings along the
-state that its worker has after it.
-"""
+"""Batches for training: the sequences of all sources in rows, one or several in each."""
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_pipelines.shards import expand_urls
 from data_pipelines.source import Source, TextTokenizer
 from data_pipelines.stream import Reader, SequenceStream, State, permutation
+from data_pipelines.workers import Loader, workers_for
 from mmdlm.core.sequence import Batch, Sequence, arrange, collate, concatenate, pack
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -37,7 +27,7 @@ def build_loader(
     length: int,
     packed: bool = False,
     seed: int = 0,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     rank: int = 0,
     world_size: int = 1,
     shuffle_buffer: int = 4096,
@@ -54,7 +44,7 @@ def build_loader(
     tokenizer       of texts; its ids are those of `vocabulary.text`
     batch_size      rows of a batch of this process
     packed          several documents in a row, as many as fit; otherwise one, padded to `length`
-    num_workers     processes that read ahead; 0 reads in this one
+    num_workers     processes that read ahead; 0 reads in this one. None: two if pin_memory
     rank, world_size  this process among all that train
     shuffle_buffer  samples that are shuffled together, per worker and source; 0 keeps the order
                     of samples and shards, though not that of packed rows
@@ -62,7 +52,7 @@ def build_loader(
                     fewer rows (and processes may differ in their number of batches)
     max_broken      share of broken samples that are skipped and listed; more stop the run
     cache_bytes     a data set that fits in so much memory, per worker, is read only once
-    pin_memory      give out batches in page-locked memory (needs num_workers > 0)
+    pin_memory      give out batches in page-locked memory, where workers read ahead
 
     Raises ValueError for an empty list of sources or shards, or a number out of its range.
     """
@@ -72,7 +62,6 @@ def build_loader(
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("length", length, 1),
-        ("num_workers", num_workers, 0),
         ("shuffle_buffer", shuffle_buffer, 0),
         ("cache_bytes", cache_bytes, 0),
     ):
@@ -82,6 +71,7 @@ def build_loader(
         raise ValueError(f"max_broken is {max_broken}; a share lies in [0, 1]")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}; it must be 0 ... {world_size - 1}")
+    num_workers = workers_for(num_workers, on_gpu=pin_memory)
     # Shards are looked up once, so that all workers deal the same list.
     sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
     settings = {
@@ -115,102 +105,6 @@ def build_loader(
     return Loader(recipe, settings, num_workers=num_workers, pin_memory=pin_memory)
 
 
-class Loader:
-    """An iterable of `Batch` whose state says which batch comes next; see `build_loader`.
-
-    `state_dict()` covers the batches that were given out, not those that workers hold ready. It
-    belongs to one process (rank): each saves and loads its own. Iterating again goes on from the
-    state; after the end of a single pass it starts over.
-    """
-
-    def __init__(
-        self, recipe: _Recipe, settings: State, *, num_workers: int, pin_memory: bool
-    ) -> None:
-        self.recipe = recipe
-        self.settings = settings
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self._reset()
-
-    def _reset(self) -> None:
-        self._next = 0  # the worker whose turn it is
-        self._workers: list[State | None] = [None] * max(1, self.num_workers)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self.num_workers == 0:
-            parts: Iterable[_Part] = self.recipe.parts(0, self._workers[0])
-        else:
-            parts = DataLoader(
-                _WorkerDataset(self.recipe, list(self._workers), self._next),
-                batch_size=None,
-                collate_fn=_as_it_is,
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory and torch.cuda.is_available(),
-            )
-        for part in parts:
-            if part.error is not None:
-                raise part.error
-            assert part.batch is not None
-            self._workers[part.worker] = part.state
-            self._next = (part.worker + 1) % len(self._workers)
-            yield part.batch
-        if not any(self._workers) and self.settings["world_size"] == 1:
-            raise ValueError("the shards hold no sample that can be used; see what was skipped")
-        self._reset()
-
-    def state_dict(self) -> State:
-        """Where the data stands, as JSON can hold it."""
-        return copy.deepcopy(
-            {"settings": self.settings, "next": self._next, "workers": self._workers}
-        )
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on where another loader with the same settings stood; call before iterating.
-
-        Raises ValueError where the settings differ, as then other samples would follow.
-        """
-        differing = [
-            f"{name} was {state['settings'].get(name)} and is {value}"
-            for name, value in self.settings.items()
-            if state["settings"].get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"the data cannot go on where it stood: {'; '.join(differing)}. Set them back, or "
-                "start a new run from the weights"
-            )
-        state = copy.deepcopy(state)
-        self._next, self._workers = state["next"], state["workers"]
-
-    def tally(self) -> list[dict[str, Any]]:
-        """For each source: how many samples were good and broken so far, and which were broken.
-
-        Packed batches come from samples that were read a window ahead, and counted.
-        """
-        totals: list[dict[str, Any]] = [
-            {"good": 0, "broken": 0, "listed": []} for _ in self.settings["shards"]
-        ]
-        for worker in self._workers:
-            for total, source in zip(totals, worker["sources"] if worker else [], strict=False):
-                for name in total:
-                    total[name] += source["tally"][name]
-        return totals
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a worker hands over: a batch and the state after it, or what stopped it."""
-
-    worker: int
-    batch: Batch | None = None
-    state: State | None = None
-    error: Exception | None = None
-
-    def pin_memory(self) -> _Part:
-        """The hook that torch's DataLoader calls."""
-        return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
-
-
 @dataclass(frozen=True)
 class _Recipe:
     """All that a worker needs to make its batches."""
@@ -224,15 +118,11 @@ class _Recipe:
     workers: int
     world_size: int
 
-    def parts(self, worker: int, state: State | None) -> Iterator[_Part]:
-        """Batches of one worker from a state on, each with the state after it."""
+    def __call__(self, worker: int) -> _SingleRows | _PackedRows:
+        """Batches of one worker."""
         reader = Reader(self.rank * self.workers + worker, self.world_size * self.workers)
         rows = _PackedRows if self.packed else _SingleRows
-        batches = rows(self.stream(reader=reader), self)
-        if state is not None:
-            batches.load_state_dict(state)
-        for batch in batches:
-            yield _Part(worker, batch, batches.state_dict())
+        return rows(self.stream(reader=reader), self)
 
 
 class _SingleRows:
@@ -322,28 +212,3 @@ class _PackedRows:
         window = state.get("window", {"start": state, "given": 0})
         self._given = window["given"]
         self.stream.load_state_dict(window["start"])
-
-
-class _WorkerDataset(IterableDataset[_Part]):
-    """DataLoader asks its workers in turn from the first; after resuming, another is the first."""
-
-    def __init__(self, recipe: _Recipe, states: list[State | None], first: int) -> None:
-        self.recipe = recipe
-        self.states = states
-        self.first = first
-
-    def __iter__(self) -> Iterator[_Part]:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
-        info = get_worker_info()
-        assert info is not None
-        worker = (info.id + self.first) % info.num_workers
-        try:
-            yield from self.recipe.parts(worker, self.states[worker])
-        except ValueError as error:  # sent as it is: DataLoader would wrap it in a traceback
-            yield _Part(worker, error=ValueError(str(error)))
-        except OSError as error:
-            yield _Part(worker, error=OSError(str(error)))
-
-
-def _as_it_is(part: Any) -> Any:
-    return part

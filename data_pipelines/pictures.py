@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,37 +11,84 @@ from torch import Tensor
 from data_pipelines.shards import expand_urls
 from data_pipelines.source import BROKEN_CONTENT, PICTURES, field_image
 from data_pipelines.stream import Broken, Reader, ShardStream, State, Tally, one_line
+from data_pipelines.workers import Loader, workers_for
 from mmdlm.vision.pixels import Fit, to_pixels
 
 
-class PictureLoader:
+def picture_loader(
+    urls: str | list[str],
+    *,
+    batch_size: int,
+    image_size: int,
+    fit: Fit = "crop",
+    seed: int = 0,
+    num_workers: int | None = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle_buffer: int = 4096,
+    max_broken: float = 0.01,
+    cache_bytes: int = 1 << 28,
+    pin_memory: bool = False,
+) -> Loader:
     """Endless batches [batch_size, 3, image_size, image_size] in [-1, 1] of one process.
 
-    Decoding happens in the training process: pictures are small beside the step that they feed.
-    Raises ValueError for an empty list of shards, and where more than `max_broken` cannot be read.
+    Arguments as in `build_loader`. Raises ValueError for an empty list of shards, and where more
+    than `max_broken` cannot be read.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+    num_workers = workers_for(num_workers, on_gpu=pin_memory)
+    found = expand_urls(urls)
+    settings = {
+        "shards": [len(found)],
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "fit": fit,
+        "seed": seed,
+        "num_workers": num_workers,
+        "rank": rank,
+        "world_size": world_size,
+        "shuffle_buffer": shuffle_buffer,
+    }
+    make = partial(
+        _Pictures,
+        urls=found,
+        batch_size=batch_size,
+        image_size=image_size,
+        fit=fit,
+        seed=seed,
+        first=rank * max(1, num_workers),
+        readers=world_size * max(1, num_workers),
+        shuffle_buffer=shuffle_buffer,
+        max_broken=max_broken,
+        cache_bytes=cache_bytes,
+    )
+    return Loader(make, settings, num_workers=num_workers, pin_memory=pin_memory)
+
+
+class _Pictures:
+    """Batches of one worker; `first` is the number of this process's first among all `readers`."""
 
     def __init__(
         self,
-        urls: str | list[str],
+        worker: int,
         *,
+        urls: list[str],
         batch_size: int,
         image_size: int,
-        fit: Fit = "crop",
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle_buffer: int = 4096,
-        max_broken: float = 0.01,
-        cache_bytes: int = 1 << 28,
+        fit: Fit,
+        seed: int,
+        first: int,
+        readers: int,
+        shuffle_buffer: int,
+        max_broken: float,
+        cache_bytes: int,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         self.batch_size, self.image_size, self.fit = batch_size, image_size, fit
         self._tally = Tally(max_broken)
         self._stream = ShardStream(
-            expand_urls(urls),
-            reader=Reader(rank, world_size),
+            urls,
+            reader=Reader(first + worker, readers),
             seed=seed,
             shuffle_buffer=shuffle_buffer,
             fields=PICTURES,
@@ -64,10 +112,10 @@ class PictureLoader:
                 pixels = []
 
     def state_dict(self) -> State:
-        """Position after the batch that was yielded last."""
-        return {"stream": self._stream.state_dict(), "tally": self._tally.state_dict()}
+        source = {"stream": self._stream.state_dict(), "tally": self._tally.state_dict()}
+        return {"sources": [source]}
 
     def load_state_dict(self, state: State) -> None:
-        """The next batch is the one that followed that position."""
-        self._stream.load_state_dict(state["stream"])
-        self._tally.load_state_dict(state["tally"])
+        (source,) = state["sources"]
+        self._stream.load_state_dict(source["stream"])
+        self._tally.load_state_dict(source["tally"])

@@ -17,9 +17,10 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.conversations import speak
-from data_pipelines.loader import Loader, build_loader
+from data_pipelines.loader import build_loader
 from data_pipelines.seen import see_through
 from data_pipelines.source import Source
+from data_pipelines.workers import Loader
 from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sequence import Batch
@@ -258,9 +259,6 @@ def load_batches(
     data: Data, sources: list[Source], words: Words, *, seed: int, process: PartialState
 ) -> Loader:
     """Batches of this process; see `build_loader`."""
-    on_gpu, workers = process.device.type == "cuda", data.num_workers
-    if workers is None:
-        workers = 2 if on_gpu else 0
     return build_loader(
         sources,
         words.vocabulary,
@@ -269,12 +267,12 @@ def load_batches(
         length=data.length,
         packed=data.packed,
         seed=seed,
-        num_workers=workers,
+        num_workers=data.num_workers,
         rank=process.process_index,
         world_size=process.num_processes,
         shuffle_buffer=data.shuffle_buffer,
         max_broken=data.max_broken,
-        pin_memory=on_gpu and workers > 0,
+        pin_memory=process.device.type == "cuda",
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.command_line import run
-from data_pipelines.pictures import PictureLoader
+from data_pipelines.pictures import picture_loader
 from mmdlm.vision.image_tokenizer import CONFIG, ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
@@ -95,11 +95,15 @@ def forward_flops(tokenizer: ImageTokenizer) -> int:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Shards of pictures, and how they become batches; see `PictureLoader`."""
+    """Shards of pictures, and how they become batches; see `picture_loader`.
+
+    num_workers  as in `Data` of the other recipes
+    """
 
     urls: str | list[str]
     batch_size: int = 16
     fit: Fit = "crop"
+    num_workers: int | None = None
     shuffle_buffer: int = 4096
     max_broken: float = 0.01
 
@@ -139,22 +143,24 @@ def main(
             if start_from is not None
             else FAMILIES[family].from_config(options or {})
         )
-    loader = PictureLoader(
+    loader = picture_loader(
         pictures.urls,
         batch_size=pictures.batch_size,
         image_size=tokenizer.image_size,
         fit=pictures.fit,
         seed=fit_settings.seed,
+        num_workers=pictures.num_workers,
         rank=state.process_index,
         world_size=state.num_processes,
         shuffle_buffer=pictures.shuffle_buffer,
         max_broken=pictures.max_broken,
+        pin_memory=state.device.type == "cuda",
     )
 
     @cache  # every sheet shows the same pictures, read when the first is made
     def shown() -> Tensor:
         size = tokenizer.image_size
-        some = PictureLoader(pictures.urls, batch_size=SHOWN, image_size=size, fit=pictures.fit)
+        some = picture_loader(pictures.urls, batch_size=SHOWN, image_size=size, fit=pictures.fit)
         return next(iter(some)).to(state.device)
 
     def reconstructions(step: int) -> None:

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor
 
 from data_pipelines.command_line import run
-from data_pipelines.loader import Loader
 from data_pipelines.preferences import Preference
 from data_pipelines.source import Source
+from data_pipelines.workers import Loader
 from mmdlm.core.likelihood import Elbo, LikelihoodEstimator, View
 from mmdlm.core.sequence import Batch
 from mmdlm.decoding import GENERATION, Defaults

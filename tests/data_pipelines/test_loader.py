@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from data_pipelines import loader as loader_module
+from data_pipelines import workers
 from data_pipelines.image_text import ImageText, Tasks
 from data_pipelines.loader import build_loader
-from data_pipelines.pictures import PictureLoader
+from data_pipelines.pictures import picture_loader
 from data_pipelines.shards import write_shard
 from data_pipelines.source import Source
 from data_pipelines.text import Text
@@ -241,27 +243,73 @@ class TestPictures:
         return [str(path) for path in paths]
 
     def load(self, urls, **options):
-        return PictureLoader(urls, batch_size=4, image_size=2, shuffle_buffer=9, **options)
+        return picture_loader(urls, batch_size=4, image_size=2, shuffle_buffer=9, **options)
 
-    def test_batches(self, urls):
-        batches = list(islice(self.load(urls), 21))
+    @pytest.mark.parametrize("num_workers", [0, 1, 2])
+    def test_batches(self, urls, num_workers):
+        batches = list(islice(self.load(urls, num_workers=num_workers), 21))
         assert all(batch.shape == (4, 3, 2, 2) for batch in batches)
         reds = ((torch.cat(batches)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-        assert sorted(reds) == sorted([*range(21)] * 4)
+        assert set(reds) == set(range(21))
+        if num_workers < 2:  # each has epochs of its own
+            assert sorted(reds) == sorted([*range(21)] * 4)
 
-    def test_resume_at_every_batch(self, urls):
-        loader = self.load(urls, seed=2)
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_resume_at_every_batch(self, urls, num_workers):
+        options = {"seed": 2, "num_workers": num_workers}
+        loader = self.load(urls, **options)
         states, batches = [loader.state_dict()], []
         for batch in islice(loader, 12):
             batches.append(batch)
             states.append(loader.state_dict())
         for place, state in enumerate(json.loads(json.dumps(states))):
-            again = self.load(urls, seed=2)
+            again = self.load(urls, **options)
             again.load_state_dict(state)
             rest = list(islice(again, 12 - place))
             assert all(map(torch.equal, rest, batches[place:]))
 
-    def test_a_broken_picture_is_named(self, urls):
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_a_broken_picture_is_named(self, urls, num_workers):
         write_shard(Path(urls[1]), [{"__key__": "bad", "png": b"\x89PNG"}])
         with pytest.raises(ValueError, match=rf"{urls[1]}, sample bad"):
-            list(islice(self.load(urls, max_broken=0.0), 9))
+            list(islice(self.load(urls, max_broken=0.0, num_workers=num_workers), 19))
+
+    def test_broken_pictures_are_counted(self, urls):
+        write_shard(Path(urls[1]), [{"__key__": "bad", "png": b"\x89PNG"}])
+        loader = self.load(urls, max_broken=0.5, num_workers=2)
+        list(islice(loader, 8))
+        (tally,) = loader.tally()
+        assert tally["good"] >= 32
+        assert tally["broken"] >= 1
+        assert {one["key"] for one in tally["listed"]} == {"bad"}
+
+    def test_a_state_of_other_settings(self, urls):
+        state = self.load(urls).state_dict()
+        with pytest.raises(ValueError, match="image_size was 2 and is 3"):
+            picture_loader(urls, batch_size=4, image_size=3, shuffle_buffer=9).load_state_dict(
+                state
+            )
+
+
+def test_a_gpu_has_workers_that_pin(make, monkeypatch):
+    """Their batches lie in page-locked memory, unless somebody has chosen otherwise."""
+    given = []
+
+    class Recorded(DataLoader):
+        def __init__(self, *arguments, **options):
+            given.append((options["num_workers"], options["pin_memory"]))
+            super().__init__(*arguments, **{**options, "pin_memory": False})
+
+    monkeypatch.setattr(workers, "DataLoader", Recorded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    next(iter(make(num_workers=None, pin_memory=True)))
+    next(iter(make(num_workers=1, pin_memory=True)))
+    next(iter(make(num_workers=1)))
+    assert given == [(2, True), (1, True), (1, False)]
+    for on_this_process in ({"num_workers": None}, {"num_workers": 0, "pin_memory": True}):
+        next(iter(make(**on_this_process)))
+    assert len(given) == 3
+    pinned = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
+    next(workers._parts(make().make, 0, None)).pin_memory()
+    assert len(pinned) == 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.pictures import PictureLoader
 from data_pipelines.shards import write_shard
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from tests.train.tiny import logged, settings, trajectory
-from train import image_tokenizer as recipe
 from train.image_tokenizer import Pictures, PixelLoss, ReconstructionStage, main
-from train.meter import MEASURED
+from train.meter import MEASURED, Load
 from train.optimizer import AdamW
 
 SMALL = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4], "seam_width": 4}
@@ -95,20 +92,24 @@ def test_the_operations_of_a_picture_are_those_of_its_layers() -> None:
     assert float(load.flops) == 15 * stage.picture_flops
 
 
+@pytest.mark.parametrize("num_workers", [None, 2])
 def test_a_run_that_dies_goes_on_as_if_it_had_not(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_workers: int | None, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dying(PictureLoader):
-        def __iter__(self) -> Iterator[torch.Tensor]:
-            yield from islice(super().__iter__(), 4)
+    def die(stage: ReconstructionStage, batch: torch.Tensor, noise: None) -> Load | None:
+        steps.append(noise)
+        if len(steps) == 5:
             raise KeyError
+        return load(stage, batch, noise)
 
+    steps, load = [], ReconstructionStage.load
+    pictures = replace(pictures, num_workers=num_workers)
     monkeypatch.setattr("train.meter._rate", lambda *_: 1e9)
     run = settings(steps=6, checkpoint_every=3, sample_every=6, ema=0.9, optimizer=AdamW())
     options: dict[str, Any] = {"options": SMALL, "fit_settings": run, "threads": 1}
     main(tmp_path / "whole", pictures, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "PictureLoader", Dying)
+        patch.setattr(ReconstructionStage, "load", die)
         with pytest.raises(KeyError):
             main(tmp_path / "killed", pictures, **options)
     main(tmp_path / "killed", pictures, **options)
