@@ -23,6 +23,7 @@ from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from tests.train.tiny import Run, logged, pretrain, trajectory
 from train.loop import LOG
+from train.meter import MEASURED
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -149,6 +150,7 @@ def test_a_run_killed_again_and_again_gives_the_same_losses(recipe: Path, tmp_pa
     assert "continuing from" not in reference.errors.read_text()
 
     assert [entry["step"] for entry in logged(whole)] == list(range(1, STEPS + 1))
+    assert all(set(MEASURED) <= set(entry) for entry in logged(whole))
     assert trajectory(killed) == trajectory(whole)
     assert not list(killed.glob("*.part"))
     one, other = (AutoModel.from_pretrained(out / "final") for out in (whole, killed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from data_pipelines import extract_features
 from data_pipelines.seen import Eye, SeenCaption, Through
 from data_pipelines.shards import read_shard
 from data_pipelines.source import decode_image
-from mmdlm.core.forward import Absorbing
+from mmdlm.core.forward import Absorbing, Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Linear
-from mmdlm.core.sequence import collate
+from mmdlm.core.sequence import Sequence, collate, picture_segment
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from tests.data_pipelines.eyes import plain
 from tests.models.tiny import VOCABULARY, document
 from tests.train.test_parts import part_of, seeing
 from tests.train.tiny import Run, pretrain, trajectory
@@ -246,3 +247,34 @@ def test_without_pictures_every_parameter_has_a_gradient_of_zero() -> None:
             assert parameter.grad is not None, name
             assert not parameter.grad.any()
     assert set(stage.rates()) == set(model.vision.tower.parameters())
+
+
+def test_complementary_masks_look_at_a_picture_once() -> None:
+    """Both copies read the same features, whose gradient is the sum of what each has to say."""
+    model = seeing()
+    objective = Objective(process=Absorbing(schedule=Linear()), complementary=True)
+    stage = DenoisingStage(model, objective, Coefficients())
+    views = model.vision.config.tiling.views([decode_image(plain(red)) for red in (40, 90)])
+    batch = collate(
+        [
+            Sequence((picture_segment(one, VOCABULARY), *document(5, 0, seed=n).segments))
+            for n, one in enumerate(views)
+        ],
+        VOCABULARY,
+    )
+    looks = []
+    model.vision.tower.register_forward_hook(lambda *_: looks.append(1))
+    noise = stage.draw(batch, generator=torch.Generator().manual_seed(0))
+    sums = stage(batch, noise)
+    assert len(looks) == 1
+    assert len(noise.corruption.x_t) == 2 * len(batch)
+    (found,) = torch.autograd.grad(sums["text"], [next(model.vision.projector.parameters())])
+
+    def alone(rows: slice) -> torch.Tensor:
+        part = Corruption(*(getattr(noise.corruption, f.name)[rows] for f in fields(Corruption)))
+        one = replace(objective, complementary=False).terms(model, model.see(batch), part)
+        weight = next(model.vision.projector.parameters())
+        return torch.autograd.grad(one.sums["text"], [weight])[0]
+
+    torch.testing.assert_close(found, alone(slice(0, 2)) + alone(slice(2, 4)))
+    assert bool(found.any())

@@ -38,7 +38,7 @@ from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
 from tests.layouts.tiny import words_of
 from tests.models.tiny import tiny_model
-from tests.train.tiny import Run, be_one_of_two, logged, sft, trajectory
+from tests.train.tiny import Run, be_one_of_two, logged, sft, shard_weights, trajectory
 from train.denoising import PRODUCTS, Coefficients, DenoisingStage, open_eyes, recompute_layers
 from train.examples import described
 from train.low_rank import LowRank
@@ -247,16 +247,22 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
     assert "beside other frozen weights" in run.errors.read_text()
 
 
-def one_of_two(arguments: list[str], rank: int, port: int) -> None:
+def one_of_two(arguments: list[str], rank: int, port: int, sharded: bool) -> None:
     be_one_of_two(rank, port)
+    if sharded:
+        shard_weights("TRANSFORMER_BASED_WRAP")
     sft(arguments)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-def test_two_processes_equal_one_with_twice_the_accumulation(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_equal_one_with_twice_the_accumulation(
+    sharded: bool, recipe: Path, tmp_path: Path
+) -> None:
     """As accelerate launches them: on the same conversations in their order, without noise.
 
-    Answers are of unequal lengths, so that a mean of the processes' means is another loss.
+    Each holds the weights, or, under FSDP2, a part of each layer's. Answers are of unequal lengths,
+    so that a mean of the processes' means is another loss.
     """
     samples = [
         {
@@ -289,11 +295,15 @@ def test_two_processes_equal_one_with_twice_the_accumulation(recipe: Path, tmp_p
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     two = tmp_path / "two"
-    runs = [Run(one_of_two, arguments(both, two), rank, port, folder=tmp_path) for rank in (0, 1)]
+    runs = [
+        Run(one_of_two, arguments(both, two), rank, port, sharded, folder=tmp_path)
+        for rank in (0, 1)
+    ]
     train(one, tmp_path / "alone")
     for run in runs:
         assert run.exit_code() == 0, run.errors.read_text()[-3000:]
     assert [entry["step"] for entry in logged(two)] == [1, 2, 3]
+    assert set(MEASURED) <= set(logged(two)[-1])
     for alone, summed in zip(logged(tmp_path / "alone"), logged(two), strict=True):
         for name in set(alone) - set(MEASURED):
             assert summed[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name

@@ -208,13 +208,13 @@ def be_one_of_two(rank: int, port: int) -> None:
     }
 
 
-def shard_weights() -> None:
+def shard_weights(wrap: str = "NO_WRAP") -> None:
     """Let accelerate shard as on GPUs (FSDP2); on a CPU it would not, though torch can."""
     os.environ |= {
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
         "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-        "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
+        "FSDP_AUTO_WRAP_POLICY": wrap,
     }
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
