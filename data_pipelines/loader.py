@@ -10,7 +10,7 @@ from itertools import chain, islice
 from data_pipelines.shards import expand_urls
 from data_pipelines.source import Source, TextTokenizer
 from data_pipelines.stream import Reader, SequenceStream, State, permutation
-from data_pipelines.workers import Loader, workers_for
+from data_pipelines.workers import Loader, check_numbers, workers_for
 from mmdlm.core.sequence import Batch, Sequence, arrange, collate, concatenate, pack
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -59,19 +59,18 @@ def build_loader(
     sources = list(sources)
     if not sources:
         raise ValueError("the list of sources is empty; name at least one")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("length", length, 1),
-        ("shuffle_buffer", shuffle_buffer, 0),
-        ("cache_bytes", cache_bytes, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
-    if not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken is {max_broken}; a share lies in [0, 1]")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank}; it must be 0 ... {world_size - 1}")
+    if length < 1:
+        raise ValueError(f"length is {length}; it must be 1 or more")
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
+    check_numbers(
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+        shuffle_buffer=shuffle_buffer,
+        max_broken=max_broken,
+        cache_bytes=cache_bytes,
+    )
     # Shards are looked up once, so that all workers deal the same list.
     sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
     settings = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from data_pipelines.shards import expand_urls
 from data_pipelines.source import BROKEN_CONTENT, PICTURES, field_image
 from data_pipelines.stream import Broken, Reader, ShardStream, State, Tally, one_line
-from data_pipelines.workers import Loader, workers_for
+from data_pipelines.workers import Loader, check_numbers, workers_for
 from mmdlm.vision.pixels import Fit, to_pixels
 
 
@@ -32,12 +32,19 @@ def picture_loader(
 ) -> Loader:
     """Endless batches [batch_size, 3, image_size, image_size] in [-1, 1] of one process.
 
-    Arguments as in `build_loader`. Raises ValueError for an empty list of shards, and where more
-    than `max_broken` cannot be read.
+    Arguments as in `build_loader`. Raises ValueError for an empty list of shards, a number out of
+    its range, and where more than `max_broken` cannot be read.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
+    check_numbers(
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+        shuffle_buffer=shuffle_buffer,
+        max_broken=max_broken,
+        cache_bytes=cache_bytes,
+    )
     found = expand_urls(urls)
     settings = {
         "shards": [len(found)],

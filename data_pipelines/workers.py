@@ -38,9 +38,32 @@ MakeBatches = Callable[[int], Batches]
 
 def workers_for(num_workers: int | None, *, on_gpu: bool) -> int:
     """So many; None: two where a GPU would wait for batches, and none elsewhere."""
-    if num_workers is not None and num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}; it must be 0 or more")
     return (2 if on_gpu else 0) if num_workers is None else num_workers
+
+
+def check_numbers(
+    *,
+    batch_size: int,
+    num_workers: int,
+    rank: int,
+    world_size: int,
+    shuffle_buffer: int,
+    max_broken: float,
+    cache_bytes: int,
+) -> None:
+    """Raise ValueError for one that is out of its range."""
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 0),
+        ("shuffle_buffer", shuffle_buffer, 0),
+        ("cache_bytes", cache_bytes, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be {least} or more")
+    if not 0 <= max_broken <= 1:
+        raise ValueError(f"max_broken is {max_broken}; a share lies in [0, 1]")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}; it must be 0 ... {world_size - 1}")
 
 
 class Loader:
@@ -103,6 +126,11 @@ class Loader:
 
         Raises ValueError where the settings differ, as then other samples would follow.
         """
+        if "settings" not in state:
+            raise ValueError(
+                "the data cannot go on where it stood: its state is of another version; start a "
+                "new run from the weights"
+            )
         differing = [
             f"{name} was {state['settings'].get(name)} and is {value}"
             for name, value in self.settings.items()

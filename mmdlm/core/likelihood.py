@@ -694,7 +694,7 @@ def token_scores(
 ) -> tuple[Tensor, Tensor | None]:
     """`token_log_prob`, and where asked the entropy at the same positions, without gradient."""
     hidden = denoiser.hidden(x_t, batch, at=where)
-    head = denoiser.head_weight()
+    head, something = denoiser.head_weight(), bool(where.any())
     result = torch.zeros(x_t.shape, device=x_t.device)
     spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None
     for modality in GENERATED:
@@ -704,6 +704,8 @@ def token_scores(
         ids = (0, denoiser.vocabulary.size) if full_vocabulary else (start, stop)
         here = where & batch.of(modality)
         label = batch.ids[here] - ids[0]
+        if not len(label) and something:  # its gradients, all zero, are as large as the head
+            continue
         if head is not None:
             found = linear_log_prob(hidden[here], head, label, ids=ids, entropy=entropy)
         else:

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 # oneDNN's product, which torch.compile calls as well. A build of torch without it has none.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -30,8 +31,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     With gradients and without them it is the same to the bit, as a policy and its reference need.
     """
-    multiplications = x.numel() * len(weight)
-    if multiplications < _LEAST or not _fits(x) or not _is_plain(weight):
+    # In this order: a compiler must not see the sizes, on which it would make its graph depend.
+    if not _fits(x) or not _is_plain(weight) or x.numel() * len(weight) < _LEAST:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         product: Tensor = _Product.apply(x, weight, bias)
@@ -46,23 +47,23 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's, which torch gives without gradients."""
+    """oneDNN's, which torch gives without gradients. Double backward goes through `linear`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return _onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = slope.flatten(0, -2)
+        rows = slope.reshape(-1, slope.shape[-1])
         return (
-            linear(slope, weight.T) if of_x else None,
+            None if weight is None else linear(slope, weight.T),
             # torch's own: oneDNN would have both turned around before
-            rows.T @ x.flatten(0, -2) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            None if x is None else rows.T @ x.reshape(-1, x.shape[-1]),
+            rows.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 
@@ -71,7 +72,9 @@ def _fits(x: Tensor) -> bool:
     return (
         _ONEDNN is not None
         and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
         and type(x) in _PLAIN
         and x.dtype == torch.float32

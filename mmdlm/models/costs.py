@@ -20,7 +20,7 @@ class Machine:
 
     flops          per second, a product of large matrices, as torch's `@` makes it
     bandwidth      bytes per second, read and written in a copy
-    fastest_flops  as `flops`, by the faster of `@` and `linear`, which sampling calls; None: not
+    fastest_flops  as `flops`, by the faster of `@` and `linear`, which our layers call; None: not
                    measured. What is so fast may beat a floor that `flops` sets
     """
 

@@ -33,7 +33,7 @@ def plain(states: Tensor, head: Tensor, label: Tensor, factor: Tensor) -> Tensor
 def test_value_and_gradients_are_those_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "_ROWS", rows)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: rows)
     states, head, label, factor = given()
     expected = plain(states, head, label, factor)
     of_states, of_head = torch.autograd.grad(expected, (states, head))
@@ -72,7 +72,7 @@ def test_only_gradients_that_are_wanted_are_taken(frozen: str) -> None:
 
 @pytest.mark.parametrize("rows", [7, 1000])
 def test_a_range_of_a_head_learns_in_its_place(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(cross_entropy, "_ROWS", rows)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: rows)
     states, head, label, factor = given()
     expected = plain(states, head[10:40], label % 30, factor)
     of_states, of_head = torch.autograd.grad(expected, (states, head))
@@ -100,7 +100,7 @@ def test_a_backward_pass_makes_no_second_gradient_of_the_head() -> None:
 def test_half_precision_is_as_near_as_with_all_logits(
     monkeypatch: pytest.MonkeyPatch, autocast: bool
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "_ROWS", 10)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: 10)
     states, head, label, factor = given(torch.float32 if autocast else torch.bfloat16)
     expected = plain(states, head, label, factor)
     exact = torch.autograd.grad(expected, (states, head))
@@ -139,7 +139,7 @@ def test_log_probabilities_and_gradients_are_those_of_all_logits(
     rows: int, ids: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each token's own, whatever is made of them."""
-    monkeypatch.setattr(cross_entropy, "_ROWS", rows)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: rows)
     states, head, label, _ = given()
     label = label % 30
     expected, spread = likelihoods(states, head if ids is None else head[slice(*ids)], label)
@@ -181,7 +181,7 @@ def test_log_probabilities_in_half_precision(
     autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As near as those of all logits are."""
-    monkeypatch.setattr(cross_entropy, "_ROWS", 10)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: 10)
     states, head, label, factor = given(torch.float32 if autocast else torch.bfloat16)
     expected, _ = likelihoods(states, head, label)
     exact = torch.autograd.grad((factor * expected).sum(), (states, head))
@@ -197,6 +197,26 @@ def test_log_probabilities_in_half_precision(
         assert one.dtype == other.dtype
         error, bar = (float((g.float() - true.float()).norm()) for g in (one, other))
         assert error <= 1.1 * bar
+
+
+def test_a_frozen_head_keeps_no_states() -> None:
+    states, head, label, _ = given()
+    sizes: dict[bool, list[int]] = {}
+    for learning in (True, False):
+        seen = sizes.setdefault(learning, [])
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda one, seen=seen: seen.append(one.numel()) or one, lambda one: one
+        ):
+            linear_log_prob(states, head.requires_grad_(learning), label)
+    assert sizes == {True: [M * D, M * D, R * D, M], False: [M * D]}
+
+
+@pytest.mark.parametrize("ids", [0, 1, 32, 8192, 24_576, 134_656, 1 << 30])
+def test_so_many_rows_have_logits_at_once(ids: int) -> None:
+    here, on_gpu = cross_entropy._rows(ids, "cpu"), cross_entropy._rows(ids, "cuda")
+    assert here % 32 == 0
+    assert here == 256 or here * ids <= 1 << 22
+    assert on_gpu == 1 or on_gpu * ids <= 1 << 26
 
 
 def test_no_log_probabilities() -> None:

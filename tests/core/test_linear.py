@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from mmdlm.core import linear as module
 from mmdlm.core.linear import Linear, PackedLayers, linear, products
@@ -67,7 +68,7 @@ def test_it_is_onednns_for_float32_and_torchs_elsewhere(
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("rows", [(5,), (2, 3), (1, 4, 2)])
+@pytest.mark.parametrize("rows", [(), (5,), (2, 3), (1, 4, 2)])
 @pytest.mark.parametrize(
     "learning", [("x",), ("weight",), ("bias",), ("x", "weight"), ("x", "weight", "bias")]
 )
@@ -98,20 +99,69 @@ def test_it_learns_as_torchs_does(
         assert torch.equal(linear(*given.values()), found[0])
 
 
-def test_gradients_of_gradients_and_transforms(calls: list[int]) -> None:
-    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    of_x, of_weight = torch.autograd.grad(
-        linear(x, weight).square().sum(), (x, weight), create_graph=True
-    )
-    found = torch.autograd.grad(of_x.square().sum() + of_weight.square().sum(), (x, weight))
-    of_x, of_weight = torch.autograd.grad(
-        F.linear(x, weight).square().sum(), (x, weight), create_graph=True
-    )
-    expected = torch.autograd.grad(of_x.square().sum() + of_weight.square().sum(), (x, weight))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    each = torch.func.vmap(lambda row: linear(row[None], weight)[0])(x)
-    torch.testing.assert_close(each, F.linear(x, weight), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    "learning, kept", [("x", ["weight"]), ("weight", ["x"]), ("bias", []), ("x weight", None)]
+)
+def test_it_keeps_what_gradients_need(
+    learning: str, kept: list[str] | None, calls: list[int]
+) -> None:
+    """So that frozen layers hold no activations, and may be changed where they lie."""
+    given = {"x": torch.randn(3, 4), "weight": torch.randn(5, 4), "bias": torch.randn(5)}
+    for name in learning.split():
+        given[name].requires_grad_()
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda one: seen.append(one.data_ptr()) or one, lambda one: one
+    ):
+        linear(**given)
+    names = ["x", "weight"] if kept is None else kept
+    assert sorted(seen) == sorted(given[name].data_ptr() for name in names)
     assert calls
+
+
+def test_gradients_of_gradients(calls: list[int]) -> None:
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    found, expected = (
+        torch.autograd.grad(
+            sum(
+                one.square().sum()
+                for one in torch.autograd.grad(
+                    product(x, weight).square().sum(), (x, weight), create_graph=True
+                )
+            ),
+            (x, weight),
+        )
+        for product in (linear, F.linear)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert calls
+
+
+def test_transforms_have_torchs(calls: list[int]) -> None:
+    """Which they know how to transform."""
+    x, weight = torch.randn(3, 4), torch.randn(5, 4)
+    each = torch.func.vmap(lambda row: linear(row[None], weight)[0])(x)
+    torch.testing.assert_close(each, F.linear(x, weight))
+    with forward_ad.dual_level():
+        dual = linear(forward_ad.make_dual(x, torch.ones_like(x)), weight)
+        tangent = forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, F.linear(torch.ones_like(x), weight))
+    traced = torch.jit.trace(lambda x: linear(x, weight), (x,), check_trace=False)
+    assert not calls
+    torch.testing.assert_close(traced(2 * x), F.linear(2 * x, weight))
+
+
+def test_a_compiled_layer_does_not_ask_how_large_a_product_is() -> None:
+    """Few rows and many are one graph, as without us."""
+    layer = Linear(512, 512)
+    sizes = (30, 40, 63, 64, 65, 128)  # on both sides of where oneDNN's would begin
+    assert 40 * 512 * 512 < module._LEAST < 128 * 512 * 512
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(layer, backend="eager")
+    for size in sizes:
+        compiled(torch.randn(size, 512))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one size, and any
 
 
 def test_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from eval import plain
 from eval.speed import PLAIN, Bench, Growth, Variant, Work, main, peak, reset_peak, table
+from mmdlm.core.linear import Linear
 from mmdlm.models.costs import Machine
+from tests.models.tiny import random_ids, tiny_model
 
 CPU = torch.device("cpu")
 MACHINE = Machine(1e11, 1e10)
@@ -119,3 +122,15 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input(options, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         main(out=tmp_path / "speed.json", **options)
+
+
+def test_plain_code_runs_in_torchs_own_layers() -> None:
+    """On the same parameters, with the same loss."""
+    model = tiny_model()
+    twin = plain.in_torchs_layers(model)
+    assert not any(type(layer) is Linear for layer in twin.modules())
+    assert any(type(layer) is Linear for layer in model.modules())
+    for name, parameter in model.named_parameters():
+        assert twin.get_parameter(name) is parameter
+    ids = random_ids(2, 7)
+    torch.testing.assert_close(twin(ids).logits, model(ids).logits)

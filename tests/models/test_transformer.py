@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from mmdlm.core import cross_entropy
+from mmdlm.core import cross_entropy, likelihood
 from mmdlm.core.forward import Absorbing
 from mmdlm.core.likelihood import token_scores
 from mmdlm.core.objective import ModalityLoss, Objective
@@ -263,7 +263,7 @@ def test_the_loss_is_that_of_all_logits(
     normaliser: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of some rows, gradients included, for texts and pictures of unequal lengths."""
-    monkeypatch.setattr(cross_entropy, "_ROWS", 4)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: 4)
     model = tiny_model().double()
     batch = pack([document(3, 4, seed=0), document(9, 6, seed=1)], VOCABULARY, length=28)
     part = ModalityLoss(normaliser=normaliser)
@@ -313,7 +313,7 @@ class Largest(TorchDispatchMode):
 
 def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither forward nor backward; the largest are an activation and the head's gradient."""
-    monkeypatch.setattr(cross_entropy, "_ROWS", 4)
+    monkeypatch.setattr(cross_entropy, "_rows", lambda *_: 4)
     words = Vocabulary.build(text_size=500, eos_id=0)
     model = tiny_model(vocabulary=words.to_dict())
     text = torch.randint(500, (60,), generator=torch.Generator().manual_seed(0))
@@ -333,6 +333,23 @@ def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     with Largest() as largest:
         model(corruption.x_t)
     assert largest.elements >= masked * 500  # the plain way is seen
+
+
+def test_what_a_batch_has_none_of_makes_no_gradient_of_the_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But that there is one at all, where it has neither words nor codes."""
+    calls, model = [], tiny_model()
+    log_prob = likelihood.linear_log_prob
+    monkeypatch.setattr(
+        likelihood, "linear_log_prob", lambda *a, **k: calls.append(1) or log_prob(*a, **k)
+    )
+    batch = collate([document(5, 0, seed=0)], VOCABULARY)
+    for where, expected in ((batch.target, 1), (torch.zeros_like(batch.target), 2)):
+        calls.clear()
+        token_scores(model, batch.ids, batch, where=where)[0].sum().backward()
+        assert len(calls) == expected
+        assert model.lm_head.weight.grad is not None
 
 
 def test_a_step_gives_every_parameter_a_gradient() -> None:

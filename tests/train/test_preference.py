@@ -16,13 +16,14 @@ from torch import Tensor
 
 import mmdlm
 from data_pipelines.shards import Sample, write_shard
+from mmdlm.core import linear
 from mmdlm.core.likelihood import Elbo, MeanField
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from mmdlm.rl.preference import Vrpo
 from tests.core.fakes import rng
 from tests.layouts.tiny import transformer, words_of
-from tests.train.tiny import Run, be_one_of_two, logged, preference, trajectory
+from tests.train.tiny import Run, be_one_of_two, logged, preference, shard_weights, trajectory
 from train.low_rank import LowRank
 from train.meter import MEASURED
 from train.preference import PreferenceStage, answers
@@ -257,16 +258,20 @@ def test_a_run_that_is_killed_continues_exactly(
     assert (tmp_path / "killed" / "adapter").exists() == (lora is not None)
 
 
-def one_of_two(arguments: list[str], rank: int, port: int) -> None:
+def one_of_two(arguments: list[str], rank: int, port: int, sharded: bool) -> None:
     be_one_of_two(rank, port)
+    if sharded:
+        shard_weights("TRANSFORMER_BASED_WRAP")
+    linear._LEAST = 0  # as in models that are not tiny
     preference(arguments)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+@pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_equal_one_with_twice_the_accumulation(
-    config: dict[str, Any], tmp_path: Path
+    sharded: bool, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The same pairs in their order, at what needs no noise."""
+    """The same pairs in their order, at what needs no noise; weights whole, or FSDP2's parts."""
     config["estimator"] = {
         "class_path": "mmdlm.core.likelihood.MeanField",
         "init_args": {"p_context": 0},
@@ -277,7 +282,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = written(config, tmp_path / "two")
-    runs = [Run(one_of_two, arguments, rank, port, folder=tmp_path) for rank in (0, 1)]
+    runs = [Run(one_of_two, arguments, rank, port, sharded, folder=tmp_path) for rank in (0, 1)]
     config["fit_settings"] |= {"accumulation": 2}
     alone = train(config, tmp_path / "alone")
     for run in runs:

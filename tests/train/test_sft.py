@@ -251,6 +251,7 @@ def one_of_two(arguments: list[str], rank: int, port: int, sharded: bool) -> Non
     be_one_of_two(rank, port)
     if sharded:
         shard_weights("TRANSFORMER_BASED_WRAP")
+    linear._LEAST = 0  # as in models that are not tiny
     sft(arguments)
 
 
