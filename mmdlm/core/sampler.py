@@ -215,27 +215,16 @@ class Sampler:
                 step=taken,
                 steps=each + (block < rest),
             )
-            at = still_open
-            if self.cache is not None:
-                later = target & (block_of > block[:, None])
-                at = self.cache.places(
-                    Standing(progress, batch, here | still_open, later, committed, fresh, sure)
-                )
+            later = target & (block_of > block[:, None])
+            standing = Standing(progress, batch, here | still_open, later, committed, fresh, sure)
+            at = still_open if self.cache is None else self.cache.places(standing)
             passes = passes.only(block < blocks)
             with packed:
                 hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)
                 drawn = self._draw(passes, hidden, still_open, progress, generator)
 
             remaining = self._remaining(progress, generator)  # [B]
-            again = torch.zeros_like(target)
-            if self.remask is not None:
-                again = self.remask.choose(
-                    here & committed,
-                    probability,
-                    remaining=remaining,
-                    progress=progress,
-                    generator=generator,
-                )
+            again = self._again(here & committed, probability, remaining, progress, generator)
             count = progress.open + again.sum(1) - remaining
             chosen = self.commit.choose(
                 drawn.score,
@@ -296,6 +285,21 @@ class Sampler:
         if self.remask is None and self.commit.planned:
             remaining = torch.minimum(remaining, (progress.open - 1).clamp_min(0))
         return remaining.masked_fill(progress.last, 0)
+
+    def _again(
+        self,
+        committed: Tensor,
+        probability: Tensor,
+        remaining: Tensor,
+        progress: Progress,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """[B, L] bool, the tokens that are masked again."""
+        if self.remask is None:
+            return torch.zeros_like(committed)
+        return self.remask.choose(
+            committed, probability, remaining=remaining, progress=progress, generator=generator
+        )
 
     def _draw(
         self,
