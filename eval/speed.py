@@ -37,7 +37,7 @@ from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, pack, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.models.costs import Costs, Machine, synchronize
+from mmdlm.models.costs import Costs, Machine, Pass, synchronize
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 
 Part = Literal["text", "large_vocabulary", "image", "training", "packing", "growth"]
@@ -58,13 +58,13 @@ class Variant:
     """One way to do a piece of work.
 
     run     does it once; what it returns is compared with what `plain` returns
-    floor   seconds that it cannot go below; None: not known
+    floor   passes of which the machine says how long they take at least; None: not known
     target  how many times as fast as plain it is to be: the aim; None: there is none
     exact   whether it must give what plain gives
     """
 
     run: Callable[[], Any]
-    floor: float | None = None
+    floor: list[Pass] | None = None
     target: float | None = None
     exact: bool = False
 
@@ -123,6 +123,7 @@ def main(
 
     Weights are random: what is measured does not depend on them. Runs of the variants of a row take
     turns; a row shows medians, and the least and the largest ratio of runs that stood side by side.
+    So does what the machine reaches, of which follows what a row takes at least.
 
     Args:
         out: JSON file for the result; a bar chart goes beside it, with .png.
@@ -148,18 +149,19 @@ def main(
         torch.set_num_threads(threads)
     bench = Bench(shape, torch.device(device), getattr(torch, dtype), repeats)
     results: list[Result] = []
-    machines: dict[Part, Machine] = {}
+    machines: dict[str, Machine] = {}
     for part in parts:
-        machine = machines[part] = Machine.measure(bench.device, bench.dtype)  # it may drift
-        print(
-            f"{machine.flops / 1e9:,.0f} GFLOP/s in matrix products "
-            f"({(machine.fastest_flops or machine.flops) / 1e9:,.0f} by the fastest kernel), "
-            f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads"
-        )
-        for work in bench.works(part, machine, gsm8k):
-            found = bench.measure(work)
+        for work in bench.works(part, gsm8k):
+            found, machine = bench.measure(work)
             results += found
-            print(table(found, title=work.name), flush=True)
+            machines[work.name] = machine
+            print(table(found, title=work.name))
+            print(
+                f"  {machine.flops / 1e9:,.0f} GFLOP/s in matrix products "
+                f"({(machine.fastest_flops or machine.flops) / 1e9:,.0f} by the fastest kernel), "
+                f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads",
+                flush=True,
+            )
         growth = bench.growth() if part == "growth" else []
         for one in growth:
             print(one.line(), flush=True)
@@ -219,26 +221,25 @@ class Bench:
             torch.manual_seed(0)
             return MmdlmForMaskedDiffusion(config).to(self.dtype).eval()
 
-    def works(self, part: Part, machine: Machine, gsm8k: Path | None) -> Iterable[Work]:
+    def works(self, part: Part, gsm8k: Path | None) -> Iterable[Work]:
         """The rows of a part, one model at a time."""
         if part == "text":
-            yield self.text(self.model(text=self.ids), machine, (1.8, 3.0, 5.0))
+            yield self.text(self.model(text=self.ids), (1.8, 3.0, 5.0))
         if part == "large_vocabulary":
             model = self.model(text=self.many_ids, codes=self.codes)
-            yield self.text(model, machine, (3.0, None, 8.0))
+            yield self.text(model, (3.0, None, 8.0))
         if part == "image":
-            yield self.image(self.model(text=self.many_ids, codes=self.codes), machine)
+            yield self.image(self.model(text=self.many_ids, codes=self.codes))
         if part == "training":
             model = self.model(text=self.many_ids, codes=self.codes).train()
-            yield self.training(model, machine, drawing=True)
-            yield self.training(model, machine, drawing=False)
+            yield self.training(model, drawing=True)
+            yield self.training(model, drawing=False)
         if part == "packing" and gsm8k is not None:
-            yield self.packing(self.model(text=self.ids).train(), machine, gsm8k)
+            yield self.packing(self.model(text=self.ids).train(), gsm8k)
 
     def text(
         self,
         model: MmdlmForMaskedDiffusion,
-        machine: Machine,
         targets: tuple[float | None, float | None, float | None],
         *,
         prompt: int = 128,
@@ -254,17 +255,17 @@ class Bench:
         length, blocks, each = prompt + new, new // block, steps // (new // block)
         open_ = [block - block * step // each for step in range(each)]
 
-        def pass_(computed: int, read: int) -> float:
+        def pass_(computed: int, read: int) -> Pass:
             return costs.forward(
-                machine, rows=rows, length=length, computed=computed, read=read, ids=stop - start
+                rows=rows, length=length, computed=computed, read=read, ids=stop - start
             )
 
         whole = [pass_(length, read) for read in open_]
-        exact = blocks * sum(whole)
-        dual = blocks * (whole[0] + sum(pass_(block, read) for read in open_[1:]))
-        prefix = blocks * whole[0] + sum(
+        exact = blocks * whole
+        dual = blocks * [whole[0], *(pass_(block, read) for read in open_[1:])]
+        prefix = blocks * whole[:1] + [
             pass_(new - done * block, read) for done in range(blocks) for read in open_[1:]
-        )
+        ]
         sampler = Sampler(steps=steps, block_length=block)
         run = partial(self.sample, model, batch, PackedLayers(model))
         theirs = plain.in_torchs_layers(model)
@@ -288,7 +289,6 @@ class Bench:
     def image(
         self,
         model: MmdlmForMaskedDiffusion,
-        machine: Machine,
         *,
         words: int = 64,
         codes: int = 256,
@@ -301,17 +301,16 @@ class Bench:
         length, ids = batch.ids.shape[1], model.vocabulary.image_codes
         open_ = [math.floor(codes * math.cos(0.5 * math.pi * s / steps)) for s in range(steps)]
 
-        def pass_(computed: int, read: int) -> float:
-            return costs.forward(
-                machine, rows=2, length=length, computed=computed, read=read, ids=ids
-            )
+        def pass_(computed: int, read: int) -> Pass:
+            return costs.forward(rows=2, length=length, computed=computed, read=read, ids=ids)
 
         cache = Stable()
-        kept = 0.0
+        kept = []
         for step, read in enumerate(open_):
             refreshed = step < cache.warm_up * steps or step % (cache.refresh or steps) == 0
             fresh = open_[step - 1] - read if step else 0
-            kept += pass_(length if refreshed else math.ceil(cache.share * read) + fresh, read)
+            some = math.ceil(cache.share * read) + fresh
+            kept.append(pass_(length if refreshed else some, read))
         sampler = Sampler(
             steps=steps, commit=ScheduledCount(Cosine(), least=1, strict=True), guidance_scale=scale
         )
@@ -325,7 +324,7 @@ class Bench:
                     lambda: plain.image(theirs, batch, steps=steps, guidance_scale=scale)
                 ),
                 "exact": Variant(
-                    partial(run, sampler), sum(pass_(length, read) for read in open_), 2.5, True
+                    partial(run, sampler), [pass_(length, read) for read in open_], 2.5, True
                 ),
                 "feature cache": Variant(partial(run, replace(sampler, cache=cache)), kept, 3.5),
             },
@@ -333,7 +332,7 @@ class Bench:
             amount=1,
         )
 
-    def training(self, model: MmdlmForMaskedDiffusion, machine: Machine, *, drawing: bool) -> Work:
+    def training(self, model: MmdlmForMaskedDiffusion, *, drawing: bool) -> Work:
         """Forward and backward of 4 rows: pictures from words, or text of which 44 % is masked."""
         vocabulary = model.vocabulary
         modality = Modality.IMAGE if drawing else Modality.TEXT
@@ -358,7 +357,7 @@ class Bench:
                 PLAIN: Variant(partial(self.step, model, all_logits)),
                 "ours": Variant(
                     partial(self.step, model, partial(our_loss, model, batch, corruption)),
-                    machine.seconds(float(flops), 0),
+                    [(float(flops), 0)],
                     2.5 if drawing else 1.8,
                     exact=True,
                 ),
@@ -369,7 +368,7 @@ class Bench:
             model=model,
         )
 
-    def packing(self, model: MmdlmForMaskedDiffusion, machine: Machine, gsm8k: Path) -> Work:
+    def packing(self, model: MmdlmForMaskedDiffusion, gsm8k: Path) -> Work:
         """Questions and answers of real lengths: padded rows with all logits, and packed rows.
 
         Target tokens a second: the loss is about the answers.
@@ -407,7 +406,7 @@ class Bench:
                 ),
                 "ours": Variant(
                     partial(self.step, model, partial(our_loss, model, batch, corruption)),
-                    machine.seconds(float(flops), 0),
+                    [(float(flops), 0)],
                     2.5,
                 ),
             },
@@ -453,8 +452,8 @@ class Bench:
 
     # ---- measuring -------------------------------------------------------------------------------
 
-    def measure(self, work: Work) -> list[Result]:
-        """Run each variant in turn, again and again."""
+    def measure(self, work: Work) -> tuple[list[Result], Machine]:
+        """Run each variant in turn, again and again, and measure the machine beside them."""
         names = list(work.variants)
         outputs = {name: work.variants[name].run() for name in names}  # not counted
         same = {
@@ -467,7 +466,9 @@ class Bench:
                 raise ValueError(f"{work.name}: {name} gives another result than {PLAIN}")
         seconds: dict[str, list[float]] = {name: [] for name in names}
         peaks = dict.fromkeys(names, 0)
+        machines = []
         for _ in tqdm(range(self.repeats), desc=work.name, unit="round", leave=False):
+            machines.append(Machine.measure(self.device, self.dtype))
             for name in names:
                 gc.collect()
                 if work.model is not None:
@@ -486,7 +487,7 @@ class Bench:
                 (a / first) / (b / amount)
                 for a, b in zip(seconds[PLAIN], seconds[name], strict=True)
             ]
-            middle = median(seconds[name])
+            middle, floor = median(seconds[name]), variant.floor
             found.append(
                 Result(
                     work=work.name,
@@ -497,12 +498,17 @@ class Bench:
                     times_plain=median(ratios),
                     spread=(min(ratios), max(ratios)),
                     target=variant.target,
-                    share_of_floor=None if variant.floor is None else variant.floor / middle,
+                    share_of_floor=None
+                    if floor is None
+                    else median(
+                        machine.seconds(floor) / one
+                        for machine, one in zip(machines, seconds[name], strict=True)
+                    ),
                     same_as_plain=same.get(name),
                     peak_bytes=peaks[name] if work.model is not None else None,
                 )
             )
-        return found
+        return found, Machine.medians(machines)
 
     def growth(self) -> list[Growth]:
         """Seconds of an answer over length, rows, steps and vocabulary, one varied at a time."""
@@ -519,7 +525,6 @@ class Bench:
                 given = {**usual, name: value}
                 work = self.text(
                     self.model(text=given["vocabulary"] - SPECIAL),
-                    Machine(1.0, 1.0),
                     (None, None, None),
                     prompt=given["prompt"],
                     steps=given["steps"],

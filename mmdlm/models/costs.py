@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mmdlm.core.linear import linear
 from mmdlm.models.transformer import MmdlmConfig
+
+Pass = tuple[float, float]  # floating-point operations, and bytes that are read
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class Machine:
     fastest_flops: float | None = None
 
     @classmethod
+    def medians(cls, machines: Sequence[Machine]) -> Machine:
+        """Of what was measured again and again."""
+        fastest = [one.fastest_flops for one in machines if one.fastest_flops is not None]
+        return cls(
+            median(one.flops for one in machines),
+            median(one.bandwidth for one in machines),
+            median(fastest) if fastest else None,
+        )
+
+    @classmethod
     def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
         """Medians of 5 runs after a warm-up; takes 1 GB for a moment."""
         store = torch.zeros(1 << 27, device=device)  # 512 MB, beyond any cache
@@ -37,9 +49,9 @@ class Machine:
         products = product_rate(device, dtype), product_rate(device, dtype, product=linear)
         return cls(products[0], 2 * 4 * store.numel() / copy, max(products))
 
-    def seconds(self, flops: float, bytes_: float) -> float:
-        """The longer of computing and of reading."""
-        return max(flops / self.flops, bytes_ / self.bandwidth)
+    def seconds(self, passes: Sequence[Pass]) -> float:
+        """That some passes cannot go below: each is the longer of computing and of reading."""
+        return sum(max(flops / self.flops, bytes_ / self.bandwidth) for flops, bytes_ in passes)
 
 
 @torch.no_grad()
@@ -95,10 +107,8 @@ class Costs:
         """Weights of all layers."""
         return sum(self.layer) * self.config.num_hidden_layers
 
-    def forward(
-        self, machine: Machine, *, rows: int, length: int, computed: int, read: int, ids: int
-    ) -> float:
-        """Seconds of a forward pass.
+    def forward(self, *, rows: int, length: int, computed: int, read: int, ids: int) -> Pass:
+        """Of a forward pass: operations, and bytes of the weights, which are read once.
 
         rows      sequences of `length` tokens
         computed  tokens of each that go through the layers
@@ -112,7 +122,7 @@ class Costs:
         flops += 4 * rows * d * length * ((layers - 1) * computed + last)
         flops += 2 * rows * read * d * ids
         weights = self.body + ids * d
-        return machine.seconds(flops, weights * self.bytes_each)
+        return flops, weights * self.bytes_each
 
     def training(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,10 +39,10 @@ def bench() -> Bench:
 
 @pytest.mark.parametrize("part", ["text", "large_vocabulary", "image", "training", "packing"])
 def test_exact_variants_give_what_plain_code_gives(bench: Bench, part, gsm8k: Path) -> None:
-    works = list(bench.works(part, MACHINE, gsm8k))
+    works = list(bench.works(part, gsm8k))
     assert len(works) == (2 if part == "training" else 1)
     for work in works:
-        results = bench.measure(work)  # raises where an exact variant differs
+        results, _ = bench.measure(work)  # raises where an exact variant differs
         assert [one.variant for one in results] == list(work.variants)
         assert results[0].variant == PLAIN
         assert results[0].times_plain == 1
@@ -54,7 +55,7 @@ def test_exact_variants_give_what_plain_code_gives(bench: Bench, part, gsm8k: Pa
 
 
 def test_a_variant_that_differs_is_found(bench: Bench) -> None:
-    (work,) = bench.works("text", MACHINE, None)
+    (work,) = bench.works("text", None)
     wrong = Variant(lambda: work.variants[PLAIN].run() + 1, exact=True)
     broken = replace(work, variants={**work.variants, "exact": wrong})
     with pytest.raises(ValueError, match="exact gives another result than plain"):
@@ -68,18 +69,39 @@ def test_speed_counts_what_each_variant_does(bench: Bench) -> None:
         unit="things",
         amount={PLAIN: 1.0, "more": 1e6},
     )
-    plain, more = bench.measure(work)
+    (plain, more), _ = bench.measure(work)
     assert more.per_second == pytest.approx(1e6 / sorted(more.seconds)[0], rel=0.99)
     assert more.times_plain > 1000 * plain.times_plain
 
 
 def test_floors_fall_with_what_is_left_out(bench: Bench) -> None:
     """By arithmetic: a dual cache computes less than a prefix cache, and that less than all."""
-    (text,) = bench.works("text", MACHINE, None)
-    floors = {name: one.floor for name, one in text.variants.items() if one.floor is not None}
+    (text,) = bench.works("text", None)
+    floors = {
+        name: MACHINE.seconds(one.floor)
+        for name, one in text.variants.items()
+        if one.floor is not None
+    }
     assert floors["dual cache"] < floors["prefix cache"] < floors["exact"]
-    (image,) = bench.works("image", MACHINE, None)
-    assert image.variants["feature cache"].floor < image.variants["exact"].floor
+    (image,) = bench.works("image", None)
+    cached, exact = (image.variants[name].floor for name in ("feature cache", "exact"))
+    assert MACHINE.seconds(cached) < MACHINE.seconds(exact)
+    assert MACHINE.seconds([(1e11, 0), (0, 2e10), (1e11, 2e10)]) == pytest.approx(1 + 2 + 2)
+
+
+def test_the_floor_is_that_of_the_machine_as_it_is_in_each_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is slower for a while makes everything slower."""
+    measured = iter([Machine(2e9, 1e9, 3e9), Machine(1e9, 1e9, 1e9), Machine(4e9, 1e9, 5e9)])
+    monkeypatch.setattr(Machine, "measure", lambda *_: next(measured))
+    clock = iter([0, 1, 1, 2, 2, 3, 3, 5, 5, 6, 6, 6.5])  # ours takes 1 s, 2 s and 0.5 s
+    monkeypatch.setattr("eval.speed.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    run = Variant(lambda: torch.zeros(1), [(1e9, 0)])
+    work = Work("work", {PLAIN: replace(run, floor=None), "ours": run}, "things", 1)
+    (_, ours), machine = replace(bench, repeats=3).measure(work)
+    assert ours.share_of_floor == pytest.approx(0.5)
+    assert machine == Machine(2e9, 1e9, 3e9)
 
 
 def test_peaks_of_memory_are_those_since_the_last_reset() -> None:
@@ -103,7 +125,8 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(out.read_text())
     variants = [one["variant"] for one in report["results"]]
     assert variants == ["plain", "exact", "prefix cache", "dual cache"]
-    assert report["machine"]["text"]["flops"] > 1e8
+    (machine,) = report["machine"].values()
+    assert machine["flops"] > 1e8
     assert report["shape"] == {"name": "tiny", "dtype": "float32", "repeats": 1}
     assert Image.open(out.with_suffix(".png")).size[0] > 500
     printed = capsys.readouterr().out

@@ -114,5 +114,5 @@ def test_the_machine_is_measured() -> None:
     machine = Machine.measure(CPU, torch.float32)
     assert 1e8 < machine.flops < 1e14
     assert 1e8 < machine.bandwidth < 1e13
-    assert machine.seconds(machine.flops, machine.bandwidth / 2) == 1
-    assert machine.seconds(machine.flops, machine.bandwidth * 2) == 2
+    assert machine.seconds([(machine.flops, machine.bandwidth / 2)]) == 1
+    assert machine.seconds([(machine.flops, machine.bandwidth * 2)]) == 2
