@@ -704,8 +704,8 @@ def chart(results: list[Result], path: Path) -> None:
     labels = ["\n".join([one.variant, *wrap(one.work, 48)]) for one in shown]
     axes.set_yticks(list(places), labels)
     axes.tick_params(axis="y", labelsize=6)
-    axes.set(xlabel="times as fast as plain code; red: the aim", xlim=(0, None))
-    axes.margins(x=0.1)
+    widest = max(one.spread[1] for one in shown)
+    axes.set(xlabel="times as fast as plain code; red: the aim", xlim=(0, 1.1 * widest))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
