@@ -87,28 +87,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         learning: bool,
     ) -> Tensor:
-        for_states = learning and states.requires_grad
-        for_head = learning and head.requires_grad
-        of_states = torch.empty_like(states) if for_states else None
-        # As large as the head, so there is one of it, from the first sum to the optimizer.
-        of_head = torch.zeros_like(head) if for_head else None
-        sum_of_head = None if of_head is None else of_head[slice(*ids)].float()  # a view, mostly
-        head = head[slice(*ids)].to(dtype)
-        total = torch.zeros((), device=states.device)
-        for here in _chunks(states, head):
-            some, wanted, weight = states[here], label[here, None], factor[here, None]
-            log_prob, share, sum_ = _softmax(some, head, wanted)
-            total -= (weight * log_prob).sum()
-            if for_states or for_head:
-                slope = _slope(share, sum_, wanted, weight).to(states.dtype)
-                if of_states is not None:
-                    of_states[here] = linear(slope, head.T)
-                if sum_of_head is not None:
-                    _add_product(sum_of_head, slope.T, some)
-                del slope
-            del share  # before the next ones are made
-        if of_head is not None and sum_of_head is not None and of_head.dtype != sum_of_head.dtype:
-            of_head[slice(*ids)] = sum_of_head
+        total, of_states, of_head = _summed(
+            states,
+            head,
+            label,
+            factor,
+            ids,
+            dtype,
+            for_states=learning and states.requires_grad,
+            for_head=learning and head.requires_grad,
+        )
         ctx.ids = ids
         ctx.save_for_backward(of_states, of_head)
         return total
@@ -165,23 +153,52 @@ class _LinearLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         of_states, states, head, label = ctx.saved_tensors
-        slope = slope[:, None]
         if of_states is not None:
-            of_states = of_states * slope
+            of_states = of_states * slope[:, None]
         of_head = None
         if head is not None:
-            of_head = torch.zeros_like(head)
-            sum_of_head = of_head[slice(*ctx.ids)].float()  # a view, mostly
-            own = head[slice(*ctx.ids)].to(ctx.dtype)
-            for here in _chunks(states, own):
-                some, wanted = states[here], label[here, None]
-                _, share, sum_ = _softmax(some, own, wanted)
-                part = _slope(share, sum_, wanted, -slope[here]).to(states.dtype)
-                _add_product(sum_of_head, part.T, some)
-                del share, part
-            if of_head.dtype != sum_of_head.dtype:
-                of_head[slice(*ctx.ids)] = sum_of_head
+            _, _, of_head = _summed(
+                states, head, label, -slope, ctx.ids, ctx.dtype, for_states=False, for_head=True
+            )
         return of_states, of_head, *[None] * 5
+
+
+def _summed(
+    states: Tensor,
+    head: Tensor,
+    label: Tensor,
+    factor: Tensor,
+    ids: Ids,
+    dtype: torch.dtype,
+    *,
+    for_states: bool,
+    for_head: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """sum_i factor_i * -log p_i, and its gradients by the states and by the head; None: not asked.
+
+    dtype  of the products
+    """
+    of_states = torch.empty_like(states) if for_states else None
+    # As large as the head, so there is one of it, from the first sum to the optimizer.
+    of_head = torch.zeros_like(head) if for_head else None
+    sum_of_head = None if of_head is None else of_head[slice(*ids)].float()  # a view, mostly
+    own = head[slice(*ids)].to(dtype)
+    total = torch.zeros((), device=states.device)
+    for here in _chunks(states, own):
+        some, wanted, weight = states[here], label[here, None], factor[here, None]
+        log_prob, share, sum_ = _softmax(some, own, wanted)
+        total -= (weight * log_prob).sum()
+        if for_states or for_head:
+            slope = _slope(share, sum_, wanted, weight).to(states.dtype)
+            if of_states is not None:
+                of_states[here] = linear(slope, own.T)
+            if sum_of_head is not None:
+                _add_product(sum_of_head, slope.T, some)
+            del slope
+        del share  # before the next ones are made
+    if of_head is not None and sum_of_head is not None and of_head.dtype != sum_of_head.dtype:
+        of_head[slice(*ids)] = sum_of_head
+    return total, of_states, of_head
 
 
 def _cast(states: Tensor, head: Tensor) -> tuple[Tensor, torch.dtype]:
