@@ -59,18 +59,7 @@ def build_loader(
     sources = list(sources)
     if not sources:
         raise ValueError("the list of sources is empty; name at least one")
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be 1 or more")
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
-    check_numbers(
-        batch_size=batch_size,
-        num_workers=num_workers,
-        rank=rank,
-        world_size=world_size,
-        shuffle_buffer=shuffle_buffer,
-        max_broken=max_broken,
-        cache_bytes=cache_bytes,
-    )
     # Shards are looked up once, so that all workers deal the same list.
     sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
     settings = {
@@ -86,6 +75,7 @@ def build_loader(
         "shuffle_buffer": shuffle_buffer,
         "repeat": repeat,
     }
+    check_numbers({**settings, "max_broken": max_broken, "cache_bytes": cache_bytes})
     stream = partial(
         SequenceStream,
         sources,
@@ -98,10 +88,8 @@ def build_loader(
         max_broken=max_broken,
         cache_bytes=cache_bytes,
     )
-    recipe = _Recipe(
-        stream, vocabulary, batch_size, length, packed, rank, max(1, num_workers), world_size
-    )
-    return Loader(recipe, settings, num_workers=num_workers, pin_memory=pin_memory)
+    recipe = _Recipe(stream, vocabulary, batch_size, length, packed)
+    return Loader(recipe, settings, pin_memory=pin_memory)
 
 
 @dataclass(frozen=True)
@@ -113,13 +101,9 @@ class _Recipe:
     batch_size: int
     length: int
     packed: bool
-    rank: int
-    workers: int
-    world_size: int
 
-    def __call__(self, worker: int) -> _SingleRows | _PackedRows:
+    def __call__(self, reader: Reader) -> _SingleRows | _PackedRows:
         """Batches of one worker."""
-        reader = Reader(self.rank * self.workers + worker, self.world_size * self.workers)
         rows = _PackedRows if self.packed else _SingleRows
         return rows(self.stream(reader=reader), self)
 

@@ -36,15 +36,6 @@ def picture_loader(
     its range, and where more than `max_broken` cannot be read.
     """
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
-    check_numbers(
-        batch_size=batch_size,
-        num_workers=num_workers,
-        rank=rank,
-        world_size=world_size,
-        shuffle_buffer=shuffle_buffer,
-        max_broken=max_broken,
-        cache_bytes=cache_bytes,
-    )
     found = expand_urls(urls)
     settings = {
         "shards": [len(found)],
@@ -57,6 +48,7 @@ def picture_loader(
         "world_size": world_size,
         "shuffle_buffer": shuffle_buffer,
     }
+    check_numbers({**settings, "max_broken": max_broken, "cache_bytes": cache_bytes})
     make = partial(
         _Pictures,
         urls=found,
@@ -64,29 +56,25 @@ def picture_loader(
         image_size=image_size,
         fit=fit,
         seed=seed,
-        first=rank * max(1, num_workers),
-        readers=world_size * max(1, num_workers),
         shuffle_buffer=shuffle_buffer,
         max_broken=max_broken,
         cache_bytes=cache_bytes,
     )
-    return Loader(make, settings, num_workers=num_workers, pin_memory=pin_memory)
+    return Loader(make, settings, pin_memory=pin_memory)
 
 
 class _Pictures:
-    """Batches of one worker; `first` is the number of this process's first among all `readers`."""
+    """Batches of one worker."""
 
     def __init__(
         self,
-        worker: int,
+        reader: Reader,
         *,
         urls: list[str],
         batch_size: int,
         image_size: int,
         fit: Fit,
         seed: int,
-        first: int,
-        readers: int,
         shuffle_buffer: int,
         max_broken: float,
         cache_bytes: int,
@@ -95,7 +83,7 @@ class _Pictures:
         self._tally = Tally(max_broken)
         self._stream = ShardStream(
             urls,
-            reader=Reader(first + worker, readers),
+            reader=reader,
             seed=seed,
             shuffle_buffer=shuffle_buffer,
             fields=PICTURES,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_pipelines.stream import State
+from data_pipelines.stream import Reader, State
 
 
 class Batches(Protocol):
@@ -33,7 +33,9 @@ class Batches(Protocol):
         ...
 
 
-MakeBatches = Callable[[int], Batches]
+MakeBatches = Callable[[Reader], Batches]
+# The least that a number of a loader may be.
+_LEAST = {"batch_size": 1, "length": 1, "num_workers": 0, "shuffle_buffer": 0, "cache_bytes": 0}
 
 
 def workers_for(num_workers: int | None, *, on_gpu: bool) -> int:
@@ -41,27 +43,14 @@ def workers_for(num_workers: int | None, *, on_gpu: bool) -> int:
     return (2 if on_gpu else 0) if num_workers is None else num_workers
 
 
-def check_numbers(
-    *,
-    batch_size: int,
-    num_workers: int,
-    rank: int,
-    world_size: int,
-    shuffle_buffer: int,
-    max_broken: float,
-    cache_bytes: int,
-) -> None:
-    """Raise ValueError for one that is out of its range."""
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("shuffle_buffer", shuffle_buffer, 0),
-        ("cache_bytes", cache_bytes, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be {least} or more")
-    if not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken is {max_broken}; a share lies in [0, 1]")
+def check_numbers(numbers: Mapping[str, Any]) -> None:
+    """Raise ValueError for one that is out of its range; all have their names in `build_loader`."""
+    for name, least in _LEAST.items():
+        if name in numbers and numbers[name] < least:
+            raise ValueError(f"{name} is {numbers[name]}; it must be {least} or more")
+    if not 0 <= numbers["max_broken"] <= 1:
+        raise ValueError(f"max_broken is {numbers['max_broken']}; a share lies in [0, 1]")
+    rank, world_size = numbers["rank"], numbers["world_size"]
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}; it must be 0 ... {world_size - 1}")
 
@@ -69,36 +58,37 @@ def check_numbers(
 class Loader:
     """An iterable of batches whose state says which one comes next.
 
-    make         batches of a worker, by its number
-    settings     what the samples follow from: a state is good where they are the same. They hold
-                 the number of "shards" of each source, and "world_size"
-    num_workers  processes that read ahead; 0 reads in this one
-    pin_memory   whether they give out batches in page-locked memory
+    make        batches of a worker, by which of all readers it is
+    settings    what the samples follow from: a state is good where they are the same. They hold
+                the number of "shards" of each source, "rank" and "world_size", and "num_workers"
+                that read ahead; with 0 this process reads
+    pin_memory  whether workers give out batches in page-locked memory
 
     `state_dict()` covers the batches that were given out, not those that workers hold ready. It
     belongs to one process (rank): each saves and loads its own. Iterating again goes on from the
     state; after the end of a single pass it starts over.
     """
 
-    def __init__(
-        self, make: MakeBatches, settings: State, *, num_workers: int, pin_memory: bool
-    ) -> None:
+    def __init__(self, make: MakeBatches, settings: State, *, pin_memory: bool) -> None:
         self.make = make
         self.settings = settings
-        self.num_workers = num_workers
+        self.num_workers = settings["num_workers"]
         self.pin_memory = pin_memory
+        own = max(1, self.num_workers)
+        first, count = own * settings["rank"], own * settings["world_size"]
+        self._readers = [Reader(first + worker, count) for worker in range(own)]
         self._reset()
 
     def _reset(self) -> None:
         self._next = 0  # the worker whose turn it is
-        self._workers: list[State | None] = [None] * max(1, self.num_workers)
+        self._workers: list[State | None] = [None] * len(self._readers)
 
     def __iter__(self) -> Iterator[Any]:
         if self.num_workers == 0:
-            parts: Iterable[_Part] = _parts(self.make, 0, self._workers[0])
+            parts: Iterable[_Part] = _parts(self.make, 0, self._readers[0], self._workers[0])
         else:
             parts = DataLoader(
-                _WorkerDataset(self.make, list(self._workers), self._next),
+                _WorkerDataset(self.make, self._readers, list(self._workers), self._next),
                 batch_size=None,
                 collate_fn=_as_it_is,
                 num_workers=self.num_workers,
@@ -173,9 +163,9 @@ class _Part:
         return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
 
 
-def _parts(make: MakeBatches, worker: int, state: State | None) -> Iterator[_Part]:
+def _parts(make: MakeBatches, worker: int, reader: Reader, state: State | None) -> Iterator[_Part]:
     """Batches of one worker from a state on, each with the state after it."""
-    batches = make(worker)
+    batches = make(reader)
     if state is not None:
         batches.load_state_dict(state)
     for batch in batches:
@@ -185,8 +175,11 @@ def _parts(make: MakeBatches, worker: int, state: State | None) -> Iterator[_Par
 class _WorkerDataset(IterableDataset[_Part]):
     """DataLoader asks its workers in turn from the first; after resuming, another is the first."""
 
-    def __init__(self, make: MakeBatches, states: list[State | None], first: int) -> None:
+    def __init__(
+        self, make: MakeBatches, readers: list[Reader], states: list[State | None], first: int
+    ) -> None:
         self.make = make
+        self.readers = readers
         self.states = states
         self.first = first
 
@@ -196,7 +189,7 @@ class _WorkerDataset(IterableDataset[_Part]):
         assert info is not None
         worker = (info.id + self.first) % info.num_workers
         try:
-            yield from _parts(self.make, worker, self.states[worker])
+            yield from _parts(self.make, worker, self.readers[worker], self.states[worker])
         except ValueError as error:  # sent as it is: DataLoader would wrap it in a traceback
             yield _Part(worker, error=ValueError(str(error)))
         except OSError as error:

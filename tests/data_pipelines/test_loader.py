@@ -18,6 +18,7 @@ from data_pipelines.loader import build_loader
 from data_pipelines.pictures import picture_loader
 from data_pipelines.shards import write_shard
 from data_pipelines.source import Source
+from data_pipelines.stream import Reader
 from data_pipelines.text import Text
 from data_pipelines.write_shards import png_bytes
 from mmdlm.core.sequence import Batch
@@ -311,5 +312,5 @@ def test_a_gpu_has_workers_that_pin(make, monkeypatch):
     assert len(given) == 3
     pinned = []
     monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
-    next(workers._parts(make().make, 0, None)).pin_memory()
+    next(workers._parts(make().make, 0, Reader(), None)).pin_memory()
     assert len(pinned) == 1
