@@ -215,9 +215,12 @@ class Sampler:
                 step=taken,
                 steps=each + (block < rest),
             )
-            later = target & (block_of > block[:, None])
-            standing = Standing(progress, batch, here | still_open, later, committed, fresh, sure)
-            at = still_open if self.cache is None else self.cache.places(standing)
+            at = still_open
+            if self.cache is not None:
+                later = target & (block_of > block[:, None])
+                at = self.cache.places(
+                    Standing(progress, batch, here | still_open, later, committed, fresh, sure)
+                )
             passes = passes.only(block < blocks)
             with packed:
                 hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)
