@@ -158,7 +158,7 @@ def main(
             print(table(found, title=work.name))
             print(
                 f"  {machine.flops / 1e9:,.0f} GFLOP/s in matrix products "
-                f"({(machine.fastest_flops or machine.flops) / 1e9:,.0f} by the fastest kernel), "
+                f"({machine.fastest_flops / 1e9:,.0f} by the fastest kernel), "
                 f"{machine.bandwidth / 1e9:.1f} GB/s in copies, {torch.get_num_threads()} threads",
                 flush=True,
             )

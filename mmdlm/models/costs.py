@@ -22,22 +22,21 @@ class Machine:
 
     flops          per second, a product of large matrices, as torch's `@` makes it
     bandwidth      bytes per second, read and written in a copy
-    fastest_flops  as `flops`, by the faster of `@` and `linear`, which our layers call; None: not
-                   measured. What is so fast may beat a floor that `flops` sets
+    fastest_flops  as `flops`, by the faster of `@` and `linear`, which our layers call: what is so
+                   fast may beat a floor that `flops` sets
     """
 
     flops: float
     bandwidth: float
-    fastest_flops: float | None = None
+    fastest_flops: float
 
     @classmethod
     def medians(cls, machines: Sequence[Machine]) -> Machine:
         """Of what was measured again and again."""
-        fastest = [one.fastest_flops for one in machines if one.fastest_flops is not None]
         return cls(
             median(one.flops for one in machines),
             median(one.bandwidth for one in machines),
-            median(fastest) if fastest else None,
+            median(one.fastest_flops for one in machines),
         )
 
     @classmethod

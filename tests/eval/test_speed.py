@@ -18,7 +18,7 @@ from mmdlm.models.costs import Machine
 from tests.models.tiny import random_ids, tiny_model
 
 CPU = torch.device("cpu")
-MACHINE = Machine(1e11, 1e10)
+MACHINE = Machine(1e11, 1e10, 1e11)
 GSM8K = [
     {"question": "How many are two and three? " * n, "answer": "Five. " * (2 * n) + "#### 5"}
     for n in range(1, 20)
