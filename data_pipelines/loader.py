@@ -60,11 +60,7 @@ def build_loader(
     if not sources:
         raise ValueError("the list of sources is empty; name at least one")
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
-    # Shards are looked up once, so that all workers deal the same list.
-    sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
-    settings = {
-        "shards": [len(source.urls) for source in sources],
-        "weights": [source.weight for source in sources],
+    numbers = {
         "batch_size": batch_size,
         "length": length,
         "packed": packed,
@@ -75,7 +71,14 @@ def build_loader(
         "shuffle_buffer": shuffle_buffer,
         "repeat": repeat,
     }
-    check_numbers({**settings, "max_broken": max_broken, "cache_bytes": cache_bytes})
+    check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
+    # Shards are looked up once, so that all workers deal the same list.
+    sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
+    settings = {
+        "shards": [len(source.urls) for source in sources],
+        "weights": [source.weight for source in sources],
+        **numbers,
+    }
     stream = partial(
         SequenceStream,
         sources,

@@ -36,9 +36,7 @@ def picture_loader(
     its range, and where more than `max_broken` cannot be read.
     """
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
-    found = expand_urls(urls)
-    settings = {
-        "shards": [len(found)],
+    numbers = {
         "batch_size": batch_size,
         "image_size": image_size,
         "fit": fit,
@@ -48,7 +46,9 @@ def picture_loader(
         "world_size": world_size,
         "shuffle_buffer": shuffle_buffer,
     }
-    check_numbers({**settings, "max_broken": max_broken, "cache_bytes": cache_bytes})
+    check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
+    found = expand_urls(urls)
+    settings = {"shards": [len(found)], **numbers}
     make = partial(
         _Pictures,
         urls=found,
