@@ -92,7 +92,7 @@ class Decoding:
     block_length         finish this many tokens before the next are begun; None: all at once
     remask               share of committed tokens that a step may take back; 0 is off
     suppressed           ids that are never generated
-    postponed, order_after_temperature, whole_vocabulary, mask_drawn: see `Sampler`
+    postponed, order_after_temperature, top_p_first, whole_vocabulary, mask_drawn: see `Sampler`
     """
 
     num_inference_steps: int
@@ -104,6 +104,7 @@ class Decoding:
     order_temperature: float = 0.0
     order_decay: DecayName = "linear"
     order_after_temperature: bool = False
+    top_p_first: bool = False
     schedule: ScheduleName = "linear"
     shift: float = 3.0
     threshold: float | None = None
@@ -151,6 +152,7 @@ class Decoding:
             "in_order",
             "distinct",
             "order_after_temperature",
+            "top_p_first",
             "whole_vocabulary",
             "mask_drawn",
         ):
@@ -236,6 +238,7 @@ class Decoding:
             suppressed=(*self.suppressed, *suppressed),
             postponed=self.postponed,
             order_after_temperature=self.order_after_temperature,
+            top_p_first=self.top_p_first,
             whole_vocabulary=self.whole_vocabulary,
             mask_drawn=self.mask_drawn,
         )

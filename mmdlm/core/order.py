@@ -30,11 +30,18 @@ class Candidates:
 
 
 class Order(ABC):
-    """Scores the candidates; those of highest score are committed first."""
+    """Scores the candidates; those of highest score are committed first.
+
+    An order of one's own is a frozen dataclass with `score`.
+    """
 
     @abstractmethod
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        """[M] scores."""
+        """Score each candidate: [M], of any dtype; the sampler compares them in float64.
+
+        `candidates` are of one modality, and scores of both are compared with each other. Draw
+        random numbers from `generator` alone, so that the result follows from the seed.
+        """
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class SampleStep:
     committed  [B, L] bool, targets committed so far
     step       0, 1, ... ; at most `steps` of them, fewer where everything was committed before
     log_prob   [B, L] of each committed token when it was committed, 0 elsewhere: under the model's
-               guided logits, at temperature 1 and before top-k and top-p, whatever it was drawn by
+               guided logits over the ids that can be drawn (`Sampler.undrawable`), at temperature 1
+               and before top-k and top-p, whatever it was drawn by
     """
 
     ids: Tensor
@@ -89,6 +90,8 @@ class Sampler:
     are for results of systems that do otherwise:
 
     order_after_temperature  the order looks at the probabilities that tokens are drawn from (Dream)
+    top_p_first              top-p is taken of all ids and top-k of what that leaves (Dream), where
+                             top-k otherwise comes first, as in transformers
     whole_vocabulary         a text position may become any id, image codes included (LLaDA, MMaDA)
     mask_drawn               the mask token may be drawn: the position stays open, though a planned
                              count takes it for committed, and may be so in the end (LLaDA, Dream)
@@ -111,6 +114,7 @@ class Sampler:
     postponed: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
     order_after_temperature: bool = False
+    top_p_first: bool = False
     whole_vocabulary: bool = False
     mask_drawn: bool = False
 
@@ -229,7 +233,7 @@ class Sampler:
             remaining = self._remaining(progress, generator)  # [B]
             again = self._again(here & committed, probability, remaining, progress, generator)
             count = progress.open + again.sum(1) - remaining
-            chosen = self.commit.choose(
+            chosen = still_open & self.commit.choose(
                 drawn.score,
                 drawn.probability,
                 words=torch.where(is_text & ~torch.isin(drawn.ids, no_words), drawn.ids, -1),
@@ -259,6 +263,10 @@ class Sampler:
             block = torch.where(self._stopped(x_t, committed, batch), blocks, block + finished)
             taken = torch.where(finished, 0, taken + 1)
 
+    def undrawable(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """Return the ids that no target becomes: a policy's log-probabilities leave them out."""
+        return (*self.suppressed, *(() if self.mask_drawn else (vocabulary.mask_id,)))
+
     def _stopped(self, x_t: Tensor, committed: Tensor, batch: Batch) -> Tensor:
         """[B] bool, whose last text has come to its end."""
         if not self.stop_ids:
@@ -284,7 +292,7 @@ class Sampler:
 
     def _remaining(self, progress: Progress, generator: torch.Generator) -> Tensor:
         """[B] the commit rule's count; a planned step commits one at least, the last one all."""
-        remaining = self.commit.remaining(progress, generator=generator).clamp_min(0)
+        remaining = self.commit.remaining(progress, generator=generator).long().clamp_min(0)
         if self.remask is None and self.commit.planned:
             remaining = torch.minimum(remaining, (progress.open - 1).clamp_min(0))
         return remaining.masked_fill(progress.last, 0)
@@ -332,7 +340,6 @@ class Sampler:
             mask = () if self.mask_drawn else (vocabulary.mask_id,)
             drawable = _without(logits, mask, start)
             token = self._categorical(drawable, generator)  # [M]
-            plain = logits
             if self.order_after_temperature:
                 logits = _in_parts(
                     lambda part: self._tempered(part).float(),
@@ -350,13 +357,24 @@ class Sampler:
                 steps=progress.steps[row],
             )
             ids = ids.masked_scatter(here, token + start)
-            score = score.masked_scatter(here, self.order.score(candidates, generator=generator))
+            score = score.masked_scatter(here, self._scores(candidates, generator))
             probability = probability.masked_scatter(here, log_prob.exp())
-            if logits is not plain:
-                log_prob = _log_prob(plain, token)
+            if logits is not drawable:
+                log_prob = _log_prob(drawable, token)
             own = own.masked_scatter(here, log_prob)
         drawn = _Drawn(ids=ids, score=score, probability=probability, log_prob=own)
         return drawn.among(passes.live, rows)
+
+    def _scores(self, candidates: Candidates, generator: torch.Generator) -> Tensor:
+        """[M] float64, what the order gives in any dtype."""
+        score = self.order.score(candidates, generator=generator)
+        if score.shape != candidates.column.shape:
+            raise ValueError(
+                f"sampler: {type(self.order).__name__}.score gave a tensor of shape "
+                f"{tuple(score.shape)} for {len(candidates.column)} candidates; it must give one "
+                "number for each"
+            )
+        return score.double()
 
     def _categorical(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """[M, R] -> [M] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
@@ -372,15 +390,24 @@ class Sampler:
     def _tempered(self, logits: Tensor) -> Tensor:
         """[M, R] logits under temperature, top-k and top-p, float64; at temperature 0 as at 1."""
         logits = logits.double() / (self.temperature or 1.0)
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
-        if self.top_p is not None and self.top_p < 1:
-            ordered, index = logits.sort(dim=-1, descending=True)
-            probability = ordered.softmax(-1)
-            dropped = probability.cumsum(-1) - probability >= self.top_p  # by the mass before each
-            logits = logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
+        restrictions = (self._in_top_k, self._in_top_p)
+        for restricted in reversed(restrictions) if self.top_p_first else restrictions:
+            logits = restricted(logits)
         return logits
+
+    def _in_top_k(self, logits: Tensor) -> Tensor:
+        if self.top_k is None or self.top_k >= logits.shape[-1]:
+            return logits
+        least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+        return logits.masked_fill(logits < least, -math.inf)
+
+    def _in_top_p(self, logits: Tensor) -> Tensor:
+        if self.top_p is None or self.top_p >= 1:
+            return logits
+        ordered, index = logits.sort(dim=-1, descending=True)
+        probability = ordered.softmax(-1)
+        dropped = probability.cumsum(-1) - probability >= self.top_p  # by the mass before each
+        return logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
 
 
 @dataclass(frozen=True)

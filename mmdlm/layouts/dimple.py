@@ -23,6 +23,7 @@ DECODING = {
     "threshold_alone": True,
     "temperature": 0.2,
     "top_p": 0.95,
+    "top_p_first": True,
 }
 
 

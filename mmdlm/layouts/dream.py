@@ -11,13 +11,15 @@ from mmdlm.layouts.pieces import Piece, answering, learnt_segments, segments_of
 from mmdlm.layouts.words import Words
 
 # Dream's own way to decode: the share of a linear schedule, least entropy first, both looked at
-# after temperature and top-p. Source: arXiv:2508.15487 and its published code.
+# after temperature and top-p, which comes before top-k where there is one. Source: arXiv:2508.15487
+# and its published code.
 DECODING = {
     "schedule": "expected",
     "order": "entropy",
     "order_after_temperature": True,
     "temperature": 0.2,
     "top_p": 0.95,
+    "top_p_first": True,
 }
 
 
@@ -33,7 +35,8 @@ class Dream(Layout):
     generation: ClassVar[Generation] = {
         "answer": {"num_inference_steps": 512, **DECODING},
         "complete": {"num_inference_steps": 512, **DECODING},
-        "infill": {"num_inference_steps": 512, "order": "entropy"},  # a hole is short: one by one
+        # a hole is short: one by one
+        "infill": {"num_inference_steps": 512, "order": "entropy", "top_p_first": True},
         "max_new_tokens": 512,
     }
     system: ClassVar[str] = "You are a helpful assistant."

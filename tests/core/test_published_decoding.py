@@ -21,6 +21,8 @@ from mmdlm.core.order import Confidence, Entropy, LeftToRight, Margin, Order, Pr
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
+from mmdlm.decoding import Decoding
+from mmdlm.layouts.dream import DECODING as DREAM
 from tests.core.fakes import (
     TEXT,
     VOCABULARY,
@@ -183,6 +185,7 @@ def dream(
     alg: str,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
     eps: float = 1e-3,
 ) -> Tensor:
     """`temperature` divides the logits; the draw is the most likely token all the same."""
@@ -192,6 +195,9 @@ def dream(
         ordered, index = probability.sort(-1, descending=True)
         dropped = (ordered.cumsum(-1) - ordered) > top_p
         probability = probability.masked_fill(dropped.gather(-1, index.argsort(-1)), 0.0)
+        if top_k is not None:
+            least = probability.topk(top_k, dim=-1).values[..., -1:]
+            probability = probability.masked_fill(probability < least, 0.0)
         probability = probability / probability.sum(-1, keepdim=True)
         best = probability.topk(2, dim=-1).values
         confidence = {
@@ -250,6 +256,22 @@ def test_dream_looks_at_the_restricted_probabilities(alg: str, top_p: float) -> 
         free = replace(sampler, order_after_temperature=False)
         changed += not torch.equal(free(denoiser, batch, generator=rng()).steps, out.steps)
     assert changed or alg == "topk_margin"
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 0.5), (4, 0.4)])
+def test_dream_takes_top_p_before_top_k(top_k: int, top_p: float) -> None:
+    changed = 0
+    for seed in range(20):
+        batch = texts(16, seed=seed, rows=1)
+        denoiser, logits = model(batch, seed=seed, scale=0.3)
+        expected = dream(logits, masked(batch), steps=8, alg="entropy", top_p=top_p, top_k=top_k)
+        decoding = Decoding(8, **{**DREAM, "temperature": 0.0, "top_p": top_p, "top_k": top_k})
+        sampler = replace(decoding.sampler(), whole_vocabulary=True, mask_drawn=True)
+        out = sampler(denoiser, batch, generator=rng())
+        assert torch.equal(out.ids, expected)
+        other = replace(sampler, top_p_first=False)(denoiser, batch, generator=rng())
+        changed += not torch.equal(other.steps, out.steps)
+    assert changed
 
 
 def test_order_after_temperature_sees_what_is_drawn_from() -> None:

@@ -496,6 +496,16 @@ def test_top_k_and_top_p():
         assert frequencies(Sampler(steps=1, temperature=1.0, **part), logits)[0] == 1.0
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_which_of_top_k_and_top_p_comes_first(first: bool):
+    """Of 0.4, 0.3, 0.2, 0.1: within the two likeliest the first alone has half of the mass."""
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    logits = torch.cat([logits, torch.full((VOCABULARY.size - 4,), -20.0)])
+    sampler = Sampler(steps=1, temperature=1.0, top_k=2, top_p=0.5, top_p_first=first)
+    expected = torch.tensor([4 / 7, 3 / 7] if first else [1.0, 0.0])
+    torch.testing.assert_close(frequencies(sampler, logits)[:2], expected, atol=0.015, rtol=0)
+
+
 def test_top_k_beyond_the_range_is_no_restriction():
     logits = torch.randn(VOCABULARY.size, generator=rng(2))
     free, wide = (
