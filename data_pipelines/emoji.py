@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm import tqdm
 REFERENCE = "\N{GRINNING FACE}"  # every colour font has it; its advance is that of one glyph
 UNASSIGNED = "\U0010fffd"  # what a font draws for a character that it does not know
 SKIN_TONES = range(0x1F3FB, 0x1F3FF + 1)
+SKIN_TONE_WORDS = re.compile(r"\b(?:medium-)?(?:light|dark|medium) skin tone\b")
 # Bitmap fonts exist at a few sizes only: Noto (CBDT) at 109, Apple (sbix) at 160 and below.
 FONT_SIZES = (109, 160, 136, 128, 96, 64)
 USUAL_FONTS = (
@@ -127,6 +129,25 @@ def is_held_out(characters: str) -> bool:
     """
     digest = hashlib.sha256(characters.encode()).hexdigest()
     return any(ord(c) in SKIN_TONES for c in characters) and int(digest, 16) % 10 == 0
+
+
+def without_skin_tones(name: str) -> str:
+    """Return the name of the emoji before skin tones were given to it."""
+    return " ".join(SKIN_TONE_WORDS.sub("", name).split())
+
+
+def sampling_weights(pictures: Iterable[Emoji]) -> dict[str, float]:
+    """Return, by name, weights under which a person in all skin tones counts as one thing does.
+
+    Emoji with skin tones that differ in nothing else share a weight of 1 among those of them that
+    are given; an emoji without a skin tone has 1.
+    """
+    pictures = list(pictures)
+    toned = {p.name for p in pictures if any(ord(c) in SKIN_TONES for c in p.characters)}
+    sizes = Counter(map(without_skin_tones, toned))
+    return {
+        p.name: 1 / sizes[without_skin_tones(p.name)] if p.name in toned else 1.0 for p in pictures
+    }
 
 
 def alike_names(pictures: Iterable[Emoji]) -> dict[str, frozenset[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -67,11 +68,17 @@ class ToSequence(ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """Shards (see `expand_urls`), how to read them, and how often relative to other sources."""
+    """Shards (see `expand_urls`), how to read them, and how often relative to other sources.
+
+    sampling_weight  field with the probability that an epoch contains a sample, such as
+                     "json.sampling_weight"; it balances sets in which some subjects have many
+                     samples. Without it, every epoch contains every sample
+    """
 
     urls: str | list[str]
     to_sequence: ToSequence
     weight: float = 1.0
+    sampling_weight: str | None = None
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -84,6 +91,28 @@ def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str
     A list of texts (the captions of one picture) gives one of them. Raises ValueError where there
     is no such text.
     """
+    value = field_value(sample, field)
+    if isinstance(value, list) and value:
+        value = value[int(torch.randint(len(value), (), generator=generator))]
+    if not isinstance(value, str):
+        raise ValueError(f"its {field!r} is no text but {type(value).__name__}")
+    return value
+
+
+def field_weight(sample: Sample, field: str) -> float:
+    """Return the sampling weight of a sample; ValueError where it is no number in (0, 1]."""
+    value = field_value(sample, field)
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight <= 1:
+        raise ValueError(f"its {field} is {value!r}; a sampling weight lies in (0, 1]")
+    return weight
+
+
+def field_value(sample: Sample, field: str) -> Any:
+    """Return the text of a field, or what lies at a place in a JSON field ("json.names.de")."""
     extension, *path = field.split(".")
     if extension not in sample:
         raise ValueError(f"no {extension!r} among its fields ({', '.join(field_names(sample))})")
@@ -94,10 +123,6 @@ def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str
         if not isinstance(value, dict) or name not in value:
             raise ValueError(f"its {extension} has no {'.'.join(path)!r}")
         value = value[name]
-    if isinstance(value, list) and value:
-        value = value[int(torch.randint(len(value), (), generator=generator))]
-    if not isinstance(value, str):
-        raise ValueError(f"its {field!r} is no text but {type(value).__name__}")
     return value
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
-from data_pipelines.source import BROKEN_CONTENT, Source, TextTokenizer
+from data_pipelines.source import BROKEN_CONTENT, Source, TextTokenizer, field_weight
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -127,9 +127,10 @@ class ShardStream(Iterator[Sample | Broken]):
 
     With fewer shards than readers every reader reads all of them and keeps every count-th sample.
 
-    repeat       epoch after epoch without end; otherwise one pass
-    fields       extensions to keep; None keeps all
-    cache_bytes  keep the samples in memory if all that this reader reads fits in so much
+    repeat           epoch after epoch without end; otherwise one pass
+    fields           extensions to keep; None keeps all
+    sampling_weight  field with the probability that an epoch contains a sample; None: always
+    cache_bytes      keep the samples in memory if all that this reader reads fits in so much
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class ShardStream(Iterator[Sample | Broken]):
         shuffle_buffer: int = 0,
         repeat: bool = True,
         fields: tuple[str, ...] | None = None,
+        sampling_weight: str | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self.urls = urls
@@ -149,6 +151,9 @@ class ShardStream(Iterator[Sample | Broken]):
         self.shuffle_buffer = shuffle_buffer
         self.repeat = repeat
         self.fields = fields
+        if fields is not None and sampling_weight is not None:
+            self.fields = (*fields, sampling_weight.split(".")[0])
+        self.sampling_weight = sampling_weight
         self.deals_shards = len(urls) >= reader.count
         if not self.deals_shards and reader.number == 0:
             log.warning(
@@ -194,6 +199,7 @@ class ShardStream(Iterator[Sample | Broken]):
         self._block = []
         self._offset, self._resume_offset = 0, offset
         self._ahead = None
+        self._has_read = False
         self._reading = self._read_blocks(place)
 
     def _read_blocks(self, place: _Place) -> Iterator[_Block | None]:
@@ -211,7 +217,7 @@ class ShardStream(Iterator[Sample | Broken]):
                 yield start, items
             if not self.repeat:
                 return
-            if not items and start == _Place(place.epoch):
+            if not self._has_read:
                 raise ValueError(
                     f"shards {self.urls[0]} ...: no sample for reader {self.reader.number} of "
                     f"{self.reader.count}; the shards are empty, or too few for so many readers"
@@ -228,8 +234,21 @@ class ShardStream(Iterator[Sample | Broken]):
         for shard in range(place.shard, len(urls)):
             done = place.sample if shard == place.shard else 0
             for number, item in enumerate(self._read_shard(urls[shard])):
-                if number >= done:
-                    yield item, shard, number + 1
+                self._has_read = True
+                drawn = self._drawn(item, place.epoch) if number >= done else None
+                if drawn is not None:
+                    yield drawn, shard, number + 1
+
+    def _drawn(self, item: Sample | Broken, epoch: int) -> Sample | Broken | None:
+        """Return the item where the epoch contains it."""
+        if self.sampling_weight is None or isinstance(item, Broken):
+            return item
+        try:
+            weight = field_weight(item, self.sampling_weight)
+        except BROKEN_CONTENT as error:
+            return Broken(item["__url__"], item["__key__"], one_line(error))
+        parts = (self.seed, "drawn", epoch, item["__url__"], item["__key__"])
+        return item if derived_seed(*parts) < weight * 2**63 else None
 
     def _read_shard(self, url: str) -> Iterator[Sample | Broken]:
         if self._cache is not None and url in self._cache:
@@ -307,6 +326,7 @@ class SequenceStream(Iterator[Sequence]):
                 shuffle_buffer=shuffle_buffer,
                 repeat=repeat,
                 fields=source.to_sequence.fields,
+                sampling_weight=source.sampling_weight,
                 cache_bytes=cache_bytes // len(sources),
             )
             for number, source in enumerate(sources)

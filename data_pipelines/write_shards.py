@@ -35,7 +35,8 @@ def emoji(
 ) -> None:
     """Draw every emoji of a colour font, with its names in all languages.
 
-    Writes out/train and out/held_out: png, txt (the English name) and json (all names).
+    Writes out/train and out/held_out: png, txt (the English name) and json (all names, and the
+    weight of `data_pipelines.emoji.sampling_weights`).
 
     Args:
         out: Folder for the shards.
@@ -53,6 +54,7 @@ def emoji(
     if _is_done(out, settings):
         return
     pictures, left_out = emoji_source.draw_with_report(font, size=size)
+    weights = emoji_source.sampling_weights(one for one in pictures if not one.held_out)
 
     def samples(held_out: bool) -> Iterator[Sample]:
         for drawn in pictures:
@@ -69,6 +71,7 @@ def emoji(
                             "characters": drawn.characters,
                             "code_points": [f"U+{point:04X}" for point in drawn.code_points],
                             "held_out": drawn.held_out,
+                            "sampling_weight": weights.get(drawn.name, 1.0),
                         }
                     ),
                 }
