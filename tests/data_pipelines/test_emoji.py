@@ -13,6 +13,8 @@ from data_pipelines.emoji import (
     find_font,
     fully_qualified,
     is_held_out,
+    sampling_weights,
+    without_skin_tones,
 )
 
 FIREFIGHTER = "\U0001f469\U0001f3fe\u200d\U0001f692"
@@ -43,6 +45,28 @@ def test_alike():
         "b": {"b"},
         "c": {"a", "c"},
     }
+
+
+def test_a_person_in_all_skin_tones_weighs_as_much_as_a_thing():
+    def one(name, characters):
+        return Emoji(name, {}, (), characters, Image.new("RGB", (2, 2)), False)
+
+    light, dark = "\U0001f44d\U0001f3fb", "\U0001f44d\U0001f3ff"
+    emoji = [
+        one("rocket", "\U0001f680"),
+        one("thumbs up", "\U0001f44d"),
+        one("thumbs up light skin tone", light),
+        one("thumbs up dark skin tone", dark),
+        one("kiss man man light skin tone medium-dark skin tone", light + dark),
+    ]
+    assert list(sampling_weights(emoji).values()) == [1, 1, 0.5, 0.5, 1]
+
+
+def test_without_skin_tones():
+    name = "people holding hands medium-light skin tone medium skin tone"
+    assert without_skin_tones(name) == "people holding hands"
+    assert without_skin_tones("dark skin tone") == ""
+    assert without_skin_tones("light bulb") == "light bulb"
 
 
 @pytest.fixture

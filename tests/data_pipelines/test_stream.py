@@ -108,6 +108,71 @@ class TestResume:
         assert numbers(stream, 20) == first
 
 
+class TestSamplingWeight:
+    """Numbers n with the weight of their JSON field: 1, 1/2, 1/4, 1/5 in turn."""
+
+    WEIGHTS = (1.0, 0.5, 0.25, 0.2)
+
+    def weighted_shards(self, folder, weights=WEIGHTS, samples=40):
+        paths = [folder / f"{shard:06d}.tar" for shard in range(2)]
+        for shard, path in enumerate(paths):
+            rows = [
+                number_sample(n) for n in range(shard * samples // 2, (shard + 1) * samples // 2)
+            ]
+            for row in rows:
+                weight = weights[int(row["__key__"]) % len(weights)]
+                row["json"] = json.dumps({"share": weight}).encode()
+            write_shard(path, rows)
+        return [str(path) for path in paths]
+
+    def test_an_epoch_contains_a_sample_with_its_probability(self, tmp_path):
+        urls = self.weighted_shards(tmp_path)
+        epochs, counts = 1000, Counter()
+        stream = ShardStream(urls, sampling_weight="json.share", cache_bytes=1 << 20)
+        counts = Counter(numbers(stream, int(epochs * 40 * sum(self.WEIGHTS) / 4)))
+        for number in range(40):
+            share = self.WEIGHTS[number % 4]
+            error = (share * (1 - share) / epochs) ** 0.5
+            assert abs(counts[number] / epochs - share) < 5 * error + 0.01
+
+    def test_epochs_differ_and_the_seed_decides(self, tmp_path):
+        urls = self.weighted_shards(tmp_path)
+        first = one_pass(urls, sampling_weight="json.share", seed=1)
+        assert one_pass(urls, sampling_weight="json.share", seed=1) == first
+        assert one_pass(urls, sampling_weight="json.share", seed=2) != first
+        assert set(range(0, 40, 4)) <= set(first) < set(range(40))
+
+    @pytest.mark.parametrize("buffer", [0, 4, 100])
+    def test_resumes_at_every_place(self, tmp_path, buffer):
+        urls = self.weighted_shards(tmp_path)
+        options = {"sampling_weight": "json.share", "shuffle_buffer": buffer, "seed": 5}
+        stream = ShardStream(urls, **options)
+        states, items = [stream.state_dict()], []
+        for item in islice(stream, 60):
+            items.append(item)
+            states.append(stream.state_dict())
+        for place, state in enumerate(states):
+            again = ShardStream(urls, **options)
+            again.load_state_dict(state)
+            assert list(islice(again, 60 - place)) == items[place:]
+
+    @pytest.mark.parametrize("weight", [0, -1, 1.5, "much", None, [1], float("nan")])
+    def test_what_is_no_weight_is_a_broken_sample(self, tmp_path, weight):
+        urls = self.weighted_shards(tmp_path, weights=(weight,), samples=4)
+        broken = list(ShardStream(urls, sampling_weight="json.share", repeat=False))
+        assert len(broken) == 4
+        assert all("json.share is" in one.reason and "(0, 1]" in one.reason for one in broken)
+
+    def test_an_absent_field_is_named(self, number_shards):
+        (broken, *_) = ShardStream(number_shards(1, 2), sampling_weight="json.share", repeat=False)
+        assert "its json has no 'share'" in broken.reason
+
+    def test_fields_that_nobody_else_reads_are_kept_for_it(self, tmp_path):
+        urls = self.weighted_shards(tmp_path)
+        stream = ShardStream(urls, fields=("txt",), sampling_weight="json.share", repeat=False)
+        assert set(next(stream)) == {"__key__", "__url__", "txt", "json"}
+
+
 class TestMemory:
     def test_small_data_is_read_once(self, number_shards):
         urls = number_shards(2, 5)
