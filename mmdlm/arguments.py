@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections import abc
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from mmdlm.decoding import Decoding
 from mmdlm.layouts.conversation import IMAGE
 from mmdlm.vision.pixels import open_image, to_image, to_rgb
 
+Part = TypeVar("Part")
 ImageLike = Image.Image | str | PathLike[str] | Tensor
 
 
@@ -88,6 +92,36 @@ def decoding_with(
         "guidance_scale": guidance_scale,
     }
     return replace(decoding, **{name: value for name, value in given.items() if value is not None})
+
+
+def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Part:
+    """Return a known name as it is, and for the class path of a part of one's own such a part.
+
+    The path is that of a class `kind` that needs no arguments: "my_module.MyOrder". It runs code of
+    that module: pass only what the user has typed, never what a checkpoint says.
+    """
+    if given in names:
+        return given
+    module, _, name = given.rpartition(".")
+    known = f"give one of {', '.join(names)}, or the class path of a {kind.__name__} of your own"
+    if not module:
+        raise ValueError(f"{given!r} is no {kind.__name__} that is known; {known}")
+    here = os.getcwd()
+    sys.path.insert(0, here)  # an installed command does not look for modules where it is started
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{given!r} cannot be imported ({error}); {known}") from error
+    finally:
+        sys.path.remove(here)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{given!r} is no {kind.__name__}; {known}")
+    try:
+        return found()
+    except TypeError as error:
+        raise ValueError(
+            f"{given!r} cannot be made without arguments ({error}); give each field a default"
+        ) from error
 
 
 def pictures_of_each(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:

@@ -21,6 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -52,6 +53,8 @@ FAMILY_NAMES = (
     *("dream", "lavida_dream", "dimple"),
 )
 CACHES = ("prompt", "prefix", "dual", "delayed", "stable")
+ORDERS = ("confidence", "probability", "margin", "entropy", "random", "left_to_right")
+SCHEDULES = ("linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up")
 QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
 CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
 
@@ -578,6 +581,18 @@ def _command(
         help="with --threshold: of several such tokens of one word commit the first alone",
     )
     command.add_argument(
+        "--order",
+        metavar="NAME",
+        help=f"which tokens are committed first: {', '.join(ORDERS)}, or the class path of an "
+        "Order of your own, my_module.MyOrder (default: the model's own)",
+    )
+    command.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help=f"how many tokens a step commits: {', '.join(SCHEDULES)}, or the class path of a "
+        "CommitRule of your own (default: the model's own)",
+    )
+    command.add_argument(
         "--seed",
         type=_seed,
         default=0,
@@ -674,6 +689,18 @@ def _load(options: argparse.Namespace, task: str) -> Model:
     """The model of a command, as its options ask for it; refused early if it lacks the task."""
     import torch
 
+    from mmdlm.arguments import part_of
+    from mmdlm.core.commit import CommitRule
+    from mmdlm.core.order import Order
+
+    parts = {
+        name: part_of(given, kind, names=names)
+        for name, given, kind, names in (
+            ("order", options.order, Order, ORDERS),
+            ("schedule", options.schedule, CommitRule, SCHEDULES),
+        )
+        if given is not None
+    }
     model = mmdlm.load(
         options.model,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
@@ -682,12 +709,13 @@ def _load(options: argparse.Namespace, task: str) -> Model:
         image_tokenizer=options.image_tokenizer,
         task=task,
     )
-    return model.faster(
+    model = model.faster(
         cache=options.cache,
         cache_refresh=options.cache_refresh,
         threshold=options.threshold,
         distinct=options.distinct or None,
     )
+    return replace(model, defaults=model.defaults.in_each_task(**parts)) if parts else model
 
 
 def _seen(path: Path) -> Image.Image:

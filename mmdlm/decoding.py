@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
@@ -33,6 +33,7 @@ GENERATION = "generation.json"  # where a checkpoint carries its own defaults
 OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
 DecayName = Literal["linear", "compounding", "none"]
 CacheName = Literal["prompt", "prefix", "dual", "delayed", "stable"]
+RANKED = ("confidence", "probability", "margin", "entropy")  # orders that may have noise
 PARALLEL = ("threshold", "factor", "entropy_bound")
 ScheduleName = Literal[
     "linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up"
@@ -58,13 +59,15 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 class Decoding:
     """The sampler of one task in plain values, so that a checkpoint can carry it.
 
-    Names stand for classes of `mmdlm.core`: downloaded weights must not choose imports.
+    Names stand for classes of `mmdlm.core`: downloaded weights must not choose imports. What is
+    given in Python, in the YAML of a recipe or on a command line may be an object of a class of
+    one's own, named there by its class path; a checkpoint cannot carry it.
 
     num_inference_steps  denoising steps
     guidance_scale       classifier-free guidance; 1 is off; several numbers for several branches
     temperature          of the draw of tokens; 0 takes the most likely one
     top_k, top_p         restrict the draw
-    order                which tokens are committed first
+    order                which tokens are committed first: a name, or an `Order` of one's own
     order_temperature    noise in an order by what the model is sure of, which makes pictures more
                          varied
     order_decay          of that noise, see `mmdlm.core.order.Ranked`
@@ -72,7 +75,8 @@ class Decoding:
                          at first; "maskgit" as "cosine", counted as published code does (MMaDA,
                          Lumina-DiMOO); "shifted" few at first or many (LaViDa); "expected" and
                          "ancestral" a share of what is open (Dream, its "origin"); "catch_up" the
-                         next number of a linear schedule below what is open (Dimple)
+                         next number of a linear schedule below what is open (Dimple); or a
+                         `CommitRule` of one's own
     shift                of "shifted": above 1 few tokens at first, below 1 many
     threshold            commit every token of at least this probability besides; None: do not
     threshold_alone      and in such a step only those
@@ -100,12 +104,12 @@ class Decoding:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    order: OrderName = "confidence"
+    order: OrderName | Order = "confidence"
     order_temperature: float = 0.0
     order_decay: DecayName = "linear"
     order_after_temperature: bool = False
     top_p_first: bool = False
-    schedule: ScheduleName = "linear"
+    schedule: ScheduleName | CommitRule = "linear"
     shift: float = 3.0
     threshold: float | None = None
     threshold_alone: bool = False
@@ -158,9 +162,11 @@ class Decoding:
         ):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        _check_choice("order", self.order, OrderName)
+        if not isinstance(self.order, Order):
+            _check_choice("order", self.order, OrderName)
         _check_choice("order_decay", self.order_decay, DecayName)
-        _check_choice("schedule", self.schedule, ScheduleName)
+        if not isinstance(self.schedule, CommitRule):
+            _check_choice("schedule", self.schedule, ScheduleName)
         if self.cache is not None:
             _check_choice("cache", self.cache, CacheName)
         elif self.cache_refresh is not None:
@@ -176,7 +182,7 @@ class Decoding:
                 f"entropy_bound {self.entropy_bound} needs order 'entropy' without noise, not "
                 f"{self.order!r} with order_temperature {self.order_temperature}"
             )
-        if self.order_temperature and self.order in ("random", "left_to_right"):
+        if self.order_temperature and self.order not in RANKED:
             raise ValueError(
                 f"order_temperature {self.order_temperature} is noise on what the model is sure "
                 f"of, which order {self.order!r} does not look at; set it to 0"
@@ -195,7 +201,7 @@ class Decoding:
     def sampler(self, *, suppressed: tuple[int, ...] = ()) -> Sampler:
         """The sampler that these values describe; more ids that are never generated."""
         noise = (self.order_temperature, self.order_decay)
-        orders: dict[OrderName, Order] = {
+        orders: dict[OrderName | Order, Order] = {
             "confidence": Confidence(*noise),
             "probability": Probability(*noise),
             "margin": Margin(*noise),
@@ -203,7 +209,7 @@ class Decoding:
             "random": Random(),
             "left_to_right": LeftToRight(),
         }
-        rules: dict[ScheduleName, CommitRule] = {
+        rules: dict[ScheduleName | CommitRule, CommitRule] = {
             "linear": EvenSplit(),
             "cosine": ScheduledCount(Cosine()),
             "maskgit": ScheduledCount(Cosine(), least=1, strict=True),
@@ -212,7 +218,8 @@ class Decoding:
             "ancestral": Ancestral(drawn=True),
             "catch_up": CatchUp(),
         }
-        commit = rules[self.schedule]
+        order = self.order if isinstance(self.order, Order) else orders[self.order]
+        commit = self.schedule if isinstance(self.schedule, CommitRule) else rules[self.schedule]
         sure: dict[str, Any] = {
             "otherwise": commit,
             "in_order": self.in_order,
@@ -227,7 +234,7 @@ class Decoding:
         return Sampler(
             steps=self.num_inference_steps,
             block_length=self.block_length,
-            order=orders[self.order],
+            order=order,
             commit=commit,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -301,6 +308,22 @@ class Defaults:
         result: Defaults = _updated(self, generation)
         return result
 
+    def to_json(self) -> str:
+        """Return the text of a generation.json.
+
+        Raises ValueError for an order or a schedule of one's own, which has no name there.
+        """
+        for task in fields(self):
+            decoding = getattr(self, task.name)
+            for name in ("order", "schedule") if isinstance(decoding, Decoding) else ():
+                if not isinstance(getattr(decoding, name), str):
+                    raise ValueError(
+                        f"{task.name}.{name} {getattr(decoding, name)!r} is a class of your own, "
+                        "which a checkpoint cannot carry; leave it out here and give it where the "
+                        "model is asked"
+                    )
+        return json.dumps(asdict(self), indent=2) + "\n"
+
     def in_each_task(self, **values: Any) -> Defaults:
         """With these values of `Decoding` in all tasks; None leaves what is there.
 
@@ -312,6 +335,13 @@ class Defaults:
             given |= {name: None for name in PARALLEL if name not in given}
             if parallel != ["threshold"]:
                 given.setdefault("threshold_alone", False)
+        if "order" in given:
+            if given["order"] not in RANKED:  # no order that noise would be on
+                given.setdefault("order_temperature", 0.0)
+            if given["order"] != "entropy":
+                given.setdefault("entropy_bound", None)
+        if given.get("schedule", "shifted") != "shifted":
+            given.setdefault("shift", Decoding.shift)
         tasks = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {
             name: replace(task, **given)

@@ -626,10 +626,81 @@ def test_kinds_of_quantization_are_those_that_there_are() -> None:
     assert set(cli.QUANTIZATIONS) == set(KINDS)
 
 
-def test_caches_are_those_of_a_decoding() -> None:
-    from mmdlm.decoding import CacheName
+def test_names_are_those_of_a_decoding() -> None:
+    from mmdlm.decoding import CacheName, OrderName, ScheduleName
 
     assert get_args(CacheName) == cli.CACHES
+    assert get_args(OrderName) == cli.ORDERS
+    assert get_args(ScheduleName) == cli.SCHEDULES
+
+
+OWN_PARTS = """
+from dataclasses import dataclass
+
+from mmdlm.core.commit import EvenSplit
+from mmdlm.core.order import Order
+
+
+@dataclass(frozen=True)
+class Backwards(Order):
+    def score(self, candidates, *, generator):
+        return candidates.column.float()
+
+
+@dataclass(frozen=True)
+class Needs(Order):
+    something: int
+
+    def score(self, candidates, *, generator):
+        return candidates.log_prob
+
+
+class Slowly(EvenSplit):
+    pass
+"""
+
+
+@pytest.mark.skipif(not BUNDLED.is_dir(), reason="no bundled model in this tree")
+def test_an_order_and_a_rule_of_ones_own_are_named_by_class_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_parts_of_cli.py").write_text(OWN_PARTS)
+    text = ["infill", "woman [MASK] [MASK] skin tone", "--steps", "2"]
+    said = []
+    for order in ("left_to_right", "own_parts_of_cli.Backwards"):
+        assert cli.main([*text, "--order", order, "--schedule", "own_parts_of_cli.Slowly"]) == 0
+        said.append(capsys.readouterr().out)
+    assert all(one.startswith("woman ") for one in said)
+    assert cli.main(["draw", "red heart", "-o", "a.png", "--steps", "2", "--order", "random"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("backwards", "'backwards' is no Order that is known; give one of confidence"),
+        ("nowhere.Order", "'nowhere.Order' cannot be imported (No module named 'nowhere')"),
+        ("mmdlm.core.order.Rnadom", "'mmdlm.core.order.Rnadom' cannot be imported"),
+        ("mmdlm.core.commit.EvenSplit", "'mmdlm.core.commit.EvenSplit' is no Order"),
+        ("own_parts_of_cli.Needs", "'own_parts_of_cli.Needs' cannot be made without arguments"),
+        ("mmdlm.core.order.Order", "'mmdlm.core.order.Order' cannot be made without arguments"),
+    ],
+)
+def test_what_is_no_order_is_named_before_a_model_is_loaded(
+    order: str,
+    message: str,
+    model: FakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_parts_of_cli.py").write_text(OWN_PARTS)
+    assert cli.main(["infill", "a [MASK]", "--order", order]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert model.loaded == ()
 
 
 def test_places_for_pictures_are_counted_before_loading(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,35 @@ def test_a_decoding_is_a_sampler_in_plain_values() -> None:
     assert rich.remask == Remasking(0.1)
     assert (rich.top_p, rich.block_length, rich.suppressed) == (0.9, 4, (3,))
     assert Decoding(7, order="left_to_right").sampler().order == LeftToRight()
+
+
+@dataclass(frozen=True)
+class Own(LeftToRight):
+    """An order that has no name."""
+
+
+def test_a_class_of_ones_own_is_used_and_not_stored(tmp_path: Path) -> None:
+    own = Defaults().in_each_task(order=Own(), schedule=EvenSplit())
+    assert own.text_to_image.sampler().order == Own()
+    assert own.text_to_image.sampler().commit == EvenSplit()
+    with pytest.raises(ValueError, match=r"text_to_image.order Own\(\) is a class of your own"):
+        own.to_json()
+    usual = Defaults(caption=Decoding(5, order="margin"))
+    assert Defaults.from_json(written(tmp_path, usual.to_json())) == usual
+    path = {"caption": {"order": {"class_path": "tests.test_decoding.Own"}}}
+    with pytest.raises(ValueError, match="is not one of 'confidence'"):  # a file imports nothing
+        Defaults.from_json(written(tmp_path, path))
+    with pytest.raises(ValueError, match=r"which order Own\(\) does not look at"):
+        Decoding(3, order=Own(), order_temperature=1.0)
+
+
+def test_what_is_given_for_each_task_takes_the_place_of_what_excludes_it() -> None:
+    noisy = Defaults().in_each_task(order="random")  # drawings have noise on their confidence
+    assert noisy.text_to_image.order_temperature == 0.0
+    shifted = Defaults(caption=Decoding(4, schedule="shifted", shift=0.5))
+    assert shifted.in_each_task(schedule="cosine").caption.shift == Decoding.shift
+    bound = Defaults(caption=Decoding(4, order="entropy", entropy_bound=0.1))
+    assert bound.in_each_task(order="margin").caption.entropy_bound is None
 
 
 def test_decodings_of_published_systems(tmp_path: Path) -> None:

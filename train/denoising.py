@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -420,7 +419,7 @@ def save(
         if image_tokenizer is not None:
             load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
         if decoding is not None:
-            (part / GENERATION).write_text(json.dumps(asdict(decoding), indent=2) + "\n")
+            (part / GENERATION).write_text(decoding.to_json())
 
     replace_folder(folder, write)
 

@@ -92,6 +92,8 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
+    if decoding is not None:
+        decoding.to_json()  # what the final weights cannot carry is refused before the training
     state = launched()
     if not (text_tokenizer / "tokenizer.json").is_file():
         raise ValueError(

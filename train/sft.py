@@ -105,6 +105,8 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
+    if decoding is not None:
+        decoding.to_json()  # what the final weights cannot carry is refused before the training
     state = launched()
     if (start_from is None) == (model is None):
         raise ValueError("give start_from, a model to start from, or model, the shape of a new one")

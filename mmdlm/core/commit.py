@@ -42,7 +42,12 @@ class Progress:
 
 
 class CommitRule(ABC):
-    """How many tokens of the current block are committed in a step."""
+    """How many tokens of the current block are committed in a step.
+
+    A rule of one's own is a frozen dataclass with `remaining`, and `choose` where it does not take
+    the tokens of highest score; its class path stands for it: `schedule: my_module.MyRule` in YAML,
+    `--schedule my_module.MyRule` on the command line.
+    """
 
     @property
     def planned(self) -> bool:
@@ -57,7 +62,7 @@ class CommitRule(ABC):
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         """[B] how many of the block's `size` targets may be open after this step.
 
-        The sampler sees to it that none is after the last one.
+        A fraction is rounded down. The sampler sees to it that none is after the last one.
         """
 
     def choose(

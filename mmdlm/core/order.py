@@ -32,7 +32,8 @@ class Candidates:
 class Order(ABC):
     """Scores the candidates; those of highest score are committed first.
 
-    An order of one's own is a frozen dataclass with `score`.
+    An order of one's own is a frozen dataclass with `score`, whose class path stands for it:
+    `order: my_module.MyOrder` in YAML, `--order my_module.MyOrder` on the command line.
     """
 
     @abstractmethod

@@ -411,6 +411,27 @@ def test_every_estimator_and_loss_is_a_line_of_yaml(
     assert len(logged(out)) == 3
 
 
+def test_an_order_and_a_rule_of_ones_own_are_lines_of_yaml(config: dict[str, Any]) -> None:
+    """By class path alone, or with arguments; the rollouts are those of the named order."""
+
+    def losses(name: str, **sampler: Any) -> list[str]:
+        init_args = {"sampler": {"num_inference_steps": 3, "temperature": 1.0, **sampler}}
+        answering = {"class_path": "train.answering.Write", "init_args": init_args}
+        out = Path(config["out"]) / name
+        return trajectory(rl(config, out=str(out), answering=answering, fit_settings={"steps": 2}))
+
+    (Path(config["out"])).mkdir()
+    named = losses("named", order="left_to_right")
+    own = losses("own", order="tests.train.own_parts.Reading")
+    both = losses(
+        "both",
+        order={"class_path": "tests.train.own_parts.Reading", "init_args": {"sign": 1.0}},
+        schedule={"class_path": "tests.train.own_parts.Half"},
+    )
+    assert own == named
+    assert both != named
+
+
 def test_rollouts_survive_a_checkpoint(config: dict[str, Any], tmp_path: Path) -> None:
     out = rl(config, fit_settings={"steps": 1})
     state = torch.load(out / "step_00000001" / "loader_0.pt")["flights"][0]
