@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -19,6 +20,9 @@ _ROWS = 32  # of a product; the layout is good for any
 _PLAIN = (Tensor, nn.Parameter)  # and no quantized or sharded weight
 Rows = tuple[int, int]  # a half-open range of the outputs of a layer
 Packed = dict[Rows | tuple[nn.Module, ...], tuple[Tensor, Tensor | None]]
+# What the thread that runs has entered, the innermost last: threads that share a model each have
+# their own, so that none unpacks the layers of another.
+_ENTERED: ContextVar[tuple[dict[nn.Module, Packed], ...]] = ContextVar("entered", default=())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,13 +94,16 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """torch's, computed by `linear`.
+    """torch's, computed by `linear`."""
 
-    packed  weights as oneDNN wants them, and biases, by the rows of a product, or by the layers
-            that have one in common; None outside
-    """
+    @property
+    def packed(self) -> Packed | None:
+        """Weights as oneDNN wants them, and biases; None outside of `PackedLayers`.
 
-    packed: Packed | None = None
+        By the rows of a product, or by the layers that have one in common.
+        """
+        entered = _ENTERED.get()
+        return entered[-1].get(self) if entered else None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., D] -> [..., R]."""
@@ -109,16 +116,16 @@ class Linear(nn.Linear):
         return self._product(x, self.weight[here], bias, ids)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
-        if self.packed is None or torch.is_grad_enabled() or not _fits(x):
+        if torch.is_grad_enabled() or not _fits(x) or (packed := self.packed) is None:
             return linear(x, weight, bias)
-        if rows not in self.packed:
-            self.packed[rows] = _laid_out(weight), bias
-        return _onednn(x, *self.packed[rows])
+        if rows not in packed:
+            packed[rows] = _laid_out(weight), bias
+        return _onednn(x, *packed[rows])
 
 
 def products(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """What layers make of the same x [..., D]: one product of all their weights, if packed."""
-    if not _are_packed(layers) or torch.is_grad_enabled() or not _fits(x):
+    if torch.is_grad_enabled() or not _fits(x) or not _are_packed(layers):
         return tuple(layer(x) for layer in layers)
     packed, sizes = layers[0].packed, [layer.out_features for layer in layers]
     assert packed is not None
@@ -142,20 +149,20 @@ def _laid_out(weight: Tensor) -> Tensor:
 class PackedLayers:
     """Within the block weights of `Linear` layers lie as oneDNN wants them, from their first use.
 
-    It can be entered again and again, and packs once: the weights must not change but before
-    `renew`. It takes about as much memory as they do, for as long as it lives, so that a model
-    above 2 GB is left as it is, and about a third of a pass: what is worth it are several. Layers
-    that somebody listens to or has changed stay as they are.
+    It can be entered again and again, by several threads at a time, and packs once: the weights
+    must not change but before `renew`. It takes about as much memory as they do, for as long as it
+    lives, so that a model above 2 GB is left as it is, and about a third of a pass: what is worth
+    it are several. Layers that somebody listens to or has changed stay as they are.
     """
 
     def __init__(self, module: object) -> None:
         self.module = module
-        self._packed: list[tuple[Linear, Packed]] = [(layer, {}) for layer in _layers(module)]
+        self._packed: dict[nn.Module, Packed] = {layer: {} for layer in _layers(module)}
         self._marks: list[tuple[float, ...]] | None = None  # of the layers, when they were packed
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy packs for itself: oneDNN's tensors can be neither copied nor stored."""
-        return {"module": self.module, "_packed": [], "_marks": None}
+        return {"module": self.module, "_packed": {}, "_marks": None}
 
     def renew(self) -> None:
         """Forget what is packed if any layer has changed since the last call, whoever changed it.
@@ -165,15 +172,13 @@ class PackedLayers:
         layers = _layers(self.module)
         marks = [_mark(layer) for layer in layers]
         if marks != self._marks:
-            self._packed, self._marks = [(layer, {}) for layer in layers], marks
+            self._packed, self._marks = {layer: {} for layer in layers}, marks
 
     def __enter__(self) -> None:
-        for layer, packed in self._packed:
-            vars(layer)["packed"] = packed  # past nn.Module's search among its parts, ten times it
+        _ENTERED.set((*_ENTERED.get(), self._packed))
 
     def __exit__(self, *_: object) -> None:
-        for layer, _packed in self._packed:
-            vars(layer).pop("packed", None)
+        _ENTERED.set(_ENTERED.get()[:-1])
 
 
 def _layers(module: object) -> list[Linear]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from mmdlm.core.vocabulary import Vocabulary
 
 HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
+# A tokenizer is told how to read special names by a setting of its own, which threads share.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,18 @@ class Words:
 
     def ids(self, text: str) -> list[int]:
         """Text -> ids; the name of a special token in it stands for that token."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        with _ONE_AT_A_TIME:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def spoken(self, text: str) -> list[int]:
         """What a user wrote -> ids; the name of a special token in it is no more than letters.
 
         So that no message can end its own turn and begin another's.
         """
-        return list(
-            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        )
+        with _ONE_AT_A_TIME:
+            return list(
+                self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            )
 
     def special(self, wanted: Mapping[str, tuple[tuple[str, ...], int]]) -> dict[str, int]:
         """Special tokens, each by the first of its names that the tokenizer has -> their ids.
