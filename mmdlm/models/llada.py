@@ -15,6 +15,7 @@ from mmdlm.models.family import (
     required,
     special_id,
 )
+from mmdlm.models.rope import rope_of
 from mmdlm.models.weight_map import OLMO_NAMES, WeightMap
 
 MASK_ID, EOS_ID = 126336, 126081
@@ -59,7 +60,7 @@ class Llada(Family):
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "max_position_embeddings": config.get("max_sequence_length", 4096),
-            "rope_theta": number(config, "rope_theta", default=10_000.0),
+            **rope_of(config),
             "rms_norm_eps": number(config, "rms_norm_eps", default=1e-5),
             "attention_bias": bool(config.get("include_qkv_bias")),
             "tie_word_embeddings": bool(config.get("weight_tying")),

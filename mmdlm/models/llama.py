@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdlm.models.family import Json, number, required
+from mmdlm.models.rope import rope_of
 
 SAME_NAME = (
     "hidden_size",
@@ -20,8 +21,6 @@ SAME_NAME = (
 def llama_shape(config: Json) -> Json:
     """Llama's names of sizes, which are ours; what is missing has Llama's default."""
     heads = required(config, "num_attention_heads")
-    # transformers 5 keeps the angle elsewhere
-    angle = config if config.get("rope_theta") else config.get("rope_parameters") or {}
     return {
         "hidden_size": required(config, "hidden_size"),
         "intermediate_size": required(config, "intermediate_size"),
@@ -30,19 +29,10 @@ def llama_shape(config: Json) -> Json:
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim"),
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
-        "rope_theta": number(angle, "rope_theta", default=10_000.0),
         "rms_norm_eps": number(config, "rms_norm_eps", default=1e-6),
-        "rope_scaling": _rope_scaling(config),
+        **rope_of(config),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
     }
-
-
-def _rope_scaling(config: Json) -> Json | None:
-    """How positions are stretched, wherever a config says it; None: they are not."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if (given.get("rope_type") or given.get("type") or "default") == "default":
-        return None
-    return {name: value for name, value in given.items() if name != "rope_theta"}
 
 
 def llama_config(ours: Mapping[str, Any]) -> Json:

@@ -38,6 +38,7 @@ from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors, tokenizer_size
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
 from mmdlm.models.places import Places
+from mmdlm.models.rope import check_rope_scaling, rope_type
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
 # Fields of a config that count something, of which there is one at least.
@@ -54,7 +55,6 @@ Rotation = tuple[Tensor, Tensor]  # cosine and sine, as `rotate` wants them
 # Keys and values [B, H, A, d] of the tokens that are computed -> [B, H, L, d] of the whole row.
 KeyValue = tuple[Tensor, Tensor]
 Keep = Callable[[Tensor, Tensor], KeyValue]
-ROPE_TYPES = ("linear", "llama3", "yarn")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # Options of `from_pretrained` that put parts of the weights in different places.
 SPREADING = ("distributed_config", "tp_plan", "tp_size", "offload_folder", "gguf_file")
@@ -130,11 +130,7 @@ class MmdlmConfig(PreTrainedConfig):
                 f"rope_sections {list(self.rope_sections)} make {sum(self.rope_sections)} pairs of "
                 f"channels, but head_dim {self.head_dim} has {self.head_dim // 2}"
             )
-        if self.rope_scaling and rope_type(self.rope_scaling) not in ROPE_TYPES:
-            raise ValueError(
-                f"rope_scaling of type {rope_type(self.rope_scaling)!r} is not one of "
-                f"{', '.join(ROPE_TYPES)}; others depend on the longest row of a batch"
-            )
+        check_rope_scaling(self.rope_scaling)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -202,11 +198,6 @@ def _halves(angle: Tensor) -> Rotation:
     """Angles [..., d / 2] -> what the channels [..., d] and their partners are multiplied by."""
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rope_type(rope_scaling: dict[str, Any]) -> str:
-    """How positions are stretched; older configs call the key `type`."""
-    return str(rope_scaling.get("rope_type") or rope_scaling.get("type"))
 
 
 def _scaled_rope(config: MmdlmConfig) -> tuple[str, LlamaConfig]:

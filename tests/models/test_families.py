@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mmdlm.convert import convert
 from mmdlm.core.sequence import Sequence, collate, pack, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.families import FAMILIES, family_named, family_of
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.transformer import (
+    MmdlmConfig,
+    MmdlmForMaskedDiffusion,
+    RotaryEmbedding,
+    read_config,
+)
 
 OLMO = {
     "model_type": "llada",
@@ -451,6 +458,122 @@ def test_what_a_family_would_read_as_another_model_is_not_written(
     with pytest.raises(ValueError, match=says):
         list(convert(tmp_path / "ours", tmp_path / "theirs", to=family))
     assert not (tmp_path / "theirs").exists()
+
+
+STRETCHED: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 8.0},
+    "linear, older": {"type": "linear", "factor": 8},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn, all": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+        "truncate": False,
+    },
+}
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("scaling", STRETCHED.values(), ids=STRETCHED)
+def test_positions_are_stretched_as_transformers_does(
+    family: str, scaling: dict[str, Any], place: str
+) -> None:
+    """Angles of every family are those of transformers' own rotary embedding."""
+    config = read_config(CONFIGS[family] | {place: dict(scaling)})
+    theirs = LlamaRotaryEmbedding(
+        LlamaConfig(
+            hidden_size=32,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            rope_parameters={**scaling, "rope_theta": 500000.0},
+        )
+    )
+    position = torch.arange(64)[None]
+    cos, sin = RotaryEmbedding(config)(position)
+    their_cos, their_sin = theirs(torch.zeros(1), position)
+    torch.testing.assert_close(cos[0], their_cos, atol=1e-6, rtol=0)
+    torch.testing.assert_close(sin[0].abs(), their_sin.abs(), atol=1e-6, rtol=0)
+    plain, _ = RotaryEmbedding(read_config(CONFIGS[family]))(position)
+    assert not torch.allclose(cos, plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic' is not one of"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not one of"),
+        ({"rope_scaling": {"type": "mine", "factor": 2.0}}, "'mine' is not one of linear, llama3"),
+        ({"rope_scaling": {"factor": 8.0}}, "'default' is not one of"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "'default' is not one"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "has no 'factor'"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": "8"}},
+            "factor = '8'; a number above 0",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": -1.0}},
+            "factor = -1.0; a number above",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": math.nan}}, "factor = nan"),
+        ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2}}, "type = 'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2, "grow": 1}}, "'grow'.* not known"),
+        ({"rope_scaling": {**STRETCHED["llama3"], "low_freq_factor": 4.0}}, "must be below"),
+        ({"rope_scaling": {**STRETCHED["yarn"], "truncate": "no"}}, "truncate = 'no'; true or"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear'; an object"),
+        ({"rope_scaling": [8.0]}, "an object"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+            "two values of rope_the",
+        ),
+        (
+            {
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+            },
+            "two values of rope_scaling",
+        ),
+    ],
+)
+def test_positions_that_would_turn_in_another_way_are_refused(
+    family: str, change: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        read_config(CONFIGS[family] | change)
+
+
+def test_the_length_before_stretching_may_stand_beside_it() -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0}
+    config = read_config(
+        CONFIGS["llada"] | {"rope_scaling": scaling, "original_max_position_embeddings": 16}
+    )
+    assert config.rope_scaling == {**scaling, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize("name", ["llada", "mmada", "lumina", "lavida_llada"])
+def test_a_stretched_model_comes_back_from_our_format(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs", CONFIGS[name] | {"rope_scaling": STRETCHED["yarn"]})
+    list(convert(folder, tmp_path / "ours"))
+    list(convert(tmp_path / "ours", tmp_path / "back", to=name))
+    theirs, back = (
+        json.loads((one / "config.json").read_text()) for one in (folder, tmp_path / "back")
+    )
+    assert back == theirs
+    ids = torch.arange(12)[None]
+    logits = [AutoModel.from_pretrained(one)(ids).logits for one in (folder, tmp_path / "ours")]
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("name", ["dream", "llada_v", "dimple"])
