@@ -1,15 +1,10 @@
-"""Where the answer stands in a text: between tags, in a box, after ####, or last of all numbers."""
+"""Where the answer stands in a text: between tags, in a box, or after ####."""
 
 from __future__ import annotations
 
 import re
 
 BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{])")
-# A minus belongs to a number unless it takes it from, or ties it to, what stands before.
-NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.])-\s?\$?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+"
-)
-TYPESET = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
 
 
 def tagged(text: str, tag: str = "answer") -> str | None:
@@ -60,15 +55,6 @@ def after_hashes(text: str) -> str | None:
     if "####" not in text:
         return None
     return text.rsplit("####", 1)[1].strip().split("\n", 1)[0].strip()
-
-
-def last_number(text: str) -> str | None:
-    """The last number in plain digits: -1072 for \N{MINUS SIGN}1,072, - $1072 and -1{,}072.
-
-    What is subtracted, or ends a range, has no sign: 5 in 10-5.
-    """
-    found = NUMBER.findall(text.translate(TYPESET).replace("{,}", ","))
-    return re.sub(r"[,\s$]", "", found[-1]) if found else None
 
 
 def answer_of(text: str) -> str | None:

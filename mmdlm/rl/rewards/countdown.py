@@ -86,7 +86,7 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
 def expression_of(completion: str, *, equation: bool = False, loose: bool = False) -> str | None:
     r"""What stands in the last `<answer>`, its `\boxed` first, or the last `\boxed` of all.
 
-    equation  of `a + b = c`, take what is left of the last `=`
+    equation  of `a + b = c`, take `a + b`, if all sides are worth the same
     loose     where no answer is marked, the last line that is an expression (or equation)
     """
     inside = tagged(completion)
@@ -99,7 +99,10 @@ def expression_of(completion: str, *, equation: bool = False, loose: bool = Fals
 
 
 def _left(text: str, equation: bool) -> str:
-    return text.rsplit("=", 1)[0] if equation else text
+    """The first side of an equation that holds; any other text as it is."""
+    sides = text.split("=")
+    worths = {None if (one := worth(side)) is None else one.value for side in sides}
+    return sides[0] if equation and len(worths) == 1 and None not in worths else text
 
 
 def whole_numbers(given: str | Sequence[int | str]) -> list[int]:
@@ -118,7 +121,7 @@ class Countdown:
     """1 for an expression that solves the columns `numbers` and `target`, `wrong` for another.
 
     wrong     of an answer in its tags (or box) that is not right
-    equation  an answer may be written `a + b = c`
+    equation  an answer may be written `a + b = c`, where both sides are looked at
     loose     an answer need not be marked, see `expression_of`
 
     A completion without an answer gets 0.

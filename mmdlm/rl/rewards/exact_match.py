@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmdlm.rl.reward import text_of
-from mmdlm.rl.rewards.answer import answer_of, last_number, reference_of
+from mmdlm.rl.rewards.answer import answer_of, reference_of
+from mmdlm.rl.rewards.stated_number import concluded_number, stated_number
 
 Where = Literal["answer", "last_number", "text"]
 
@@ -17,9 +18,9 @@ Where = Literal["answer", "last_number", "text"]
 class ExactMatch:
     r"""1 where the answer equals the column `answer`, 0 elsewhere.
 
-    where  "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": there too,
-           or else the last number of the completion, and what is no number as by "answer"; "text":
-           the whole completion, stripped
+    where  "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": the one
+           number that is stated there, or else the last of the completion (see `stated_number`),
+           and what is no number as by "answer"; "text": the whole completion, stripped
 
     The column may be a bare answer, a GSM8K solution (`#### 72`) or one with a `\boxed`. White
     space counts as one space, and commas between thousands, a leading `$` and a final full stop do
@@ -53,8 +54,9 @@ class ExactMatch:
             return plain(completion) == plain(right)
         found = answer_of(completion)
         wanted = reference_of(right)
-        if self.where == "last_number" and (digits := last_number(wanted)) is not None:
-            found, wanted = last_number(completion if found is None else found), digits
+        if self.where == "last_number" and (number := stated_number(wanted)) is not None:
+            found = concluded_number(completion) if found is None else stated_number(found)
+            wanted = number
         return bool(found) and plain(found or "") == plain(wanted)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from mmdlm.rl.reward import RewardUnavailable, text_of
 from mmdlm.rl.rewards.answer import answer_of, reference_of
 from mmdlm.rl.rewards.exact_match import plain
+from mmdlm.rl.rewards.stated_number import is_doubtful
 
 WORKER = Path(__file__).with_name("math_worker.py")
 PATIENCE = 10  # seconds on the clock for one of processor time
@@ -34,7 +35,8 @@ class MathEquivalence:
 
     The answer is that of `answer.answer_of` (`<answer>`, `\boxed`); the column may be a bare
     answer, a whole solution with a `\boxed`, or a GSM8K solution. What is equal as it is written is
-    equal; anything else is compared by `math-verify` (the extra `math`) in a process of its own.
+    equal; anything else is compared by `math-verify` (the extra `math`) in a process of its own. An
+    answer that is hedged, negated or a false equation is wrong, unless the column is like that.
 
     seconds    of processor time that one comparison may take; after it the process ends and the
                score is 0. The same holds after `PATIENCE` times as long on the clock
@@ -78,6 +80,8 @@ class MathEquivalence:
         if plain(reference) == plain(answer):
             return bool(plain(answer))
         if len(answer) > LONGEST or not answer.strip():
+            return False
+        if is_doubtful(answer) and not is_doubtful(reference):
             return False
         return _worker(self.megabytes).equal(reference, answer, seconds=self.seconds)
 

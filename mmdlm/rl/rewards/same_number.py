@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from mmdlm.rl.reward import text_of
-from mmdlm.rl.rewards.answer import after_hashes, answer_of, last_number, reference_of
-
-LONGEST = 1000  # digits of a number that is looked at
-FRACTION = re.compile(
-    r"(-?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}|(-?\d+)\s*/\s*(\d+)"
-)
+from mmdlm.rl.rewards.answer import after_hashes, answer_of, reference_of
+from mmdlm.rl.rewards.stated_number import concluded_number, stated_number, value_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +18,9 @@ class SameNumber:
 
     last  where no answer is marked, the last number of the completion is it
 
-    An answer is marked by `<answer>`, `\boxed` or `####`; of several numbers in it the last counts.
-    A row whose column has no number is None.
+    An answer is marked by `<answer>`, `\boxed` or `####`, and states one number: what it hedges,
+    negates or computes with is wrong (see `stated_number`). A row whose column has no number is
+    None.
     """
 
     last: bool = False
@@ -40,7 +36,8 @@ class SameNumber:
         """[N] scores."""
         found: list[float | None] = []
         for one, right in zip(completions, answer, strict=True):
-            wanted = number(reference_of(str(right)))
+            reference = reference_of(str(right))
+            wanted = _value(stated_number(reference) or concluded_number(reference))
             given = self.of(text_of(one))
             found.append(None if wanted is None else float(given == wanted))
         return found
@@ -50,15 +47,10 @@ class SameNumber:
         marked = answer_of(completion)
         if marked is None:
             marked = after_hashes(completion)
-        found = None if marked is None else number(marked)
-        return number(completion) if found is None and self.last else found
+        if marked is not None:
+            return _value(stated_number(marked))
+        return _value(concluded_number(completion)) if self.last else None
 
 
-def number(text: str) -> Fraction | None:
-    """The last number in a text, exactly; of a text that is one fraction, its value."""
-    if fraction := FRACTION.fullmatch(text.strip().strip("$").strip()):
-        sign, *parts = fraction.groups()
-        above, below = (int(part[:LONGEST]) for part in parts if part is not None)
-        return None if below == 0 else Fraction(-above if sign else above, below)
-    found = last_number(text)
-    return None if found is None or len(found) > LONGEST else Fraction(found)
+def _value(number: str | None) -> Fraction | None:
+    return None if number is None else value_of(number)

@@ -7,10 +7,9 @@ import re
 import pytest
 
 from mmdlm.rl.rewards import d1
-from mmdlm.rl.rewards.answer import answer_of, boxed, last_number, reference_of, tagged
+from mmdlm.rl.rewards.answer import answer_of, boxed, reference_of, tagged
 from mmdlm.rl.rewards.exact_match import ExactMatch, WholeNumber
 from mmdlm.rl.rewards.form import BoxedAnswer, TagCount, Tagged
-from mmdlm.rl.rewards.same_number import SameNumber
 
 WELL = "<reasoning>\n6 x 12 = 72\n</reasoning>\n<answer>\n72\n</answer>\n"
 LINES = "<reasoning>\n6 x 12\n\n= 72\n</reasoning>\n<answer>\n72\n</answer>\n"
@@ -180,8 +179,6 @@ def test_references() -> None:
     assert reference_of("48/2 = <<48/2=24>>24\n#### 1,072") == "1,072"
     assert reference_of(r"we get $\boxed{\text{A}}$.") == r"\text{A}"
     assert reference_of(" 5 ") == "5"
-    assert last_number("costs $1,234.50 or -7.") == "-7"
-    assert last_number("about 3,4") == "4"
 
 
 @pytest.mark.parametrize(
@@ -210,39 +207,6 @@ def test_the_last_number_may_be_the_answer() -> None:
 def test_whole_numbers() -> None:
     texts = ["<answer>7</answer>", "<answer>7.0</answer>", "<answer>\u0667</answer>", "7"]
     assert WholeNumber()([""] * 4, texts) == [1, 0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("it is \N{MINUS SIGN}5", "-5"),
-        ("it costs -$1,072.50", "-1072.50"),
-        ("1{,}072", "1072"),
-        ("10-5", "5"),
-        ("a range of 5-10", "10"),
-        ("(3)-2", "2"),
-        ("x = -2", "-2"),
-        (".5 or -.5", "-.5"),
-        ("none", None),
-    ],
-)
-def test_the_last_number(text: str, found: str | None) -> None:
-    assert last_number(text) == found
-
-
-@pytest.mark.parametrize(
-    ("completion", "right", "score"),
-    [
-        (r"\boxed{\frac{36}{2}}", "18", 1.0),
-        (r"\boxed{\frac{36}{2}}", "2", 0.0),
-        ("<answer>-3/4</answer>", "-0.75", 1.0),
-        ("<answer>\N{MINUS SIGN}5</answer>", "5", 0.0),
-        ("<answer>" + "9" * 5000 + "</answer>", "9", 0.0),
-        ("<answer>1/0</answer>", "1", 0.0),
-    ],
-)
-def test_the_same_number(completion: str, right: str, score: float) -> None:
-    assert SameNumber()([""], [completion], answer=[right]) == [score]
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,31 @@ def test_equations_are_an_option() -> None:
     assert expression_of("\\boxed{1+2=3}", equation=True) == "1+2"
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("3+4+7=14", 1.0),
+        ("3+4+7 = 14.", 0.1),  # what is no expression is none on either side
+        ("3+4+7 = 7+7 = 14", 1.0),
+        ("3+4+7=15", 0.1),
+        ("3+4+7=", 0.1),
+        ("3+4+7=x", 0.1),
+        ("3+4+7=14=15", 0.1),
+        ("3+4+7=15=14", 0.1),
+        ("3+4=14", 0.1),
+        ("14=3+4+7", 0.1),
+        ("3+4+7==14", 0.1),
+        ("=14", 0.1),
+    ],
+)
+def test_both_sides_of_an_equation_are_looked_at(text: str, score: float) -> None:
+    reward = Countdown(equation=True, loose=True)
+    for completion in (answer(text), f"\\boxed{{{text}}}"):
+        assert reward([""], [completion], numbers=[[3, 4, 7]], target=[14]) == [score]
+    bare = reward([""], [text], numbers=[[3, 4, 7]], target=[14])
+    assert (bare == [1.0]) == (score == 1.0)
+
+
 def test_bare_expressions_are_an_option() -> None:
     text = "so I try\n93+30\n30+93-100\nwhich is 23"
     arguments = {"numbers": [[30, 100, 93]], "target": [23]}
