@@ -39,6 +39,7 @@ from train.sharded import FOLDER as SHARDED
 from train.sharded import ShardedState
 
 LOG = "log.jsonl"
+SKIPPED = "skipped_steps.txt"  # of a checkpoint
 
 
 class Stage(nn.Module, ABC):
@@ -155,7 +156,8 @@ def fit(
     On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
     on the main process even where the weights are sharded. `on_sample(step)` is called on the main
     process with the averaged weights in place. Interrupt (Ctrl-C) or SIGTERM: the step is finished,
-    a checkpoint written, and SystemExit raised. `out/log.jsonl` holds a line per logged step.
+    a checkpoint written, and SystemExit raised. `out/log.jsonl` holds a line per logged step; its
+    `skipped_steps` counts those in which there was nothing to learn, which leave the weights alone.
 
     Raises ValueError for a checkpoint that does not fit, and when the gradient is no longer finite;
     OSError when a checkpoint cannot be written, which leaves the one before in place.
@@ -213,7 +215,11 @@ def fit(
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["peak"] * rate
             losses, norm, load = _step(model, stage, optimizers, micro, accelerator, settings, step)
-            ema.update()
+            if norm is None:
+                state.skipped += 1
+                norm = torch.zeros(())
+            else:
+                ema.update()
             bar.update()
 
             done = step + 1
@@ -238,6 +244,7 @@ def fit(
                     "seconds": round(time.perf_counter() - started, 4),
                     **meter.read(),
                     **stage.statistics(),
+                    **({"skipped_steps": state.skipped} if state.skipped else {}),
                 }
                 log.write(done, entry)
                 accelerator.log(entry, step=done)
@@ -281,10 +288,12 @@ def _step(
     accelerator: Accelerator,
     settings: FitSettings,
     step: int,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Load | None]:
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None, Load | None]:
     """One optimizer step; gives each term's (sum on this process, count over all) and the norm.
 
-    And what it worked on.
+    And what it worked on. Where no term has anything to count on any process, there is nothing to
+    learn: the step is skipped, since momentum and decay would move the weights all the same. The
+    norm is then None.
     """
     stage.begin(step)
     batches, noises, counts = [], [], dict.fromkeys(stage.coefficients, torch.zeros(()))
@@ -301,6 +310,8 @@ def _step(
     counts = accelerator.reduce(counts, reduction="sum")
 
     totals = dict.fromkeys(stage.coefficients, torch.zeros((), device=accelerator.device))
+    if not any(bool(count) for count in counts.values()):
+        return {name: (totals[name], counts[name]) for name in stage.coefficients}, None, None
     for index, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
         ends = index == len(batches) - 1
         with nullcontext() if ends else accelerator.no_sync(model):
@@ -361,6 +372,7 @@ class _RunState:
         stage: Stage,
     ) -> None:
         self.accelerator, self.optimizers, self.loader = accelerator, optimizers, loader
+        self.skipped = 0  # steps in which there was nothing to learn
         self.sharded = None
         if accelerator.distributed_type == DistributedType.FSDP:
             self.sharded = ShardedState(stage, optimizers, ema)
@@ -371,6 +383,8 @@ class _RunState:
     def write(self, folder: Path) -> Callable[[], None] | None:
         """Sharded weights are written while the run goes on; see `Checkpoints`."""
         torch.save(self.loader.state_dict(), folder / f"loader_{self.accelerator.process_index}.pt")
+        if self.accelerator.is_main_process:
+            (folder / SKIPPED).write_text(f"{self.skipped}\n")
         if self.sharded is not None:
             return self.sharded.write(folder)
         self.accelerator.save_state(str(folder))
@@ -404,6 +418,8 @@ class _RunState:
         for group, option in zip(self._groups(), options, strict=True):
             group.update(option)
         self.loader.load_state_dict(torch.load(folder / f"loader_{number}.pt"))
+        skipped = folder / SKIPPED
+        self.skipped = int(skipped.read_text()) if skipped.exists() else 0
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]

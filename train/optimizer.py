@@ -244,20 +244,23 @@ class ExponentialMovingAverage:
     Where parameters are sharded, each process averages its own part.
 
     The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that early, bad
-    weights are soon forgotten.
+    weights are soon forgotten. With a decay of 0 the average is the parameters as they are: nothing
+    is kept, computed or saved.
     """
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay {decay} is outside [0, 1)")
         self.decay, self.updates = decay, 0
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad and decay > 0]
         self.averages = [p.float().clone() for p in self._values()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the parameters as they are now."""
         self.updates += 1
+        if not self.averages:
+            return
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.averages, [p.float() for p in self._values()], 1 - keep)
 
@@ -289,7 +292,13 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from a saved average."""
+        """Continue from a saved average; RuntimeError where it is not of as many parameters."""
+        saved: list[Tensor] = state["averages"]  # type: ignore[assignment]
+        if len(saved) != len(self.averages):
+            raise RuntimeError(
+                f"it holds an average of {len(saved)} tensors, with this ema there are "
+                f"{len(self.averages)}"
+            )
         self.updates = int(state["updates"])  # type: ignore[call-overload]
-        for average, saved in zip(self.averages, state["averages"], strict=True):  # type: ignore[call-overload]
-            average.copy_(saved)
+        for average, value in zip(self.averages, saved, strict=True):
+            average.copy_(value)

@@ -75,6 +75,7 @@ class PolicyStage(Stage):
 
     def draw(self, batch: Experience, *, generator: torch.Generator) -> int | None:
         """The seed of dropout; the views came with the rollouts."""
+        self.seen = self.seen + batch.statistics
         return dropout_seed(self.denoiser, generator=generator)
 
     def counts(self, batch: Experience, noise: int | None) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ class PolicyStage(Stage):
         terms = self.loss(scores, batch.advantage, old=look.old, reference=look.reference)
         parts = terms.statistics.parts
         here = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
-        self.seen = self.seen + here + batch.statistics
+        self.seen = self.seen + here
         return terms.sums
 
     def load(self, batch: Experience, noise: int | None) -> Load:

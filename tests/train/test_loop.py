@@ -28,7 +28,7 @@ from tests.train.tiny import (
 from train import loop
 from train.loop import LOG, FitSettings, fit, step_generator
 from train.meter import MEASURED
-from train.optimizer import AdamW, Cosine
+from train.optimizer import AdamW, Cosine, Optimizer
 
 
 class Crash(Exception):
@@ -102,6 +102,46 @@ def test_a_batch_without_one_kind_costs_nothing(tmp_path: Path) -> None:
     fit(stage, OneKind(4), settings=settings(steps=2), out=tmp_path)
     assert [entry["loss/image"] for entry in logged(tmp_path)] == [0.0, 0.0]
     assert all(p.isfinite().all() for p in stage.parameters())
+
+
+class Gaps(Rows):
+    """Every third batch has no rows."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            yield batch[:0] if self.given % 3 == 0 else batch
+
+
+@pytest.mark.parametrize(
+    "optimizer", [Plain(momentum=0.9), AdamW(learning_rate=0.05, weight_decay=0.5)], ids=str
+)
+def test_a_step_without_anything_to_learn_moves_nothing(
+    optimizer: Optimizer, tmp_path: Path
+) -> None:
+    """Momentum, decay and the average stand still; it is counted, across a kill as well."""
+
+    def train(out: Path, *, steps: int = 7, crash: int = 99) -> list[Tensor]:
+        stage = Regression()
+        loader = Gaps(4, on_batch=crash_at(crash))
+        rate = Cosine(final=1.0)  # constant, so that runs of several lengths begin alike
+        options = settings(
+            optimizer=optimizer, schedule=rate, ema=0.9, steps=steps, checkpoint_every=4
+        )
+        fit(stage, loader, settings=options, out=out)
+        return [p.detach().clone() for p in stage.parameters()]
+
+    before, after, later = (train(tmp_path / str(n), steps=n) for n in (2, 3, 4))
+    for a, b, c in zip(before, after, later, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(b, c)
+    train(tmp_path / "whole")
+    entries = logged(tmp_path / "whole")
+    assert [entry.get("skipped_steps", 0) for entry in entries] == [0, 0, 1, 1, 1, 2, 2]
+    assert [entry["grad_norm"] == 0 for entry in entries] == [n % 3 == 0 for n in range(1, 8)]
+    with pytest.raises(Crash):
+        train(tmp_path / "killed", crash=5)
+    train(tmp_path / "killed")
+    assert trajectory(tmp_path / "killed") == trajectory(tmp_path / "whole")
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:

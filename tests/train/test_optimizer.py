@@ -265,6 +265,28 @@ def test_the_average_follows_its_formula() -> None:
         torch.testing.assert_close(average.averages[0].double(), expected, atol=1e-6, rtol=1e-6)
 
 
+def test_without_a_decay_nothing_is_kept(tmp_path: Path) -> None:
+    module = nn.Linear(300, 200)
+    average = ExponentialMovingAverage(module, decay=0.0)
+    assert average.averages == []
+    torch.save(average.state_dict(), tmp_path / "average.pt")
+    assert (tmp_path / "average.pt").stat().st_size < 2000
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    trained = module.weight.detach().clone()
+    average.update()
+    with average.applied():
+        assert torch.equal(module.weight, trained)
+    average.copy_to_parameters()
+    assert torch.equal(module.weight, trained)
+    average.load_state_dict(torch.load(tmp_path / "average.pt"))
+    kept = ExponentialMovingAverage(module, decay=0.9)
+    with pytest.raises(RuntimeError, match="an average of 2 tensors, with this ema there are 0"):
+        average.load_state_dict(kept.state_dict())
+    with pytest.raises(RuntimeError, match="an average of 0 tensors, with this ema there are 2"):
+        kept.load_state_dict(average.state_dict())
+
+
 def test_the_average_of_half_precision_is_float32() -> None:
     module = nn.Linear(2, 2).to(torch.bfloat16)
     average = ExponentialMovingAverage(module, decay=0.999)

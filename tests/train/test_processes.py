@@ -104,6 +104,15 @@ def test_sharded_weights_are_written_while_the_run_goes_on(tmp_path: Path) -> No
     assert trajectory(slow) == trajectory(tmp_path / "whole")
 
 
+def test_sharded_weights_without_an_average_go_on(tmp_path: Path) -> None:
+    """With a decay of 0 there is none to write or to read."""
+    out, options = tmp_path / "run", {**OPTIONS, "ema": 0.0, "steps": 6, "checkpoint_every": 3}
+    two(tmp_path / "whole", options, sharded=True)
+    two(out, options, sharded=True, killed_at=4)
+    two(out, options, sharded=True)
+    assert trajectory(out) == trajectory(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("sharded, how", [(True, "without FSDP"), (False, "under FSDP")])
 def test_a_run_does_not_go_on_otherwise_sharded(sharded: bool, how: str, tmp_path: Path) -> None:
     out = tmp_path / "run"

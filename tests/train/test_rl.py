@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import mmdlm
 from data_pipelines.command_line import run
@@ -25,6 +26,7 @@ from data_pipelines.shards import write_shard
 from data_pipelines.sudoku import split_grids
 from mmdlm.core.likelihood import Structured
 from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.rl.advantage import AccuracyFilter
 from mmdlm.rl.statistics import Statistics
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import Run, logged
@@ -353,6 +355,35 @@ def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any])
     (entry,) = logged(out)
     assert entry["completions/learnt_ratio"] == 0.0
     assert "entropy" not in entry
+    assert entry["skipped_steps"] == 1
+
+
+def test_a_step_in_which_every_group_was_filtered_leaves_the_policy_as_it_is(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learnt before does not go on by momentum."""
+    learns = AccuracyFilter.__call__
+    rounds = []
+
+    def keeps(self: AccuracyFilter, right: Any, *, group: Any) -> Any:
+        rounds.append(len(rounds))
+        return learns(self, right, group=group) & (len(rounds) <= 2)  # the first step of all
+
+    monkeypatch.setattr(AccuracyFilter, "__call__", keeps)
+    rubric = {"rewards": {"letters": reward("SomeLetters")}}
+    config = {**config, "judging": {**config["judging"], "rubric": rubric, "keep": {}}}
+    weights = []
+    for steps in (1, 4):
+        out = rl(
+            {**config, "out": f"{config['out']}_{steps}"},
+            iterations=1,
+            fit_settings={"steps": steps},
+        )
+        rounds.clear()
+        weights.append(load_file(out / "final" / "model.safetensors"))
+    assert [entry.get("skipped_steps", 0) for entry in logged(out)] == [0, 1, 2, 3]
+    assert logged(out)[0]["grad_norm"] > 0
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_log_has_the_names_of_trl(config: dict[str, Any]) -> None:
