@@ -19,11 +19,17 @@ Write = Callable[[Path], Callable[[], None] | None]
 
 def latest(folder: Path) -> tuple[Path, int] | None:
     """The newest complete checkpoint of a run and its step; None where there is none."""
-    found = _complete(folder) if folder.is_dir() else []
+    found = completed(folder) if folder.is_dir() else []
     if not found:
         return None
     step, path = max(found)
     return path, step
+
+
+def completed(folder: Path) -> list[tuple[int, Path]]:
+    """The complete checkpoints of a run with their steps, in any order."""
+    matches = ((COMPLETE.fullmatch(path.name), path) for path in folder.iterdir())
+    return [(int(match[1]), path) for match, path in matches if match]
 
 
 class Checkpoints:
@@ -83,7 +89,7 @@ class Checkpoints:
     def _drop_old(self, step: int) -> None:
         if not self.is_main:
             return
-        for step_of, path in sorted(_complete(self.folder))[: -self.keep]:
+        for step_of, path in sorted(completed(self.folder))[: -self.keep]:
             if step_of != step:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -160,11 +166,6 @@ def _failing_whole(part: Path, final: Path) -> Iterator[None]:
             raise
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(f"cannot write {final}: {error}; free some space") from error
-
-
-def _complete(folder: Path) -> list[tuple[int, Path]]:
-    matches = ((COMPLETE.fullmatch(path.name), path) for path in folder.iterdir())
-    return [(int(match[1]), path) for match, path in matches if match]
 
 
 def _is_write_failure(error: Exception) -> bool:

@@ -4,54 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_model
-from torch import Tensor, nn
+from torch import nn
 
 FILE = "frozen.json"
-WEIGHTS = "model.safetensors"
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numbers of so many bytes
 
 
-def leave_out_frozen(accelerator: Accelerator, module: nn.Module) -> None:
-    """Let checkpoints of a run leave out what of a module is frozen, and know it by a fingerprint.
+@dataclass(frozen=True)
+class Frozen:
+    """Parameters that checkpoints leave out, and know by a fingerprint.
 
-    A run that is continued finds it where it found it first. Raises ValueError, when it does, where
-    that has changed.
+    A run that is continued finds them where it found them first.
     """
-    parameters = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    if not parameters:
-        return
-    known = fingerprint(parameters)
 
-    def on_save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
-        for state in weights:
-            for name in [n for n in state if n.removeprefix("module.") in parameters]:
-                del state[name]
-        if accelerator.is_main_process:
-            (Path(folder) / FILE).write_text(json.dumps({"fingerprint": known}) + "\n")
+    names: frozenset[str]
+    fingerprint: str
 
-    def on_load(models: list[nn.Module], folder: str) -> None:
-        if not (Path(folder) / FILE).is_file():
-            return  # a checkpoint of all weights
-        if json.loads((Path(folder) / FILE).read_text())["fingerprint"] != known:
+    @classmethod
+    def of(cls, module: nn.Module) -> Frozen | None:
+        """Those of a module; None where all of it learns."""
+        frozen = {n: p for n, p in module.named_parameters() if not p.requires_grad}
+        return cls(frozenset(frozen), fingerprint(frozen)) if frozen else None
+
+    def write(self, folder: Path) -> None:
+        """Note in a checkpoint what is left out."""
+        (folder / FILE).write_text(self._content)
+
+    def check(self, folder: Path) -> None:
+        """Raise ValueError where a checkpoint was written beside others."""
+        path = folder / FILE
+        if not path.is_file() or path.read_bytes() != self._content.encode():
             raise ValueError(
                 f"{folder} was written beside other frozen weights than there are now; start from "
                 "the model that the run started from, or train into another folder"
             )
-        for model in models:
-            missing, unexpected = load_model(model, Path(folder) / WEIGHTS, strict=False)
-            lost = [name for name in missing if name.removeprefix("module.") not in parameters]
-            if lost or unexpected:
-                raise RuntimeError(f"missing {lost}, unexpected {unexpected}")
-        models.clear()  # accelerate has none left to load
 
-    accelerator.register_save_state_pre_hook(on_save)
-    accelerator.register_load_state_pre_hook(on_load)
+    @property
+    def _content(self) -> str:
+        return json.dumps({"fingerprint": self.fingerprint}) + "\n"
 
 
 def fingerprint(parameters: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +18,14 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from train.checkpoint import Checkpoints, latest
-from train.frozen import leave_out_frozen
+from train.manifest import check_newest
 from train.meter import Load, Meter
 from train.optimizer import (
     NO_RATES,
@@ -35,11 +36,14 @@ from train.optimizer import (
     Optimizer,
     Rates,
 )
-from train.sharded import FOLDER as SHARDED
-from train.sharded import ShardedState
+from train.run_state import RunState
 
 LOG = "log.jsonl"
-SKIPPED = "skipped_steps.txt"  # of a checkpoint
+NOT_FINITE = 10  # steps on end without a finite gradient, after which a run stops all the same
+# That end a run after its step; SIGHUP, where there is one, is that of a terminal that closes.
+SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Stage(nn.Module, ABC):
@@ -113,6 +117,8 @@ class FitSettings:
     checkpoint_every  steps between checkpoints (the newest `keep` stay); the last step has one
     sample_every      steps between sample sheets; 0 for none
     log_every         steps between lines of the log
+    not_finite        what becomes of a step whose gradient is NaN or infinite: "stop" the run, or
+                      "skip" it, up to ten on end; the weights are moved by neither
     trackers          of accelerate: tensorboard, wandb, trackio
     """
 
@@ -128,6 +134,7 @@ class FitSettings:
     keep: int = 2
     sample_every: int = 0
     log_every: int = 10
+    not_finite: Literal["stop", "skip"] = "stop"
     trackers: tuple[str, ...] = ()
     seed: int = 0
 
@@ -155,12 +162,14 @@ def fit(
 
     On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
     on the main process even where the weights are sharded. `on_sample(step)` is called on the main
-    process with the averaged weights in place. Interrupt (Ctrl-C) or SIGTERM: the step is finished,
-    a checkpoint written, and SystemExit raised. `out/log.jsonl` holds a line per logged step; its
-    `skipped_steps` counts those in which there was nothing to learn, which leave the weights alone.
+    process with the averaged weights in place. Interrupt (Ctrl-C), SIGTERM or SIGHUP: the step is
+    finished, a checkpoint written, and `Stopped` raised, with the status that a shell gives to the
+    signal. `out/log.jsonl` holds a line per logged step; its `skipped_steps` counts those that left
+    the weights alone, as there was nothing to learn or the gradient was not finite.
 
-    Raises ValueError for a checkpoint that does not fit, and when the gradient is no longer finite;
-    OSError when a checkpoint cannot be written, which leaves the one before in place.
+    Raises ValueError for a checkpoint that is damaged or does not fit, and for a gradient that is
+    not finite, before it moves the weights; OSError when a checkpoint cannot be written, which
+    leaves the one before in place.
     """
     accelerator = Accelerator(
         mixed_precision=precision(settings.mixed_precision),
@@ -181,7 +190,7 @@ def fit(
         processes=accelerator.num_processes,
     )
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
-    state = _RunState(accelerator, optimizers, loader, ema, stage)
+    state = RunState(accelerator, optimizers, loader, ema, stage)
     checkpoints = Checkpoints(
         out,
         keep=settings.keep,
@@ -190,8 +199,14 @@ def fit(
     )
 
     first = 0
+    on_main(check_newest, out, accelerator=accelerator)
     if found := latest(out):
         path, first = found
+        if first > settings.steps:
+            raise ValueError(
+                f"{path} is beyond the {settings.steps} steps of this run; give fit_settings.steps "
+                f"at least {first}, or train into another folder"
+            )
         state.read(path)
         accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
     log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
@@ -203,6 +218,7 @@ def fit(
         total=settings.steps, initial=first, unit="step", disable=not accelerator.is_main_process,
         dynamic_ncols=True, mininterval=1.0,
     )  # fmt: skip
+    not_finite = 0  # steps on end whose gradient was not
     with _stop_signals() as stop, bar:
         (spent,) = _agreed((stage.is_spent,), accelerator)
         for step in range(first, settings.steps):
@@ -215,31 +231,31 @@ def fit(
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["peak"] * rate
             losses, norm, load = _step(model, stage, optimizers, micro, accelerator, settings, step)
-            if norm is None:
-                state.skipped += 1
-                norm = torch.zeros(())
-            else:
+            if norm is not None and math.isfinite(norm):
                 ema.update()
+            else:
+                state.skipped += 1
+            not_finite = 0 if norm is None or math.isfinite(norm) else not_finite + 1
+            if not_finite == NOT_FINITE:
+                raise ValueError(
+                    f"the gradient norm was not finite in {not_finite} steps on end, up to step "
+                    f"{step + 1}; go on from a checkpoint in {out} with a lower learning rate"
+                )
             bar.update()
 
             done = step + 1
-            stopping, spent = _agreed((stop.asked, stage.is_spent), accelerator)
+            *asked, spent = _agreed((*stop.asked(), stage.is_spent), accelerator)
+            stopping = any(asked)
             last = spent or done == settings.steps
             logging = last or done % settings.log_every == 0
             saving = last or stopping or done % settings.checkpoint_every == 0
-            if (logging or saving) and not math.isfinite(float(norm)):
-                raise ValueError(
-                    f"the gradient norm is {float(norm)} at step {done}, and the weights are lost; "
-                    f"the checkpoints in {out} are from before: go on from there with a lower "
-                    "learning rate or clip"
-                )
             # Behind what waits for a GPU: the other processes, and the norm of a logged step.
             meter.add(load, seconds=time.perf_counter() - started, waited=waited)
             if logging:
                 means = _means(losses, accelerator)
                 entry = {
                     **{f"loss/{name}": value for name, value in means.items()},
-                    "grad_norm": float(norm),
+                    "grad_norm": norm or 0.0,
                     "learning_rate": optimizers[0].param_groups[0]["lr"],
                     "seconds": round(time.perf_counter() - started, 4),
                     **meter.read(),
@@ -259,7 +275,10 @@ def fit(
             if stopping and not last:
                 checkpoints.finish()
                 accelerator.end_training()
-                raise SystemExit(f"stopped at step {done}; the same command continues from there")
+                number = next(each for each, held in zip(SIGNALS, asked, strict=True) if held)
+                stopped = Stopped(done, number)
+                accelerator.print(stopped, file=sys.stderr)
+                raise stopped
         checkpoints.finish()
     ema.copy_to_parameters()
     weights = get_model_state_dict(
@@ -288,12 +307,12 @@ def _step(
     accelerator: Accelerator,
     settings: FitSettings,
     step: int,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None, Load | None]:
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float | None, Load | None]:
     """One optimizer step; gives each term's (sum on this process, count over all) and the norm.
 
-    And what it worked on. Where no term has anything to count on any process, there is nothing to
-    learn: the step is skipped, since momentum and decay would move the weights all the same. The
-    norm is then None.
+    And what it worked on. Where the norm is not finite nothing is moved; see `_not_finite`. Where
+    no term has anything to count on any process, there is nothing to learn: the step is skipped,
+    since momentum and decay would move the weights all the same. The norm is then None.
     """
     stage.begin(step)
     batches, noises, counts = [], [], dict.fromkeys(stage.coefficients, torch.zeros(()))
@@ -309,9 +328,10 @@ def _step(
             counts[name] = counts[name].to(count.device) + count
     counts = accelerator.reduce(counts, reduction="sum")
 
-    totals = dict.fromkeys(stage.coefficients, torch.zeros((), device=accelerator.device))
+    zero = torch.zeros((), device=accelerator.device)
     if not any(bool(count) for count in counts.values()):
-        return {name: (totals[name], counts[name]) for name in stage.coefficients}, None, None
+        return {name: (zero, counts[name]) for name in stage.coefficients}, None, None
+    every = []  # sums of each batch
     for index, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
         ends = index == len(batches) - 1
         with nullcontext() if ends else accelerator.no_sync(model):
@@ -322,17 +342,48 @@ def _step(
             )
             # Data-parallel wrappers average over processes, but the counts are global already.
             accelerator.backward(loss * accelerator.num_processes)
-        for name, value in sums.items():
-            totals[name] = totals[name] + value.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+        every.append({name: value.detach() for name, value in sums.items()})
+    clipped = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+    norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+    if not math.isfinite(norm):
+        _not_finite(norm, every, step, accelerator, settings)
     for optimizer in optimizers:
-        optimizer.step()
+        if math.isfinite(norm):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     loads = [stage.load(*pair) for pair in zip(micro, noises, strict=True)]
     load = None if None in loads else sum(loads[1:], loads[0])
-    return {name: (totals[name], counts[name]) for name in stage.coefficients}, norm, load
+    losses = {
+        name: (sum((sums[name] for sums in every), zero), counts[name])
+        for name in stage.coefficients
+    }
+    return losses, norm, load
+
+
+def _not_finite(
+    norm: float,
+    every: list[dict[str, Tensor]],
+    step: int,
+    accelerator: Accelerator,
+    settings: FitSettings,
+) -> None:
+    """Say which batch made a gradient that is not finite; ValueError where the run is to stop."""
+    where = [
+        f"loss {name} of batch {number} of {len(every)} is {float(value)}"
+        for number, sums in enumerate(every, 1)
+        for name, value in sums.items()
+        if not math.isfinite(value)
+    ]
+    said = (
+        f"the gradient norm is {norm} at step {step + 1} on process {accelerator.process_index} "
+        f"({'; '.join(where) or 'though all losses are finite'})"
+    )
+    if settings.not_finite == "stop":
+        raise ValueError(
+            f"{said}; the weights were not moved, and the checkpoints are from before: go on with "
+            "a lower learning rate, or leave such steps out with fit_settings.not_finite: skip"
+        )
+    print(f"warning: {said}; the step is left out", file=sys.stderr)
 
 
 def _means(losses: dict[str, tuple[Tensor, Tensor]], accelerator: Accelerator) -> dict[str, float]:
@@ -360,71 +411,6 @@ def _check_sharding(
         )
 
 
-class _RunState:
-    """All that a run continues from: each process calls `write` and `read` on the same folder."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        optimizers: list[torch.optim.Optimizer],
-        loader: Loader,
-        ema: ExponentialMovingAverage,
-        stage: Stage,
-    ) -> None:
-        self.accelerator, self.optimizers, self.loader = accelerator, optimizers, loader
-        self.skipped = 0  # steps in which there was nothing to learn
-        self.sharded = None
-        if accelerator.distributed_type == DistributedType.FSDP:
-            self.sharded = ShardedState(stage, optimizers, ema)
-        else:
-            accelerator.register_for_checkpointing(ema)
-            leave_out_frozen(accelerator, stage)
-
-    def write(self, folder: Path) -> Callable[[], None] | None:
-        """Sharded weights are written while the run goes on; see `Checkpoints`."""
-        torch.save(self.loader.state_dict(), folder / f"loader_{self.accelerator.process_index}.pt")
-        if self.accelerator.is_main_process:
-            (folder / SKIPPED).write_text(f"{self.skipped}\n")
-        if self.sharded is not None:
-            return self.sharded.write(folder)
-        self.accelerator.save_state(str(folder))
-        return None
-
-    def read(self, folder: Path) -> None:
-        """Everything but the options of the optimizers, which stay as they were set."""
-        number, processes = self.accelerator.process_index, self.accelerator.num_processes
-        stored = len(list(folder.glob("loader_*.pt")))
-        if stored != processes:
-            raise ValueError(
-                f"{folder} was written by {stored} processes and cannot be continued exactly by "
-                f"{processes}; start as many, or a new run from its weights"
-            )
-        if (folder / SHARDED).is_dir() != (self.sharded is not None):
-            how = "without FSDP" if self.sharded is not None else "under FSDP"
-            raise ValueError(
-                f"{folder} was written {how}; launch likewise, or start a new run from its weights"
-            )
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self._groups()]
-        try:
-            if self.sharded is not None:
-                self.sharded.read(folder)
-            else:
-                self.accelerator.load_state(str(folder))
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{folder} does not fit this run ({' '.join(str(error).split())[:300]}); set the "
-                "model and the optimizer back to what they were, or train into another folder"
-            ) from error
-        for group, option in zip(self._groups(), options, strict=True):
-            group.update(option)
-        self.loader.load_state_dict(torch.load(folder / f"loader_{number}.pt"))
-        skipped = folder / SKIPPED
-        self.skipped = int(skipped.read_text()) if skipped.exists() else 0
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-
 def precision(name: str) -> str:
     """What "auto" stands for here; any other name for itself."""
     if name == "auto":
@@ -440,7 +426,7 @@ class _Log:
         if not enabled:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _logged_step(line) in range(1, first + 1)]
         beside = path.with_name(f"{path.name}.part")
         beside.write_text("".join(f"{line}\n" for line in kept))
@@ -448,19 +434,48 @@ class _Log:
 
     def write(self, step: int, entry: dict[str, float]) -> None:
         if self.enabled:
+            known = {
+                k: v if math.isfinite(v) else None for k, v in entry.items()
+            }  # JSON has no NaN
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **entry}) + "\n")
+                file.write(json.dumps({"step": step, **known}) + "\n")
 
 
 def _logged_step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # the last line of a killed run may be torn
+    except (ValueError, KeyError, TypeError):  # the last line of a killed run may be torn
         return -1
 
 
+class Stopped(SystemExit):
+    """A run that a signal ended; its status is the one that a shell gives to the signal."""
+
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        super().__init__(f"stopped at step {step}; the same command continues from there")
+        self.code = 128 + number
+
+
 class _Stop:
-    asked = False
+    """The signal that asked for a stop, if one did."""
+
+    number: int | None = None
+
+    def asked(self) -> tuple[bool, ...]:
+        return tuple(number == self.number for number in SIGNALS)
+
+
+def on_main(check: Callable[[Path], None], path: Path, *, accelerator: Accelerator) -> None:
+    """Let the main process check a path; raise its ValueError on all processes."""
+    said: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            check(path)
+        except ValueError as error:
+            said = [str(error)]
+    broadcast_object_list(said)
+    if said[0] is not None:
+        raise ValueError(said[0])
 
 
 def _agreed(asked: tuple[bool, ...], accelerator: Accelerator) -> tuple[bool, ...]:
@@ -473,18 +488,20 @@ def _agreed(asked: tuple[bool, ...], accelerator: Accelerator) -> tuple[bool, ..
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM ask for a stop at the end of the step; a second Ctrl-C stops at once."""
+    """Signals ask for a stop at the end of the step; a second Ctrl-C stops at once.
+
+    One that is ignored stays so, as SIGHUP is under nohup.
+    """
     stop = _Stop()
 
     def ask(number: int, frame: object) -> None:
-        if stop.asked and number == signal.SIGINT:
+        if stop.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.number = number
 
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     try:
-        previous = {
-            number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {number: signal.signal(number, ask) for number in heard}
     except ValueError:  # not the main thread: the caller handles signals
         previous = {}
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,7 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import checkpoint
+from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -23,6 +28,12 @@ from torch.distributed.checkpoint.state_dict import (
 from train.optimizer import ExponentialMovingAverage
 
 FOLDER = "sharded"
+RECORDS = (
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.serialization._get_layout",
+)
 
 
 class ShardedState:
@@ -61,14 +72,19 @@ class ShardedState:
         state = self._state()
         with _plain_errors():
             self._check_has_no_more(folder, state)
-            checkpoint.load(state, checkpoint_id=folder / FOLDER, process_group=self.talk)
+            checkpoint.load(
+                state,
+                storage_reader=_Reader(folder / FOLDER),
+                planner=_Planner(),
+                process_group=self.talk,
+            )
         set_model_state_dict(self.module, state["model"])
         set_optimizer_state_dict(self.module, self.optimizers, state["optimizer"])
         self.average.load_state_dict(state[self._own_average])
 
     def _check_has_no_more(self, folder: Path, state: dict[str, Any]) -> None:
         """torch complains about what is missing, not about what is there besides."""
-        stored = checkpoint.FileSystemReader(folder / FOLDER).read_metadata().state_dict_metadata
+        stored = _Reader(folder / FOLDER).read_metadata().state_dict_metadata
         own = f"{self._own_average}.averages."
         known = {f"model.{name}" for name in state["model"]}
         known |= {f"{own}{index}" for index in range(len(self.average.averages))}
@@ -87,6 +103,49 @@ class ShardedState:
     @property
     def _own_average(self) -> str:
         return f"average_{dist.get_rank()}"
+
+
+# ---- torch's own classes would unpickle whatever the files hold ----------------------------------
+
+
+class _Reader(checkpoint.FileSystemReader):
+    """Reads a description of tensors and nothing else from the file of metadata."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        """What lies where."""
+        content = io.BytesIO((Path(self.path) / ".metadata").read_bytes())
+        found = cast(metadata.Metadata, _Descriptions(content).load())
+        found.storage_meta = found.storage_meta or metadata.StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Descriptions(pickle.Unpickler):
+    """Knows the records that describe tensors, and refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A record, or what a record is made of."""
+        if module == "torch.distributed.checkpoint.metadata":
+            found = vars(metadata).get(name)
+            known = isinstance(found, type) and found.__module__ == module
+        elif module == "torch":
+            known = name == "Size" or isinstance(vars(torch).get(name), torch.dtype)
+        else:
+            known = f"{module}.{name}" in RECORDS
+        if not known:
+            raise RuntimeError(f"its metadata name {module}.{name}, which describes no tensor")
+        return super().find_class(module, name)
+
+
+class _Planner(DefaultLoadPlanner):
+    """Reads numbers and texts beside the tensors without running code."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Put one of them in its place."""
+        plain = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), plain)  # what is left is safe to read
+        plain.seek(0)
+        super().load_bytes(read_item, plain)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from tests.train.tiny import (
     trajectory,
 )
 from train import loop
-from train.loop import LOG, FitSettings, fit, step_generator
+from train.loop import LOG, SIGNALS, FitSettings, fit, step_generator
 from train.meter import MEASURED
 from train.optimizer import AdamW, Cosine, Optimizer
 
@@ -234,23 +234,41 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     assert [entry["step"] for entry in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
-def test_a_signal_ends_the_step_and_saves(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, status",
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=str,
+)
+def test_a_signal_ends_the_step_and_saves(
+    number: int, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert threading.current_thread() is threading.main_thread()
 
     def on_batch(batch: int) -> None:
         if batch == 4:
             os.kill(os.getpid(), number)
 
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(each) for each in SIGNALS]
     run(tmp_path / "whole")
-    with pytest.raises(SystemExit, match="stopped at step 5; the same command continues"):
+    with pytest.raises(SystemExit, match="stopped at step 5; the same command continues") as ended:
         run(tmp_path / "stopped", on_batch=on_batch)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert ended.value.code == status
+    assert "stopped at step 5; the same command continues from there" in capsys.readouterr().err
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
     assert (tmp_path / "stopped" / "step_00000005").is_dir()
     assert not list((tmp_path / "stopped").glob("*.part"))
     run(tmp_path / "stopped")
     assert trajectory(tmp_path / "stopped") == trajectory(tmp_path / "whole")
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run(tmp_path, on_batch=lambda number: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(logged(tmp_path)) == 8
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
@@ -352,18 +370,83 @@ def test_a_full_disk_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert trajectory(broken) == trajectory(tmp_path / "whole")
 
 
+class Exploding(Regression):
+    """Its losses of text are no number in the batches given, counted from 0; none given: in all."""
+
+    def __init__(self, *at: int) -> None:
+        super().__init__()
+        self.at, self.batch = at, 0
+
+    def forward(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        sums = super().forward(batch, noise)
+        bad = not self.at or self.batch in self.at
+        self.batch += 1
+        return {**sums, "text": sums["text"] * float("nan")} if bad else sums
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    """Before it is saved: the checkpoints from before are what one goes on from."""
-
-    class Exploding(Regression):
-        def forward(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
-            sums = super().forward(batch, noise)
-            return {"text": sums["text"] * torch.tensor(float("nan")), "image": sums["image"]}
-
+    """Before it moves the weights, whatever is logged or saved; the batch is named."""
     run(tmp_path, steps=4, checkpoint_every=2)
-    with pytest.raises(ValueError, match="gradient norm is nan at step 6.*are from before"):
-        fit(Exploding(), Rows(4), settings=settings(log_every=6, checkpoint_every=6), out=tmp_path)
+    stage = Exploding(1 * 2 + 1)
+    said = "nan at step 6 on process 0 .loss text of batch 2 of 2 is nan.*weights were not moved"
+    kept: dict[int, Tensor] = {}
+
+    def before(number: int) -> None:
+        kept[number] = stage.linear.weight.detach().clone()
+
+    with pytest.raises(ValueError, match=said):
+        fit(
+            stage,
+            Rows(4, on_batch=before),
+            settings=settings(accumulation=2, log_every=50, checkpoint_every=50),
+            out=tmp_path,
+        )
+    assert torch.equal(stage.linear.weight, kept[max(kept)])  # as they were before its step
+    assert stage.linear.weight.isfinite().all()
     assert sorted(path.name for path in tmp_path.glob("step_*"))[-1] == "step_00000004"
+
+
+def test_a_step_that_is_no_number_is_left_out_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"not_finite": "skip", "ema": 0.9, "optimizer": AdamW(learning_rate=0.05)}
+    stage = Exploding(2, 5)
+    fit(stage, Rows(4), settings=settings(**options), out=tmp_path / "a")
+    entries = logged(tmp_path / "a")
+    assert [entry.get("skipped_steps", 0) for entry in entries] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert (entries[2]["grad_norm"], entries[2]["loss/text"]) == (None, None)
+    assert all(p.isfinite().all() for p in stage.parameters())
+    said = capsys.readouterr().err
+    assert [f"nan at step {step} " in said for step in range(1, 9)].count(True) == 2
+    assert said.count("the step is left out") == 2
+    # a run that dies meets the same step again, leaves it out again, and goes past it
+    with pytest.raises(Crash):
+        fit(
+            Exploding(2),
+            Rows(4, on_batch=crash_at(5)),
+            settings=settings(**options),
+            out=tmp_path / "b",
+        )
+    again = Exploding(5 - 3)  # from step 3 on
+    fit(again, Rows(4), settings=settings(**options), out=tmp_path / "b")
+    assert trajectory(tmp_path / "b") == trajectory(tmp_path / "a")
+    assert torch.equal(again.linear.weight, stage.linear.weight)
+
+
+def test_steps_are_not_left_out_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not finite in 10 steps on end, up to step 10"):
+        fit(Exploding(), Rows(4), settings=settings(steps=50, not_finite="skip"), out=tmp_path)
+
+
+def test_a_rate_so_high_that_weights_overflow_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the gradient norm is (nan|inf) at step .*lower learning"):
+        run(tmp_path, steps=50, optimizer=Plain(learning_rate=1e30), log_every=50)
+
+
+def test_a_run_of_fewer_steps_than_are_done_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, steps=4)
+    with pytest.raises(ValueError, match="step_00000004 is beyond the 3 steps.*at least 4"):
+        run(tmp_path, steps=3)
 
 
 def test_a_checkpoint_of_more_processes(tmp_path: Path) -> None:

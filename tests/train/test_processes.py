@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from tests.train.tiny import (
     Circumstances,
+    Evil,
     Regression,
     Rows,
     Run,
@@ -23,6 +25,7 @@ from tests.train.tiny import (
 )
 from train.checkpoint import latest
 from train.loop import fit
+from train.manifest import seal
 from train.optimizer import AdamW
 
 pytestmark = pytest.mark.skipif(
@@ -126,3 +129,17 @@ def test_a_sharded_checkpoint_of_another_model_is_refused(tmp_path: Path) -> Non
     two(out, OPTIONS, sharded=True, wider=True)
     with pytest.raises(AssertionError, match=r"does not fit this run .*model\.more"):
         two(out, {**OPTIONS, "steps": 9}, sharded=True)
+
+
+@pytest.mark.parametrize("part", [".metadata", "__0_0.distcp"])
+def test_a_sharded_folder_that_someone_else_prepared_runs_no_code(
+    part: str, tmp_path: Path
+) -> None:
+    out, mark = tmp_path / "run", tmp_path / "mark"
+    two(out, OPTIONS, sharded=True)
+    newest, _ = latest(out) or pytest.fail("no checkpoint")
+    (newest / "sharded" / part).write_bytes(pickle.dumps(Evil(mark)))
+    seal(newest)
+    with pytest.raises(AssertionError, match="does not fit this run"):
+        two(out, {**OPTIONS, "steps": 9}, sharded=True)
+    assert not mark.exists()

@@ -127,6 +127,16 @@ def trajectory(out: Path) -> list[str]:
     ]
 
 
+class Evil:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
 # ---- runs in processes of their own -------------------------------------------------------------
 
 
