@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import emoji as emoji_package
 from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
+from data_pipelines.emoji_facts import Facts, tones_of, without_skin_tones
+from data_pipelines.icon_sets import IconSet
+
+NOTO = "noto"  # the style of the font, which a prompt need not name
+HELD_OUT_IN_A_STYLE = 300
 REFERENCE = "\N{GRINNING FACE}"  # every colour font has it; its advance is that of one glyph
 UNASSIGNED = "\U0010fffd"  # what a font draws for a character that it does not know
-SKIN_TONES = range(0x1F3FB, 0x1F3FF + 1)
-SKIN_TONE_WORDS = re.compile(r"\b(?:medium-)?(?:light|dark|medium) skin tone\b")
 # Bitmap fonts exist at a few sizes only: Noto (CBDT) at 109, Apple (sbix) at 160 and below.
 FONT_SIZES = (109, 160, 136, 128, 96, 64)
 USUAL_FONTS = (
@@ -36,14 +38,17 @@ USUAL_FONTS = (
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji, drawn.
+    """One emoji, drawn in one style.
 
     name        English, with spaces for underscores: "woman firefighter medium-dark skin tone"
     names       language (ISO 639-1) -> name, English among them
     aliases     short names in use elsewhere ("grinning")
     characters  the code points as a string
     image       RGB on white, square
-    held_out    kept away from training: see `is_held_out`
+    held_out    kept away from training in all styles: see `is_held_out`
+    style       of the image: "noto" for the font, else that of an icon set
+    held_out_style  kept away from training in this style alone: see `held_out_styles`
+    facts       what Unicode data says; None where it was not read or does not know the emoji
     """
 
     name: str
@@ -52,6 +57,9 @@ class Emoji:
     characters: str
     image: Image.Image
     held_out: bool
+    style: str = NOTO
+    held_out_style: bool = False
+    facts: Facts | None = None
 
     @property
     def code_points(self) -> tuple[int, ...]:
@@ -60,8 +68,21 @@ class Emoji:
 
     @property
     def key(self) -> str:
-        """Code points in hexadecimal, joined by "-": a name for files."""
-        return "-".join(f"{point:x}" for point in self.code_points)
+        """Code points in hexadecimal, joined by "-", behind the style: a name for files."""
+        points = "-".join(f"{point:x}" for point in self.code_points)
+        return points if self.style == NOTO else f"{self.style}-{points}"
+
+    @property
+    def caption(self) -> str:
+        """The text that draws it: its name, and its style where that is not the font's."""
+        return caption_of(self.name, self.style)
+
+    @property
+    def split(self) -> str:
+        """Where it belongs: "train", "held_out" or "held_out_style"."""
+        if self.held_out:
+            return "held_out"
+        return "held_out_style" if self.held_out_style else "train"
 
 
 @dataclass(frozen=True)
@@ -128,26 +149,47 @@ def is_held_out(characters: str) -> bool:
     The sequence has a skin-tone modifier, and sha256 of it in UTF-8 is divisible by 10.
     """
     digest = hashlib.sha256(characters.encode()).hexdigest()
-    return any(ord(c) in SKIN_TONES for c in characters) and int(digest, 16) % 10 == 0
+    return bool(tones_of(characters)) and int(digest, 16) % 10 == 0
 
 
-def without_skin_tones(name: str) -> str:
-    """Return the name of the emoji before skin tones were given to it."""
-    return " ".join(SKIN_TONE_WORDS.sub("", name).split())
+def caption_of(name: str, style: str) -> str:
+    """Return the text of an emoji in a style; a name alone is in the style of the font."""
+    return name if style == NOTO else f"{name} in {style} style"
+
+
+def in_styles(emoji: Iterable[Emoji], icon_sets: Iterable[IconSet]) -> list[Emoji]:
+    """Return the same emoji in each style of some icon sets, as far as those have them.
+
+    `HELD_OUT_IN_A_STYLE` of them are held out in their style: those with the least sha256 of
+    style and characters, of the emoji that are trained in the style of the font.
+    """
+    drawn = []
+    for one in emoji:
+        for icons in icon_sets:
+            image = icons.draw(one.characters, size=one.image.width)
+            if image is not None:
+                drawn.append(replace(one, image=image, style=icons.style))
+    trained = [one for one in drawn if not one.held_out]
+    trained.sort(key=lambda one: hashlib.sha256(one.key.encode()).digest())
+    kept_away = {one.key for one in trained[:HELD_OUT_IN_A_STYLE]}
+    return [replace(one, held_out_style=one.key in kept_away) for one in drawn]
 
 
 def sampling_weights(pictures: Iterable[Emoji]) -> dict[str, float]:
-    """Return, by name, weights under which a person in all skin tones counts as one thing does.
+    """Return, by key, weights under which a person in all skin tones counts as one thing does.
 
     Emoji with skin tones that differ in nothing else share a weight of 1 among those of them that
     are given; an emoji without a skin tone has 1.
     """
     pictures = list(pictures)
-    toned = {p.name for p in pictures if any(ord(c) in SKIN_TONES for c in p.characters)}
-    sizes = Counter(map(without_skin_tones, toned))
+    sizes = Counter(_subject(one) for one in pictures if tones_of(one.characters))
     return {
-        p.name: 1 / sizes[without_skin_tones(p.name)] if p.name in toned else 1.0 for p in pictures
+        one.key: 1 / sizes[_subject(one)] if tones_of(one.characters) else 1.0 for one in pictures
     }
+
+
+def _subject(emoji: Emoji) -> tuple[str, str]:
+    return emoji.style, without_skin_tones(emoji.name)
 
 
 def alike_names(pictures: Iterable[Emoji]) -> dict[str, frozenset[str]]:

@@ -51,7 +51,7 @@ def emoji(
         "size": size,
         "samples_per_shard": samples_per_shard,
     }
-    if _is_done(out, settings):
+    if is_done(out, settings):
         return
     pictures, left_out = emoji_source.draw_with_report(font, size=size)
     weights = emoji_source.sampling_weights(one for one in pictures if not one.held_out)
@@ -71,7 +71,7 @@ def emoji(
                             "characters": drawn.characters,
                             "code_points": [f"U+{point:04X}" for point in drawn.code_points],
                             "held_out": drawn.held_out,
-                            "sampling_weight": weights.get(drawn.name, 1.0),
+                            "sampling_weight": weights.get(drawn.key, 1.0),
                         }
                     ),
                 }
@@ -103,7 +103,7 @@ def folder(images: Path, out: Path, *, samples_per_shard: int = 1000) -> None:
         "images": str(images),
         "samples_per_shard": samples_per_shard,
     }
-    if not _is_done(out, settings):
+    if not is_done(out, settings):
         total = len(picture_files(images))
         samples = tqdm(folder_samples(images), total=total, desc="packing", unit=" pictures")
         _write({"": samples}, out, settings)
@@ -124,7 +124,7 @@ def coco(captions: Path, images: Path, out: Path, *, samples_per_shard: int = 10
         "images": str(images),
         "samples_per_shard": samples_per_shard,
     }
-    if not _is_done(out, settings):
+    if not is_done(out, settings):
         total = len(coco_entries(captions))
         samples = tqdm(
             coco_samples(captions, images), total=total, desc="packing", unit=" pictures"
@@ -147,7 +147,7 @@ def text(file: Path, out: Path, *, field: str = "text", samples_per_shard: int =
         "field": field,
         "samples_per_shard": samples_per_shard,
     }
-    if not _is_done(out, settings):
+    if not is_done(out, settings):
         samples = tqdm(
             jsonl_samples(file, field=field),
             total=count_lines(file),
@@ -268,7 +268,7 @@ def _write_rows(
         "subset": subset,
         "samples_per_shard": samples_per_shard,
     }
-    if _is_done(out, settings):
+    if is_done(out, settings):
         return
     tally = Tally(max_broken)
     rows = rows_of(source, split=split, subset=subset)
@@ -289,7 +289,7 @@ def _json_bytes(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def _is_done(out: Path, settings: dict[str, Any]) -> bool:
+def is_done(out: Path, settings: dict[str, Any]) -> bool:
     """True where the same command has finished before; ValueError where another one has."""
     index = out / INDEX
     if not index.is_file():

@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from data_pipelines import command_line
 from data_pipelines.emoji import (
-    SKIN_TONES,
     Emoji,
     alike_names,
     draw_emoji,
     find_font,
     fully_qualified,
 )
+from data_pipelines.emoji_facts import tones_of
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, write_file
 from data_pipelines.source import BROKEN_CONTENT, field_image
 from eval.cards import FAINT, FAIR, GOOD, POOR, Card, sheet_of
@@ -370,7 +370,7 @@ def kind(emoji: Emoji) -> str:
     points = emoji.code_points
     if any(point in REGIONAL_INDICATORS or point in TAGS for point in points):
         return "flag"
-    tones = sum(point in SKIN_TONES for point in points)
+    tones = len(tones_of(emoji.characters))
     return ("no skin tone", "one skin tone", "two skin tones")[min(tones, 2)]
 
 

@@ -14,8 +14,8 @@ from data_pipelines.emoji import (
     fully_qualified,
     is_held_out,
     sampling_weights,
-    without_skin_tones,
 )
+from data_pipelines.emoji_facts import without_skin_tones
 
 FIREFIGHTER = "\U0001f469\U0001f3fe\u200d\U0001f692"
 UNKNOWN_PAIR = "\U0001f469\u200d\U0001f9a7"  # no font joins a woman and an orangutan
