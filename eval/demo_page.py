@@ -40,13 +40,12 @@ class Animation:
 
 @dataclass(frozen=True)
 class Answer:
-    """The caption of a picture; `real`: not drawn by the model itself."""
+    """The caption of a real image."""
 
     name: str
     origin: Origin
     caption: str
     picture: str
-    real: bool
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,10 @@ class Content:
     steps: int
     animation: Animation
     drawings: Sequence[Drawing]
+    invented: Sequence[Drawing]
     answers: Sequence[Answer]
     mendings: Sequence[Mending]
     completions: Sequence[Completion]
-    missing_font: str | None
 
 
 def page(content: Content) -> str:
@@ -97,9 +96,9 @@ def page(content: Content) -> str:
             f"{content.seconds:.0f} seconds for everything on this page."
         ),
         animation=_animation(content.animation),
-        legend=_legend(content.drawings),
+        legend=_legend([*content.drawings, *content.invented]),
         drawings=_figures(map(_drawing, content.drawings)),
-        describing=_describing(content),
+        invented=_figures(map(_drawing, content.invented)),
         answers=_figures(map(_answer, content.answers)),
         mendings="\n".join(map(_mending, content.mendings)),
         completions="\n".join(map(_completion, content.completions)),
@@ -141,15 +140,6 @@ def _drawing(one: Drawing) -> str:
     )
 
 
-def _describing(content: Content) -> str:
-    if content.missing_font is None:
-        return "Real pictures in, words out. The picture is all that the model sees."
-    return (
-        "Words out, from pictures that the model drew itself: this machine has no pictures to show "
-        f"it ({escape(content.missing_font)})."
-    )
-
-
 def _answer(one: Answer) -> str:
     right = one.caption == one.name
     verdict = (
@@ -157,9 +147,8 @@ def _answer(one: Answer) -> str:
         if right
         else f'<span class="wrong">its name: {escape(one.name)}</span>'
     )
-    kind = "emoji" if one.real else "drawn picture"
     return (
-        f"<figure>{_image(one.picture, f'{kind}: {one.name}')}"
+        f"<figure>{_image(one.picture, f'emoji: {one.name}')}"
         f"<figcaption><q>{escape(one.caption)}</q>{_badge(one.origin)}{verdict}"
         "</figcaption></figure>"
     )
@@ -290,15 +279,15 @@ $drawings
 </section>
 <section>
 <h2>Pictures to words</h2>
-<p class="soft">$describing</p>
+<p class="soft">Real emoji in, words out. The image is all that the model sees.</p>
 <ul class="grid">
 $answers
 </ul>
 </section>
 <section>
 <h2>A hole in a picture</h2>
-<p class="soft">The hole is drawn anew to fit the words and what is left of the picture; outside it
-no pixel changes.</p>
+<p class="soft">The hole is filled to fit the words and the rest of the image. Outside the hole no
+pixel changes.</p>
 <div class="mendings">
 $mendings
 </div>
@@ -309,6 +298,14 @@ $mendings
 was filled in.</p>
 <ul class="lines">
 $completions
+</ul>
+</section>
+<section>
+<h2>Words that no emoji has</h2>
+<p class="soft">Combinations that are in no data set. A model as small as this one gets some of
+them.</p>
+<ul class="grid">
+$invented
 </ul>
 </section>
 <section>
