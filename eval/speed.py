@@ -621,7 +621,7 @@ def corrupted(batch: Batch, vocabulary: Vocabulary, *, share: float) -> Corrupti
     masked = batch.target & (draw < share)
     t = torch.full(batch.ids.shape, share, device=batch.ids.device)
     x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
-    return Corruption(x_t=x_t, masked=masked, t=t, p_mask=t, weight=1 / t)
+    return Corruption(x_t=x_t, masked=masked, t=t, p_mask=t, slope=torch.ones_like(t), weight=1 / t)
 
 
 def our_loss(model: MmdlmForMaskedDiffusion, batch: Batch, corruption: Corruption) -> torch.Tensor:

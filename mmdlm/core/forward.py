@@ -34,13 +34,15 @@ class Corruption:
     masked  bool, positions whose token was noised and which the loss covers
     t       time in [0, 1] of each position
     p_mask  share of noised targets at that time: the probability, or the exact share
-    weight  p_mask'(t) / p_mask, the factor of a covered token's cross-entropy in the bound
+    slope   p_mask'(t), the rate at which tokens are noised at that time
+    weight  slope / p_mask, the factor of a covered token's cross-entropy in the bound
     """
 
     x_t: Tensor
     masked: Tensor
     t: Tensor
     p_mask: Tensor
+    slope: Tensor
     weight: Tensor
 
 
@@ -73,7 +75,16 @@ class ForwardProcess(ABC):
         """Noise exactly the targets that `corruption` left clean.
 
         Between the two every target is covered once. The weight is p_mask'(t) / (1 - p_mask): for a
-        schedule that is linear, the bound's own weight at 1 - t.
+        schedule that is linear, the bound's own weight at 1 - t. So both copies estimate the bound.
+
+        A schedule that begins with p_mask(0) = eps above 0 bounds the weights of the first copy;
+        those of the second are bounded alike, by p_mask'(t) / eps. It biases them: of the bound of
+        a model whose tokens do not depend on each other the first copy has 1 - eps under
+        `Linear(eps)`, the second 1 - 3/2 eps.
+
+        With `exact_count`, k of n targets leave n - k; where k = n all are noised once more, so
+        that the second copy's count is uniform on 1 .. n as the first one's is.
+
         Source: arXiv:2505.16839, section 2.3 (complementary masking), which leaves the weight out.
         """
 
@@ -94,12 +105,25 @@ class _Filling(ForwardProcess):
         *,
         generator: torch.Generator,
     ) -> Corruption:
-        masked = batch.target & ~corruption.masked
-        share = 1 - corruption.p_mask
-        slope = corruption.weight * corruption.p_mask
-        weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
-        x_t = self._fill(batch, masked, share, vocabulary, generator)
-        return Corruption(x_t=x_t, masked=masked, t=corruption.t, p_mask=share, weight=weight)
+        masked, share = self._left(batch, corruption)
+        least = max(self._least_share, torch.finfo(share.dtype).tiny)
+        return Corruption(
+            x_t=self._fill(batch, masked, share, vocabulary, generator),
+            masked=masked,
+            t=corruption.t,
+            p_mask=share,
+            slope=corruption.slope,
+            weight=corruption.slope / share.clamp_min(least),
+        )
+
+    @property
+    def _least_share(self) -> float:
+        """The share that targets of a complement are counted as, where it is smaller."""
+        return 0.0
+
+    def _left(self, batch: Batch, corruption: Corruption) -> tuple[Tensor, Tensor]:
+        """[B, L] the targets that a complement noises, and their share."""
+        return batch.target & ~corruption.masked, 1 - corruption.p_mask
 
     def _fill(
         self,
@@ -129,7 +153,7 @@ class _TokenNoising(_Filling):
     document and modality and share a time. `rounding` "up" takes k = ceil(n p_mask), which makes k
     uniform on 1..n when p_mask is uniform, so that the weight p_mask'(t) n / k gives the bound
     exactly (arXiv:2502.09992, appendix A.2). "nearest" takes k = max(1, round(n p_mask)), as
-    MaskGIT and MMaDA do.
+    MaskGIT and MMaDA do: 1 comes more often, n less often, and it is not the bound.
     """
 
     schedule: MaskSchedule
@@ -140,7 +164,7 @@ class _TokenNoising(_Filling):
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
     ) -> Corruption:
         t = _per_token(t, batch)
-        p_mask = self.schedule.p_mask(t)  # [B, L]
+        p_mask, slope = self.schedule.p_mask(t), self.schedule.slope(t)  # [B, L]
         draw = torch.rand(t.shape, generator=generator, device=t.device)
         if self.exact_count:
             masked, share = exact_count(
@@ -151,12 +175,23 @@ class _TokenNoising(_Filling):
                 t=t,
                 nearest=self.rounding == "nearest",
             )
-            weight = self.schedule.slope(t) / share.clamp_min(torch.finfo(share.dtype).tiny)
+            weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
         else:
             masked, share = batch.target & (draw < p_mask), p_mask
             weight = self.schedule.weight(t)
         x_t = self._fill(batch, masked, share, vocabulary, generator)
-        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, weight=weight)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, slope=slope, weight=weight)
+
+    @property
+    def _least_share(self) -> float:
+        return float(self.schedule.p_mask(torch.zeros(())))
+
+    def _left(self, batch: Batch, corruption: Corruption) -> tuple[Tensor, Tensor]:
+        masked, share = super()._left(batch, corruption)
+        if not self.exact_count:
+            return masked, share
+        none = share <= 0  # k = n
+        return masked | (batch.target & none), share.masked_fill(none, 1.0)
 
 
 @dataclass(frozen=True)
@@ -263,8 +298,8 @@ class Spindle(_Filling):
         draw = torch.rand(t.shape, generator=generator, device=t.device)
         masked = batch.target & (draw < p_mask)
         x_t = self._fill(batch, masked, p_mask, vocabulary, generator)
-        weight = _bent_weight(t, bend)
-        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=p_mask, weight=weight)
+        slope, weight = _bent_slope(t, bend), _bent_weight(t, bend)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=p_mask, slope=slope, weight=weight)
 
     def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor:
         return _bent_weight(t[:, None], self._bend(vocabulary, t)[slice(*ids)])
@@ -306,9 +341,12 @@ def _bent(t: Tensor, bend: Tensor) -> Tensor:
     return (t + bend * torch.sin(math.pi * t)).clamp(0, 1)  # sin(pi) is not quite 0
 
 
+def _bent_slope(t: Tensor, bend: Tensor) -> Tensor:
+    return (1 + math.pi * bend * torch.cos(math.pi * t)).clamp_min(0)
+
+
 def _bent_weight(t: Tensor, bend: Tensor) -> Tensor:
-    slope = (1 + math.pi * bend * torch.cos(math.pi * t)).clamp_min(0)
-    return slope / _bent(t, bend).clamp_min(torch.finfo(t.dtype).tiny)
+    return _bent_slope(t, bend) / _bent(t, bend).clamp_min(torch.finfo(t.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -351,6 +389,7 @@ def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
         masked=torch.where(is_image, image.masked, text.masked),
         t=torch.where(is_image, image.t, text.t),
         p_mask=torch.where(is_image, image.p_mask, text.p_mask),
+        slope=torch.where(is_image, image.slope, text.slope),
         weight=torch.where(is_image, image.weight, text.weight),
     )
 

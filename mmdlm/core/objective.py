@@ -20,6 +20,7 @@ from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 Normaliser = Literal["tokens", "masked", "answer", "sequence"]
+LEAST_TIME = 2.0**-25  # uniform draws in single precision are multiples of 2^-24
 
 
 # ---- times --------------------------------------------------------------------------------------
@@ -36,7 +37,11 @@ class Times(ABC):
     per: Literal["document", "segment"] = "document"
 
     def __call__(self, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        """[B, L] times in [0, 1), one a document or segment; 0 where that has no target."""
+        """[B, L] times in (0, 1), one a document or segment; 0 where that has no target.
+
+        A draw of exactly 0, at which losses have a limit but no value, stands for what is too small
+        for single precision: it becomes half of the least number that can be drawn.
+        """
         rows, length = batch.ids.shape
         number = batch.document if self.per == "document" else batch.segment
         first = F.pad(number[:, 1:] != number[:, :-1], (1, 0))  # an empty segment leaves no trace
@@ -46,7 +51,8 @@ class Times(ABC):
         for target in self._strata(batch):
             present = torch.zeros(rows * length, dtype=torch.bool, device=number.device)
             present = present.index_fill(0, unit[target], True)
-            t = torch.where(present, self.draw(present, generator=generator), t)
+            drawn = self.draw(present, generator=generator).clamp_min(LEAST_TIME)
+            t = torch.where(present, drawn, t)
         return t[unit]
 
     def _strata(self, batch: Batch) -> list[Tensor]:
@@ -159,7 +165,8 @@ class Tokens:
     """The M covered tokens of one modality; ids count from the first column of the logits.
 
     x_0, x_t        [M] int64; x_t of a masked token lies outside the logits
-    p_mask, weight  [M], see `Corruption`; the weight is that of a `Weighting`
+    p_mask, slope   [M], see `Corruption`
+    weight          [M], that of a `Weighting`
     rates           gives [M, R], the weight that each token would have in place of x_0
                     (`ForwardProcess.rates`), on demand; None: all the same
     """
@@ -167,6 +174,7 @@ class Tokens:
     x_0: Tensor
     x_t: Tensor
     p_mask: Tensor
+    slope: Tensor
     weight: Tensor
     rates: Callable[[], Tensor | None] = lambda: None
 
@@ -174,8 +182,14 @@ class Tokens:
 class TokenLoss(ABC):
     """Logits [M, R] and the tokens they should predict -> [M] losses in nats."""
 
-    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
-        """Raise ValueError where the loss has no meaning for a process; most have for any."""
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool, complementary: bool) -> None:
+        """Raise ValueError where the loss has no meaning for a process; most have for any.
+
+        Args:
+            process: That of the modality.
+            full_vocabulary: Whether logits are over all ids.
+            complementary: Whether a second copy has the complementary mask.
+        """
         return
 
     @abstractmethod
@@ -211,16 +225,22 @@ class SpindleBound(TokenLoss):
 
     with r(v) = p_mask'(t, v) / p_mask(t, v): the divergence of a jump process that unmasks v at
     rate p(v | x_t) r(v) from one that unmasks x_0 at rate r(x_0). Where r is the same for all v the
-    last two terms cancel. It is no bound of complementary masks, whose rates are others.
+    last two terms cancel. Complementary masks are refused: they are masks of the process with the
+    opposite strength, for which the network would have to predict other probabilities.
 
     Source: arXiv:2205.14987, section on the continuous-time bound; the rates put in are ours.
     """
 
-    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool, complementary: bool) -> None:
         if not isinstance(process, Spindle):
             raise ValueError(
                 f"SpindleBound is for the Spindle process, not {type(process).__name__}; take "
                 "WeightedCrossEntropy"
+            )
+        if complementary:
+            raise ValueError(
+                "SpindleBound is no bound of complementary masks, whose rates are others; set "
+                "complementary to false"
             )
 
     def __call__(self, logits: Tensor, tokens: Tokens) -> Tensor:
@@ -258,7 +278,7 @@ class ScoreEntropy(TokenLoss):
     network start near Z = 1.
     """
 
-    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool, complementary: bool) -> None:
         if not isinstance(process, Absorbing):
             raise ValueError(
                 f"ScoreEntropy is for the Absorbing process, not {type(process).__name__}; "
@@ -283,15 +303,23 @@ class UniformScoreEntropy(TokenLoss):
         sigma' / R * sum_{y != x_t} (s_y - r_y log s_y + r_y (log r_y - 1))
 
     where r_y, the true ratio given x_0, is s_y with pi = onehot(x_0).
+    At p_mask = 0 it has its limit, sigma' / R (1 / pi_{x_0} - 1), to within single precision. It is
+    the bound as it stands, and takes no weights of a `Weighting`.
+
     Source: arXiv:2310.16834, equation 10 with the uniform matrix of section 4.1; the reading of the
     logits is ours, so that the network needs no time.
     """
 
-    def check(self, process: ForwardProcess, *, full_vocabulary: bool) -> None:
+    def check(self, process: ForwardProcess, *, full_vocabulary: bool, complementary: bool) -> None:
         if not (isinstance(process, Uniform) and process.cover_all):
             raise ValueError(
                 "UniformScoreEntropy covers clean positions too: it needs the process "
                 f"Uniform(cover_all=True), got {process}"
+            )
+        if complementary:
+            raise ValueError(
+                "UniformScoreEntropy covers every target in one copy already; set complementary to "
+                "false"
             )
         if full_vocabulary:
             raise ValueError(
@@ -316,7 +344,7 @@ class UniformScoreEntropy(TokenLoss):
         # y = x_0 of a noised token has r = rho
         log_s_0 = log_s.gather(-1, tokens.x_0[:, None]).squeeze(-1)
         extra = (1 + c) * log_rho - c * (1 + log_s_0)
-        sigma_slope = tokens.weight * p_mask / (1 - p_mask)
+        sigma_slope = tokens.slope / (1 - p_mask)
         return sigma_slope / size * (loss + torch.where(clean, 0.0, extra))
 
 
@@ -390,7 +418,9 @@ class Objective:
     def __post_init__(self) -> None:
         for _, modality, loss in self._parts():
             process = self.process.of(modality)
-            loss.loss.check(process, full_vocabulary=self.full_vocabulary)
+            loss.loss.check(
+                process, full_vocabulary=self.full_vocabulary, complementary=self.complementary
+            )
             loss.weighting.check(process)
 
     def __call__(
@@ -449,6 +479,7 @@ class Objective:
                 x_0=x_0,
                 x_t=corruption.x_t[here] - ids[0],
                 p_mask=corruption.p_mask[here],
+                slope=corruption.slope[here],
                 weight=loss.weighting(batch, corruption)[here],
                 rates=partial(
                     self.process.of(modality).rates,

@@ -128,6 +128,7 @@ def bound(
                     x_0=torch.full((len(t),), x[i]),
                     x_t=torch.full((len(t),), V),
                     p_mask=p[:, x[i]],
+                    slope=rates[:, x[i]] * p[:, x[i]],
                     weight=rates[:, x[i]],
                     rates=lambda: rates,
                 )
