@@ -24,6 +24,7 @@ from data_pipelines.source import BROKEN_CONTENT
 from data_pipelines.stream import Broken, Tally, one_line
 from mmdlm.layouts.conversation import IMAGE
 from mmdlm.layouts.words import shortened
+from mmdlm.vision.image_files import image_format, open_image, to_rgb
 
 Row = Mapping[str, Any]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what shards keep as it is
@@ -142,14 +143,13 @@ def _picture_file(given: Any, images: Path | None) -> tuple[bytes, str]:
             raise ValueError(f"its picture {shortened(given)} is no file; download it first")
         given = ((images or Path()) / given).read_bytes()
     if isinstance(given, bytes):
-        with Image.open(io.BytesIO(given)) as picture:
-            if extension := EXTENSIONS.get(str(picture.format)):
-                return given, extension
-            given = picture.convert("RGBA")
+        if extension := EXTENSIONS.get(image_format(given)):
+            return given, extension
+        given = open_image(given, whole=True)
     if not isinstance(given, Image.Image):
         raise ValueError(f"its picture is neither file nor path but {type(given).__name__}")
     file = io.BytesIO()
-    given.save(file, format="PNG")
+    to_rgb(given).save(file, format="PNG")
     return file.getvalue(), "png"
 
 

@@ -34,6 +34,7 @@ from mmdlm.models.checkpoint import Checkpoint
 from mmdlm.models.transformer import checkpoint_names, read_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.crops import CropViews
+from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.tower_weights import load_tower
 
 RECORD = "features.json"  # which tower the features are of
@@ -52,6 +53,7 @@ def main(
     batch_size: int = 16,
     keep_images: bool = False,
     max_broken: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     device: str | None = None,
     threads: int = 4,
 ) -> None:
@@ -68,6 +70,7 @@ def main(
         batch_size: Crops that the tower sees at once.
         keep_images: Keep the pictures beside their features.
         max_broken: Share of broken samples that are skipped and listed; more stop the job.
+        max_pixels: Images of more pixels are not decoded, and count as broken.
         device: Where to compute; default: this process's GPU, else the CPU.
         threads: Threads that cut pictures.
     """
@@ -81,7 +84,9 @@ def main(
     def build() -> Extractor:
         adapter.crops_per_pass = batch_size
         ready = adapter.to(device or own_device(), getattr(torch, compute_dtype)).eval()
-        return Extractor(ready, made_by, np.dtype(dtype), batch_size, keep_images, tally)
+        return Extractor(
+            ready, made_by, np.dtype(dtype), batch_size, keep_images, max_pixels, tally
+        )
 
     record: dict[str, object] = {
         "fingerprint": made_by,
@@ -101,6 +106,7 @@ class Extractor(Rewriter):
     dtype: np.dtype
     batch_size: int
     keep_images: bool
+    max_pixels: int
     tally: Tally
 
     def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
@@ -127,7 +133,7 @@ class Extractor(Rewriter):
 
     def _views(self, sample: Sample) -> list[CropViews] | Broken:
         try:
-            return Eye(self.adapter.config.tiling).views(sample)
+            return Eye(self.adapter.config.tiling, max_pixels=self.max_pixels).views(sample)
         except BROKEN_CONTENT as error:
             return Broken(sample["__url__"], sample["__key__"], one_line(error))
 

@@ -12,6 +12,7 @@ from data_pipelines.shards import expand_urls
 from data_pipelines.source import BROKEN_CONTENT, PICTURES, field_image
 from data_pipelines.stream import Broken, Reader, ShardStream, State, Tally, one_line
 from data_pipelines.workers import Loader, check_numbers, workers_for
+from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.pixels import Fit, to_pixels
 
 
@@ -27,13 +28,15 @@ def picture_loader(
     world_size: int = 1,
     shuffle_buffer: int = 4096,
     max_broken: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     cache_bytes: int = 1 << 28,
     pin_memory: bool = False,
 ) -> Loader:
     """Endless batches [batch_size, 3, image_size, image_size] in [-1, 1] of one process.
 
-    Arguments as in `build_loader`. Raises ValueError for an empty list of shards, a number out of
-    its range, and where more than `max_broken` cannot be read.
+    Arguments as in `build_loader`; images of more than `max_pixels` count as broken. Raises
+    ValueError for an empty list of shards, a number out of its range, and where more than
+    `max_broken` cannot be read.
     """
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
     numbers = {
@@ -58,6 +61,7 @@ def picture_loader(
         seed=seed,
         shuffle_buffer=shuffle_buffer,
         max_broken=max_broken,
+        max_pixels=max_pixels,
         cache_bytes=cache_bytes,
     )
     return Loader(make, settings, pin_memory=pin_memory)
@@ -77,8 +81,10 @@ class _Pictures:
         seed: int,
         shuffle_buffer: int,
         max_broken: float,
+        max_pixels: int,
         cache_bytes: int,
     ) -> None:
+        self.max_pixels = max_pixels
         self.batch_size, self.image_size, self.fit = batch_size, image_size, fit
         self._tally = Tally(max_broken)
         self._stream = ShardStream(
@@ -97,7 +103,8 @@ class _Pictures:
                 self._tally.add_broken(item)
                 continue
             try:
-                pixels.append(to_pixels(field_image(item), self.image_size, fit=self.fit))
+                image = field_image(item, max_pixels=self.max_pixels)
+                pixels.append(to_pixels(image, self.image_size, fit=self.fit))
             except BROKEN_CONTENT as error:
                 self._tally.add_broken(Broken(item["__url__"], item["__key__"], one_line(error)))
                 continue

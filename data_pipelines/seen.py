@@ -24,7 +24,6 @@ from data_pipelines.source import (
     Source,
     TextTokenizer,
     ToSequence,
-    decode_image,
     encode_array,
     field_names,
     field_text,
@@ -34,6 +33,7 @@ from mmdlm.core.sequence import Sequence, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.crops import CropViews, Layout
+from mmdlm.vision.image_files import MAX_PIXELS, open_image
 from mmdlm.vision.tiling import Tiling
 
 FEATURES = "features.npy"  # of one picture; with its number in front where there are several
@@ -48,10 +48,12 @@ class Eye:
 
     tiling       how pictures are cut
     fingerprint  of the tower whose features are taken; None where no shard holds any
+    max_pixels   of the largest image that is decoded
     """
 
     tiling: Tiling
     fingerprint: str | None = None
+    max_pixels: int = MAX_PIXELS
 
     def views(self, sample: Sample) -> list[CropViews]:
         """The pictures of a sample, in order; none for a sample without.
@@ -62,7 +64,10 @@ class Eye:
         if LAYOUTS in sample:
             return self._seen(sample)
         return self.tiling.views(
-            [decode_image(sample[name]) for name in numbered(sample, PICTURE_FIELD)]
+            [
+                open_image(sample[name], max_pixels=self.max_pixels)
+                for name in numbered(sample, PICTURE_FIELD)
+            ]
         )
 
     def _seen(self, sample: Sample) -> list[CropViews]:

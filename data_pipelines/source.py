@@ -6,7 +6,6 @@ import ast
 import io
 import json
 import math
-import struct
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -21,18 +20,15 @@ from torch import Tensor
 from data_pipelines.shards import Sample
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.vision.pixels import to_rgb
+from mmdlm.vision.image_files import MAX_PIXELS, open_image
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 # What a damaged picture, text or array raises; anything else is a mistake in the code.
 BROKEN_CONTENT = (
-    ValueError,  # bad JSON, bad UTF-8, a field that is missing or does not fit
-    OSError,  # Pillow: truncated or unknown picture
-    SyntaxError,  # Pillow: broken PNG
+    ValueError,  # bad JSON, bad UTF-8, a broken image, a field that is missing or does not fit
+    OSError,  # a file that cannot be read
     EOFError,
-    struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -143,18 +139,12 @@ def field_codes(sample: Sample, vocabulary: Vocabulary, *, field: str = "codes.n
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def field_image(sample: Sample) -> Image.Image:
-    """The picture of a sample, RGB; ValueError where there is none."""
+def field_image(sample: Sample, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image of a sample, RGB; ValueError where there is none, or one of more pixels."""
     for extension in PICTURES:
         if extension in sample:
-            return decode_image(sample[extension])
+            return open_image(sample[extension], max_pixels=max_pixels)
     raise ValueError(f"no picture among its fields ({', '.join(field_names(sample))})")
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """A picture file -> RGB; one of BROKEN_CONTENT where it is damaged."""
-    with Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
 
 
 def field_names(sample: Sample) -> list[str]:

@@ -25,6 +25,7 @@ from data_pipelines.shard_job import Rewriter, own_device, rewrite_shards, whole
 from data_pipelines.shards import Sample, expand_urls
 from data_pipelines.source import BROKEN_CONTENT, PICTURES, encode_array, field_image
 from data_pipelines.stream import Broken, Tally, one_line
+from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.pixels import Fit, to_pixels
 
@@ -42,6 +43,7 @@ def main(
     fit: Fit = "crop",
     keep_images: bool = False,
     max_broken: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     device: str | None = None,
     threads: int = 4,
 ) -> None:
@@ -56,6 +58,7 @@ def main(
         fit: How a picture that is not square becomes so: crop, pad with white, or stretch.
         keep_images: Keep the pictures beside their codes.
         max_broken: Share of broken pictures that are skipped and listed; more stop the job.
+        max_pixels: Images of more pixels are not decoded, and count as broken.
         device: Where to compute; default: this process's GPU, else the CPU.
         threads: Threads that decode pictures.
     """
@@ -66,7 +69,7 @@ def main(
     def build() -> Encoder:
         model = load_image_tokenizer(tokenizer).to(device or own_device())
         size = image_size or model.image_size
-        return Encoder(model, size, fit, batch_size, keep_images, tally)
+        return Encoder(model, size, fit, batch_size, keep_images, max_pixels, tally)
 
     expand_urls(shards)  # a path that is wrong is said before the tokenizer is read
     record: dict[str, object] = {
@@ -87,6 +90,7 @@ class Encoder(Rewriter):
     fit: Fit
     batch_size: int
     keep_images: bool
+    max_pixels: int
     tally: Tally
 
     def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
@@ -112,7 +116,8 @@ class Encoder(Rewriter):
 
     def _pixels(self, sample: Sample) -> Tensor | Broken:
         try:
-            return to_pixels(field_image(sample), self.image_size, fit=self.fit)
+            image = field_image(sample, max_pixels=self.max_pixels)
+            return to_pixels(image, self.image_size, fit=self.fit)
         except BROKEN_CONTENT as error:
             return Broken(sample["__url__"], sample["__key__"], one_line(error))
 

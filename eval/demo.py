@@ -368,7 +368,7 @@ def with_hole(picture: Image.Image, mask: Image.Image, *, square: int = 4) -> Im
     for y in range(0, picture.height, square):
         for x in range(y // square % 2 * square, picture.width, 2 * square):
             pattern.paste((206, 203, 197), (x, y, x + square, y + square))
-    return Image.composite(pattern, picture.convert("RGB"), mask)
+    return Image.composite(pattern, picture, mask)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mmdlm.decoding import Decoding
 from mmdlm.layouts.conversation import IMAGE
-from mmdlm.vision.pixels import open_image, to_image, to_rgb
+from mmdlm.vision.image_files import open_image, open_mask, to_rgb
+from mmdlm.vision.pixels import to_image
 
 Part = TypeVar("Part")
 ImageLike = Image.Image | str | PathLike[str] | Tensor
@@ -32,8 +33,8 @@ def pictures_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageL
     return (list(image), False) if isinstance(image, abc.Iterable) else ([image], True)
 
 
-def open_picture(image: ImageLike) -> Image.Image:
-    """A picture in any accepted form -> RGB."""
+def open_picture(image: ImageLike, *, whole: bool = False) -> Image.Image:
+    """An image in any accepted form -> RGB; `whole` as in `open_image`."""
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, Tensor):
@@ -46,23 +47,23 @@ def open_picture(image: ImageLike) -> Image.Image:
             raise ValueError(f"a picture's tensor is {image.dtype}; pixels are floats in [-1, 1]")
         return to_image(image)
     if isinstance(image, str | PathLike):
-        return open_image(image)
+        return open_image(image, whole=whole)
     raise ValueError(
         f"{type(image).__name__} is no picture; give a Pillow image, a path, or a tensor "
         "[3, H, W] in [-1, 1]"
     )
 
 
-def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
+def hole_of(mask: ImageLike, size: tuple[int, int]) -> Tensor:
     """A mask for a picture of `size` (width, height) -> [H, W] bool, True where it is repainted."""
-    if isinstance(mask, Image.Image):
-        hole = torch.from_numpy(np.array(to_rgb(mask).convert("L")) >= 128)
+    if isinstance(mask, Image.Image | str | PathLike):
+        hole = torch.from_numpy(np.asarray(open_mask(mask)) > 0)
     elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
         hole = (mask if mask.ndim == 2 else mask.squeeze(0)).cpu() >= 0.5
     else:
         raise ValueError(
-            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor [H, W] of bool or "
-            "of floats in [0, 1]"
+            f"{type(mask).__name__} is no mask; give a Pillow image, a path, or a tensor [H, W] of "
+            "bool or of floats in [0, 1]"
         )
     width, height = size
     if hole.shape != (height, width):

@@ -135,10 +135,8 @@ def draw(options: argparse.Namespace) -> None:
 
 def caption(options: argparse.Namespace) -> None:
     """Pictures -> one line each; the line starts with the picture's path when there are several."""
-    from mmdlm.vision.pixels import open_image
-
     for path in options.pictures:  # a bad picture is found before the model is loaded
-        _seen(path)
+        _seen(path, options)
 
     model = _load(options, "caption")
     generator = _generator(options.seed)
@@ -149,7 +147,7 @@ def caption(options: argparse.Namespace) -> None:
         )
     for start in starts:
         paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
-        pictures = [open_image(path) for path in paths]
+        pictures = [_image(path, options) for path in paths]
         texts = model.caption(pictures, num_inference_steps=options.steps, generator=generator)
         for path, text in zip(paths, texts, strict=True):
             print(text if len(options.pictures) == 1 else f"{path}\t{text}", flush=True)
@@ -157,12 +155,12 @@ def caption(options: argparse.Namespace) -> None:
 
 def inpaint(options: argparse.Namespace) -> None:
     """A picture, a hole in it and words -> the picture with the hole filled."""
-    from mmdlm.vision.pixels import open_image
+    from mmdlm.vision.image_files import open_mask
 
     check_place(options.output, "--output", PICTURE_FORMATS)
-    picture = open_image(options.picture)
+    picture = _image(options.picture, options, whole=True)
     if options.box is None:
-        mask = open_image(options.mask).convert("L").point(_black_or_white)
+        mask = open_mask(options.mask, max_pixels=options.max_pixels)
     else:
         mask = _box_mask(options.box, picture.size)
     if mask.size != picture.size:
@@ -190,9 +188,7 @@ def inpaint(options: argparse.Namespace) -> None:
 
 def infill(options: argparse.Namespace) -> None:
     """Text with holes -> the text with words in their place, on stdout."""
-    from mmdlm.vision.pixels import open_image
-
-    picture = None if options.image is None else open_image(options.image)
+    picture = None if options.image is None else _image(options.image, options)
     model = _load(options, "infill")
     text = model.infill(
         options.text,
@@ -205,9 +201,8 @@ def infill(options: argparse.Namespace) -> None:
 
 def edit(options: argparse.Namespace) -> None:
     """Pictures and an instruction -> another picture."""
-
     check_place(options.output, "--output", PICTURE_FORMATS)
-    pictures = [_seen(path) for path in options.pictures]
+    pictures = [_seen(path, options) for path in options.pictures]
     model = _load(options, "edit")
     result = model.edit(
         pictures,
@@ -225,7 +220,7 @@ def answer(options: argparse.Namespace) -> None:
     from mmdlm.arguments import with_places
     from mmdlm.layouts.conversation import check_messages
 
-    pictures = [_seen(path) for path in options.image]
+    pictures = [_seen(path, options) for path in options.image]
     said = with_places(options.question, len(pictures))
     check_messages([{"role": "user", "content": said}], len(pictures))
     model = _load(options, "answer")
@@ -264,7 +259,7 @@ def chat(options: argparse.Namespace) -> None:
         )
         return text
 
-    conversation = Conversation(speak, options.system)
+    conversation = Conversation(speak, options.system, options.max_pixels)
     if not sys.stdin.isatty():
         for text in conversation.run(sys.stdin):
             if text is not None:
@@ -384,16 +379,17 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = _command(commands, caption, "describe pictures, one line each")
-    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument("pictures", nargs="+", type=_local, metavar="PICTURE")
+    _add_max_pixels(command)
 
     command = _command(commands, inpaint, "draw a part of a picture anew")
-    command.add_argument("picture", type=Path, metavar="PICTURE")
+    command.add_argument("picture", type=_local, metavar="PICTURE")
     hole = command.add_mutually_exclusive_group(required=True)
     hole.add_argument(
         "--mask",
-        type=Path,
+        type=_local,
         metavar="PICTURE",
-        help="white where the picture is drawn anew, black where it is kept",
+        help="white where the picture is drawn anew, black where it is kept; not transparent",
     )
     hole.add_argument(
         "--box", type=_box, metavar="X0,Y0,X1,Y1", help="the same as a rectangle, in pixels"
@@ -406,6 +402,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_output(command)
     _add_guidance_scale(command)
+    _add_max_pixels(command)
 
     command = _command(commands, infill, "fill the gaps in a text")
     command.add_argument(
@@ -415,11 +412,12 @@ def _parser() -> argparse.ArgumentParser:
         help='[MASK] is a hole of one token, [MASK:3] of three: "woman [MASK] [MASK] skin tone"',
     )
     command.add_argument(
-        "--image", type=Path, metavar="PICTURE", help="a picture that the text describes"
+        "--image", type=_local, metavar="PICTURE", help="a picture that the text describes"
     )
+    _add_max_pixels(command)
 
     command = _command(commands, edit, "draw a picture anew as an instruction says", bundled=None)
-    command.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    command.add_argument("pictures", nargs="+", type=_local, metavar="PICTURE")
     command.add_argument(
         "--prompt", type=_words, required=True, metavar="TEXT", help="what is to change"
     )
@@ -431,6 +429,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="how strongly to stay with the picture; 1 is off (default: the model's own value)",
     )
+    _add_max_pixels(command)
 
     command = _command(commands, answer, "answer a question, at will about pictures", bundled=None)
     command.add_argument("question", type=_words, metavar="QUESTION")
@@ -438,13 +437,14 @@ def _parser() -> argparse.ArgumentParser:
         "--image",
         action="append",
         default=[],
-        type=Path,
+        type=_local,
         metavar="PICTURE",
         help="a picture to look at; may be given several times. They stand where the question says "
         "<image>, or else before it",
     )
     _add_writing(command)
     _add_thinking(command)
+    _add_max_pixels(command)
 
     command = _command(commands, chat, "talk, line by line", bundled=None)
     command.epilog = "In it, /image PATH shows a picture, /new starts anew and /quit ends."
@@ -453,6 +453,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_writing(command)
     _add_thinking(command)
+    _add_max_pixels(command)
 
     command = _command(commands, complete, "go on with a text")
     command.add_argument("text", type=_words, metavar="TEXT", help="how it begins")
@@ -647,6 +648,26 @@ def _add_thinking(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_max_pixels(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--max-pixels",
+        type=_count,
+        metavar="N",
+        help="the largest image that is read, in pixels (default: 200 million; a third in WebP)",
+    )
+
+
+def _local(text: str) -> Path:
+    """A path, not a URL."""
+    from mmdlm.vision.image_files import check_local
+
+    try:
+        check_local(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
+
+
 def _words(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty; give at least one word")
@@ -718,11 +739,17 @@ def _load(options: argparse.Namespace, task: str) -> Model:
     return replace(model, defaults=model.defaults.in_each_task(**parts)) if parts else model
 
 
-def _seen(path: Path) -> Image.Image:
-    """A picture file that can be read, and is neither too small nor too narrow to be seen."""
-    from mmdlm.vision.pixels import check_visible, open_image
+def _image(path: Path, options: argparse.Namespace, *, whole: bool = False) -> Image.Image:
+    from mmdlm.vision.image_files import open_image
 
-    picture = open_image(path)
+    return open_image(path, max_pixels=options.max_pixels, whole=whole)
+
+
+def _seen(path: Path, options: argparse.Namespace) -> Image.Image:
+    """A picture file that can be read, and is neither too small nor too narrow to be seen."""
+    from mmdlm.vision.pixels import check_visible
+
+    picture = _image(path, options)
     try:
         check_visible(*picture.size)
     except ValueError as error:
@@ -750,10 +777,6 @@ def _box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Im
     mask = Image.new("L", size, 0)
     mask.paste(255, box)
     return mask
-
-
-def _black_or_white(grey: int) -> int:
-    return 255 if grey >= 128 else 0
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -20,8 +20,9 @@ from mmdlm.layouts.layout import Ask, Codes, Layout, Picture
 from mmdlm.layouts.own import Own
 from mmdlm.layouts.words import Words
 from mmdlm.vision.adapter import VisionAdapter
+from mmdlm.vision.image_files import WHITE
 from mmdlm.vision.image_tokenizer import ImageTokenizer
-from mmdlm.vision.pixels import WHITE, check_visible, to_image, to_pixels
+from mmdlm.vision.pixels import check_visible, to_image, to_pixels
 from mmdlm.vision.tiles import tiled
 
 SEED = 0  # of every call that is given no generator, so that its output can be had again

@@ -14,7 +14,7 @@ from typing import cast, overload
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from mmdlm.arguments import (
     ImageLike,
@@ -222,7 +222,7 @@ class Model(Engine):
     def inpaint(
         self,
         image: ImageLike,
-        mask: Image.Image | Tensor,
+        mask: ImageLike,
         prompt: str = "",
         *,
         num_inference_steps: int | None = None,
@@ -231,7 +231,8 @@ class Model(Engine):
     ) -> Image.Image:
         """Draw a part of a picture anew, so that the whole shows the prompt.
 
-        mask    white (a tensor: 1, or True) where the picture is to be repainted, of its size
+        mask    white (a tensor: 1, or True) where the picture is to be repainted, of its size, and
+                nowhere transparent
         prompt  "": whatever fits the rest of the picture
 
         A code is drawn anew when any pixel of its cell is masked; pixels outside the mask come back
@@ -239,7 +240,7 @@ class Model(Engine):
         is set on white. Raises ValueError for a mask without a hole or of another size.
         """
         self.layout.need("inpaint")
-        picture = open_picture(image)
+        picture = open_picture(image, whole=True)
         hole = hole_of(mask, picture.size)  # [H, W] bool
         decoding = decoding_with(
             self.defaults.inpaint,

@@ -31,10 +31,12 @@ class Conversation:
 
     speak   the model
     system  a message that comes first, and stays
+    max_pixels  as `open_image` has it
     """
 
     speak: Speaker
     system: str | None = None
+    max_pixels: int | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
     waiting: list[Image.Image] = field(default_factory=list)  # shown with the next message
@@ -81,8 +83,9 @@ class Conversation:
         return answer
 
     def _show(self, path: str) -> None:
-        from mmdlm.vision.pixels import check_visible, open_image
+        from mmdlm.vision.image_files import open_image
+        from mmdlm.vision.pixels import check_visible
 
-        picture = open_image(path)
+        picture = open_image(path, max_pixels=self.max_pixels)
         check_visible(*picture.size)  # or every line after it would fail
         self.waiting.append(picture)

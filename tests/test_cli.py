@@ -468,6 +468,9 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         (["caption", "picture.png", "text.png"], "text.png"),
         (["caption", "picture.png", "cut.png"], "cut.png"),
         (["caption", "folder.png"], "folder.png"),
+        (["caption", "https://a.b/c.png"], "'https://a.b/c.png' is a URL; download it first"),
+        ([*ANSWER, "a", "--image", "data:image/png;base64,AA"], "is a URL"),
+        (["caption", "noise.png", "--max-pixels", "9"], "noise.png' is too large: 64 x 64"),
         (["draw", "heart", "-o", "out.png", "--height", "0"], "'0'"),
         ([*ANSWER, " "], "empty"),
         ([*ANSWER, "a", "--image", "missing.png"], "missing.png"),
@@ -493,6 +496,7 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         ([*INPAINT, "--mask", "black.png"], "no hole"),
         ([*INPAINT, "--mask", "dark.png"], "no hole"),
         ([*INPAINT, "--mask", "small.png"], "4 x 4"),
+        ([*INPAINT, "--mask", "layer.png"], "layer.png' is transparent in part"),
         ([*INPAINT, "--mask", "black.png", "--box", "0,0,1,1"], "not allowed with"),
         ([*INPAINT, "--box", "0,0,9,9"], "8 x 8"),
         ([*INPAINT, "--box", "4,4,4,8"], "no hole"),
@@ -511,6 +515,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     Image.new("L", (8, 8)).save("black.png")
     Image.new("L", (8, 8), 127).save("dark.png")
     Image.new("L", (4, 4), 255).save("small.png")
+    layer = Image.new("RGBA", (8, 8))
+    layer.paste("white", (0, 0, 2, 2))
+    layer.save("layer.png")
     before = files()
 
     assert cli.main(arguments) == 2

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.command_line import run
 from data_pipelines.pictures import picture_loader
+from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.image_tokenizer import CONFIG, ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.patch_tokenizer import PatchTokenizer
@@ -98,6 +99,7 @@ class Pictures:
     """Shards of pictures, and how they become batches; see `picture_loader`.
 
     num_workers  as in `Data` of the other recipes
+    max_pixels   of an image; larger ones count as broken
     """
 
     urls: str | list[str]
@@ -106,6 +108,7 @@ class Pictures:
     num_workers: int | None = None
     shuffle_buffer: int = 4096
     max_broken: float = 0.01
+    max_pixels: int = MAX_PIXELS
 
 
 def main(
@@ -154,13 +157,20 @@ def main(
         world_size=state.num_processes,
         shuffle_buffer=pictures.shuffle_buffer,
         max_broken=pictures.max_broken,
+        max_pixels=pictures.max_pixels,
         pin_memory=state.device.type == "cuda",
     )
 
     @cache  # every sheet shows the same pictures, read when the first is made
     def shown() -> Tensor:
         size = tokenizer.image_size
-        some = picture_loader(pictures.urls, batch_size=SHOWN, image_size=size, fit=pictures.fit)
+        some = picture_loader(
+            pictures.urls,
+            batch_size=SHOWN,
+            image_size=size,
+            fit=pictures.fit,
+            max_pixels=pictures.max_pixels,
+        )
         return next(iter(some)).to(state.device)
 
     def reconstructions(step: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.vision.pixels import WHITE
+from mmdlm.vision.image_files import WHITE
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Between picture files and tensors of pixels in [-1, 1].
+"""Between images and tensors of pixels in [-1, 1].
 
 How a picture meets the square that a tokenizer was trained on is the `fit` of `to_pixels`:
 "crop" scales the short side to the size and cuts the long side evenly (MMaDA, Show-o and most
@@ -9,8 +9,6 @@ already has the size passes through unchanged, to the last bit.
 
 from __future__ import annotations
 
-import struct
-from os import PathLike
 from typing import Literal
 
 import numpy as np
@@ -18,57 +16,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mmdlm.vision.image_files import WHITE, to_rgb
+
 Fit = Literal["crop", "pad", "stretch"]
-WHITE = (255, 255, 255)
 # Bicubic resampling weighs four pixels a side; a picture with fewer is all extrapolation. Web
 # crawls are full of 1x1 trackers, while the thinnest lines of text stay above this.
 MIN_SIDE = 4
 MAX_RATIO = 200  # of the sides of a picture; beyond that little of it is seen, or all of it blurred
-
-
-def open_image(path: str | PathLike[str]) -> Image.Image:
-    """Read a picture file as upright RGB on white (first frame of an animation).
-
-    Raises ValueError that names the path when the file is missing or is not a readable picture.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(image)
-    except FileNotFoundError as error:
-        raise ValueError(f"no image file at {str(path)!r}; check the path") from error
-    except IsADirectoryError as error:
-        raise ValueError(f"{str(path)!r} is a folder; give one image file in it") from error
-    except PermissionError as error:
-        raise ValueError(f"no permission to read {str(path)!r}; check its mode") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"the image {str(path)!r} is too large ({error}); scale it down"
-        ) from error
-    # what Pillow's decoders raise on files that are cut off or are no pictures at all
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
-        raise ValueError(
-            f"cannot read {str(path)!r} as an image; it is damaged, cut off or of an unknown "
-            "format (PNG, JPEG and WebP work)"
-        ) from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow picture -> RGB: turned as its EXIF orientation says, transparency on white.
-
-    16-bit grey values are scaled to 8 bits (Pillow alone would clip them).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    if image.mode == "La":  # premultiplied grey, which Pillow converts to LA alone
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (*WHITE, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def check_size(width: int, height: int) -> None:

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmdlm.vision.crops import CropViews, Layout
-from mmdlm.vision.pixels import check_size, check_visible, to_rgb
+from mmdlm.vision.image_files import to_rgb
+from mmdlm.vision.pixels import check_size, check_visible
 from mmdlm.vision.pooling import Pooling
 
 RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")

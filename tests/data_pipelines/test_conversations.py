@@ -20,13 +20,14 @@ from data_pipelines.end_of_text import FilledTail, FixedTail, NoTail, RandomTail
 from data_pipelines.loader import build_loader
 from data_pipelines.seen import Eye, see_through
 from data_pipelines.shards import Sample, expand_urls, read_shard, write_shard
-from data_pipelines.source import Source, encode_array
+from data_pipelines.source import Source, encode_array, field_image
 from data_pipelines.stream import Tally
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.core.sequence import Batch, Sequence
 from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import LAYOUTS
 from mmdlm.layouts.words import Words
+from mmdlm.vision.image_files import open_image
 from tests.data_pipelines.eyes import SQUARE, adapter, plain
 from tests.layouts.tiny import ids_of, targets_of, words_of
 
@@ -431,6 +432,25 @@ def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
     write_conversations(str(tmp_path / "set"), tmp_path / "out")
     (one,) = packed(tmp_path / "out")
     assert (one["0.png"], one["1.png"]) == (plain(1), plain(2))
+
+
+def test_pictures_that_are_stored_anew_look_as_they_did(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    halves = Image.new("RGB", (80, 40), "red")
+    halves.paste("white", (0, 0, 40, 40))
+    two = {"save_all": True, "append_images": [halves]}  # in one JPEG, as telephones write them
+    halves.save(tmp_path / "phone.jpg", "MPO", exif=exif, **two)
+    halves.save(tmp_path / "scan.tif", exif=exif)
+    ramp = np.linspace(0, 40000, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "grey.tif")
+    names = ["phone.jpg", "scan.tif", "grey.tif"]
+    turns = [{"role": "user", "content": "<image>"}, PAIR[1]]
+    rows = [{"messages": turns, "image": name} for name in names]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    write_conversations(str(tmp_path / "rows.json"), tmp_path / "out", images=tmp_path)
+    for name, sample in zip(names, packed(tmp_path / "out"), strict=True):
+        assert field_image(sample).tobytes() == open_image(tmp_path / name).tobytes()
 
 
 def test_a_data_set_of_the_hub_is_read_by_subset_and_split(

@@ -154,6 +154,26 @@ class TestTokenizeImages:
             )
         assert not list(tmp_path.glob("strict/*.part"))
 
+    def test_pictures_of_too_many_pixels_are_skipped(
+        self, image_shards, tokenizer_folder, tmp_path
+    ):
+        one = next(read_shard(str(image_shards / "000000.tar")))
+        large = {**one, "__key__": "large", "png": png_bytes(Image.new("RGB", (40, 40)))}
+        write_shard(image_shards / "000009.tar", [large])
+        out = tmp_path / "out"
+        tokenize_images.main(
+            str(image_shards), tokenizer_folder, out, max_broken=0.2, max_pixels=1000
+        )
+        assert "large" not in codes(out)
+        with pytest.raises(ValueError, match="sample large.* 40 x 40 pixels are more than 1,000"):
+            tokenize_images.main(
+                str(image_shards),
+                tokenizer_folder,
+                tmp_path / "strict",
+                max_broken=0,
+                max_pixels=1000,
+            )
+
     def test_a_truncated_shard(self, image_shards, tokenizer_folder, tmp_path, capsys):
         data = (image_shards / "000003.tar").read_bytes()
         (image_shards / "000003.tar").write_bytes(data[: len(data) // 2 - 3000])

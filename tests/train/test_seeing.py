@@ -18,13 +18,13 @@ import mmdlm
 from data_pipelines import extract_features
 from data_pipelines.seen import Eye, SeenCaption, Through
 from data_pipelines.shards import read_shard
-from data_pipelines.source import decode_image
 from mmdlm.core.forward import Absorbing, Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Sequence, collate, picture_segment
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.vision.image_files import open_image
 from tests.data_pipelines.eyes import plain
 from tests.models.tiny import VOCABULARY, document
 from tests.train.test_parts import part_of, seeing
@@ -109,7 +109,7 @@ def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None
         assert sum(right) >= 15
 
     # as users ask for it
-    pictures = [decode_image(one["png"]) for one in samples[:4]]
+    pictures = [open_image(one["png"]) for one in samples[:4]]
     captions = mmdlm.load(tmp_path / "out" / "final").caption(pictures)
     assert sum(map(str.__eq__, captions, names)) >= 3
 
@@ -254,7 +254,7 @@ def test_complementary_masks_look_at_a_picture_once() -> None:
     model = seeing()
     objective = Objective(process=Absorbing(schedule=Linear()), complementary=True)
     stage = DenoisingStage(model, objective, Coefficients())
-    views = model.vision.config.tiling.views([decode_image(plain(red)) for red in (40, 90)])
+    views = model.vision.config.tiling.views([open_image(plain(red)) for red in (40, 90)])
     batch = collate(
         [
             Sequence((picture_segment(one, VOCABULARY), *document(5, 0, seed=n).segments))

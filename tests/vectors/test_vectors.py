@@ -35,9 +35,9 @@ from mmdlm.core.sequence import (
 )
 from mmdlm.core.vocabulary import Modality
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.vision.image_files import open_image
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from mmdlm.vision.pixels import open_image
 
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")

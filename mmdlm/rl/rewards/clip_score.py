@@ -31,7 +31,7 @@ class Judge:
     @torch.no_grad()
     def cosine(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """[N] pictures and a text for each -> [N] float32 on the CPU."""
-        pixels = torch.stack([self.transform(one.convert("RGB")) for one in pictures])
+        pixels = torch.stack([self.transform(one) for one in pictures])
         seen = self.model.encode_image(pixels.to(self.device)).float()
         read = self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
         return torch.cosine_similarity(seen, read).cpu()

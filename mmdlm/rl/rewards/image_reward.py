@@ -127,7 +127,7 @@ def pixels_of(picture: Image.Image, size: int) -> Tensor:
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
-    scaled = picture.resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
+    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     levels = np.asarray(scaled.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     mean, std = torch.tensor(MEAN), torch.tensor(STD)

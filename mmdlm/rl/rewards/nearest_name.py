@@ -18,7 +18,7 @@ from mmdlm.rl.rewards.pictures import pictures_of
 
 def levels_of(pictures: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of one size -> [N, 3, H, W] uint8."""
-    arrays = [np.asarray(one.convert("RGB")) for one in pictures]
+    arrays = [np.asarray(one) for one in pictures]
     return torch.stack([torch.from_numpy(one.copy()).permute(2, 0, 1) for one in arrays])
 
 

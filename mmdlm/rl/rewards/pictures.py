@@ -9,11 +9,13 @@ from PIL import Image
 
 
 def pictures_of(completions: Sequence[Any]) -> list[Image.Image]:
-    """The completions, which all have to be pictures; ValueError names the first that is not."""
+    """The completions, which all have to be RGB images; ValueError names the first that is not."""
     for n, one in enumerate(completions):
         if not isinstance(one, Image.Image):
             raise ValueError(
                 f"completion {n} is {type(one).__name__}, not a picture; this reward is for "
                 "text-to-image"
             )
+        if one.mode != "RGB":
+            raise ValueError(f"completion {n} is an image of mode {one.mode}; convert it to RGB")
     return list(completions)
