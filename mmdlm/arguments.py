@@ -54,16 +54,16 @@ def open_picture(image: ImageLike, *, whole: bool = False) -> Image.Image:
     )
 
 
-def hole_of(mask: ImageLike, size: tuple[int, int]) -> Tensor:
+def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     """A mask for a picture of `size` (width, height) -> [H, W] bool, True where it is repainted."""
-    if isinstance(mask, Image.Image | str | PathLike):
+    if isinstance(mask, Image.Image):
         hole = torch.from_numpy(np.asarray(open_mask(mask)) > 0)
     elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
         hole = (mask if mask.ndim == 2 else mask.squeeze(0)).cpu() >= 0.5
     else:
         raise ValueError(
-            f"{type(mask).__name__} is no mask; give a Pillow image, a path, or a tensor [H, W] of "
-            "bool or of floats in [0, 1]"
+            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor [H, W] of bool or "
+            "of floats in [0, 1]"
         )
     width, height = size
     if hole.shape != (height, width):

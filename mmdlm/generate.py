@@ -14,7 +14,7 @@ from typing import cast, overload
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from mmdlm.arguments import (
     ImageLike,
@@ -222,7 +222,7 @@ class Model(Engine):
     def inpaint(
         self,
         image: ImageLike,
-        mask: ImageLike,
+        mask: Image.Image | Tensor,
         prompt: str = "",
         *,
         num_inference_steps: int | None = None,

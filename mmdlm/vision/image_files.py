@@ -40,7 +40,10 @@ LARGE = 1 << 26  # pixels above which an image comes smaller, where not all of i
 BAND = 1 << 22  # pixels that are converted at once
 
 FORMATS: dict[str, tuple[re.Pattern[bytes], Callable[[Any], ImageFile.ImageFile]]] = {
-    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), lambda file: _png(file)),
+    "PNG": (
+        re.compile(rb"\x89PNG\r\n\x1a\n"),
+        lambda file: PngImagePlugin.PngImageFile(_without_metadata(file)),
+    ),
     "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
     "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
     "GIF": (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
@@ -231,10 +234,6 @@ NEEDED = (b"tRNS", b"eXIf")  # of the chunks that a PNG may have or lack
 PROFILE = b"Raw profile type exif\0"  # where some programs write EXIF
 XMP = b"XML:com.adobe.xmp\0\0\0\0\0"  # not compressed, in no language
 TEXT_BYTES = 1 << 20  # that Pillow reads of a text
-
-
-def _png(file: BinaryIO) -> PngImagePlugin.PngImageFile:
-    return PngImagePlugin.PngImageFile(_without_metadata(file))
 
 
 def _without_metadata(file: BinaryIO) -> BytesIO:
