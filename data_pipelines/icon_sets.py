@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.emoji_facts import plain_key
+from mmdlm.vision.image_files import open_image
 
 OVERSAMPLING = 4  # icons are rendered so many times as large, then scaled down: edges stay smooth
 # Style, as prompts say it -> npm package of its icons. All three styles are free to share alike
@@ -81,7 +81,7 @@ class IconSet:
             f'viewBox="{left} {top} {side} {side}" width="{size}" height="{size}">'
             f"{icon['body']}</svg>"
         )
-        large = Image.open(io.BytesIO(_render(svg, size * OVERSAMPLING))).convert("RGB")
+        large = open_image(_render(svg, size * OVERSAMPLING))
         return large.resize((size, size), Image.Resampling.LANCZOS)
 
 
