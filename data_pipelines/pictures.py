@@ -27,6 +27,7 @@ def picture_loader(
     rank: int = 0,
     world_size: int = 1,
     shuffle_buffer: int = 4096,
+    sampling_weight: str | None = None,
     max_broken: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     cache_bytes: int = 1 << 28,
@@ -34,9 +35,9 @@ def picture_loader(
 ) -> Loader:
     """Endless batches [batch_size, 3, image_size, image_size] in [-1, 1] of one process.
 
-    Arguments as in `build_loader`; images of more than `max_pixels` count as broken. Raises
-    ValueError for an empty list of shards, a number out of its range, and where more than
-    `max_broken` cannot be read.
+    Arguments as in `build_loader`, and `sampling_weight` as in `Source`; images of more than
+    `max_pixels` count as broken. Raises ValueError for an empty list of shards, a number out of
+    its range, and where more than `max_broken` cannot be read.
     """
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
     numbers = {
@@ -51,7 +52,7 @@ def picture_loader(
     }
     check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
     found = expand_urls(urls)
-    settings = {"shards": [len(found)], **numbers}
+    settings = {"shards": [len(found)], "sampling_weight": sampling_weight, **numbers}
     make = partial(
         _Pictures,
         urls=found,
@@ -60,6 +61,7 @@ def picture_loader(
         fit=fit,
         seed=seed,
         shuffle_buffer=shuffle_buffer,
+        sampling_weight=sampling_weight,
         max_broken=max_broken,
         max_pixels=max_pixels,
         cache_bytes=cache_bytes,
@@ -80,6 +82,7 @@ class _Pictures:
         fit: Fit,
         seed: int,
         shuffle_buffer: int,
+        sampling_weight: str | None,
         max_broken: float,
         max_pixels: int,
         cache_bytes: int,
@@ -93,6 +96,7 @@ class _Pictures:
             seed=seed,
             shuffle_buffer=shuffle_buffer,
             fields=PICTURES,
+            sampling_weight=sampling_weight,
             cache_bytes=cache_bytes,
         )
 

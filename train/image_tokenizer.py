@@ -98,8 +98,9 @@ def forward_flops(tokenizer: ImageTokenizer) -> int:
 class Pictures:
     """Shards of pictures, and how they become batches; see `picture_loader`.
 
-    num_workers  as in `Data` of the other recipes
-    max_pixels   of an image; larger ones count as broken
+    num_workers      as in `Data` of the other recipes
+    sampling_weight  as in `Source` of the other recipes
+    max_pixels       of an image; larger ones count as broken
     """
 
     urls: str | list[str]
@@ -107,6 +108,7 @@ class Pictures:
     fit: Fit = "crop"
     num_workers: int | None = None
     shuffle_buffer: int = 4096
+    sampling_weight: str | None = None
     max_broken: float = 0.01
     max_pixels: int = MAX_PIXELS
 
@@ -156,6 +158,7 @@ def main(
         rank=state.process_index,
         world_size=state.num_processes,
         shuffle_buffer=pictures.shuffle_buffer,
+        sampling_weight=pictures.sampling_weight,
         max_broken=pictures.max_broken,
         max_pixels=pictures.max_pixels,
         pin_memory=state.device.type == "cuda",

@@ -236,7 +236,8 @@ class TestPictures:
     def urls(self, tmp_path):
         def sample(number):
             picture = Image.new("RGB", (6, 4), (number, 0, 0))
-            return {"__key__": f"{number:03d}", "png": png_bytes(picture), "txt": b"x"}
+            weight = b"1" if number % 3 == 0 else b"0.1"
+            return {"__key__": f"{number:03d}", "png": png_bytes(picture), "txt": weight}
 
         paths = [tmp_path / f"{shard}.tar" for shard in range(3)]
         for shard, path in enumerate(paths):
@@ -255,9 +256,14 @@ class TestPictures:
         if num_workers < 2:  # each has epochs of its own
             assert sorted(reds) == sorted([*range(21)] * 4)
 
-    @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_resume_at_every_batch(self, urls, num_workers):
-        options = {"seed": 2, "num_workers": num_workers}
+    def test_sampling_weights(self, urls):
+        batches = list(islice(self.load(urls, sampling_weight="txt"), 84))
+        reds = ((torch.cat(batches)[:, 0, 0, 0] + 1) * 127.5).round().int()
+        assert 0.75 < float((reds % 3 == 0).double().mean()) < 0.9  # 7 of 7 + 14 / 10
+
+    @pytest.mark.parametrize("num_workers, weight", [(0, None), (2, None), (0, "txt")])
+    def test_resume_at_every_batch(self, urls, num_workers, weight):
+        options = {"seed": 2, "num_workers": num_workers, "sampling_weight": weight}
         loader = self.load(urls, **options)
         states, batches = [loader.state_dict()], []
         for batch in islice(loader, 12):
