@@ -9,78 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_pipelines import emoji_set
-from data_pipelines.emoji import Emoji, caption_of, in_styles
+from data_pipelines.emoji import caption_of, in_styles
 from data_pipelines.emoji_facts import Edit, edits_of, read_facts
 from data_pipelines.emoji_tasks import balanced, chats, edits, questions, split_edits
 from data_pipelines.icon_sets import PACKAGES, IconSet, read_icon_sets
 from data_pipelines.shards import read_shard
+from tests.data_pipelines.tiny_icons import NAMES, SQUARE, tiny_emoji, write_icons
 
 pytest.importorskip("resvg_py")
-
-SQUARE = '<path fill="{colour}" d="M0 0h{side}v{side}h-{side}z"/>'
-PEOPLE = {
-    "\U0001f9d1\u200d\U0001f692": "firefighter",
-    "\U0001f469\u200d\U0001f692": "woman firefighter",
-}
-THINGS = {"\U0001f34e": "red apple", "\U0001f34f": "green apple", "\U0001f431": "cat face"}
-NAMES = {
-    **PEOPLE,
-    **THINGS,
-    "\U0001f44d": "thumbs up",
-    "\U0001f44d\U0001f3fb": "thumbs up light skin tone",
-    "\U0001f44d\U0001f3ff": "thumbs up dark skin tone",
-}
-GROUPS = {"firefighter": (1, 25), "apple": (4, 42), "cat": (3, 34), "thumbs": (1, 19)}
-
-
-def key(characters: str) -> str:
-    return "-".join(f"{ord(c):x}" for c in characters)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 @pytest.fixture
 def icons(tmp_path) -> Path:
-    """A folder as npm leaves it, with both icon sets and the facts of a few emoji."""
-    root = tmp_path / "icons" / "node_modules"
-    for number, (style, package) in enumerate(PACKAGES.items()):
-        side = 32 + 4 * number
-        body = SQUARE.format(colour=("#00f", "#0f0")[number], side=side)
-        folder = root / package
-        write_json(folder / "chars.json", {key(c): f"icon-{n}" for n, c in enumerate(NAMES)})
-        drawn = {f"icon-{n}": {"body": body} for n in range(len(NAMES))}
-        write_json(folder / "icons.json", {"icons": drawn, "width": side, "height": side})
-        write_json(folder / "info.json", {"license": {"spdx": "MIT"}, "author": {"name": style}})
-        write_json(folder / "package.json", {"version": "1.0.0"})
-    entries = []
-    for characters, name in NAMES.items():
-        group, subgroup = next(at for word, at in GROUPS.items() if word in name)
-        entry = {"emoji": characters, "group": group, "subgroup": subgroup, "tags": ["tag"]}
-        entries.append(entry)
-    write_json(root / "emojibase-data" / "en" / "data.json", entries)
-    return root.parent
-
-
-def emoji(icons: Path | None = None) -> list[Emoji]:
-    facts = read_facts(icons, NAMES) if icons else {}
-    return [
-        Emoji(
-            name,
-            {"en": name},
-            (),
-            characters,
-            Image.new("RGB", (16, 16), (9 * n, 0, 0)),
-            False,
-            facts=facts.get(characters),
-        )
-        for n, (characters, name) in enumerate(NAMES.items())
-    ]
+    """A folder as npm leaves it."""
+    return write_icons(tmp_path)
 
 
 class TestIcons:
@@ -170,7 +114,7 @@ class TestEdits:
         assert edits_of([tones, "people holding hands"]) == []
 
     def test_styles_are_edits_both_ways(self, icons):
-        some = emoji(icons)
+        some = tiny_emoji(icons)
         found = edits(some + in_styles(some, read_icon_sets(icons)))
         count = Counter(task.kind for task in found)
         assert count["edit/style"] == 3 * 2 * len(
@@ -179,7 +123,7 @@ class TestEdits:
         assert all(task.turns[1] == "<image>" and len(task.images) == 2 for task in found)
 
     def test_no_measured_pair_is_trained(self, icons):
-        some = emoji(icons)
+        some = tiny_emoji(icons)
         found = edits(some + in_styles(some, read_icon_sets(icons)))
         learned, measured = split_edits(found, held_out=8)
         assert len(measured) == 8
@@ -190,23 +134,23 @@ class TestEdits:
 
 class TestQuestions:
     def test_yes_and_no_come_equally_often(self, icons):
-        tasks = questions(emoji(icons), at_most=100)
+        tasks = questions(tiny_emoji(icons), at_most=100)
         answers = Counter((t.kind, t.turns[1]) for t in tasks)
         assert answers["question/animal", "yes"] == answers["question/animal", "no"] == 2
         assert answers["question/food", "yes"] == answers["question/food", "no"] == 4
 
     def test_without_facts_nothing_is_asked(self):
-        assert questions(emoji(), at_most=100) == chats(emoji(), at_most=100) == []
+        assert questions(tiny_emoji(), at_most=100) == chats(tiny_emoji(), at_most=100) == []
 
     def test_a_chat_asks_three_things_about_one_image(self, icons):
-        for task in chats(emoji(icons), at_most=100):
+        for task in chats(tiny_emoji(icons), at_most=100):
             assert len(task.images) == 1
             assert [m["role"] for m in task.messages] == ["user", "assistant"] * 3
             assert "".join(m["content"] for m in task.messages).count("<image>") == 1
             assert len(set(task.turns[::2])) == 3
 
     def test_balanced_keeps_so_many_of_a_kind(self, icons):
-        tasks = questions(emoji(icons), at_most=100)
+        tasks = questions(tiny_emoji(icons), at_most=100)
         assert max(Counter(t.kind for t in balanced(tasks, at_most=2)).values()) == 2
 
 
@@ -218,8 +162,8 @@ class TestStyles:
     def test_what_is_held_out_in_a_style_is_fixed(self, icons, monkeypatch):
         monkeypatch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 3)
         sets: list[IconSet] = read_icon_sets(icons)
-        chosen = {one.key for one in in_styles(emoji(), sets) if one.held_out_style}
-        again = {one.key for one in in_styles(emoji()[::-1], sets[::-1]) if one.held_out_style}
+        chosen = {one.key for one in in_styles(tiny_emoji(), sets) if one.held_out_style}
+        again = {one.key for one in in_styles(tiny_emoji()[::-1], sets[::-1]) if one.held_out_style}
         assert len(chosen) == 3
         assert chosen == again
 
@@ -227,7 +171,7 @@ class TestStyles:
 class TestJob:
     def test_writes_images_and_tasks_once(self, icons, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(emoji_set, "find_font", lambda: Path("font.ttf"))
-        monkeypatch.setattr(emoji_set, "draw_with_report", lambda font, size: (emoji(), []))
+        monkeypatch.setattr(emoji_set, "draw_with_report", lambda font, size: (tiny_emoji(), []))
         monkeypatch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 2)
         monkeypatch.setattr(emoji_set, "MEASURED_EDITS", 4)
         out = tmp_path / "images"
