@@ -32,10 +32,10 @@ class TestIcons:
         twemoji, fluent = read_icon_sets(icons)
         assert np.unique(
             np.asarray(twemoji.draw("\U0001f34e", size=16)).reshape(-1, 3), axis=0
-        ).tolist() == [[0, 0, 255]]
+        ).tolist() == [[0, 0, 255 - 9 * 2]]
         assert np.unique(
             np.asarray(fluent.draw("\U0001f34e", size=16)).reshape(-1, 3), axis=0
-        ).tolist() == [[0, 255, 0]]
+        ).tolist() == [[0, 255 - 9 * 2, 0]]
 
     def test_variation_selectors_do_not_matter(self, icons):
         (one, _) = read_icon_sets(icons)

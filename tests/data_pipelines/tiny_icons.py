@@ -36,15 +36,22 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def icon_colour(style: int, number: int) -> str:
+    """Return the colour of an icon: blue in the first style, green in the second."""
+    return f"#00{'' if style else '00'}{255 - 9 * number:02x}{'00' if style else ''}"
+
+
 def write_icons(folder: Path) -> Path:
     """Write a folder as npm leaves it, with both icon sets and the facts of a few emoji."""
     root = folder / "icons" / "node_modules"
     for number, (style, package) in enumerate(PACKAGES.items()):
         side = 32 + 4 * number
-        body = SQUARE.format(colour=("#00f", "#0f0")[number], side=side)
         folder = root / package
         write_json(folder / "chars.json", {key(c): f"icon-{n}" for n, c in enumerate(NAMES)})
-        drawn = {f"icon-{n}": {"body": body} for n in range(len(NAMES))}
+        drawn = {
+            f"icon-{n}": {"body": SQUARE.format(colour=icon_colour(number, n), side=side)}
+            for n in range(len(NAMES))
+        }
         write_json(folder / "icons.json", {"icons": drawn, "width": side, "height": side})
         write_json(folder / "info.json", {"license": {"spdx": "MIT"}, "author": {"name": style}})
         write_json(folder / "package.json", {"version": "1.0.0"})
