@@ -65,6 +65,8 @@ class CodeTests:
     workers   runs at a time
     sandbox   what the code may use
 
+    The tests run in another process than the code, and compare plain values there (see `sandbox`).
+
     Columns that are looked at where the data set has them: `entry_point`, the function that
     `check` is called with, and `setup`, which runs before the code. Code that is stopped - an
     endless loop, too much memory, a process, the network, a file elsewhere - gets 0. Why a
@@ -122,6 +124,11 @@ class CodeTests:
         return self.sandbox.run(code, each, setup=setup or "")
 
 
+def _taken(entry_point: str) -> str:
+    """The import of what is tested, which may have a name that Python has, too."""
+    return f"from solution import {entry_point}\n" if entry_point.isidentifier() else ""
+
+
 def separate_tests(tests: str | Sequence[str], entry_point: str | None = None) -> list[str]:
     """Tests as data sets give them -> texts that each pass or raise.
 
@@ -132,7 +139,7 @@ def separate_tests(tests: str | Sequence[str], entry_point: str | None = None) -
     elif defines(tests, "check"):
         if not entry_point:
             raise ValueError("the tests define check(candidate) but there is no entry_point")
-        each = [f"{tests}\n\ncheck({entry_point})\n"]
+        each = [f"{tests}\n\n{_taken(entry_point)}check({entry_point})\n"]
     else:
         names = re.findall(r"^def (test\w*)\(\s*\)", tests, flags=re.MULTILINE)
         each = [f"{tests}\n\n{name}()\n" for name in names] or [tests] * bool(tests.strip())

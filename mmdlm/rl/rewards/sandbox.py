@@ -1,4 +1,4 @@
-"""Run code that nobody has read: in a process of its own, which can do next to nothing.
+"""Run code that nobody has read, and tests on it, in processes of their own that can do little.
 
 What stands between the code and the machine, from the outside in:
 
@@ -11,11 +11,11 @@ audit       Python's audit hook: the same, with the name of what was tried; also
 
 Each is used where the system has it, without any privilege. With the audit hook alone (macOS),
 what stops code is Python and not the kernel: it holds against what a model writes by itself, not
-against someone who studies it. The code and its tests share one process, as they do in HumanEval:
-code that looks for the tests in the frames of its callers, or whose results claim to equal
-everything, passes them.
+against someone who studies it.
 
-Source of the threats: arXiv:2107.03374, section 2.3.
+What stands between the code and its tests: they run in another process, which sends calls and gets
+plain values, or handles that equal no plain value (see `remote`). Source of the threats:
+arXiv:2107.03374, section 2.3. SECURITY.md says what is left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from mmdlm.rl.reward import RewardUnavailable
@@ -42,6 +41,8 @@ JAIL = Path(__file__).with_name("jail.py")
 LAYERS = ("limits", "landlock", "seccomp", "audit")
 STARTING = 60.0  # seconds that starting Python may take on a busy machine
 REPORT = 1 << 20  # bytes of it that are read
+PATIENCE = 10  # seconds on the clock for one of processor time
+GLANCE = 0.05  # seconds between two looks at the processor time
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class Outcome:
 class Sandbox:
     """Where code is run, and what it may use.
 
-    seconds    of time, from when its first line runs to when the last test ends
-    megabytes  of memory (address space)
+    seconds    of processor time, from the first line of the code to the end of the last test; the
+               same result is then found on a busy machine. On the clock it is `PATIENCE` times that
+    megabytes  of memory (address space), for the code and for its tests each
     file_megabytes  a file that it writes may have
     layers     guards to use, where the system has them
     required   guards without which nothing is run
@@ -91,19 +93,17 @@ class Sandbox:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
 
     def run(self, code: str, tests: Sequence[str], *, setup: str = "") -> Outcome:
-        """Run `setup` and `code` as the module `solution`, and then each test among its names.
+        """Run `setup` and `code` as the module `solution`, and each test in another process.
 
-        A test passes that raises nothing. Code that is stopped - late, too large, or caught at what
-        it may not do - passes none, whatever it passed before.
+        Tests have the names of `setup` and, unless Python has the same, those of `solution`. A test
+        passes that raises nothing. Code that is stopped - late, too large, or caught at what it may
+        not do - passes none, whatever it passed before.
         """
         none = (False,) * len(tests)
         folder = tempfile.mkdtemp(prefix="solution-")
-        token = token_hex(16)
         order = {
-            "token": token,
             "setup": setup,
             "code": code,
-            "tests": list(tests),
             "folder": os.path.realpath(folder),
             "layers": self.layers,
             "seconds": self.seconds,
@@ -111,10 +111,9 @@ class Sandbox:
             "file_bytes": self.file_megabytes << 20,
         }
         try:
-            lines, end = self._run(order, folder)
+            said, end = self._run(order, {"tests": list(tests)}, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        said = [line for line in lines if line.get("token") == token]
         ready = next((line for line in said if "layers" in line), None)
         if ready is None:
             raise RuntimeError(f"the sandbox does not start here ({end or 'it ended early'})")
@@ -125,37 +124,47 @@ class Sandbox:
                 f"the sandbox has no {missing[0]!r} here; take it out of `required` if "
                 f"{', '.join(layers)} are enough"
             )
-        stopped = next((line["stopped"] for line in said if "stopped" in line), end)
-        if stopped:
-            return Outcome(none, stopped, layers)
+        if not end:
+            end = next((line["stopped"] for line in said if "stopped" in line), "")
+        lost = next((line for line in said if "lost" in line), None)
+        if lost is not None and not end:
+            code_ended = os.waitstatus_to_exitcode(lost["ended"])
+            end = self._why(code_ended) if code_ended else ""
+            end = lost["lost"] if lost["lost"] != ENDED else end
+        if end:
+            return Outcome(none, end, layers)
         results = {line["test"]: line["reason"] for line in said if "test" in line}
-        reasons = [results.get(n, "the code ended itself") for n in range(len(tests))]
+        reasons = [results.get(n, ENDED) for n in range(len(tests))]
         if not tests:
             broken = next((line["code"] for line in said if line.get("code")), "")
             return Outcome((), broken, layers)
         reason = next((one for one in reasons if one), "")
         return Outcome(tuple(not one for one in reasons), reason, layers)
 
-    def _run(self, order: dict[str, Any], folder: str) -> tuple[list[dict[str, Any]], str]:
-        """The lines that the jail wrote, and why it was ended, or ""."""
+    def _run(
+        self, order: dict[str, Any], tests: dict[str, Any], folder: str
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The lines that the process of the tests wrote, and why it was ended, or ""."""
         reading, writing = os.pipe()
-        with tempfile.TemporaryFile() as orders:
-            orders.write(json.dumps(order).encode())
-            orders.seek(0)
+        with tempfile.TemporaryFile() as for_code, tempfile.TemporaryFile() as for_tests:
+            for file, content in ((for_code, order), (for_tests, tests)):
+                file.write(json.dumps(content).encode())
+                file.seek(0)
+            files = (for_code.fileno(), for_tests.fileno(), writing)
             # -I: nothing of this process's environment; -B: nothing is written beside modules
             jail = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(JAIL), str(orders.fileno()), str(writing)],
+                [sys.executable, "-I", "-B", str(JAIL), *map(str, files)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(orders.fileno(), writing),
+                pass_fds=files,
                 start_new_session=True,
                 cwd=folder,
                 env={"HOME": folder, "TMPDIR": folder, **ONE_THREAD},
             )
         os.close(writing)
         try:
-            report, late = self._read(reading)
+            report, late = self._read(reading, jail.pid)
         finally:
             os.close(reading)
             with suppress(ProcessLookupError, PermissionError):  # macOS: of zombies
@@ -166,25 +175,33 @@ class Sandbox:
             return lines, late
         return lines, "" if jail.returncode == 0 and lines else self._why(jail.returncode)
 
-    def _read(self, pipe: int) -> tuple[bytes, str]:
+    def _read(self, pipe: int, jail: int) -> tuple[bytes, str]:
         """The report up to its end, and why it was cut short, or ""."""
-        report, began = b"", None
+        report = b""
+        began: dict[int, float] | None = None  # process -> its time when the code began
         until = time.monotonic() + STARTING
         while True:
             left = until - time.monotonic()
-            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+            if left <= 0:
                 if began is None:
                     return report, ""
-                return report, f"it ran for more than {self.seconds:g} seconds"
+                return report, f"it ran for more than {PATIENCE * self.seconds:g} seconds"
+            if began is not None:
+                used = sum(_processor_time(one) - time_then for one, time_then in began.items())
+                if used > self.seconds:
+                    return report, self._why(-signal.SIGXCPU)
+            if not select.select([pipe], [], [], left if began is None else min(left, GLANCE))[0]:
+                continue
             part = os.read(pipe, 1 << 16)
             report += part
             if not part:
                 return report, ""
             if len(report) > REPORT:
-                return report, "it wrote into the report of the sandbox"
+                return report, "its tests wrote too much into the report of the sandbox"
             if began is None and b"\n" in report:  # it is ready: from now on time counts
-                began = time.monotonic()
-                until = began + self.seconds
+                ready = json.loads(report.split(b"\n", 1)[0])
+                began = {one: _processor_time(one) for one in (jail, ready["worker"])}
+                until = time.monotonic() + PATIENCE * self.seconds
 
     def _why(self, code: int) -> str:
         if code == -signal.SIGXCPU:
@@ -200,6 +217,7 @@ class Sandbox:
         return f"it ended with status {code}"
 
 
+ENDED = "the code ended itself"  # as `remote` says it
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -208,3 +226,13 @@ def _is_json(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+def _processor_time(process: int) -> float:
+    """Seconds that a process has run on a processor; 0 where the system does not say."""
+    if sys.platform != "linux":
+        return 0.0  # RLIMIT_CPU, in whole seconds, is what there is
+    try:
+        return time.clock_gettime(~process << 3 | 2)  # MAKE_PROCESS_CPUCLOCK(process, SCHED)
+    except OSError:
+        return 0.0
