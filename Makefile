@@ -58,7 +58,8 @@ train-emoji: $(INSTALLED)
 	$(BIN)/python -m data_pipelines.tokenize_images --shards $(EMOJI)/pictures/train \
 	  --tokenizer $(EMOJI)/image_tokenizer/final --out $(EMOJI)/codes/train
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji.yaml
-	$(BIN)/python -m eval.emoji --model $(EMOJI)/model/final --out $(EMOJI)/eval/emoji.json
+	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji_balanced.yaml
+	$(BIN)/python -m eval.emoji --model $(EMOJI)/balanced/final --out $(EMOJI)/eval/emoji.json
 
 # What reinforcement learning gains. Each file is a target, so that each row can be made alone
 # (make rl-sudoku), two runs can go on side by side (make -j2 rl: each takes one core), and what was
