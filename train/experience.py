@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood import TokenScores, View
 from mmdlm.core.sequence import Batch
+from mmdlm.core.token_scores import TokenScores
+from mmdlm.core.view import View
 from mmdlm.rl.statistics import Statistics
 
 
@@ -34,12 +35,14 @@ class Experience:
     batch       answers filled in; one rollout a row
     advantage   [B], as `PolicyLoss.prepare` made it
     statistics  to log of the rollouts
+    undrawable  ids that the sampler could not draw
     """
 
     batch: Batch
     advantage: Tensor
     look: Look
     statistics: Statistics
+    undrawable: tuple[int, ...] = ()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Experience:
         """On another device; statistics stay where they are."""
@@ -60,10 +63,13 @@ class Flight:
     advantage: Tensor
     looks: tuple[Look, ...]
     statistics: Statistics
+    undrawable: tuple[int, ...] = ()
 
     def at(self, iteration: int) -> Experience:
         """For one inner iteration."""
-        return Experience(self.batch, self.advantage, self.looks[iteration], self.statistics)
+        return Experience(
+            self.batch, self.advantage, self.looks[iteration], self.statistics, self.undrawable
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """As plain containers of tensors on the CPU, which torch loads without running code."""
@@ -89,6 +95,7 @@ class Flight:
                 for look in state["looks"]
             ),
             statistics=Statistics(**state["statistics"]),
+            undrawable=tuple(state.get("undrawable", ())),
         )
 
 

@@ -19,8 +19,9 @@ from data_pipelines.command_line import run
 from data_pipelines.preferences import Preference
 from data_pipelines.source import Source
 from data_pipelines.workers import Loader
-from mmdlm.core.likelihood import Elbo, LikelihoodEstimator, View
+from mmdlm.core.likelihood import Elbo, LikelihoodEstimator
 from mmdlm.core.sequence import Batch
+from mmdlm.core.view import View
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.compilation import compile_layers

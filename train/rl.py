@@ -91,7 +91,11 @@ class PolicyStage(Stage):
         look = batch.look
         with dropout(noise, batch.batch.ids.device):
             scores = self.estimator.scores(
-                self.denoiser, batch.batch, look.views, entropy=self.log_entropy
+                self.denoiser,
+                batch.batch,
+                look.views,
+                entropy=self.log_entropy,
+                undrawable=batch.undrawable,
             )
         terms = self.loss(scores, batch.advantage, old=look.old, reference=look.reference)
         parts = terms.statistics.parts

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from data_pipelines.problems import Problem, columns_of
 from data_pipelines.stream import Broken, Tally, permutation
-from mmdlm.core.likelihood import LikelihoodEstimator, Trace
+from mmdlm.core.likelihood import LikelihoodEstimator
+from mmdlm.core.order import Order
+from mmdlm.core.vocabulary import Modality
 from mmdlm.filling import Filling
 from mmdlm.generate import Model
 from mmdlm.layouts.layout import Ask
@@ -304,10 +306,15 @@ class Rollouts:
         rollout = rollout.rows(rows.to(rollout.scored.device))
         scored = rollout.scored & learnt[rows].to(rollout.scored.device)[:, None]
         began = time.perf_counter()
-        looks = self._looks(rollout, scored, generator=looking)
+        undrawable = filling.sampler.undrawable(filling.denoiser.vocabulary)
+        looks = self._looks(rollout, scored, undrawable=undrawable, generator=looking)
         self.scoring += time.perf_counter() - began
         return Flight(
-            batch=rollout.batch, advantage=advantage[rows], looks=looks, statistics=statistics
+            batch=rollout.batch,
+            advantage=advantage[rows],
+            looks=looks,
+            statistics=statistics,
+            undrawable=undrawable,
         )
 
     def _judged(
@@ -363,7 +370,12 @@ class Rollouts:
         )
 
     def _looks(
-        self, rollout: Rollout, scored: Tensor, *, generator: torch.Generator
+        self,
+        rollout: Rollout,
+        scored: Tensor,
+        *,
+        undrawable: tuple[int, ...],
+        generator: torch.Generator,
     ) -> tuple[Look, ...]:
         """Views for all inner iterations; policy, old policy and reference share them."""
         batch, denoiser = rollout.batch, self.model.denoiser
@@ -381,10 +393,10 @@ class Rollouts:
             before = known.get(id(views), Look(views))
             old, reference = before.old, before.reference
             if self.loss.needs_old and iteration and old is None:  # at first it is the policy
-                old = self.estimator.scores(denoiser, batch, views)
+                old = self.estimator.scores(denoiser, batch, views, undrawable=undrawable)
             if self.loss.needs_reference and reference is None:
                 with self.reference.of(denoiser) as other:
-                    reference = self.estimator.scores(other, batch, views)
+                    reference = self.estimator.scores(other, batch, views, undrawable=undrawable)
             known[id(views)] = Look(views, old, reference)
             looks.append(known[id(views)])
         return tuple(looks)
@@ -398,19 +410,26 @@ class Rollouts:
         first = self.problems[0]
         self.judging.rubric.check_columns({*first.columns, *self.context})
         self.judging.rubric.prepare()
-        self._asked(0)
+        _, ask = self._asked(0)
         decoding = self.answering.decoding(self.model, first)
-        if decoding.whole_vocabulary and not self.estimator.full_vocabulary:
+        written = any(
+            one.modality == Modality.TEXT and bool(one.target.any())
+            for one in ask.sequence.segments
+        )
+        whole = decoding.whole_vocabulary and written
+        if whole and not self.estimator.full_vocabulary:
             raise ValueError(
                 "the sampler draws from the whole vocabulary; set full_vocabulary of the estimator"
             )
-        if decoding.remask and isinstance(self.estimator, Trace):
+        if self.estimator.full_vocabulary and not whole:
             raise ValueError(
-                f"remask is {decoding.remask}, but Trace replays tokens that stay; set it to 0, or "
-                "take another estimator"
+                "full_vocabulary of the estimator counts ids that the sampler does not draw; set "
+                "it to false, or for texts whole_vocabulary of the sampler to true"
             )
+        self.estimator.check(decoding.sampler())
         noise = decoding.temperature or decoding.order_temperature
-        if not noise and decoding.order != "random" and decoding.schedule != "ancestral":
+        own = isinstance(decoding.order, Order)  # may be random
+        if not (noise or own or decoding.order == "random" or decoding.schedule == "ancestral"):
             raise ValueError(
                 "temperature is 0, so that all completions of a prompt would be alike and none "
                 "better than another; set it to 1, for example"

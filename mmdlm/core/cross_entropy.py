@@ -58,10 +58,12 @@ def linear_log_prob(
     *,
     ids: Ids | None = None,
     entropy: bool = False,
+    without: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(head states_i)[label_i], [M] float32; arguments as in `linear_cross_entropy`.
 
-    With it, where asked, the entropies [M] of the softmax, without gradient.
+    With it, where asked, the entropies [M] of the softmax, without gradient. `without` are columns
+    of the logits that have no probability.
 
     For losses that are no sum over tokens, such as ratios of a policy and its old self. What comes
     back to each token is not known while its logits are there, so that they are computed once more
@@ -70,7 +72,7 @@ def linear_log_prob(
     """
     states, dtype = _cast(states, head)
     log_prob, spread = _LinearLogProb.apply(
-        states, head, label, ids or (0, len(head)), dtype, torch.is_grad_enabled(), entropy
+        states, head, label, ids or (0, len(head)), dtype, torch.is_grad_enabled(), entropy, without
     )
     return log_prob, spread
 
@@ -126,6 +128,7 @@ class _LinearLogProb(torch.autograd.Function):
         dtype: torch.dtype,
         learning: bool,
         entropy: bool,
+        without: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         found = torch.empty(len(states), device=states.device)
         spread = torch.empty_like(found) if entropy else None
@@ -133,7 +136,7 @@ class _LinearLogProb(torch.autograd.Function):
         own = head[slice(*ids)].to(dtype)
         for here in _chunks(states, own):
             wanted = label[here, None]
-            log_prob, share, sum_ = _softmax(states[here], own, wanted)
+            log_prob, share, sum_ = _softmax(states[here], own, wanted, without)
             found[here] = log_prob.squeeze(1)
             if spread is not None:  # of p = share / sum_
                 spread[here] = torch.special.entr(share).sum(1) / sum_[:, 0] + sum_[:, 0].log()
@@ -143,7 +146,7 @@ class _LinearLogProb(torch.autograd.Function):
                 del slope
             del share
         again = (states, head, label) if ctx.needs_input_grad[1] else (None,) * 3
-        ctx.ids, ctx.dtype = ids, dtype
+        ctx.ids, ctx.dtype, ctx.without = ids, dtype, without
         ctx.save_for_backward(of_states, *again)
         if spread is not None:
             ctx.mark_non_differentiable(spread)
@@ -158,9 +161,17 @@ class _LinearLogProb(torch.autograd.Function):
         of_head = None
         if head is not None:
             _, _, of_head = _summed(
-                states, head, label, -slope, ctx.ids, ctx.dtype, for_states=False, for_head=True
+                states,
+                head,
+                label,
+                -slope,
+                ctx.ids,
+                ctx.dtype,
+                for_states=False,
+                for_head=True,
+                without=ctx.without,
             )
-        return of_states, of_head, *[None] * 5
+        return of_states, of_head, *[None] * 6
 
 
 def _summed(
@@ -173,6 +184,7 @@ def _summed(
     *,
     for_states: bool,
     for_head: bool,
+    without: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """sum_i factor_i * -log p_i, and its gradients by the states and by the head; None: not asked.
 
@@ -186,7 +198,7 @@ def _summed(
     total = torch.zeros((), device=states.device)
     for here in _chunks(states, own):
         some, wanted, weight = states[here], label[here, None], factor[here, None]
-        log_prob, share, sum_ = _softmax(some, own, wanted)
+        log_prob, share, sum_ = _softmax(some, own, wanted, without)
         total -= (weight * log_prob).sum()
         if for_states or for_head:
             slope = _slope(share, sum_, wanted, weight).to(states.dtype)
@@ -228,9 +240,13 @@ def _rows(ids: int, kind: str) -> int:
     return max(256, (1 << 22) // max(1, ids) // 32 * 32)
 
 
-def _softmax(states: Tensor, head: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax(
+    states: Tensor, head: Tensor, wanted: Tensor, without: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """[m, D], [R, D], [m, 1] -> log p of the wanted ids [m, 1]; p [m, R] times its sum [m, 1]."""
     logits = linear(states, head).float()
+    if without is not None:
+        logits.index_fill_(1, without, -torch.inf)
     own = logits.gather(1, wanted)
     most = logits.amax(1, keepdim=True)
     share = logits.sub_(most).exp_()  # in place

@@ -3,68 +3,51 @@
 An estimator draws views of a batch, which are noisy copies of it, and says how much the clean
 tokens of each count. The same views serve a policy, the policy it was and the reference, so that
 their log-probabilities differ by what the networks think and not by what was masked.
+
+An estimator of one's own is a frozen dataclass with `draw`, which makes its views by
+`mmdlm.core.view`, and is named in YAML by its class path:
+
+    @dataclass(frozen=True)
+    class LastHalf(LikelihoodEstimator):
+        def draw(self, batch, vocabulary, *, generator, iterations=1, scored=None, steps=None):
+            scored = scored_targets(batch, scored)
+            place = scored.cumsum(1)
+            masked = scored & (2 * place > scored.sum(1, keepdim=True))
+            weight = torch.ones(scored.shape, device=scored.device)
+            view = masked_view(batch, vocabulary, masked, scored, weight=weight)
+            return ((view,),) * iterations
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from mmdlm.core.cross_entropy import linear_log_prob
+from mmdlm.core.commit import Parallel
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.forward import exact_count
+from mmdlm.core.order import Confidence
+from mmdlm.core.order_probability import step_scores
+from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Linear, MaskSchedule
 from mmdlm.core.sequence import Batch, concatenate
-from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
-
-
-@dataclass(frozen=True)
-class View:
-    """One noisy look at a batch; all [B, L].
-
-    x_t      int64, noisy ids
-    covered  bool, the targets whose log-probability this view gives
-    weight   float32, how much that counts in the estimate; 0 where nothing is covered
-    """
-
-    x_t: Tensor
-    covered: Tensor
-    weight: Tensor
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """What a denoiser says of the covered tokens of K views; all [K, B, L], 0 where not covered.
-
-    log_prob  of the clean token, in nats, differentiable; not weighted
-    covered   bool, as in `View`
-    weight    as in `View`
-    entropy   of the distribution that the clean token was looked up in, without gradient; or None
-    """
-
-    log_prob: Tensor
-    covered: Tensor
-    weight: Tensor
-    entropy: Tensor | None = None
-
-    @property
-    def total(self) -> Tensor:
-        """[B, L], the weighted sum over the views: the estimate, token by token."""
-        return (self.weight * self.log_prob).sum(0)
-
-    @property
-    def anywhere(self) -> Tensor:
-        """[B, L] bool, targets that some view covers."""
-        return self.covered.any(0)
-
-    def detach(self) -> TokenScores:
-        """The same without gradient, to keep as those of the old policy."""
-        return replace(self, log_prob=self.log_prob.detach())
+from mmdlm.core.token_scores import TokenScores, token_log_prob, token_scores
+from mmdlm.core.view import (
+    View,
+    document_numbers,
+    maskable,
+    masked_view,
+    scored_targets,
+    some_context,
+)
+from mmdlm.core.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -72,14 +55,19 @@ class LikelihoodEstimator(ABC):
     """An estimate of log p(target tokens | context), token by token.
 
     at_once          views a forward pass takes
+    kept_passes      forward passes whose activations are kept for the gradient, at least 1. Those
+                     of all others are computed once more while it is taken, one pass at a time, so
+                     that memory does not grow with the number of views; it takes up to a third
+                     longer. Raise it where all fit into memory
     full_vocabulary  log-probabilities over all ids, not over the range of the position's modality
     """
 
     at_once: int = field(default=1, kw_only=True)
+    kept_passes: int = field(default=1, kw_only=True)
     full_vocabulary: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._check_counts("at_once")
+        self.check_counts()
 
     @abstractmethod
     def draw(
@@ -99,22 +87,41 @@ class LikelihoodEstimator(ABC):
         steps   [B, L] int64, the step at which a sampler committed each target, -1 for never
         """
 
+    def check(self, sampler: Sampler) -> None:
+        """Raise ValueError where the estimate has no meaning for what a sampler does."""
+        return
+
     def scores(
-        self, denoiser: Denoiser, batch: Batch, views: Sequence[View], *, entropy: bool = False
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        views: Sequence[View],
+        *,
+        entropy: bool = False,
+        undrawable: tuple[int, ...] = (),
     ) -> TokenScores:
-        """What the denoiser says of the covered tokens of each view."""
+        """Score the covered tokens of each view.
+
+        Args:
+            denoiser: The policy, or another model of the same vocabulary.
+            batch: What the views are of.
+            views: As `draw` made them.
+            entropy: Whether to compute the entropies as well.
+            undrawable: Ids that have no probability: those of `Sampler.undrawable`, so that
+                log-probabilities are of the distribution that a policy's tokens were drawn from.
+        """
+        passes = [views[i : i + self.at_once] for i in range(0, len(views), self.at_once)]
+        again = len(passes) - self.kept_passes if torch.is_grad_enabled() else 0
         log_probs: list[Tensor] = []
         entropies: list[Tensor] = []
-        for start in range(0, len(views), self.at_once):
-            part = views[start : start + self.at_once]
-            values, spread = token_scores(
-                denoiser,
-                torch.cat([view.x_t for view in part]),
-                concatenate([batch] * len(part)) if len(part) > 1 else batch,
-                where=torch.cat([view.covered for view in part]),
-                full_vocabulary=self.full_vocabulary,
-                entropy=entropy,
+        for number, some in enumerate(passes):
+            score = partial(
+                self.score_pass, denoiser, batch, some, entropy=entropy, undrawable=undrawable
             )
+            if number < again:  # the last ones are kept, which the gradient asks for first
+                values, spread = checkpoint(score, use_reentrant=False)
+            else:
+                values, spread = score()
             log_probs += values.split(len(batch))
             entropies += [] if spread is None else spread.split(len(batch))
         return TokenScores(
@@ -122,6 +129,26 @@ class LikelihoodEstimator(ABC):
             covered=torch.stack([view.covered for view in views]),
             weight=torch.stack([view.weight for view in views]),
             entropy=torch.stack(entropies) if entropies else None,
+        )
+
+    def score_pass(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        views: Sequence[View],
+        *,
+        entropy: bool,
+        undrawable: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Score K views in one forward pass: log-probabilities and entropies [K B, L]."""
+        return token_scores(
+            denoiser,
+            torch.cat([view.x_t for view in views]),
+            concatenate([batch] * len(views)) if len(views) > 1 else batch,
+            where=torch.cat([view.covered for view in views]),
+            full_vocabulary=self.full_vocabulary,
+            entropy=entropy,
+            without=undrawable,
         )
 
     def log_prob(self, denoiser: Denoiser, batch: Batch, views: Sequence[View]) -> Tensor:
@@ -136,14 +163,16 @@ class LikelihoodEstimator(ABC):
         (views,) = self.draw(batch, denoiser.vocabulary, generator=generator)
         return self.log_prob(denoiser, batch, views)
 
-    def _check_counts(self, *names: str) -> None:
-        for name in names:
+    def check_counts(self, *names: str) -> None:
+        """Raise ValueError for a field that is below 1: of some names, and of every estimator."""
+        for name in ("at_once", "kept_passes", *names):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}"
                 )
 
-    def _check_probabilities(self, *names: str) -> None:
+    def check_probabilities(self, *names: str) -> None:
+        """Raise ValueError for a field of these that lies outside [0, 1]."""
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -187,7 +216,7 @@ class Elbo(LikelihoodEstimator):
     masks: int = 1
 
     def __post_init__(self) -> None:
-        self._check_counts("repeats", "strata", "masks", "at_once")
+        self.check_counts("repeats", "strata", "masks")
 
     @property
     def _number(self) -> int:
@@ -204,10 +233,10 @@ class Elbo(LikelihoodEstimator):
         steps: Tensor | None = None,
     ) -> tuple[tuple[View, ...], ...]:
         """Independent counts and sets for each iteration."""
-        scored = _scored(batch, scored)
+        scored = scored_targets(batch, scored)
         return tuple(
             tuple(
-                _view(batch, vocabulary, masked, scored, weight=1 / (self._number * share))
+                masked_view(batch, vocabulary, masked, scored, weight=1 / (self._number * share))
                 for many, shares in self._sets(batch, scored, generator)
                 for masked, share in zip(
                     many.split(len(batch)), shares.split(len(batch)), strict=True
@@ -215,10 +244,6 @@ class Elbo(LikelihoodEstimator):
             )
             for _ in range(iterations)
         )
-
-    def __call__(self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator) -> Tensor:
-        total = sum(self._draws(denoiser, batch, generator), torch.zeros(()))
-        return total / self._number
 
     @torch.no_grad()
     def nelbo(self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator) -> Nelbo:
@@ -300,7 +325,7 @@ class MeanField(LikelihoodEstimator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_probabilities("p_context")
+        self.check_probabilities("p_context")
 
     def draw(
         self,
@@ -313,17 +338,17 @@ class MeanField(LikelihoodEstimator):
         steps: Tensor | None = None,
     ) -> tuple[tuple[View, ...], ...]:
         """One view an iteration."""
-        scored = _scored(batch, scored)
+        scored = scored_targets(batch, scored)
         weight = torch.ones(scored.shape, device=scored.device)
         return tuple(
             (
-                _view(
+                masked_view(
                     batch,
                     vocabulary,
                     scored,
                     scored,
                     weight=weight,
-                    hidden=_some_context(batch, self.p_context, generator),
+                    hidden=some_context(batch, self.p_context, generator),
                 ),
             )
             for _ in range(iterations)
@@ -362,7 +387,7 @@ class Structured(LikelihoodEstimator):
     schedule: MaskSchedule = Linear()
 
     def __post_init__(self) -> None:
-        self._check_counts("at_once", "total")
+        self.check_counts("total")
 
     def draw(
         self,
@@ -375,7 +400,7 @@ class Structured(LikelihoodEstimator):
         steps: Tensor | None = None,
     ) -> tuple[tuple[View, ...], ...]:
         """One view an iteration; a document has its own timesteps."""
-        scored = _scored(batch, scored)
+        scored = scored_targets(batch, scored)
         device = scored.device
         first = torch.randint(self.total + 1, scored.shape, generator=generator, device=device)
         first = first.gather(1, batch.document.clamp_min(0))  # one a document
@@ -385,12 +410,12 @@ class Structured(LikelihoodEstimator):
                 scored,
                 self.schedule.p_mask(t),
                 torch.rand(t.shape, generator=generator, device=device),
-                group=_documents(batch),
+                group=document_numbers(batch),
                 t=t,
                 nearest=True,
             )
             weight = torch.ones(t.shape, device=device)
-            views.append((_view(batch, vocabulary, masked, scored, weight=weight),))
+            views.append((masked_view(batch, vocabulary, masked, scored, weight=weight),))
         return tuple(views)
 
 
@@ -433,7 +458,7 @@ class Coupled(LikelihoodEstimator):
         steps: Tensor | None = None,
     ) -> tuple[tuple[View, ...], ...]:
         """Three views an iteration: everything masked, a mask, its complement."""
-        scored = _scored(batch, scored)
+        scored = scored_targets(batch, scored)
         result = []
         for _ in range(iterations):
             u, draw = torch.rand((2, *scored.shape), generator=generator, device=scored.device)
@@ -442,7 +467,7 @@ class Coupled(LikelihoodEstimator):
             parts = ((scored, torch.ones_like(t)), (mask, t), (scored & ~mask, 1 - t))
             result.append(
                 tuple(
-                    _view(batch, vocabulary, masked, scored, weight=0.5 / share)
+                    masked_view(batch, vocabulary, masked, scored, weight=0.5 / share)
                     for masked, share in parts
                 )
             )
@@ -454,22 +479,84 @@ class Trace(LikelihoodEstimator):
     """What a sampler did, step by step: sum over steps of log p(tokens committed | those before).
 
     Each view masks what was committed at a step or later, or never, and covers what was committed
-    at it; `shrink` neighbouring steps of a row count as one. With shrink = 1 it is exactly the
-    log-probability of the tokens given the order in which they were committed, at temperature 1 and
-    without guidance or re-masking; a larger one treats the merged tokens as independent.
+    at it; `shrink` neighbouring steps of a row count as one, whose tokens are then taken for
+    independent.
 
-    views  so many of the merged steps an iteration, drawn without replacement, until all of them
-           have had their turn; None: all of them, each iteration
+    With shrink = 1, at temperature 1 and without top-k, top-p, guidance, a cache or re-masking, it
+    is the log-probability of the rollout, up to a constant, where the order does not look at the
+    tokens that were drawn: with `Random`, which chooses positions without the model, and
+    `LeftToRight`. So it is with `Margin` and `Entropy` without noise at the weights that sampled:
+    their positions follow from the weights, and other weights might choose others. It is not with
+    `Confidence` and `Probability`, nor with `Threshold` and the like: tokens are committed since
+    they are likely, so that each rollout has a lower probability than this sum says, by what was
+    drawn elsewhere and passed over. `with_order` counts that.
+
+    views         so many of the merged steps an iteration, drawn without replacement, until all of
+                  them have had their turn; None: all of them, each iteration
+    with_order    the exact log-probability of a rollout with `Confidence` without noise, the
+                  commit rule fixing the number of tokens: see `step_scores`. What was open and
+                  passed over is covered as well, so that logits of all open positions of a block
+                  exist at once; take the ratio of the row (`ClippedSurrogate(level="product")`)
+                  where it is to be exact
+    block_length  with_order: that of the sampler, outside whose blocks nothing is passed over
 
     Source: arXiv:2509.06949 (TraceRL); its code merges 8 steps for LLaDA. Departures: as
-    many views as the longest row has steps, there each step is a training sample; `views` is ours.
+    many views as the longest row has steps, there each step is a training sample; `views` and
+    `with_order` are ours.
     """
 
     shrink: int = 1
     views: int | None = None
+    with_order: bool = False
+    block_length: int | None = None
 
     def __post_init__(self) -> None:
-        self._check_counts("at_once", "shrink", *(() if self.views is None else ("views",)))
+        optional = [n for n in ("views", "block_length") if getattr(self, n) is not None]
+        self.check_counts("shrink", *optional)
+        if self.with_order and self.shrink > 1:
+            raise ValueError(
+                f"Trace: with_order counts each step by itself; set shrink to 1, not {self.shrink}"
+            )
+        if self.block_length is not None and not self.with_order:
+            raise ValueError(
+                f"Trace: block_length {self.block_length} is read with with_order alone; leave it "
+                "out"
+            )
+
+    def check(self, sampler: Sampler) -> None:
+        if sampler.remask is not None:
+            raise ValueError(
+                f"remask is {sampler.remask.eta}, but Trace replays tokens that stay; set it to 0, "
+                "or take another estimator"
+            )
+        if not self.with_order:
+            return
+        if not isinstance(sampler.order, Confidence) or sampler.order.temperature:
+            raise ValueError(
+                f"Trace: with_order knows the probability of Confidence() alone, not of "
+                f"{sampler.order}; leave it out, which is exact for Random() and LeftToRight()"
+            )
+        for name, exact in (
+            ("temperature", 1.0),
+            ("top_k", None),
+            ("top_p", None),
+            ("guidance_scale", 1.0),
+            ("cache", None),
+            ("postponed", ()),
+            ("mask_drawn", False),
+            ("order_after_temperature", False),
+            ("block_length", self.block_length),
+        ):
+            if getattr(sampler, name) != exact:
+                raise ValueError(
+                    f"Trace: with_order is exact with {name} {exact!r} alone, but the sampler has "
+                    f"{getattr(sampler, name)!r}; set it so, or leave with_order out"
+                )
+        if isinstance(sampler.commit, Parallel):
+            raise ValueError(
+                f"Trace: with_order needs a number of tokens that does not depend on the draw, not "
+                f"{sampler.commit}; leave out the threshold, or with_order"
+            )
 
     def draw(
         self,
@@ -488,26 +575,21 @@ class Trace(LikelihoodEstimator):
                 "take another estimator"
             )
         committed = batch.target & (steps >= 0)
-        scored = _scored(batch, scored) & committed
+        scored = scored_targets(batch, scored)
         part = _rank(steps, committed) // self.shrink  # [B, L]
-        parts = part.masked_fill(~scored, -1).amax(1) + 1  # [B], 0 for a row with nothing to cover
+        # [B], 0 for a row with nothing to cover
+        parts = part.masked_fill(~(scored & committed), -1).amax(1) + 1
         most = max(1, int(parts.max()))
         turn = torch.arange(most, device=part.device).expand(len(parts), -1)
+        replay = partial(self._replay, batch, vocabulary, part, scored, parts)
         if self.views is None:
-            return (self._replay(batch, vocabulary, part, scored, parts, turn),) * iterations
+            return (replay(turn),) * iterations
         draw = torch.rand(turn.shape, generator=generator, device=part.device)
         order = draw.masked_fill(turn >= parts[:, None], 2.0).argsort(1)  # a row's own come first
         width = min(self.views, most)
         first = width * torch.arange(iterations, device=part.device)
         return tuple(
-            self._replay(
-                batch,
-                vocabulary,
-                part,
-                scored,
-                parts,
-                order.gather(1, (start + turn[:, :width]) % parts.clamp_min(1)[:, None]),
-            )
+            replay(order.gather(1, (start + turn[:, :width]) % parts.clamp_min(1)[:, None]))
             for start in first
         )
 
@@ -525,15 +607,52 @@ class Trace(LikelihoodEstimator):
         for j in range(which.shape[1]):
             step = which[:, j].masked_fill(j >= parts, -2)[:, None]  # [B, 1]
             masked = batch.target & ~((part >= 0) & (part < step))
-            covered = scored & (part == step)
+            committed = batch.target & (part == step)
+            covered = committed
+            if self.with_order:
+                covered = committed | (masked & self._in_block(batch, committed))
+            covered = scored & covered
             views.append(
                 View(
                     x_t=batch.ids.masked_fill(masked, vocabulary.mask_id),
                     covered=covered,
                     weight=covered.float(),
+                    committed=committed if self.with_order else None,
                 )
             )
         return tuple(views)
+
+    def _in_block(self, batch: Batch, committed: Tensor) -> Tensor:
+        """[B, L] bool, the targets of the block in which a step has committed something."""
+        length = self.block_length or batch.ids.shape[1]
+        block = (batch.target.cumsum(1) - 1) // length
+        present = block.masked_fill(~committed, -1).amax(1, keepdim=True)  # [B, 1]
+        return batch.target & (block == present)
+
+    def score_pass(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        views: Sequence[View],
+        *,
+        entropy: bool,
+        undrawable: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor | None]:
+        steps = [view.committed for view in views if view.committed is not None]
+        if not steps:
+            return super().score_pass(
+                denoiser, batch, views, entropy=entropy, undrawable=undrawable
+            )
+        return step_scores(
+            denoiser,
+            torch.cat([view.x_t for view in views]),
+            concatenate([batch] * len(views)) if len(views) > 1 else batch,
+            committed=torch.cat(steps),
+            covered=torch.cat([view.covered for view in views]),
+            full_vocabulary=self.full_vocabulary,
+            undrawable=undrawable,
+            entropy=entropy,
+        )
 
 
 @dataclass(frozen=True)
@@ -557,8 +676,8 @@ class BlockRandom(LikelihoodEstimator):
     p_context: float = 0.15
 
     def __post_init__(self) -> None:
-        self._check_counts("at_once", "block_length", "views")
-        self._check_probabilities("p_context")
+        self.check_counts("block_length", "views")
+        self.check_probabilities("p_context")
 
     def draw(
         self,
@@ -571,7 +690,7 @@ class BlockRandom(LikelihoodEstimator):
         steps: Tensor | None = None,
     ) -> tuple[tuple[View, ...], ...]:
         """`views` views an iteration."""
-        scored = _scored(batch, scored)
+        scored = scored_targets(batch, scored)
         block = (scored.cumsum(1) - 1) // self.block_length  # [B, L]
         number = scored.sum(1)
         blocks = ((number + self.block_length - 1) // self.block_length).clamp_min(1)  # [B]
@@ -600,14 +719,14 @@ class BlockRandom(LikelihoodEstimator):
             share = (1 - u).expand(scored.shape)  # in (0, 1]: k is never 0
             draw, other = torch.rand((2, *scored.shape), generator=generator, device=device)
             within, _ = exact_count(
-                scored & (block == here), share, draw, group=_documents(batch), t=share
+                scored & (block == here), share, draw, group=document_numbers(batch), t=share
             )
-            before = _maskable(batch) & ~batch.target | scored & (block < here)
+            before = maskable(batch) & ~batch.target | scored & (block < here)
             hidden = before & (other < self.p_context)
             masked = within | scored & (block > here) | hidden & scored
             weight = scored.sum(1, keepdim=True) / masked.sum(1, keepdim=True).clamp_min(1)
             views.append(
-                _view(
+                masked_view(
                     batch,
                     vocabulary,
                     masked,
@@ -619,108 +738,8 @@ class BlockRandom(LikelihoodEstimator):
         return tuple(views)
 
 
-# ---- views --------------------------------------------------------------------------------------
-
-
-def _scored(batch: Batch, scored: Tensor | None) -> Tensor:
-    return batch.target if scored is None else batch.target & scored
-
-
-def _view(
-    batch: Batch,
-    vocabulary: Vocabulary,
-    masked: Tensor,
-    scored: Tensor,
-    *,
-    weight: Tensor,
-    hidden: Tensor | None = None,
-) -> View:
-    """Covers the masked; what is not scored is masked, too, and so is `hidden` context."""
-    gone = masked | (batch.target & ~scored)
-    if hidden is not None:
-        gone = gone | hidden
-    return View(
-        x_t=batch.ids.masked_fill(gone, vocabulary.mask_id),
-        covered=masked,
-        weight=torch.where(masked, weight, 0.0),
-    )
-
-
-def _documents(batch: Batch) -> Tensor:
-    """[B, L] a number for each document of the batch."""
-    row = torch.arange(len(batch), device=batch.ids.device)[:, None]
-    return row * batch.ids.shape[1] + batch.document
-
-
-def _maskable(batch: Batch) -> Tensor:
-    """[B, L] bool: text and image codes, not structure, padding or slots."""
-    return (batch.of(Modality.TEXT) | batch.of(Modality.IMAGE)) & ~batch.is_padding
-
-
-def _some_context(batch: Batch, p: float, generator: torch.Generator) -> Tensor:
-    """[B, L] bool, context tokens, each with probability p."""
-    draw = torch.rand(batch.ids.shape, generator=generator, device=batch.ids.device)
-    return _maskable(batch) & ~batch.target & (draw < p)
-
-
 def _rank(steps: Tensor, where: Tensor) -> Tensor:
     """[B, L]: how many different steps of the row come before a token's own; -1 elsewhere."""
     ordered, order = steps.masked_fill(~where, torch.iinfo(steps.dtype).max).sort(dim=1)
     rank = F.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(1), (1, 0))
     return torch.empty_like(rank).scatter(1, order, rank).masked_fill(~where, -1)
-
-
-# ---- log-probabilities --------------------------------------------------------------------------
-
-
-def token_log_prob(
-    denoiser: Denoiser, x_t: Tensor, batch: Batch, *, where: Tensor, full_vocabulary: bool = False
-) -> Tensor:
-    """log p(x_0 | x_t) of the clean tokens at the positions `where`, 0 elsewhere; [B, L] float32.
-
-    Logits are restricted to the id range of each position's modality unless `full_vocabulary`.
-    """
-    return token_scores(denoiser, x_t, batch, where=where, full_vocabulary=full_vocabulary)[0]
-
-
-def token_scores(
-    denoiser: Denoiser,
-    x_t: Tensor,
-    batch: Batch,
-    *,
-    where: Tensor,
-    full_vocabulary: bool = False,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """`token_log_prob`, and where asked the entropy at the same positions, without gradient."""
-    hidden = denoiser.hidden(x_t, batch, at=where)
-    head, something = denoiser.head_weight(), bool(where.any())
-    result = torch.zeros(x_t.shape, device=x_t.device)
-    spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None
-    for modality in GENERATED:
-        start, stop = denoiser.vocabulary.range(modality)
-        if start == stop:
-            continue
-        ids = (0, denoiser.vocabulary.size) if full_vocabulary else (start, stop)
-        here = where & batch.of(modality)
-        label = batch.ids[here] - ids[0]
-        if not len(label) and something:  # its gradients, all zero, are as large as the head
-            continue
-        if head is not None:
-            found = linear_log_prob(hidden[here], head, label, ids=ids, entropy=entropy)
-        else:
-            found = _log_prob(denoiser.logits_at(hidden, here, ids=ids), label, entropy=entropy)
-        log_prob, value = found
-        result = result.masked_scatter(here, log_prob)
-        if spread is not None and value is not None:
-            spread = spread.masked_scatter(here, value)
-    return result, spread
-
-
-def _log_prob(logits: Tensor, label: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """`linear_log_prob` of logits [M, R]."""
-    logits = logits.float()
-    log_prob = -F.cross_entropy(logits, label, reduction="none")
-    if not entropy:
-        return log_prob, None
-    return log_prob, torch.special.entr(logits.detach().softmax(-1)).sum(-1)

@@ -15,14 +15,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood import TokenScores, View
 from mmdlm.core.objective import LossTerms
+from mmdlm.core.token_scores import TokenScores
+from mmdlm.core.view import View
 from mmdlm.rl.statistics import Statistics
 
 Level = Literal["token", "sequence", "product"]
 Divergence = Literal["k1", "k3"]
 Anchor = Literal["reference", "old"]
 Normaliser = Literal["token", "sequence", "constant"]
+KlNormaliser = Literal["policy", "view"]
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,16 @@ class ClippedSurrogate(PolicyLoss):
     normaliser  "token"     the covered tokens of all rows (d1, DAPO)
                 "sequence"  each row's own covered tokens, then the rows that have any (GRPO,
                             UniGRPO, TraceRL)
-                "constant"  rows times `length` (Dr. GRPO)
+                "constant"  the rows that have any, times `length` (Dr. GRPO)
+    kl_normaliser  what the KL is divided by
+                "policy"    as the surrogate, by the normaliser
+                "view"      its sum over the covered tokens of a view of a row by the number of such
+                            views that cover any (TraceRL's code, in which each view is a sample):
+                            beta counts as much more as there are tokens in a view
 
     As published: d1 epsilon 0.5, beta 0.04, "token"; TraceRL epsilon 0.2, beta 0.01 to the old
-    policy, "sequence"; UniGRPO "sequence", its epsilon and beta are not given.
+    policy, "sequence" with the KL by "view"; UniGRPO "sequence", its epsilon and beta are not
+    given.
 
     Source: arXiv:1707.06347, equation 7 (PPO); arXiv:2402.03300, section 4.1 (GRPO: groups, k3);
     arXiv:2507.18071 (GSPO: "sequence"); arXiv:2503.20783 (Dr. GRPO: "constant"); with views of
@@ -125,6 +133,7 @@ class ClippedSurrogate(PolicyLoss):
     anchor: Anchor = "reference"
     normaliser: Normaliser = "token"
     length: int | None = None
+    kl_normaliser: KlNormaliser = "policy"
 
     def __post_init__(self) -> None:
         choices = (
@@ -132,6 +141,7 @@ class ClippedSurrogate(PolicyLoss):
             ("kl", ("k1", "k3")),
             ("anchor", ("reference", "old")),
             ("normaliser", ("token", "sequence", "constant")),
+            ("kl_normaliser", ("policy", "view")),
         )
         for name, known in choices:
             if getattr(self, name) not in known:
@@ -164,8 +174,7 @@ class ClippedSurrogate(PolicyLoss):
         return {"policy": 1.0} | ({"kl": self.beta} if self.beta else {})
 
     def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
-        covered = torch.stack([view.covered for view in views]).any(0)
-        return dict.fromkeys(self.coefficients, self._count(covered))
+        return self._counts(torch.stack([view.covered for view in views]))
 
     def __call__(
         self,
@@ -207,11 +216,14 @@ class ClippedSurrogate(PolicyLoss):
         if anchor is not None:
             divergence = self._divergence(policy, anchor)
             statistics = statistics + Statistics.means(kl=(divergence, covered))
-            if self.beta:
+            if self.beta and self.kl_normaliser == "view":
+                each = self._divergences(policy, anchor)
+                sums["kl"] = torch.where(policy.covered, each, 0.0).sum()
+            elif self.beta:
                 sums["kl"] = self._sum(divergence, covered)
         return PolicyTerms(
             sums=sums,
-            counts=dict.fromkeys(sums, self._count(covered)),
+            counts=self._counts(policy.covered),
             statistics=statistics + _entropy(policy),
         )
 
@@ -225,14 +237,17 @@ class ClippedSurrogate(PolicyLoss):
             row = row / torch.where(weight > 0, weight, 1.0)
         return row.expand_as(log_ratio)
 
-    def _divergence(self, policy: TokenScores, anchor: TokenScores) -> Tensor:
-        """[B, L]: of each view by itself, as weights belong before no exponential; their mean."""
-        d = anchor.log_prob.detach() - policy.log_prob  # [K, B, L]
+    def _divergences(self, policy: TokenScores, anchor: TokenScores) -> Tensor:
+        """[K, B, L]: of each view by itself, as weights belong before no exponential."""
+        d = anchor.log_prob.detach() - policy.log_prob
         if self.kl == "k1":
-            value = -d
-        else:
-            d = d.clamp_max(0.5 * _longest(d))  # an infinite one would end the run
-            value = torch.expm1(d) - d
+            return -d
+        d = d.clamp_max(0.5 * _longest(d))  # an infinite one would end the run
+        return torch.expm1(d) - d
+
+    def _divergence(self, policy: TokenScores, anchor: TokenScores) -> Tensor:
+        """[B, L], the mean over the views of a token."""
+        value = self._divergences(policy, anchor)
         weight = torch.where(policy.covered, policy.weight, 0.0)
         total = weight.sum(0)
         return (weight * value).sum(0) / torch.where(total > 0, total, 1.0)
@@ -243,13 +258,17 @@ class ClippedSurrogate(PolicyLoss):
             value = value / covered.sum(1, keepdim=True).clamp_min(1)
         return value.sum()
 
-    def _count(self, covered: Tensor) -> Tensor:
+    def _counts(self, covered: Tensor) -> dict[str, Tensor]:
+        """What the terms are divided by, for views that cover [K, B, L]."""
+        anywhere = covered.any(0)
         if self.normaliser == "token":
-            return covered.sum()
-        if self.normaliser == "sequence":
-            return covered.any(1).sum()
-        assert self.length is not None
-        return torch.tensor(len(covered) * self.length, device=covered.device)
+            count = anywhere.sum()
+        else:  # a row that covers nothing is no rollout to learn from
+            count = anywhere.any(1).sum() * (self.length or 1)
+        counts = dict.fromkeys(self.coefficients, count)
+        if "kl" in counts and self.kl_normaliser == "view":
+            counts["kl"] = covered.any(2).sum()
+        return counts
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from mmdlm.core.likelihood import (
     Structured,
     Trace,
     spread_timesteps,
-    token_log_prob,
 )
 from mmdlm.core.order import Random
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate, pack
+from mmdlm.core.token_scores import token_log_prob
 from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import (
     VOCABULARY,

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from mmdlm.core import likelihood
 from mmdlm.core.commit import CommitRule, Progress, highest
+from mmdlm.core.likelihood import LikelihoodEstimator
 from mmdlm.core.order import Candidates, Order
 from mmdlm.core.sampler import Sampler
-from tests.core.fakes import TinyDenoiser, ragged, rng
+from mmdlm.core.sequence import Batch
+from mmdlm.core.token_scores import token_log_prob
+from mmdlm.core.view import View, masked_view, scored_targets
+from mmdlm.core.vocabulary import Vocabulary
+from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 
 
 @dataclass(frozen=True)
@@ -54,3 +62,42 @@ def test_a_commit_rule_of_ones_own_changes_no_context():
     assert torch.equal(out.ids[~batch.target], batch.ids[~batch.target])
     assert (out.steps[~batch.target] == -1).all()
     assert (out.steps[batch.target] >= 0).all()
+
+
+@dataclass(frozen=True)
+class LastHalf(LikelihoodEstimator):
+    """Each answer's second half, given the first: the example of `mmdlm.core.likelihood`."""
+
+    def draw(
+        self,
+        batch: Batch,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+        iterations: int = 1,
+        scored: torch.Tensor | None = None,
+        steps: torch.Tensor | None = None,
+    ) -> tuple[tuple[View, ...], ...]:
+        scored = scored_targets(batch, scored)
+        place = scored.cumsum(1)
+        masked = scored & (2 * place > scored.sum(1, keepdim=True))
+        weight = torch.ones(scored.shape, device=scored.device)
+        view = masked_view(batch, vocabulary, masked, scored, weight=weight)
+        return ((view,),) * iterations
+
+
+def test_an_estimator_of_ones_own_needs_nothing_private():
+    batch, denoiser = ragged(), TinyDenoiser()
+    log_prob = LastHalf()(denoiser, batch, generator=rng())
+    targets = batch.target.sum(1)
+    assert torch.equal((log_prob != 0).sum(1), (targets + 1) // 2)
+    last = torch.zeros_like(batch.target)
+    last[1, batch.target[1].nonzero()[-5:]] = True
+    x_t = batch.ids.masked_fill(last, VOCABULARY.mask_id)
+    exact = token_log_prob(denoiser, x_t[1:2], batch.rows(torch.tensor([1])), where=last[1:2])
+    torch.testing.assert_close(log_prob[1:2], exact)
+    example = inspect.getsource(LastHalf.draw).split("-> tuple")[1].splitlines()[1:]
+    said = likelihood.__doc__ or ""
+    assert all(line.strip() in said for line in example)
+    names = {name for line in example for name in re.findall(r"\b[a-z_]+(?=\()", line)}
+    assert not any(name.startswith("_") for name in names)

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mmdlm.core import cross_entropy, likelihood
 from mmdlm.core.forward import Absorbing
-from mmdlm.core.likelihood import token_scores
 from mmdlm.core.objective import ModalityLoss, Objective
 from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Sequence, collate, feature_segment, pack, text_segment
+from mmdlm.core.token_scores import token_scores
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.transformer import (
     MmdlmConfig,

@@ -16,13 +16,13 @@ from mmdlm.core.likelihood import (
     LikelihoodEstimator,
     MeanField,
     Structured,
-    TokenScores,
     Trace,
-    View,
 )
 from mmdlm.core.order import Random
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.sequence import collate
+from mmdlm.core.token_scores import TokenScores
+from mmdlm.core.view import View
 from mmdlm.rl.advantage import MeanBaseline, Standardised
 from mmdlm.rl.policy_loss import (
     ClippedSurrogate,
@@ -48,6 +48,7 @@ LOSSES: list[PolicyLoss] = [
     ClippedSurrogate(level="sequence", normaliser="sequence", epsilon_high=0.3),
     ClippedSurrogate(level="product", normaliser="constant", length=7, beta=0.1, kl="k1"),
     ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old"),
+    ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old", kl_normaliser="view"),
     Wd1(psi=2.0),
     Spg(),
     Spg(mix=1.0, eubo_beta=2.0),
@@ -115,6 +116,7 @@ def test_a_policy_far_from_its_anchor_has_a_finite_divergence() -> None:
     [
         ({"epsilon_high": -0.5}, "epsilon_high must not be negative, got -0.5"),
         ({"normaliser": "constant", "length": -3}, "length must be at least 1, got -3"),
+        ({"kl_normaliser": "row"}, "kl_normaliser 'row' is not one of policy, view"),
     ],
 )
 def test_a_surrogate_of_impossible_numbers_is_refused(options, said) -> None:
@@ -135,6 +137,8 @@ def plain_surrogate(
 
     high = loss.epsilon if loss.epsilon_high is None else loss.epsilon_high
     rows, tokens = [], 0
+    in_views = []  # the KL of each view of a row that covers anything
+    anchor = reference if loss.anchor == "reference" else old
     for b in range(B):
         places = [i for i in range(L) if any(policy.covered[k, b, i] for k in range(K))]
         tokens += len(places)
@@ -149,22 +153,33 @@ def plain_surrogate(
                 exponent /= weights
             ratio, a = math.exp(exponent), float(ADVANTAGE[b])
             value = -min(ratio * a, min(max(ratio, 1 - loss.epsilon), 1 + high) * a)
-            anchor = reference if loss.anchor == "reference" else old
             weighted, weight = 0.0, 0.0
             for k in range(K):  # each view by itself
                 d = float(anchor.log_prob[k, b, i] - policy.log_prob[k, b, i])
                 w = float(policy.weight[k, b, i])
                 weighted += w * (math.exp(d) - d - 1 if loss.kl == "k3" else -d)
                 weight += w
-            value += loss.beta * weighted / weight
+            if loss.kl_normaliser == "policy":
+                value += loss.beta * weighted / weight
             values.append(value)
         if places:
             rows.append(values)
+        for k in range(K):
+            d = [
+                float(anchor.log_prob[k, b, i] - policy.log_prob[k, b, i])
+                for i in places
+                if policy.covered[k, b, i]
+            ]
+            if d:
+                in_views.append(sum(math.exp(x) - x - 1 if loss.kl == "k3" else -x for x in d))
+    kl = loss.beta * sum(in_views) / len(in_views) if loss.kl_normaliser == "view" else 0.0
     if loss.normaliser == "token":
-        return sum(map(sum, rows)) / tokens
+        return sum(map(sum, rows)) / tokens + kl
     if loss.normaliser == "sequence":
-        return sum(sum(row) / len(row) for row in rows) / len(rows)
-    return sum(map(sum, rows)) / (B * loss.length)
+        return sum(sum(row) / len(row) for row in rows) / len(rows) + kl
+    assert loss.length is not None
+    assert len(rows) == B - 1  # one has nothing to learn from
+    return sum(map(sum, rows)) / (len(rows) * loss.length) + kl
 
 
 @pytest.mark.parametrize("level", ["token", "sequence", "product"])
@@ -172,7 +187,8 @@ def plain_surrogate(
 @pytest.mark.parametrize(
     ("kl", "anchor"), [("k1", "reference"), ("k3", "reference"), ("k3", "old")]
 )
-def test_surrogate_is_the_formula(level, normaliser, kl, anchor):
+@pytest.mark.parametrize("kl_normaliser", ["policy", "view"])
+def test_surrogate_is_the_formula(level, normaliser, kl, anchor, kl_normaliser):
     old = made_up(1)
     policy, reference = made_up(2, near=old), made_up(3, near=old)
     loss = ClippedSurrogate(
@@ -184,10 +200,29 @@ def test_surrogate_is_the_formula(level, normaliser, kl, anchor):
         beta=0.3,
         kl=kl,
         anchor=anchor,
+        kl_normaliser=kl_normaliser,
     )
     terms = loss(policy, ADVANTAGE, old=old, reference=reference)
+    assert loss.counts(views_of(policy)) == terms.counts
     expected = plain_surrogate(loss, policy, old, reference)
     assert float(loss_of(loss, terms)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("normaliser", ["token", "sequence", "constant"])
+def test_a_row_that_stands_in_for_a_dropped_batch_counts_nothing(normaliser) -> None:
+    """A batch of which nothing is learnt keeps one row, so that all processes keep step."""
+    length = 9 if normaliser == "constant" else None
+    loss = ClippedSurrogate(normaliser=normaliser, length=length, beta=0.1, anchor="old")
+    policy = made_up(1)
+    row = TokenScores(policy.log_prob[:, 2:3], policy.covered[:, 2:3], policy.weight[:, 2:3])
+    assert not row.covered.any()
+    terms = loss(row, ADVANTAGE[2:3])
+    assert {name: int(n) for name, n in loss.counts(views_of(row)).items()} == {
+        "policy": 0,
+        "kl": 0,
+    }
+    assert {name: int(n) for name, n in terms.counts.items()} == {"policy": 0, "kl": 0}
+    assert not any(terms.sums.values())
 
 
 @pytest.mark.parametrize("level", ["token", "sequence", "product"])

@@ -1,4 +1,4 @@
-"""Parts of a sampler that tests name by class path."""
+"""Parts that tests name by class path: of a sampler, and an estimator without noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.commit import CommitRule, Progress
+from mmdlm.core.likelihood import LikelihoodEstimator
 from mmdlm.core.order import Candidates, Order
+from mmdlm.core.sequence import Batch
+from mmdlm.core.view import View, masked_view, scored_targets
+from mmdlm.core.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,3 +31,22 @@ class Half(CommitRule):
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         return progress.open / 2
+
+
+@dataclass(frozen=True)
+class Thrice(LikelihoodEstimator):
+    """All targets masked, three times over, each time counted a third."""
+
+    def draw(
+        self,
+        batch: Batch,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+        iterations: int = 1,
+        scored: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> tuple[tuple[View, ...], ...]:
+        scored = scored_targets(batch, scored)
+        third = torch.full(scored.shape, 1 / 3, device=scored.device)
+        return ((masked_view(batch, vocabulary, scored, scored, weight=third),) * 3,) * iterations

@@ -271,11 +271,11 @@ def one_of_two(arguments: list[str], rank: int, port: int, sharded: bool) -> Non
 def test_two_processes_equal_one_with_twice_the_accumulation(
     sharded: bool, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The same pairs in their order, at what needs no noise; weights whole, or FSDP2's parts."""
-    config["estimator"] = {
-        "class_path": "mmdlm.core.likelihood.MeanField",
-        "init_args": {"p_context": 0},
-    }
+    """The same pairs in their order, at what needs no noise; weights whole, or FSDP2's parts.
+
+    Of three views two are computed again for the gradient.
+    """
+    config["estimator"] = {"class_path": "tests.train.own_parts.Thrice"}
     config["data"] |= {"packed": False, "batch_size": 1, "shuffle_buffer": 0}
     config["fit_settings"] |= {"steps": 3}
     with socket.socket() as free:

@@ -24,9 +24,10 @@ from data_pipelines.command_line import run
 from data_pipelines.countdown import Countdown as CountdownProblem
 from data_pipelines.shards import write_shard
 from data_pipelines.sudoku import split_grids
-from mmdlm.core.likelihood import Structured
+from mmdlm.core.likelihood import LikelihoodEstimator, Structured
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.advantage import AccuracyFilter
+from mmdlm.rl.rollout import Rollout
 from mmdlm.rl.statistics import Statistics
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import Run, logged
@@ -428,7 +429,10 @@ def test_deviations_are_of_all_completions_together() -> None:
     ("estimator", "loss"),
     [
         ({"class_path": "Coupled"}, surrogate()),
-        ({"class_path": "Trace"}, surrogate(normaliser="sequence", anchor="old", beta=0.01)),
+        (
+            {"class_path": "Trace"},
+            surrogate(normaliser="sequence", anchor="old", beta=0.01, kl_normaliser="view"),
+        ),
         (MEAN_FIELD, {"class_path": "mmdlm.rl.policy_loss.Wd1"}),
         ({"class_path": "BlockRandom"}, {"class_path": "mmdlm.rl.policy_loss.Spg"}),
         ({"class_path": "Elbo", "init_args": {"repeats": 2, "strata": 2}}, surrogate()),
@@ -461,6 +465,42 @@ def test_an_order_and_a_rule_of_ones_own_are_lines_of_yaml(config: dict[str, Any
     )
     assert own == named
     assert both != named
+
+
+def test_scores_are_over_what_the_sampler_can_draw(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the policy, the old one and the reference; at first they are those of the rollout."""
+    scores, sample, given, rollouts = LikelihoodEstimator.scores, Rollout.sample, [], []
+
+    def kept(self: Any, denoiser: Any, batch: Any, views: Any, **options: Any) -> Any:
+        found = scores(self, denoiser, batch, views, **options)
+        given.append((options["undrawable"], batch.ids, found.total.detach()))
+        return found
+
+    def sampled(*arguments: Any, **options: Any) -> Rollout:
+        rollouts.append(sample(*arguments, **options))
+        return rollouts[-1]
+
+    monkeypatch.setattr(LikelihoodEstimator, "scores", kept)
+    monkeypatch.setattr(Rollout, "sample", sampled)
+    sampler = {"num_inference_steps": 3, "temperature": 1.0, "suppressed": [3, 5, 8]}
+    rl(
+        config,
+        answering={"class_path": "train.answering.Write", "init_args": {"sampler": sampler}},
+        estimator={"class_path": "mmdlm.core.likelihood.Trace"},
+        iterations=2,
+        fit_settings={"steps": 2, "accumulation": 1},
+    )
+    assert len(given) == 4  # reference and old, and the policy twice: of the same views
+    assert len({undrawable for undrawable, _, _ in given}) == 1
+    assert given[0][0][:3] == (3, 5, 8)
+    (rollout,) = rollouts
+    assert not torch.isin(rollout.batch.ids[rollout.scored], torch.tensor([3, 5, 8])).any()
+    expected = torch.where(rollout.scored, rollout.log_prob, 0.0)
+    for _, ids, total in given[:3]:
+        assert torch.equal(ids, rollout.batch.ids)
+        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rollouts_survive_a_checkpoint(config: dict[str, Any], tmp_path: Path) -> None:
@@ -748,6 +788,30 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                 "estimator": {"class_path": "mmdlm.core.likelihood.Trace"},
             },
             "remask is 0.1, but Trace replays tokens that stay",
+        ),
+        (
+            {
+                "answering": {
+                    "class_path": "train.answering.Write",
+                    "init_args": {
+                        "sampler": {"num_inference_steps": 3, "temperature": 1.0, "top_p": 0.9}
+                    },
+                },
+                "estimator": {
+                    "class_path": "mmdlm.core.likelihood.Trace",
+                    "init_args": {"with_order": True},
+                },
+            },
+            "with_order is exact with top_p None alone, but the sampler has 0.9",
+        ),
+        (
+            {
+                "estimator": {
+                    "class_path": "mmdlm.core.likelihood.Structured",
+                    "init_args": {"full_vocabulary": True},
+                }
+            },
+            "full_vocabulary of the estimator counts ids that the sampler does not draw",
         ),
         ({"fit_settings": {"sample_every": 2}}, "table_every shows what a policy does"),
         ({"budget": {"tokens": 0}}, "budget: tokens is 0"),
