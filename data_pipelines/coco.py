@@ -1,27 +1,33 @@
-"""Pictures and captions in the JSON of COCO."""
+"""Images and captions in the JSON of COCO."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.folder import captions_of, file_inside, image_field
+from data_pipelines.report import Report
 from data_pipelines.shards import Sample
-from data_pipelines.source import PICTURES
+from data_pipelines.source import BROKEN_CONTENT
+from data_pipelines.stream import one_line
+from data_pipelines.text_files import json_bytes, parsed, read_text
+
+Id = int | str
 
 
-def coco_entries(captions: Path) -> list[tuple[int, str, list[str]]]:
-    """A captions file -> (id, file name, captions) of each picture; ValueError for another file.
+def coco_entries(captions: Path) -> list[tuple[Id, str, list[str]]]:
+    """A captions file -> (id, file name, captions) of each image; ValueError for another file.
 
     Source: the format that cocodataset.org describes, "Data format", sections 1 and 5.
     """
     try:
-        content = json.loads(captions.read_text(encoding="utf-8"))
-        texts: dict[int, list[str]] = defaultdict(list)
+        content = parsed(read_text(captions))
+        texts: dict[str, list[str]] = defaultdict(list)
         for annotation in content["annotations"]:
-            texts[annotation["image_id"]].append(annotation["caption"].strip())
-        return [(one["id"], one["file_name"], texts[one["id"]]) for one in content["images"]]
+            # An id may be a number here and a text there.
+            texts[str(annotation["image_id"])] += captions_of(annotation["caption"])
+        return [(one["id"], one["file_name"], texts[str(one["id"])]) for one in content["images"]]
     except FileNotFoundError:
         raise ValueError(f"captions {captions}: no such file") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -30,25 +36,29 @@ def coco_entries(captions: Path) -> list[tuple[int, str, list[str]]]:
         ) from None
 
 
-def coco_samples(captions: Path, images: Path) -> Iterator[Sample]:
-    """One sample per picture: txt is its first caption, json has all under "captions".
+def coco_samples(
+    captions: Path, images: Path, *, report: Report, allow_outside: bool = False
+) -> Iterator[Sample]:
+    """One sample per image: txt is its first caption, json has all under "captions".
 
-    Raises ValueError for a picture that is missing, has no caption or has an unknown format.
+    Images that are missing or have no caption are counted in the report.
     """
-    for number, name, texts in coco_entries(captions):
-        path = images / name
-        extension = path.suffix.lower().removeprefix(".")
-        if extension not in PICTURES:
-            raise ValueError(f"captions {captions}: {name} is none of {', '.join(PICTURES)}")
-        if not path.is_file():
-            raise ValueError(f"captions {captions} name {path}, which is missing")
+    entries = coco_entries(captions)
+    ids = [given for given, _, _ in entries]
+    # A key is the id, as file names of COCO have it, where that is a number; else the place.
+    if not all(isinstance(given, int) for given in ids) or len(set(ids)) < len(ids):
+        ids = list(range(len(ids)))
+    for key, (given, name, texts) in zip(ids, entries, strict=True):
+        report.read += 1
+        where = f"{captions}, image {given}"
         if not texts:
-            raise ValueError(f"captions {captions}: picture {number} ({name}) has no caption")
-        yield {
-            "__key__": f"{number:012d}",
-            extension: path.read_bytes(),
-            "txt": texts[0].encode(),
-            "json": json.dumps(
-                {"id": number, "file_name": name, "captions": texts}, ensure_ascii=False
-            ).encode(),
-        }
+            report.leave_out(where, "no caption")
+            continue
+        try:
+            path = file_inside(images, name, allow_outside=allow_outside)
+            sample = {"__key__": f"{key:012d}", image_field(path): path.read_bytes()}
+        except BROKEN_CONTENT as error:
+            report.add_broken(where, one_line(error))
+            continue
+        notes = {"id": given, "file_name": name, "captions": texts}
+        yield {**sample, "txt": texts[0].encode(), "json": json_bytes(notes)}

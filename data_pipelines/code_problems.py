@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from data_pipelines.problems import D1_FORM, Problem, Prompt, Row, read_rows
+from data_pipelines.problems import D1_FORM, Problem, Prompt
+from data_pipelines.row_files import Row, read_rows
 from mmdlm.rl.rewards.code import separate_tests
 
 Style = Literal["d1_train", "llada"]

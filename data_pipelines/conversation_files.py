@@ -7,7 +7,7 @@ is. Where files lie here, nothing is downloaded.
 from __future__ import annotations
 
 import io
-import json
+import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,20 +17,55 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from data_pipelines.conversations import Message, messages_of
-from data_pipelines.problems import read_rows
+from data_pipelines.conversations import MESSAGE_KEYS, SYSTEMS, Message, messages_of
+from data_pipelines.folder import file_inside, files_below
+from data_pipelines.report import Report
+from data_pipelines.row_files import ROW_FILES, BrokenRow, Row, rows_in
 from data_pipelines.shards import Sample
 from data_pipelines.source import BROKEN_CONTENT
-from data_pipelines.stream import Broken, Tally, one_line
+from data_pipelines.stream import one_line
+from data_pipelines.text_files import json_bytes
 from mmdlm.layouts.conversation import IMAGE
 from mmdlm.layouts.words import shortened
 from mmdlm.vision.image_files import image_format, open_image, to_rgb
 
-Row = Mapping[str, Any]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what shards keep as it is
-FILES = (".json", ".jsonl", ".csv", ".parquet")
+FILES = (*ROW_FILES, ".parquet")
 TEXTS = ("messages", "conversations")
 PICTURES = ("images", "image")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where a row has its images.
+
+    folder         that their paths begin in
+    mark           of an image in a text
+    allow_outside  whether a path may lead out of the folder
+    """
+
+    folder: Path | None = None
+    mark: str = IMAGE
+    allow_outside: bool = False
+
+    def read(self, given: Any) -> tuple[bytes, str]:
+        """An image in any form -> (file, extension); what is decoded already becomes PNG."""
+        if isinstance(given, Mapping):  # of datasets, undecoded
+            given = given.get("bytes") or given.get("path")
+        if isinstance(given, str):
+            if given.startswith(("http://", "https://", "data:")):
+                raise ValueError(f"its image {shortened(given)!r} is no file; download it first")
+            path = file_inside(self.folder or Path(), given, allow_outside=self.allow_outside)
+            given = path.read_bytes()
+        if isinstance(given, bytes):
+            if extension := EXTENSIONS.get(image_format(given)):
+                return given, extension
+            given = open_image(given, whole=True)
+        if not isinstance(given, Image.Image):
+            raise ValueError(f"its image is neither file nor path but {type(given).__name__}")
+        file = io.BytesIO()
+        to_rgb(given).save(file, format="PNG")
+        return file.getvalue(), "png"
 
 
 @dataclass(frozen=True)
@@ -40,26 +75,32 @@ class Columns:
     prompt, completion  columns, or templates over columns ("{question} Think first.",
                         "{steps[0]} So: {answer}") that make a question and its answer; both None:
                         messages, conversations, or prompt and completion as the row has them
-    system              first message of rows that are made of prompt and completion
-    images              folder that paths of pictures begin in
-    picture             the mark of a picture in a text
+    system              first message of rows that have none, in their messages or in a column
     """
 
     prompt: str | None = None
     completion: str | None = None
     system: str = ""
-    images: Path | None = None
-    picture: str = IMAGE
+    images: Images = Images()
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("name both prompt and completion, or neither of them")
 
+    @property
+    def used(self) -> frozenset[str]:
+        """The columns that a sample is made of."""
+        own = {"prompt", "completion", *TEXTS}
+        if self.prompt is not None and self.completion is not None:
+            own = {*_columns_in(self.prompt), *_columns_in(self.completion)}
+        return frozenset({*own, *PICTURES})
+
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set without a conversation."""
-        has = f"{source} has the columns {', '.join(row)}"
+        has = f"{source} has the columns {', '.join(row.values)}"
         if self.prompt is None or self.completion is None:
-            if {"prompt", "completion"} <= set(row) or any(name in row for name in TEXTS):
+            known = set(row.values)
+            if {"prompt", "completion"} <= known or any(name in known for name in TEXTS):
                 return
             raise ValueError(
                 f"{has}: no messages, no conversations, and no prompt with its completion; name "
@@ -67,94 +108,67 @@ class Columns:
             )
         for name in (self.prompt, self.completion):
             try:
-                _filled(name, row)
+                _filled(name, row.values)
             except (KeyError, IndexError, AttributeError, TypeError) as error:
                 raise ValueError(f"{has}, of which {name!r} cannot be made ({error!r})") from None
             except ValueError as error:
                 raise ValueError(f"{name!r} is no template: {error}") from None
 
     def sample(self, row: Row, key: str) -> Sample:
-        """A row as a sample: json, and its pictures; ValueError where they do not fit together."""
+        """A row as a sample: json, and its images; ValueError where they do not fit together."""
+        values = row.values
         content: dict[str, Any]
+        shown: set[str]
         if self.prompt is None or self.completion is None:
-            content = {name: row[name] for name in (*TEXTS, "prompt", "completion") if name in row}
+            names = (*TEXTS, "prompt", "completion")
+            content = {name: values[name] for name in names if name in values}
+            shown = set()
         else:
             sides = {"prompt": self.prompt, "completion": self.completion}
             try:
-                content = {name: _filled(side, row) for name, side in sides.items()}
+                content = {name: _filled(side, values) for name, side in sides.items()}
             except (KeyError, IndexError, AttributeError, TypeError) as error:
                 raise ValueError(f"its prompt or completion cannot be made ({error!r})") from None
-            if self.system:
-                asked = {"role": "user", "content": content["prompt"]}
-                content["prompt"] = [{"role": "system", "content": self.system}, asked]
-        messages = messages_of(content, picture=self.picture)
-        return packed(
-            {"messages": messages},
-            pictures_of(content, row),
-            key,
-            images=self.images,
-            mark=self.picture,
-        )
+            shown = {*_columns_in(self.prompt), *_columns_in(self.completion)}
+        said = {name: values[name] for name in SYSTEMS if values.get(name) and name not in shown}
+        content |= said or {SYSTEMS[0]: self.system}
+        messages = messages_of(content, picture=self.images.mark)
+        return packed({"messages": messages}, pictures_of(content, values), key, self.images)
 
 
 def packed(
-    said: Mapping[str, list[Message]],
-    pictures: list[Any],
-    key: str,
-    *,
-    images: Path | None,
-    mark: str,
+    said: Mapping[str, list[Message]], pictures: list[Any], key: str, images: Images
 ) -> Sample:
-    """Messages by name, and the pictures that they mention in this order -> json and picture files.
-
-    images  folder that paths of pictures begin in
-    mark    of a picture in a text
+    """Messages by name, and the images that they mention in this order -> json and image files.
 
     Raises ValueError where they do not fit together.
     """
-    marks = sum(message.text.count(mark) for part in said.values() for message in part)
+    marks = sum(message.text.count(images.mark) for part in said.values() for message in part)
     if marks != len(pictures):
         raise ValueError(
-            f"its messages mention {marks} pictures by {mark!r}, but it has {len(pictures)}"
+            f"its messages mention {marks} pictures by {images.mark!r}, but it has {len(pictures)}"
         )
     sample: Sample = {"__key__": key}
     for number, picture in enumerate(pictures):
-        data, extension = _picture_file(picture, images)
+        data, extension = images.read(picture)
         sample[extension if len(pictures) == 1 else f"{number}.{extension}"] = data
-    content = {
-        name: [{"role": one.role, "content": one.text} for one in part]
-        for name, part in said.items()
-    }
-    sample["json"] = json.dumps(content, ensure_ascii=False).encode()
+    content = {name: [one.to_dict() for one in part] for name, part in said.items()}
+    sample["json"] = json_bytes(content)
     return sample
 
 
-def pictures_of(content: Mapping[str, Any], row: Row) -> list[Any]:
-    """What a row has of pictures: in the messages of its conversation, and beside them."""
-    return [*_of_messages(content), *_listed(row)]
-
-
-def _picture_file(given: Any, images: Path | None) -> tuple[bytes, str]:
-    """A picture in any form -> (file, extension); what is decoded already becomes PNG."""
-    if isinstance(given, Mapping):  # of datasets, undecoded
-        given = given.get("bytes") or given.get("path")
-    if isinstance(given, str):
-        if given.startswith(("http://", "https://", "data:")):
-            raise ValueError(f"its picture {shortened(given)} is no file; download it first")
-        given = ((images or Path()) / given).read_bytes()
-    if isinstance(given, bytes):
-        if extension := EXTENSIONS.get(image_format(given)):
-            return given, extension
-        given = open_image(given, whole=True)
-    if not isinstance(given, Image.Image):
-        raise ValueError(f"its picture is neither file nor path but {type(given).__name__}")
-    file = io.BytesIO()
-    to_rgb(given).save(file, format="PNG")
-    return file.getvalue(), "png"
+def pictures_of(content: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
+    """What a row has of images: in the messages of its conversation, and beside them."""
+    return [*_of_messages(content), *_listed(values)]
 
 
 class Reading(Protocol):
     """How rows become samples."""
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The columns that a sample is made of."""
+        ...
 
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set of which none can be made."""
@@ -165,110 +179,116 @@ class Reading(Protocol):
 
 
 def conversation_samples(
-    rows: Iterable[Row], columns: Reading, *, source: str, tally: Tally
+    rows: Iterable[Row | BrokenRow], columns: Reading, *, source: str, report: Report
 ) -> Iterator[Sample]:
     """Rows -> samples; what cannot be used is counted and left out.
 
-    Raises ValueError for a data set without the columns, and past the share that `tally` allows.
+    Raises ValueError for a data set without the columns, and past the share that `report` allows.
     """
-    rows = iter(rows)
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"{source} is empty")
-    columns.check(first, source=source)
-    for number, row in enumerate(chain([first], rows)):
-        key = f"{number:09d}"
-        try:
-            sample = columns.sample(row, key)
-        except BROKEN_CONTENT as error:
-            tally.add_broken(Broken(source, key, one_line(error)))
+    used: frozenset[str] | None = None
+    for number, row in enumerate(rows):
+        report.read += 1
+        if isinstance(row, BrokenRow):
+            report.add_broken(row.where, row.reason)
             continue
-        tally.good += 1
+        if used is None:
+            columns.check(row, source=source)
+            used = columns.used
+        try:
+            sample = columns.sample(row, f"{number:09d}")
+        except BROKEN_CONTENT as error:
+            report.add_broken(row.where, one_line(error))
+            continue
+        for name in _unused(row.values, sample, used):
+            report.unused[name] = report.unused.get(name, 0) + 1
         yield sample
+    if not report.read:
+        raise ValueError(f"{source} is empty")
 
 
-def rows_of(source: str, *, split: str = "train", subset: str | None = None) -> Iterator[Row]:
-    """The rows of a .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
+def _unused(values: Mapping[str, Any], sample: Sample, used: frozenset[str]) -> set[str]:
+    """Columns of a row, and keys of its messages, that hold something and are not in its sample."""
+    found = {name for name, value in values.items() if name not in used and not _is_nothing(value)}
+    found -= {name for name in SYSTEMS if name in found and _is_said(values[name], sample)}
+    for column in used:
+        messages = values.get(column)
+        for message in messages if isinstance(messages, list) else []:
+            if isinstance(message, Mapping):
+                found |= {
+                    f"{column}.{name}"
+                    for name, value in message.items()
+                    if name not in MESSAGE_KEYS and not _is_nothing(value)
+                }
+    return found
 
-    Raises ValueError, with the file and the line, for what cannot be read.
-    """
+
+def _is_said(text: Any, sample: Sample) -> bool:
+    return isinstance(text, str) and json_bytes(text.strip())[1:-1] in sample["json"]
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value in ("", [], {})
+
+
+def local_files(source: str) -> list[Path]:
+    """The files that a source names: none for a data set of the Hub; ValueError for no source."""
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in FILES)
+        files = files_below(path, FILES)
         if not files:
             raise ValueError(f"{source}: none of {', '.join(FILES)} in this folder")
-        return chain.from_iterable(_rows_of_file(file) for file in files)
+        return files
     if path.is_file():
-        return _rows_of_file(path)
+        if path.suffix not in FILES:
+            raise ValueError(f"{path}: conversations are read from {', '.join(FILES)}")
+        return [path]
     if path.suffix or path.is_absolute() or source.count("/") > 1:
         raise ValueError(f"{source}: no such file; correct the path")
+    return []
+
+
+def rows_of(
+    source: str, *, split: str = "train", subset: str | None = None
+) -> Iterator[Row | BrokenRow]:
+    """The rows of a .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
+
+    Raises ValueError, with the file, for what cannot be read as a whole.
+    """
+    if files := local_files(source):
+        return chain.from_iterable(map(_rows_of_file, files))
     return _streamed(source, subset, split=split)
 
 
-def _rows_of_file(path: Path) -> Iterator[Row]:
-    match path.suffix:
-        case ".parquet":
-            yield from _streamed("parquet", split="train", data_files=str(path))
-        case ".csv":
-            yield from (row.values for row in read_rows(path))
-        case ".jsonl":
-            with open(path, encoding="utf-8-sig") as lines:
-                for number, line in enumerate(_decoded(lines, path), start=1):
-                    if line.strip():
-                        yield _object(line, f"{path}, line {number}")
-        case ".json":
-            yield from _entries(path)
-        case _:
-            raise ValueError(f"{path}: conversations are read from .json, .jsonl, .csv, .parquet")
-
-
-def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
-    try:
-        yield from lines
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no text in UTF-8 (byte {error.start} of a block)") from None
-
-
-def _entries(path: Path) -> Iterator[Row]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from None
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: no list of conversations but {type(entries).__name__}")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{path}, entry {number}: no object but {shortened(repr(entry))}")
-        yield entry
-
-
-def _object(line: str, place: str) -> Row:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: no JSON ({error})") from None
-    if not isinstance(entry, dict):
-        raise ValueError(f"{place}: no object but {shortened(line)}")
-    return entry
+def _rows_of_file(path: Path) -> Iterator[Row | BrokenRow]:
+    if path.suffix == ".parquet":
+        return _streamed("parquet", split="train", data_files=str(path))
+    return rows_in(path)
 
 
 def _streamed(name: str, *arguments: Any, **options: Any) -> Iterator[Row]:
     """Rows of a data set of the `datasets` library, with pictures as the files that they are."""
+    place = options.get("data_files", name)
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ValueError(
-            f"{options.get('data_files', name)} is read by datasets: pip install datasets"
-        ) from error
+        raise ValueError(f"{place} is read by datasets: pip install datasets") from error
     try:
         rows = load_dataset(name, *arguments, streaming=True, **options).decode(False)
-        yield from rows
+        for number, row in enumerate(rows, 1):
+            yield Row(row, f"{place}, row {number}")
     except (OSError, RuntimeError, ValueError) as error:
-        place = options.get("data_files", name)
         raise ValueError(f"data set {place} cannot be read ({one_line(error)})") from error
 
 
-def _filled(template: str, row: Row) -> str:
+def _columns_in(template: str) -> set[str]:
+    """The columns that a column or template is made of."""
+    if "{" not in template:
+        return {template}
+    fields = (field for _, field, _, _ in _TEXT.parse(template) if field)
+    return {re.split(r"[.\[]", field)[0] for field in fields}
+
+
+def _filled(template: str, row: Mapping[str, Any]) -> str:
     """A column, or a template over columns; KeyError, IndexError ... where the row lacks them."""
     value = _TEXT.vformat(template, (), row) if "{" in template else row[template]
     if not isinstance(value, str):
@@ -299,7 +319,7 @@ def _of_messages(content: Mapping[str, Any]) -> Iterator[Any]:
                     yield given
 
 
-def _listed(row: Row) -> list[Any]:
+def _listed(row: Mapping[str, Any]) -> list[Any]:
     """Pictures beside the messages."""
     for name in PICTURES:
         if row.get(name) is not None:

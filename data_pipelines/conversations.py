@@ -5,7 +5,6 @@ How they are laid out is the model's own affair: `mmdlm.layouts` asks and teache
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,7 +17,15 @@ import torch
 from data_pipelines.end_of_text import FilledTail, Tail
 from data_pipelines.seen import PICTURE_FIELD, Seeing, numbered
 from data_pipelines.shards import Sample
-from data_pipelines.source import Source, TextTokenizer, field_codes, field_names, read_array
+from data_pipelines.source import (
+    LONGEST_TOKEN,
+    Source,
+    TextTokenizer,
+    field_codes,
+    field_names,
+    read_array,
+)
+from data_pipelines.text_files import parsed
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.layouts.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
@@ -30,14 +37,28 @@ from mmdlm.vision.crops import CropViews
 ROLES = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT}
 THOUGHT = "<think>"  # how an answer begins that was thought about
 CODES = re.compile(r"(?:(\d+)\.)?codes\.npy")
+SYSTEMS = ("system", "system_prompt")  # where data sets keep a system message beside the others
+# Where the JSON of a sample has messages, or texts, of a conversation or of a pair of answers.
+SAID = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+LEARNT = ("weight", "train")  # how they say of an answer whether it is learnt
+MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT)
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `text` says with a mark where its pictures stand."""
+    """One turn of a conversation; `text` says with a mark where its pictures stand.
+
+    learnt  false for an answer that is context, and no target
+    """
 
     role: str
     text: str
+    learnt: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as `message_of` reads it."""
+        weight = {} if self.learnt else {"weight": 0}
+        return {"role": self.role, "content": self.text, **weight}
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,10 @@ class Conversation(Seeing):
 
     The JSON has {"messages": [{"role", "content"}]}, whose content is a text or a list of
     {"type": "text", "text"} and {"type": "image"}; LLaVA's {"conversations": [{"from", "value"}]};
-    or {"prompt", "completion"}, each a text or messages. `data_pipelines.write_shards
-    conversations` writes such shards. What follows the last answer is left out.
+    or {"prompt", "completion"}, each a text or messages. A "system" beside them is their first
+    message, where they have none; an answer with "weight" 0 (or "train" false) is context.
+    `data_pipelines.write_shards conversations` writes such shards. What follows the last answer
+    that is learnt is left out.
 
     answers   "every" answer at once, under full attention, as LLaDA-V trains them
               (arXiv:2505.16933, section 3.2); "one" at random, with all that was said before it, as
@@ -108,7 +131,7 @@ class Conversation(Seeing):
             raise ValueError(
                 f"no {self.field!r} among its fields ({', '.join(field_names(sample))})"
             )
-        return json.loads(sample[self.field])
+        return parsed(sample[self.field])
 
     def messages(self, content: Any) -> list[Message]:
         """Messages up to the last answer, the system's first; ValueError where they are none."""
@@ -146,7 +169,9 @@ class Spoken(Seeing):
     ) -> Sequence:
         """A conversation laid out, with what is learnt of it and what follows."""
         turns = self._turns(messages, pictures)
-        turns, answers = self._learnt(turns, generator=generator)
+        learnt = [n for n, one in enumerate(messages) if one.role == ASSISTANT and one.learnt]
+        turns, answers = self._learnt(turns, learnt, generator=generator)
+        turns = self._bounded(turns)
         if self.conversation.template:
             taught = self.layout.teach(self.words, turns, answers=answers)
         else:
@@ -162,10 +187,12 @@ class Spoken(Seeing):
         return Sequence((*taught.segments, tail))
 
     def _learnt(
-        self, turns: tuple[Turn, ...], *, generator: torch.Generator
+        self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
     ) -> tuple[tuple[Turn, ...], list[int]]:
-        """The turns up to the last that is learnt, and the numbers of those that are."""
-        answers = [number for number, turn in enumerate(turns) if turn.role == ASSISTANT]
+        """The turns up to the last that is learnt, and the numbers of those that are.
+
+        answers  numbers of those that may be learnt
+        """
         match self.conversation.answers:
             case "one":
                 drawn = int(torch.randint(len(answers), (), generator=generator))
@@ -203,6 +230,21 @@ class Spoken(Seeing):
                 parts += [next(rest), text]
             turns.append(Turn(message.role, tuple(part for part in parts if part != "")))
         return tuple(turns)
+
+    def _bounded(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """The turns, with no more to tokenize than a row may hold; ValueError where it is more."""
+        most = LONGEST_TOKEN * self.length  # characters
+        if self.conversation.cut_long_answers:
+            parts = (part[:most] if isinstance(part, str) else part for part in turns[-1].parts)
+            turns = (*turns[:-1], replace(turns[-1], parts=tuple(parts)))
+        for some in (turns[:-1], turns[-1:]):
+            characters = sum(len(said(turn)) for turn in some)
+            if characters > most:
+                raise ValueError(
+                    f"{characters} characters of its messages do not fit in a row of "
+                    f"{self.length} tokens; shorten them or raise length"
+                )
+        return turns
 
     def pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
         """The pictures of a sample as the model sees them; ValueError where it sees none."""
@@ -242,7 +284,7 @@ class Spoken(Seeing):
             )
         # As it stands: what a text goes on with may begin with a space, or be indented.
         question, answer = ("".join(map(str, turn.parts)) for turn in turns)
-        ids = [*self.words.ids(answer), self.words.vocabulary.eos_id]
+        ids = [*self.words.spoken(answer), self.words.vocabulary.eos_id]
         ask = self.layout.complete(self.words, question, length=len(ids))
         (shown,) = ask.shown
         return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
@@ -273,10 +315,16 @@ def speak(
 def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
     """A conversation in any of the forms that `Conversation` describes, up to its last answer.
 
-    Raises ValueError where it is none, starts with the assistant, or has no answer.
+    That is the last which is learnt. Raises ValueError where it is none, starts with the assistant,
+    or has no answer to learn.
     """
     messages = [message_of(one, picture=picture) for one in _given(content)]
-    last = max((n for n, one in enumerate(messages) if one.role == ASSISTANT), default=None)
+    if (system := system_of(content)) and all(one.role != SYSTEM for one in messages[:1]):
+        messages.insert(0, Message(SYSTEM, system))
+    answers = [n for n, one in enumerate(messages) if one.role == ASSISTANT]
+    last = max((n for n in answers if messages[n].learnt), default=None)
+    if last is None and answers:
+        raise ValueError("all its answers have weight 0, so that there is nothing to learn")
     if last is None:
         names = ", ".join(sorted({repr(one.role) for one in messages}))
         raise ValueError(
@@ -310,6 +358,17 @@ def _given(content: Any) -> list[Any]:
     raise ValueError("it has neither messages nor conversations, nor a prompt with its completion")
 
 
+def system_of(content: Any) -> str:
+    """The system message beside the others; empty for none."""
+    for name in SYSTEMS:
+        text = content.get(name) if isinstance(content, dict) else None
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"its {name!r} is no text but {type(text).__name__}")
+        if text and text.strip():
+            return text
+    return ""
+
+
 def message_of(content: Any, *, picture: str = IMAGE) -> Message:
     """A message in any of the forms; ValueError where it is none."""
     if not isinstance(content, dict):
@@ -320,7 +379,14 @@ def message_of(content: Any, *, picture: str = IMAGE) -> Message:
         text = "".join(_piece(piece, picture) for piece in text)
     if not isinstance(role, str) or not isinstance(text, str):
         raise ValueError(f"a message has no role and text: {shortened(repr(content))}")
-    return Message(ROLES.get(role, role), text)
+    return Message(ROLES.get(role, role), text, all(_is_learnt(content, key) for key in LEARNT))
+
+
+def _is_learnt(message: dict[str, Any], key: str) -> bool:
+    weight = message.get(key)
+    if weight is not None and weight not in (0, 1):
+        raise ValueError(f"a message has the {key} {weight!r}, but it is learnt (1) or not (0)")
+    return weight is None or bool(weight)
 
 
 def _piece(piece: Any, picture: str) -> str:

@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 
 from data_pipelines import command_line
-from data_pipelines.problems import D1_BEGUN, D1_FORM, Problem, Prompt, Row, read_rows
+from data_pipelines.problems import D1_BEGUN, D1_FORM, Problem, Prompt
+from data_pipelines.row_files import Row, read_rows
 from data_pipelines.shards import write_file
 
 MOST_NUMBERS = 5  # that are searched: beyond, one search takes minutes

@@ -7,7 +7,6 @@ python -m data_pipelines.emoji_set --icons runs/emoji/icons --out runs/emoji/ima
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,8 +25,11 @@ from data_pipelines.emoji_tasks import (
     split_edits,
 )
 from data_pipelines.icon_sets import read_icon_sets
-from data_pipelines.shards import Sample, write_json, write_shards
-from data_pipelines.write_shards import INDEX, SHARD_BYTES, is_done, png_bytes
+from data_pipelines.origin import Given, is_done
+from data_pipelines.report import Report
+from data_pipelines.shards import INDEX, Sample
+from data_pipelines.text_files import json_bytes
+from data_pipelines.write_shards import png_bytes, write_splits
 
 MEASURED_EDITS, MEASURED_QUESTIONS = 200, 100  # questions of each kind
 
@@ -68,9 +70,13 @@ def main(
         "questions_of_a_kind": questions_of_a_kind,
         "samples_per_shard": samples_per_shard,
     }
-    if is_done(out, settings):
+    given = Given({font.name: str(font)})
+    if is_done(out / INDEX, settings, given):
         return
     drawn, left_out = draw_with_report(font, size=size)
+    report = Report()
+    for one in left_out:
+        report.leave_out(one.name, one.reason)
     facts = read_facts(icons, {one.characters: one.name for one in drawn})
     drawn = [replace(one, facts=facts.get(one.characters)) for one in drawn]
     emoji = drawn + in_styles(tqdm(drawn, desc="drawing styles", unit=" emoji"), icon_sets)
@@ -90,25 +96,25 @@ def main(
             *questions(splits["held_out"] + splits["held_out_style"], at_most=MEASURED_QUESTIONS),
         ],
     }
-    shards = {}
-    sources = {
+    samples = {
         **{name: emoji_samples(some, png) for name, some in splits.items()},
         **{f"tasks/{name}": samples_of(some, png) for name, some in tasks.items()},
     }
-    for name, samples in sources.items():
-        shards[name] = write_shards(
-            tqdm(samples, desc=f"writing {name}", unit=" samples"),
-            out / name,
-            samples_per_shard=samples_per_shard,
-            bytes_per_shard=SHARD_BYTES,
-        )
-        print(f"{out / name}: {sum(shards[name].values())} samples in {len(shards[name])} shards")
-    notes = {
-        "left_out": {one.name: one.reason for one in left_out},
-        "without_facts": sorted({one.name for one in drawn if one.facts is None}),
-        "licenses": {one.style: f"{one.author}, {one.license}" for one in icon_sets},
-    }
-    write_json(out / INDEX, {"settings": settings, "shards": shards, **notes})
+    report.read = len(emoji) + len(left_out) + sum(map(len, tasks.values()))
+    write_splits(
+        {
+            name: tqdm(some, desc=f"writing {name}", unit=" samples")
+            for name, some in samples.items()
+        },
+        out,
+        settings,
+        given,
+        report,
+        notes={
+            "without_facts": sorted({one.name for one in drawn if one.facts is None}),
+            "licenses": {one.style: f"{one.author}, {one.license}" for one in icon_sets},
+        },
+    )
 
 
 SPLITS = ("train", "held_out", "held_out_style")
@@ -132,7 +138,7 @@ def emoji_samples(emoji: list[Emoji], png: dict[str, bytes]) -> Iterable[Sample]
             "__key__": one.key,
             "png": png[one.key],
             "txt": one.caption.encode(),
-            "json": json.dumps(notes, ensure_ascii=False).encode(),
+            "json": json_bytes(notes),
         }
 
 

@@ -25,11 +25,20 @@ import numpy as np
 import torch
 
 from data_pipelines import command_line
+from data_pipelines.report import Report
 from data_pipelines.seen import PICTURE_FIELD, Eye, feature_fields, fingerprint
-from data_pipelines.shard_job import Rewriter, own_device, rewrite_shards, whole_samples
+from data_pipelines.shard_job import (
+    Rewriter,
+    batched,
+    needs_no_image,
+    own_device,
+    rewrite_shards,
+    sample_name,
+    whole_samples,
+)
 from data_pipelines.shards import Sample, expand_urls
-from data_pipelines.source import BROKEN_CONTENT
-from data_pipelines.stream import Broken, Tally, one_line
+from data_pipelines.source import BROKEN_CONTENT, field_names
+from data_pipelines.stream import one_line
 from mmdlm.models.checkpoint import Checkpoint
 from mmdlm.models.transformer import checkpoint_names, read_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
@@ -54,10 +63,13 @@ def main(
     keep_images: bool = False,
     max_broken: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    allow_pipe: bool = False,
     device: str | None = None,
     threads: int = 4,
 ) -> None:
-    """Replace the pictures of shards by what a vision tower makes of them; all else stays.
+    """Replace the images of shards by what a vision tower makes of them; all else stays.
+
+    Conversations without an image stay as they are.
 
     Args:
         shards: Folder, path, glob, brace range or URL of image shards, or several of them.
@@ -69,24 +81,23 @@ def main(
         compute_dtype: That the tower computes in.
         batch_size: Crops that the tower sees at once.
         keep_images: Keep the pictures beside their features.
-        max_broken: Share of broken samples that are skipped and listed; more stop the job.
+        max_broken: Share of broken samples that are left out and listed; more stop the job.
         max_pixels: Images of more pixels are not decoded, and count as broken.
+        allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
         device: Where to compute; default: this process's GPU, else the CPU.
         threads: Threads that cut pictures.
     """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size {batch_size} and threads {threads} must be 1 or more")
-    expand_urls(shards)  # a path that is wrong is said before the tower is read
+    # A path that is wrong is said before the tower is read.
+    expand_urls(shards, allow_pipe=allow_pipe)
     adapter = _adapter(model, vision, tower_weights)
     made_by = fingerprint(adapter)
-    tally = Tally(max_broken)
 
     def build() -> Extractor:
         adapter.crops_per_pass = batch_size
         ready = adapter.to(device or own_device(), getattr(torch, compute_dtype)).eval()
-        return Extractor(
-            ready, made_by, np.dtype(dtype), batch_size, keep_images, max_pixels, tally
-        )
+        return Extractor(ready, made_by, np.dtype(dtype), batch_size, keep_images, max_pixels)
 
     record: dict[str, object] = {
         "fingerprint": made_by,
@@ -94,7 +105,15 @@ def main(
         "compute_dtype": compute_dtype,
         "keep_images": keep_images,
     }
-    rewrite_shards(shards, out, record=(RECORD, record), build=build, threads=threads)
+    rewrite_shards(
+        shards,
+        out,
+        record=(RECORD, record),
+        build=build,
+        threads=threads,
+        max_broken=max_broken,
+        allow_pipe=allow_pipe,
+    )
 
 
 @dataclass(frozen=True)
@@ -107,21 +126,22 @@ class Extractor(Rewriter):
     batch_size: int
     keep_images: bool
     max_pixels: int
-    tally: Tally
 
-    def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
+    def samples(self, url: str, report: Report, *, pool: Executor) -> Iterator[Sample]:
         """The samples of a shard with features; broken ones are counted and left out."""
-        whole = whole_samples(url, self.tally)
-        while batch := list(islice(whole, self.batch_size)):
+        for batch in batched(whole_samples(url), self.batch_size):
+            report.read += len(batch)
             read = []
             for sample, views in zip(batch, pool.map(self._views, batch), strict=True):
-                if isinstance(views, Broken):
-                    self.tally.add_broken(views)
+                if isinstance(views, Exception):
+                    report.add_broken(sample_name(sample), one_line(views))
                 else:
-                    self.tally.good += 1
                     read.append((sample, views))
             seen = iter(self._look([picture for _, views in read for picture in views]))
             for sample, views in read:
+                if not views:
+                    yield sample
+                    continue
                 pictures = list(islice(seen, len(views)))
                 fields = feature_fields(sample, pictures, made_by=self.made_by, dtype=self.dtype)
                 kept = {
@@ -131,11 +151,14 @@ class Extractor(Rewriter):
                 }
                 yield {**kept, **fields}
 
-    def _views(self, sample: Sample) -> list[CropViews] | Broken:
+    def _views(self, sample: Sample) -> list[CropViews] | Exception:
         try:
-            return Eye(self.adapter.config.tiling, max_pixels=self.max_pixels).views(sample)
+            views = Eye(self.adapter.config.tiling, max_pixels=self.max_pixels).views(sample)
+            if not views and not needs_no_image(sample):
+                raise ValueError(f"no image among its fields ({', '.join(field_names(sample))})")
+            return views
         except BROKEN_CONTENT as error:
-            return Broken(sample["__url__"], sample["__key__"], one_line(error))
+            return error
 
     @torch.inference_mode()
     def _look(self, views: list[CropViews]) -> list[CropViews]:

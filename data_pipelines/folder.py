@@ -1,45 +1,228 @@
-"""A folder of pictures, with their texts beside them or in their names."""
+"""A folder of images, with their texts in metadata.jsonl, beside them, or in their names."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
+from data_pipelines.report import Report
+from data_pipelines.row_files import BrokenRow, Row, rows_in
 from data_pipelines.shards import Sample
-from data_pipelines.source import PICTURES
+from data_pipelines.source import BROKEN_CONTENT, PICTURES
+from data_pipelines.stream import one_line
+from data_pipelines.text_files import json_bytes, parsed, read_text
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+FILE_NAME = "file_name"  # its column that names the image, from the folder of the metadata on
+TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "label")  # the first that is there
+
+
+# ---- files of a folder ---------------------------------------------------------------------------
+
+
+def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """Return all files with one of the endings below a folder, in order.
+
+    Hidden files and folders are left out; links are followed, but into no folder twice.
+    Raises ValueError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder}: no such folder")
+    found: list[Path] = []
+    seen: set[str] = set()
+    starts = [str(folder)]
+    for start in starts:  # links join behind, so that a folder has its own name where it can
+        for place, folders, names in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
+            below = (os.path.join(place, name) for name in folders)
+            starts += [path for path in below if os.path.islink(path)]
+            found += [
+                Path(place, name)
+                for name in names
+                if name.lower().endswith(tuple(endings)) and not name.startswith(".")
+            ]
+    return sorted(path for path in found if path.is_file())
+
+
+def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
+    """Return the path of a file that data names; ValueError for one that is not in the folder.
+
+    allow_outside  also where the name, or a link, leads out of the folder
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"the path of its image is no text but {type(name).__name__}")
+    path = folder / name
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if not allow_outside and os.path.commonpath([real, root]) != root:
+        raise ValueError(
+            f"its image {name!r} is outside of the folder {str(folder)!r}; correct the path, or "
+            "give --allow_outside true for data that you trust"
+        )
+    if not path.is_file():
+        raise ValueError(f"its image {name!r} is missing: no such file in {str(folder)!r}")
+    return path
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, in order; ValueError where there is none."""
-    if not folder.is_dir():
-        raise ValueError(f"folder {folder}: no such folder")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower().removeprefix(".") in PICTURES and path.is_file()
-    )
+    """All images below a folder, in order; ValueError where there is none."""
+    found = files_below(folder, [f".{extension}" for extension in PICTURES])
     if not found:
-        raise ValueError(f"folder {folder}: no pictures in it ({', '.join(PICTURES)})")
+        raise ValueError(f"folder {folder}: no images in it ({', '.join(PICTURES)})")
     return found
 
 
-def picture_sample(path: Path, *, key: str) -> Sample:
-    """A picture and its text: name.txt and name.json beside it, else its file name in words."""
+# ---- samples -------------------------------------------------------------------------------------
+
+
+def folder_samples(
+    folder: Path, *, report: Report, text: str | None = None, allow_outside: bool = False
+) -> Iterator[Sample]:
+    """Every image below a folder as a sample, in the order of their paths.
+
+    Where there is a metadata.jsonl or metadata.csv, its rows are the samples: all their columns
+    become json, and `text` (else the first of `TEXT_COLUMNS`) becomes txt. Otherwise the text of an
+    image stands beside it (name.txt, name.json). Where no image has one, and all lie equally deep
+    in several folders, the name of its folder is the text; else its file name.
+    """
+    images = picture_files(folder)
+    if described := _metadata_of(folder):
+        yield from _described(images, described, report, text=text, allow_outside=allow_outside)
+        return
+    if text is not None:
+        raise ValueError(f"text {text!r}: {folder} has no {' or '.join(METADATA)} with columns")
+    by_class = _is_by_class(folder, images)
+    for number, path in enumerate(images):
+        report.read += 1
+        try:
+            yield _sample(path, f"{number:09d}", report, by_class=by_class)
+        except BROKEN_CONTENT as error:
+            report.add_broken(str(path), one_line(error))
+
+
+def source_files(folder: Path) -> list[Path]:
+    """All files that `folder_samples` may read."""
+    return files_below(folder, (*(f".{one}" for one in PICTURES), ".txt", ".json", *METADATA))
+
+
+def image_field(path: Path) -> str:
+    """The field of an image file: its ending. ValueError for one that shards do not hold."""
     extension = path.suffix.lower().removeprefix(".")
-    sample: Sample = {"__key__": key, extension: path.read_bytes()}
+    if extension not in PICTURES:
+        raise ValueError(f"its image {path.name!r} is none of {', '.join(PICTURES)}")
+    return extension
+
+
+# ---- texts beside, or in names -------------------------------------------------------------------
+
+
+def _sample(path: Path, key: str, report: Report, *, by_class: bool) -> Sample:
+    """An image and its text: name.txt and name.json beside it, else of a name."""
+    sample: Sample = {"__key__": key, image_field(path): path.read_bytes()}
     text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
     if text.is_file():
-        sample["txt"] = text.read_text(encoding="utf-8").strip().encode()
+        sample["txt"] = _text_of(text).strip().encode()
     if notes.is_file():
-        sample["json"] = notes.read_bytes()
-        json.loads(sample["json"])
+        sample["json"] = _text_of(notes, parsed).encode()
     if len(sample) == 2:
-        sample["txt"] = path.stem.replace("_", " ").encode()
+        label = path.parent.name if by_class else path.stem
+        sample["txt"] = label.replace("_", " ").encode()
+        if by_class:
+            sample["json"] = json_bytes({"label": label, FILE_NAME: path.name})
+        kind = "folder" if by_class else "file"
+        report.change(str(path), f"no text of its own; the name of its {kind} is taken")
     return sample
 
 
-def folder_samples(folder: Path) -> Iterator[Sample]:
-    """Every picture below a folder as a sample, in the order of their paths."""
-    for number, path in enumerate(picture_files(folder)):
-        yield picture_sample(path, key=f"{number:09d}")
+def _text_of(path: Path, check: Callable[[str], object] = len) -> str:
+    """The text of a file; ValueError that names the file where it is none, or `check` raises it."""
+    try:
+        text = read_text(path)
+        check(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name!r}: {error}") from None
+    return text
+
+
+def _is_by_class(folder: Path, images: list[Path]) -> bool:
+    """No image has a text, and all lie equally deep in folders of several names."""
+    depths = {len(path.relative_to(folder).parts) for path in images}
+    labels = {path.parent.name for path in images}
+    if len(depths) > 1 or depths == {1} or len(labels) < 2:
+        return False
+    return not any(path.with_suffix(end).is_file() for path in images for end in (".txt", ".json"))
+
+
+# ---- texts in metadata ---------------------------------------------------------------------------
+
+
+def _metadata_of(folder: Path) -> list[Path]:
+    """The files with metadata; ValueError for two in one folder."""
+    found = [path for path in files_below(folder, METADATA) if path.name in METADATA]
+    for one, other in pairwise(found):
+        if one.parent == other.parent:
+            raise ValueError(f"{one.parent} has both {one.name} and {other.name}; remove one")
+    return found
+
+
+def _described(
+    images: list[Path],
+    described: list[Path],
+    report: Report,
+    *,
+    text: str | None,
+    allow_outside: bool,
+) -> Iterator[Sample]:
+    """The rows of metadata as samples; images that no row names are left out."""
+    named = set()
+    rows = chain.from_iterable(
+        ((metadata.parent, row) for row in rows_in(metadata)) for metadata in described
+    )
+    for number, (place, row) in enumerate(rows):
+        report.read += 1
+        if isinstance(row, BrokenRow):
+            report.add_broken(row.where, row.reason)
+            continue
+        column = text or _text_column(row)
+        try:
+            path = file_inside(place, row[FILE_NAME], allow_outside=allow_outside)
+            named.add(os.path.realpath(path))
+            captions = captions_of(row[column])
+            if not captions:
+                report.leave_out(row.where, f"no caption: its {column!r} is empty")
+                continue
+            sample = {"__key__": f"{number:09d}", image_field(path): path.read_bytes()}
+        except BROKEN_CONTENT as error:
+            report.add_broken(row.where, one_line(error))
+            continue
+        values = dict(row.values)
+        yield {**sample, "txt": captions[0].encode(), "json": json_bytes(values)}
+    for path in images:
+        if os.path.realpath(path) not in named:
+            report.read += 1
+            report.leave_out(str(path), "no row of the metadata names it")
+
+
+def captions_of(value: Any) -> list[str]:
+    """A caption or a list of them -> those that are not empty; ValueError for anything else."""
+    given = value if isinstance(value, list) else [value]
+    if wrong := [one for one in given if one is not None and not isinstance(one, str)]:
+        raise ValueError(f"its caption is no text but {type(wrong[0]).__name__}")
+    return [one.strip() for one in given if one and one.strip()]
+
+
+def _text_column(row: Row) -> str:
+    column = next((name for name in TEXT_COLUMNS if name in row.values), None)
+    if column is None:
+        raise ValueError(
+            f"{row.where} has the columns {', '.join(row.values)}: none of "
+            f"{', '.join(TEXT_COLUMNS)}; name the one with the captions with --text"
+        )
+    return column

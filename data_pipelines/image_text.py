@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from data_pipelines.shards import Sample
-from data_pipelines.source import TextTokenizer, ToSequence, field_codes, field_text
+from data_pipelines.source import (
+    LONGEST_TOKEN,
+    TextTokenizer,
+    ToSequence,
+    field_codes,
+    field_text,
+    letters_of,
+)
 from mmdlm.core.sequence import Segment, Sequence, image_segments, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -131,12 +138,14 @@ def slots_of(
 
     Raises ValueError for a text that needs more, unless it may be cut.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) >= text_slots:
+    longest = LONGEST_TOKEN * text_slots  # characters; of a longer text no more is tokenized
+    ids = letters_of(text[:longest], tokenizer)
+    if len(ids) >= text_slots or len(text) > longest:
         if not cut_long_text:
+            least = "at least " if len(text) > longest else ""
             raise ValueError(
-                f"its text needs {len(ids)} tokens and eos but text_slots is {text_slots} "
-                f"({text[:60]!r}); raise text_slots or set cut_long_text"
+                f"its text needs {least}{max(len(ids), text_slots)} tokens and eos but text_slots "
+                f"is {text_slots} ({text[:60]!r}); raise text_slots or set cut_long_text"
             )
         ids = ids[:text_slots]
     return torch.tensor([*ids, *[vocabulary.eos_id] * (text_slots - len(ids))])

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 
-from data_pipelines.shards import expand_urls
 from data_pipelines.source import Source, TextTokenizer
 from data_pipelines.stream import Reader, SequenceStream, State, permutation
 from data_pipelines.workers import Loader, check_numbers, workers_for
@@ -73,7 +72,7 @@ def build_loader(
     }
     check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
     # Shards are looked up once, so that all workers deal the same list.
-    sources = [replace(source, urls=expand_urls(source.urls)) for source in sources]
+    sources = [replace(source, urls=source.shards()) for source in sources]
     settings = {
         "shards": [len(source.urls) for source in sources],
         "weights": [source.weight for source in sources],

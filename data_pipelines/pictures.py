@@ -32,12 +32,13 @@ def picture_loader(
     max_pixels: int = MAX_PIXELS,
     cache_bytes: int = 1 << 28,
     pin_memory: bool = False,
+    allow_pipe: bool = False,
 ) -> Loader:
     """Endless batches [batch_size, 3, image_size, image_size] in [-1, 1] of one process.
 
-    Arguments as in `build_loader`, and `sampling_weight` as in `Source`; images of more than
-    `max_pixels` count as broken. Raises ValueError for an empty list of shards, a number out of
-    its range, and where more than `max_broken` cannot be read.
+    Arguments as in `build_loader`, `sampling_weight` and `allow_pipe` as in `Source`; images of
+    more than `max_pixels` count as broken. Raises ValueError for an empty list of shards, a number
+    out of its range, and where more than `max_broken` cannot be read.
     """
     num_workers = workers_for(num_workers, on_gpu=pin_memory)
     numbers = {
@@ -51,7 +52,7 @@ def picture_loader(
         "shuffle_buffer": shuffle_buffer,
     }
     check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
-    found = expand_urls(urls)
+    found = expand_urls(urls, allow_pipe=allow_pipe)
     settings = {"shards": [len(found)], "sampling_weight": sampling_weight, **numbers}
     make = partial(
         _Pictures,

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_pipelines.conversation_files import Row, packed, pictures_of
-from data_pipelines.conversations import Conversation, Spoken, message_of, messages_of
+from data_pipelines.conversation_files import PICTURES, Images, packed, pictures_of
+from data_pipelines.conversations import (
+    SYSTEMS,
+    Conversation,
+    Spoken,
+    message_of,
+    messages_of,
+    system_of,
+)
 from data_pipelines.end_of_text import NoTail, Tail
+from data_pipelines.row_files import Row
 from data_pipelines.seen import Seeing
 from data_pipelines.shards import Sample
 from data_pipelines.source import TextTokenizer
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.layouts.conversation import ASSISTANT, IMAGE, USER
+from mmdlm.layouts.conversation import ASSISTANT, IMAGE, SYSTEM, USER
 from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.words import Words
 from mmdlm.vision.crops import CropViews
@@ -96,8 +103,10 @@ def explicit(content: Any, *, picture: str = IMAGE) -> dict[str, list[Any]]:
     """
     if not isinstance(content, Mapping) or any(content.get(side) is None for side in SIDES):
         raise ValueError("it has no chosen answer with a rejected one")
+    system = system_of(content)
     chosen, rejected = (
-        _conversation(content.get("prompt"), content[side], side, picture) for side in SIDES
+        _conversation(content.get("prompt"), content[side], side, picture, system=system)
+        for side in SIDES
     )
     if chosen[:-1] != rejected[:-1]:
         raise ValueError("its chosen and rejected answers are not to the same prompt")
@@ -106,8 +115,22 @@ def explicit(content: Any, *, picture: str = IMAGE) -> dict[str, list[Any]]:
     return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
-def _conversation(prompt: Any, answer: Any, side: str, picture: str) -> list[Any]:
-    """The messages up to an answer, which is a text, or messages with their prompt or without."""
+def _conversation(
+    prompt: Any, answer: Any, side: str, picture: str, *, system: str = ""
+) -> list[Any]:
+    """The messages up to an answer, which is a text, or messages with their prompt or without.
+
+    system  first message of those that have none
+    """
+    messages = _up_to_answer(prompt, answer, side, picture)
+    if not message_of(messages[-1], picture=picture).learnt:
+        raise ValueError(f"its {side} answer has weight 0, so that there is nothing to compare")
+    if system and message_of(messages[0], picture=picture).role != SYSTEM:
+        return [{"role": SYSTEM, "content": system}, *messages]
+    return messages
+
+
+def _up_to_answer(prompt: Any, answer: Any, side: str, picture: str) -> list[Any]:
     said = [{"role": ASSISTANT, "content": answer}] if isinstance(answer, str) else answer
     if not isinstance(said, list) or not said:
         raise ValueError(f"its {side} answer is neither a text nor messages")
@@ -129,36 +152,39 @@ class PairColumns:
     """Where a row has its pair.
 
     prompt, chosen, rejected  columns; none of `prompt` is needed where the others are conversations
-    images                    folder that paths of pictures begin in
-    picture                   the mark of a picture in a text
     """
 
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
-    images: Path | None = None
-    picture: str = IMAGE
+    images: Images = Images()
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The columns that a sample is made of."""
+        return frozenset({self.prompt, self.chosen, self.rejected, *PICTURES})
 
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set without pairs."""
         needed = [self.chosen, self.rejected]
         if isinstance(row.get(self.chosen), str):
             needed.insert(0, self.prompt)
-        if missing := [name for name in needed if name not in row]:
+        if missing := [name for name in needed if name not in row.values]:
             raise ValueError(
-                f"{source} has the columns {', '.join(row)}, but no {' and no '.join(missing)}; "
-                "name columns with --prompt, --chosen and --rejected"
+                f"{source} has the columns {', '.join(row.values)}, but no "
+                f"{' and no '.join(missing)}; name columns with --prompt, --chosen and --rejected"
             )
 
     def sample(self, row: Row, key: str) -> Sample:
         """A row as a sample: json, and its pictures; ValueError where it is no pair."""
         names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
-        given = {name: row.get(column) for name, column in names.items()}
-        pair = explicit(given, picture=self.picture)
+        given = {name: row.values.get(column) for name, column in names.items()}
+        given |= {name: row.values.get(name) for name in SYSTEMS}
+        mark = self.images.mark
+        pair = explicit(given, picture=mark)
         said = {
-            name: [message_of(one, picture=self.picture) for one in part]
-            for name, part in pair.items()
+            name: [message_of(one, picture=mark) for one in part] for name, part in pair.items()
         }
         for side in SIDES:  # what training would find wrong
-            messages_of({"messages": [*pair["prompt"], *pair[side]]}, picture=self.picture)
-        return packed(said, pictures_of(pair, row), key, images=self.images, mark=self.picture)
+            messages_of({"messages": [*pair["prompt"], *pair[side]]}, picture=mark)
+        return packed(said, pictures_of(pair, row.values), key, self.images)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data_pipelines.image_text import slots_of
-from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
+from data_pipelines.shards import BrokenShard, Sample, read_shard
 from data_pipelines.source import (
     PICTURES,
     Source,
@@ -29,6 +29,7 @@ from data_pipelines.source import (
     field_text,
     read_array,
 )
+from data_pipelines.text_files import parsed
 from mmdlm.core.sequence import Sequence, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.adapter import VisionAdapter
@@ -118,7 +119,7 @@ def feature_fields(
 def read_layouts(data: bytes) -> tuple[str, list[Layout]]:
     """What `feature_fields` writes beside the features -> (fingerprint, layouts)."""
     try:
-        record = json.loads(data)
+        record = parsed(data)
         return str(record["fingerprint"]), [Layout(**layout) for layout in record["layouts"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"its {LAYOUTS} is damaged: {error}") from None
@@ -292,7 +293,7 @@ def _looked_at(sources: list[Source], eye: Eye | None) -> list[Source]:
 
 def _first_features(source: Source) -> tuple[str, str | None]:
     """A source's first shard, and the fingerprint of the features that its first sample has."""
-    url = expand_urls(source.urls)[0]
+    url = source.shards()[0]
     try:
         sample = next(read_shard(url), None)
     except BrokenShard:  # the stream counts it

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from data_pipelines.conversations import SAID
+from data_pipelines.origin import file_state, is_same_file
+from data_pipelines.report import Report
 from data_pipelines.shards import (
+    INDEX,
     BrokenShard,
     Sample,
     expand_urls,
+    read_json,
     read_shard,
     write_json,
     write_shard,
 )
-from data_pipelines.stream import Broken, Reader, Tally
+from data_pipelines.stream import Reader
+from data_pipelines.text_files import parsed
+from mmdlm.layouts.conversation import IMAGE
+
+T = TypeVar("T")
 
 
 class Rewriter(ABC):
     """Samples of a shard -> samples of another; what is broken is counted and left out."""
 
-    tally: Tally
-
     @abstractmethod
-    def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
-        """The new samples of a shard; `pool` decodes pictures."""
+    def samples(self, url: str, report: Report, *, pool: Executor) -> Iterator[Sample]:
+        """The new samples of a shard; `pool` decodes images.
+
+        Raises BrokenShard for a damaged one.
+        """
 
 
 def rewrite_shards(
@@ -41,47 +53,140 @@ def rewrite_shards(
     record: tuple[str, dict[str, object]],
     build: Callable[[], Rewriter],
     threads: int,
+    max_broken: float,
+    allow_pipe: bool = False,
 ) -> None:
     """Rewrite each shard into a shard of the same name in `out`, beside and then renamed.
 
-    Each process of `accelerate launch` takes every n-th shard. What is there already stays.
+    Each process of `accelerate launch` takes every n-th shard. What is there already stays: beside
+    each shard a NAME_stats.json says of what it was made and what became of its samples.
 
-    record  file name and content of what all shards of `out` have in common; ValueError where the
-            folder was written with another
-    build   makes the rewriter, where there is anything left to do
+    record      file name and content of what all shards of `out` have in common; the process that
+                finishes last adds what became of all samples
+    build       makes the rewriter, where there is anything left to do
+    max_broken  share of samples that may be left out as broken
+
+    Raises ValueError where the folder was written with another record, or of shards that have
+    changed since; and, once the others are done, for shards that are damaged or without any sample.
     """
     process = Reader(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    urls = expand_urls(shards)
-    targets = [out / name for name in shard_names(urls)]
-    _check_record(out / record[0], record[1], write=process.number == 0)
-    own = list(zip(urls, targets, strict=True))[process.number :: process.count]
-    if all(target.is_file() for _, target in own):
+    urls = expand_urls(shards, allow_pipe=allow_pipe)
+    pairs = list(zip(urls, (out / name for name in shard_names(urls)), strict=True))
+    index = out / record[0]
+    _check_record(index, record[1], write=process.number == 0)
+    own = pairs[process.number :: process.count]
+    todo = [(url, target) for url, target in own if not _is_written(url, target)]
+    total = _total([target for pair in own if pair not in todo for target in pair[1:]], max_broken)
+    if process.number == 0:
+        _name_leftover(out, [target for _, target in pairs])
+    if todo:
+        _rewrite_all(build(), todo, total, done=len(own) - len(todo), threads=threads)
+    else:
         print(f"{out}: already written")
-        return
-    rewriter = build()
-    # Shards that are done count as done in the bar, so that its time left is right.
-    todo = [(url, target) for url, target in own if not target.is_file()]
-    samples = 0
+    if all(stats_of(target).is_file() for _, target in pairs):
+        whole = _total([target for _, target in pairs], max_broken)
+        content = {**record[1], "shards": len(pairs), "report": whole.to_dict()}
+        write_json(index, content, part=f".{process.number}.part")
+
+
+def _rewrite_all(
+    rewriter: Rewriter, todo: list[tuple[str, Path]], total: Report, *, done: int, threads: int
+) -> None:
+    """Shards one after another.
+
+    total  what became of the samples of those that are done
+    done   their number, so that the time left in the bar is right
+
+    Raises ValueError, once the others are written, for those that are damaged.
+    """
+    damaged: list[str] = []
+    process = int(os.environ.get("RANK", 0))
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(
-            total=len(own),
-            initial=len(own) - len(todo),
+            total=done + len(todo),
+            initial=done,
             desc="encoding",
             unit=" shards",
-            position=process.number,
+            position=process,
         ) as bar,
     ):
         for url, target in todo:
             start = time.monotonic()
-            count = write_shard(target, rewriter.samples(url, pool=pool))
-            samples += count
-            rate = count / (time.monotonic() - start)
-            bar.set_postfix_str(f"{samples} samples, {rate:.0f} a second")
+            report = Report(total.max_broken, before=total)
+            try:
+                _rewrite(rewriter, url, target, report, pool=pool)
+            except BrokenShard as error:
+                damaged.append(f"{url}: {error}")
+            else:
+                total += report
+            rate = report.read / (time.monotonic() - start)
+            bar.set_postfix_str(f"{total.written} samples, {rate:.0f} a second")
             bar.update()
-    tally = rewriter.tally
-    skipped = f", {tally.broken} skipped: {tally.summary()}" if tally.broken else ""
-    print(f"{out}: {samples} samples in {len(todo)} shards{skipped}")
+    out, count = todo[0][1].parent, done + len(todo) - len(damaged)
+    print(f"{out}: {total.written} samples in {count} shards\n{total}")
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {done + len(todo)} shards cannot be used and were not written: "
+            f"{'; '.join(damaged)}. Write or copy them again, or leave them out of the list"
+        )
+
+
+def _name_leftover(out: Path, targets: list[Path]) -> None:
+    """Say which shards of the folder are of shards that are no more."""
+    known = set(targets)
+    for target in sorted(out.glob("*.tar")):
+        stats = stats_of(target)
+        if target in known or not stats.is_file():
+            continue
+        source = str(read_json(stats).get("source"))
+        if "://" not in source and not source.startswith("pipe:") and not Path(source).exists():
+            print(
+                f"{target} was made of {source}, which is gone; delete it unless its samples are "
+                "still wanted",
+                file=sys.stderr,
+            )
+
+
+def stats_of(shard: Path) -> Path:
+    """The file that says of what a shard was made, written after it."""
+    return shard.with_name(f"{shard.name.removesuffix('.tar')}_stats.json")
+
+
+def _rewrite(rewriter: Rewriter, url: str, target: Path, report: Report, *, pool: Executor) -> None:
+    """One shard, and its stats. Raises BrokenShard, and leaves nothing, where it is not whole."""
+    given = file_state(url)
+    stats_of(target).unlink(missing_ok=True)
+
+    def samples() -> Iterator[Sample]:
+        yield from rewriter.samples(url, report, pool=pool)
+        if report.read == report.broken:
+            reasons = "; ".join(map(str, report.left_out)) or "it is empty"
+            raise BrokenShard(f"none of its {report.read} samples can be used: {reasons}")
+
+    report.written = write_shard(target, samples())
+    write_json(stats_of(target), {"source": url, "given": given, "report": report.to_dict()})
+
+
+def _is_written(url: str, target: Path) -> bool:
+    """True where the shard is there; ValueError where it was made of another."""
+    stats = stats_of(target)
+    if not target.is_file() or not stats.is_file():
+        return False
+    if not is_same_file(read_json(stats).get("given") or {}, url):
+        raise ValueError(
+            f"{url} has changed since {target} was made of it; delete {target} to make it again, "
+            "or name another --out"
+        )
+    return True
+
+
+def _total(shards: list[Path], max_broken: float) -> Report:
+    """What became of all samples of shards that are written."""
+    total = Report(max_broken)
+    for shard in shards:
+        total += Report.from_dict(read_json(stats_of(shard))["report"])
+    return total
 
 
 def own_device() -> str:
@@ -89,12 +194,67 @@ def own_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def whole_samples(url: str, tally: Tally) -> Iterator[Sample]:
-    """Samples of a shard; the rest of a damaged one is counted as broken."""
+def whole_samples(url: str) -> Iterator[Sample]:
+    """Samples of a shard of which all are needed.
+
+    Raises BrokenShard where it is damaged, or holds fewer samples than an index beside it says.
+    """
+    count = 0
     try:
-        yield from read_shard(url)
+        for sample in read_shard(url):
+            count += 1
+            yield sample
     except BrokenShard as error:
-        tally.add_broken(Broken(url, None, str(error)))
+        raise BrokenShard(f"{error}{_missing(url, count)}") from error
+    if missing := _missing(url, count):
+        raise BrokenShard(f"it ends early{missing}")
+
+
+def _missing(url: str, count: int) -> str:
+    """How many samples of a shard were not read, where its index says how many there are."""
+    there = indexed_samples(url)
+    if there is None or there[0] == count:
+        return ""
+    said, index = there
+    return f"; {count} samples could be read, {said - count} of the {said} of {index} are missing"
+
+
+def indexed_samples(url: str) -> tuple[int, Path] | None:
+    """How many samples a local shard was written with, and where that stands; None: unknown."""
+    if "://" in url or url.startswith("pipe:"):
+        return None
+    shard = Path(url)
+    folder = shard.parent
+    for index, place in (
+        (stats_of(shard), ("report", "written")),
+        (folder / INDEX, ("shards", "", shard.name)),
+        (folder.parent / INDEX, ("shards", folder.name, shard.name)),
+    ):
+        found: Any = read_json(index) if index.is_file() else None
+        for name in place:
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, int):
+            return found, index
+    return None
+
+
+def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Items, `size` at a time."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def needs_no_image(sample: Sample) -> bool:
+    """True for a conversation in which no image is mentioned, as one of texts alone is."""
+    content = parsed(sample["json"]) if "json" in sample else None
+    if not isinstance(content, dict) or not any(name in content for name in SAID):
+        return False
+    return IMAGE.encode() not in sample["json"]
+
+
+def sample_name(sample: Sample) -> str:
+    """A sample as reports name it."""
+    return f"{sample['__url__']}, sample {sample['__key__']}"
 
 
 def shard_names(urls: list[str]) -> list[str]:
@@ -108,7 +268,7 @@ def shard_names(urls: list[str]) -> list[str]:
 def _check_record(path: Path, record: dict[str, object], *, write: bool) -> None:
     """ValueError where the folder was written with other settings."""
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path)
         differing = [name for name in record if before.get(name) != record[name]]
         if differing:
             raise ValueError(

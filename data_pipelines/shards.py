@@ -27,10 +27,13 @@ import fsspec
 import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from data_pipelines.text_files import parsed
+
 Sample = dict[str, Any]
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the next attempt, doubled each time
 END_MARK = bytes(1024)
+INDEX = "index.json"  # of a folder of shards, written last: where it is, they are whole
 COMPRESSED: dict[bytes, Any] = {
     b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
     b"BZh": bz2.BZ2File,
@@ -48,17 +51,23 @@ class Unreachable(OSError):
     is_final = False
 
 
-def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
+def expand_urls(urls: str | Path | Iterable[str | Path], *, allow_pipe: bool = False) -> list[str]:
     """Patterns -> shards, in order. Raises ValueError where a pattern matches nothing.
 
     Braces count and choose ("shards/{000..127}.tar"), `*` and `?` match local files and those of
-    fsspec ("s3://bucket/*.tar"), a local folder means the *.tar in it; `pipe:` is left as it is.
+    fsspec ("s3://bucket/*.tar"), a local folder means the *.tar in it. `pipe:COMMAND` runs a shell
+    command whose output is the shard: only with `allow_pipe`.
     """
     patterns = [urls] if isinstance(urls, str | Path) else list(urls)
     if not patterns:
         raise ValueError("the list of shards is empty; name at least one, such as data/train/*.tar")
     found = []
     for pattern in map(str, patterns):
+        if pattern.startswith("pipe:") and not allow_pipe:
+            raise ValueError(
+                f"shards {pattern}: this command is run only where allow_pipe is true; set it for "
+                "a list that you trust, or name files"
+            )
         braced = [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern)
         for url in braced:
             found.extend(_matches(url))
@@ -226,13 +235,16 @@ def _close(stream: BinaryIO, url: str) -> None:
         raise Unreachable(f"shard {url}: the command failed: {error}") from error
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside, then rename: `path` is either whole or as it was before."""
+def write_file(path: Path, write: Callable[[BinaryIO], object], *, part: str = ".part") -> None:
+    """Write beside, then rename: `path` is either whole or as it was before.
+
+    part  ending of the file beside; several processes that write one path need one each
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"folder {path.parent} cannot be made: {error.strerror}") from error
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(path.name + part)
     try:
         with open(beside, "wb") as file:
             write(file)
@@ -272,6 +284,7 @@ def write_shards(
     bytes_per_shard: int,
 ) -> dict[str, int]:
     """Samples -> folder/000000.tar, 000001.tar ...; returns the number of samples of each."""
+    leftover = set(folder.glob("*.tar"))  # of a run that was interrupted
     counts: dict[str, int] = {}
     iterator = iter(samples)
     pending = next(iterator, None)
@@ -288,10 +301,24 @@ def write_shards(
     while pending is not None:
         name = f"{len(counts):06d}.tar"
         counts[name] = write_shard(folder / name, one_shard())
+    for path in sorted(leftover - {folder / name for name in counts}):
+        path.rename(aside := path.with_name(f"{path.name}.leftover"))
+        print(f"{path} is of another run, and none of these shards; it is {aside.name} now")
     return counts
 
 
-def write_json(path: Path, value: object) -> None:
-    """JSON that people read, whole or not at all."""
+def write_json(path: Path, value: object, *, part: str = ".part") -> None:
+    """JSON that people read, whole or not at all; `part` as in `write_file`."""
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-    write_file(path, lambda file: file.write(text.encode()))
+    write_file(path, lambda file: file.write(text.encode(errors="backslashreplace")), part=part)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote of a dict; ValueError where it is damaged."""
+    try:
+        value = parsed(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no object but {type(value).__name__}; delete it")
+    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -17,12 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.shards import Sample
+from data_pipelines.shards import Sample, expand_urls
+from data_pipelines.text_files import decoded, parsed
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
+LONGEST_TOKEN = 256  # characters of text that a token stands for, at the most that is reckoned with
 # What a damaged picture, text or array raises; anything else is a mistake in the code.
 BROKEN_CONTENT = (
     ValueError,  # bad JSON, bad UTF-8, a broken image, a field that is missing or does not fit
@@ -35,7 +36,14 @@ BROKEN_CONTENT = (
 class TextTokenizer(Protocol):
     """The part of transformers' tokenizers that sources use."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[int]: ...
+
+
+def letters_of(text: str, tokenizer: TextTokenizer) -> list[int]:
+    """A text that is learnt -> ids; the name of a special token in it is no more than letters."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 class ToSequence(ABC):
@@ -69,16 +77,22 @@ class Source:
     sampling_weight  field with the probability that an epoch contains a sample, such as
                      "json.sampling_weight"; it balances sets in which some subjects have many
                      samples. Without it, every epoch contains every sample
+    allow_pipe       run the commands of shards that are given as pipe:COMMAND
     """
 
     urls: str | list[str]
     to_sequence: ToSequence
     weight: float = 1.0
     sampling_weight: str | None = None
+    allow_pipe: bool = False
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"source {self.urls}: weight {self.weight} must be positive")
+
+    def shards(self) -> list[str]:
+        """The shards that the urls name; ValueError where they name none."""
+        return expand_urls(self.urls, allow_pipe=self.allow_pipe)
 
 
 def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str:
@@ -100,7 +114,7 @@ def field_weight(sample: Sample, field: str) -> float:
     value = field_value(sample, field)
     try:
         weight = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 < weight <= 1:
         raise ValueError(f"its {field} is {value!r}; a sampling weight lies in (0, 1]")
@@ -113,8 +127,8 @@ def field_value(sample: Sample, field: str) -> Any:
     if extension not in sample:
         raise ValueError(f"no {extension!r} among its fields ({', '.join(field_names(sample))})")
     if not path:
-        return sample[extension].decode("utf-8")
-    value: Any = json.loads(sample[extension])
+        return decoded(sample[extension])
+    value: Any = parsed(sample[extension])
     for name in path:
         if not isinstance(value, dict) or name not in value:
             raise ValueError(f"its {extension} has no {'.'.join(path)!r}")
@@ -159,7 +173,7 @@ def read_array(data: bytes) -> np.ndarray:
     start, size = (10, 2) if data[6] == 1 else (12, 4)
     stop = start + int.from_bytes(data[8 : 8 + size], "little")
     dtype, shape, is_fortran = _header(data[start:stop])
-    if is_fortran or len(data) - stop != dtype.itemsize * int(np.prod(shape)):
+    if is_fortran or len(data) - stop != dtype.itemsize * math.prod(shape):
         raise ValueError("a .npy field is truncated or in Fortran order")
     return np.frombuffer(data, dtype, offset=stop).reshape(shape)
 
@@ -168,12 +182,15 @@ def read_array(data: bytes) -> np.ndarray:
 def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
     try:
         header = ast.literal_eval(text.decode("latin1"))
-        dtype = np.dtype(header["descr"])
-    except (SyntaxError, KeyError, TypeError) as error:
+        dtype, shape = np.dtype(header["descr"]), tuple(header["shape"])
+        is_fortran = bool(header["fortran_order"])
+    except Exception as error:  # a damaged text may mean anything to the two parsers
         raise ValueError(f"a .npy field has a damaged header: {error}") from None
     if dtype.hasobject:
         raise ValueError("a .npy field holds Python objects, which are not read")
-    return dtype, tuple(header["shape"]), bool(header["fortran_order"])
+    if not dtype.itemsize or any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"a .npy field has a damaged header: {dtype}, shape {shape}")
+    return dtype, shape, is_fortran
 
 
 def encode_array(array: np.ndarray) -> bytes:

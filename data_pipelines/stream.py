@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
+from data_pipelines.shards import BrokenShard, Sample, read_shard
 from data_pipelines.source import BROKEN_CONTENT, Source, TextTokenizer, field_weight
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
@@ -85,12 +85,7 @@ class Tally:
         if broken not in self.listed and len(self.listed) < LISTED:
             self.listed.append(broken)
             log.warning("skipped %s", broken)
-        seen = self.good + self.broken
-        if self.broken > self.max_share * max(seen, JUDGED_AFTER):
-            raise ValueError(
-                f"{self.broken} of {seen} samples are broken, more than the allowed share "
-                f"{self.max_share}; repair them or raise max_broken: {self.summary()}"
-            )
+        check_share(self.broken, self.good + self.broken, self.max_share, self.summary())
 
     def summary(self) -> str:
         """The broken samples, those that are listed."""
@@ -107,6 +102,18 @@ class Tally:
     def load_state_dict(self, state: State) -> None:
         self.good, self.broken = state["good"], state["broken"]
         self.listed = [Broken(**one) for one in state["listed"]]
+
+
+def check_share(broken: int, seen: int, max_share: float, listed: str) -> None:
+    """Raise ValueError, with the list, where more than a share of all samples is broken.
+
+    The first `JUDGED_AFTER` samples may hold as many as a full hundred may.
+    """
+    if broken > max_share * max(seen, JUDGED_AFTER):
+        raise ValueError(
+            f"{broken} of {seen} samples are broken, more than the allowed share {max_share}; "
+            f"repair them or raise max_broken: {listed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -320,7 +327,7 @@ class SequenceStream(Iterator[Sequence]):
         self.seed = seed
         self._streams = [
             ShardStream(
-                expand_urls(source.urls),
+                source.shards(),
                 reader=reader,
                 seed=derived_seed(seed, "source", number),
                 shuffle_buffer=shuffle_buffer,
@@ -417,17 +424,24 @@ class _Memory(TextTokenizer):
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[tuple[str, bool], list[int]] = {}
+        self._known: dict[tuple[str, bool, bool], list[int]] = {}
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        if len(text) > 200:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        key = (text, add_special_tokens)
-        if key not in self._known:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[int]:
+        key = (text, add_special_tokens, split_special_tokens)
+        if key in self._known:
+            return list(self._known[key])
+        ids = self.tokenizer.encode(
+            text,
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=split_special_tokens,
+        )
+        if len(text) <= 200:
             if len(self._known) >= 1 << 16:
                 self._known.clear()
-            self._known[key] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return list(self._known[key])
+            self._known[key] = list(ids)
+        return ids
 
 
 def one_line(error: BaseException) -> str:

@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 
 from data_pipelines import command_line
-from data_pipelines.problems import D1_BEGUN, Problem, Prompt, Row, read_rows
+from data_pipelines.problems import D1_BEGUN, Problem, Prompt
+from data_pipelines.row_files import Row, read_rows
 from data_pipelines.shards import write_file
 from mmdlm.rl.rewards.sudoku import CELLS, grids, solutions
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from data_pipelines.report import Report
+from data_pipelines.row_files import BrokenRow, rows_in
 from data_pipelines.shards import Sample
-from data_pipelines.source import TextTokenizer, ToSequence, field_text
+from data_pipelines.source import (
+    LONGEST_TOKEN,
+    TextTokenizer,
+    ToSequence,
+    field_text,
+    letters_of,
+)
+from data_pipelines.text_files import json_bytes
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
+
+LONG_TEXT = 1 << 20  # characters; of texts up to here all is tokenized
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,7 @@ class Text(ToSequence):
     """A text and its closing eos, all of it target.
 
     max_tokens  a longer text gives a window of so many tokens, from a random place, so that all
-                of it is seen over the epochs
+                of it is seen over the epochs; of a very long one, a part is tokenized
     text        field of the text: "txt", or a place in a JSON field such as "json.text"
     """
 
@@ -44,7 +54,11 @@ class Text(ToSequence):
         generator: torch.Generator,
     ) -> Sequence:
         text = field_text(sample, self.text, generator=generator)
-        ids = [*tokenizer.encode(text, add_special_tokens=False), vocabulary.eos_id]
+        longest = LONGEST_TOKEN * self.max_tokens + LONG_TEXT  # characters that are tokenized
+        if len(text) > longest:
+            start = int(torch.randint(len(text) - longest + 1, (), generator=generator))
+            text = text[start : start + longest]
+        ids = [*letters_of(text, tokenizer), vocabulary.eos_id]
         spare = len(ids) - self.max_tokens
         if spare > 0:
             start = int(torch.randint(spare + 1, (), generator=generator))
@@ -52,26 +66,21 @@ class Text(ToSequence):
         return Sequence((text_segment(ids, target=True),))
 
 
-def jsonl_samples(path: Path, *, field: str = "text") -> Iterator[Sample]:
+def jsonl_samples(path: Path, *, report: Report, field: str = "text") -> Iterator[Sample]:
     """Lines of JSON objects -> samples: txt is their `field`, json the whole object.
 
-    Raises ValueError, with the line, for a line that is no object or lacks the field.
+    A line that is no object or lacks the field is counted in the report.
     """
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
-            if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-                raise ValueError(f"{path}, line {number}: no text in {field!r}; name another field")
-            yield {
-                "__key__": f"{number:09d}",
-                "txt": entry[field].encode(),
-                "json": line.strip().encode(),
-            }
+    for number, row in enumerate(rows_in(path, ".jsonl"), start=1):
+        report.read += 1
+        if isinstance(row, BrokenRow):
+            report.add_broken(row.where, row.reason)
+            continue
+        text = row.values.get(field)
+        if not isinstance(text, str):
+            report.add_broken(row.where, f"no text in {field!r}; name another field")
+            continue
+        yield {"__key__": f"{number:09d}", "txt": text.encode(), "json": json_bytes(row.values)}
 
 
 def count_lines(path: Path) -> int:

@@ -5,10 +5,10 @@ python -m data_pipelines.text_tokenizer --shards data/emoji/train --out data/emo
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines import command_line
-from data_pipelines.shards import expand_urls, read_shard, write_file
+from data_pipelines.conversations import SAID, message_of
+from data_pipelines.origin import Given, is_done
+from data_pipelines.report import Report
+from data_pipelines.shard_job import sample_name, whole_samples
+from data_pipelines.shards import INDEX, Sample, expand_urls, write_file, write_json
+from data_pipelines.source import BROKEN_CONTENT
+from data_pipelines.stream import one_line
+from data_pipelines.text_files import decoded, parsed
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -49,42 +56,82 @@ def train_text_tokenizer(
     )
 
 
-def shard_texts(shards: str | Path | list[str]) -> Iterator[str]:
-    """The txt of every sample of the shards, and the messages of every conversation."""
-    for url in expand_urls(shards):
-        for sample in read_shard(url):
-            if "txt" in sample:
-                yield sample["txt"].decode()
-            elif "json" in sample:
-                for message in json.loads(sample["json"]).get("messages", []):
-                    yield message["content"]
+def shard_texts(urls: list[str], *, report: Report) -> Iterator[str]:
+    """The txt of every sample of the shards, or else the messages of its conversation.
+
+    What has no text is counted in the report. Raises ValueError for a damaged shard.
+    """
+    for url in urls:
+        for sample in whole_samples(url):
+            report.read += 1
+            name = sample_name(sample)
+            try:
+                texts = _texts_of(sample)
+            except BROKEN_CONTENT as error:
+                report.add_broken(name, one_line(error))
+                continue
+            if not texts:
+                report.leave_out(name, "it has no txt, and no messages")
+                continue
+            report.written += 1
+            yield from texts
 
 
-def main(shards: str, out: Path, *, size: int = 2048, space_before: bool = True) -> None:
+def _texts_of(sample: Sample) -> list[str]:
+    if "txt" in sample:
+        return [decoded(sample["txt"])]
+    content = parsed(sample["json"]) if "json" in sample else None
+    if not isinstance(content, dict):
+        return []
+    pieces = chain.from_iterable(
+        content[name] if isinstance(content[name], list) else [content[name]]
+        for name in SAID
+        if content.get(name)
+    )
+    return [piece if isinstance(piece, str) else message_of(piece).text for piece in pieces]
+
+
+def main(
+    shards: str | list[str],
+    out: Path,
+    *,
+    size: int = 2048,
+    space_before: bool = True,
+    max_broken: float = 0.01,
+    allow_pipe: bool = False,
+) -> None:
     """Train a byte-level BPE tokenizer on the texts of shards.
 
     Args:
         shards: Folder, path, glob, brace range or URL of the shards; their txt is read, or the
-            messages of conversations.
+            messages of conversations and pairs.
         out: Folder for tokenizer.json and tokenizer_config.json.
         size: Number of ids, the end of text and the 256 bytes among them; 257 is a token for each
             byte.
         space_before: Read a text as if a space came before it, so that its first word is the token
             that it is elsewhere; texts without spaces are better off without.
+        max_broken: Share of broken samples that are left out and listed; more stop the job.
+        allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
     """
-    if (out / "tokenizer.json").is_file():
-        print(f"{out}: already written")
+    urls = expand_urls(shards, allow_pipe=allow_pipe)
+    settings = {"size": size, "space_before": space_before}
+    given = Given.shards(urls)
+    if is_done(out / "tokenizer.json", settings, given, index=out / INDEX):
         return
-    texts = list(tqdm(shard_texts(shards), desc="reading texts", unit=" texts"))
+    states, report = given.states(), Report(max_broken)
+    texts = list(tqdm(shard_texts(urls, report=report), desc="reading texts", unit=" texts"))
     if not texts:
         raise ValueError(f"shards {shards}: no sample has a txt, or messages, to train on")
     tokenizer = train_text_tokenizer(texts, size=size, space_before=space_before)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
+        record = {"settings": settings, "given": states, "report": report.to_dict()}
+        write_json(out / INDEX, record)
         # tokenizer.json last: where it is, the folder is whole
         for name in ("tokenizer_config.json", "tokenizer.json"):
             write_file(out / name, partial(_copy, Path(folder) / name))
     print(f"{out}: {len(tokenizer)} ids from {len(texts)} texts")
+    print(report)
 
 
 def _copy(path: Path, file: BinaryIO) -> None:

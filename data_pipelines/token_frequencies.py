@@ -17,7 +17,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines import command_line
-from data_pipelines.shards import write_file
+from data_pipelines.origin import Given, file_state, is_done
+from data_pipelines.report import Report
+from data_pipelines.shards import expand_urls, write_file, write_json
+from data_pipelines.source import letters_of
 from data_pipelines.text_tokenizer import shard_texts
 
 
@@ -28,31 +31,46 @@ def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Te
     size = max(tokenizer.get_vocab().values()) + 1
     counts = torch.zeros(size, dtype=torch.int64)
     for text in texts:
-        ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        ids = [*letters_of(text, tokenizer), tokenizer.eos_token_id]
         counts += torch.bincount(torch.tensor(ids), minlength=size)
     return counts
 
 
-def main(shards: str, tokenizer: Path, out: Path) -> None:
+def main(
+    shards: str | list[str],
+    tokenizer: Path,
+    out: Path,
+    *,
+    max_broken: float = 0.01,
+    allow_pipe: bool = False,
+) -> None:
     """Count the tokens in the texts of shards.
 
     Args:
-        shards: Folder, path, glob, brace range or URL of the shards; their txt is read.
+        shards: Folder, path, glob, brace range or URL of the shards; their txt is read, or the
+            messages of conversations and pairs.
         tokenizer: Folder of the model's tokenizer.
-        out: File for the counts.
+        out: File for the counts; a .json beside it says of what they are.
+        max_broken: Share of broken samples that are left out and listed; more stop the job.
+        allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
     """
-    if out.is_file():
-        print(f"{out}: already written")
-        return
     if not (tokenizer / "tokenizer.json").is_file():
         raise ValueError(f"tokenizer {tokenizer}: no tokenizer.json there; correct the path")
+    urls, index = expand_urls(shards, allow_pipe=allow_pipe), out.with_name(f"{out.name}.json")
+    settings = {"tokenizer": file_state(str(tokenizer / "tokenizer.json"))["sha256"]}
+    given = Given.shards(urls)
+    if is_done(out, settings, given, index=index):
+        return
     words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-    texts = tqdm(shard_texts(shards), desc="counting", unit=" texts")
+    states, report = given.states(), Report(max_broken)
+    texts = tqdm(shard_texts(urls, report=report), desc="counting", unit=" texts")
     counts = count_tokens(texts, words)
     if not counts.any():
         raise ValueError(f"shards {shards}: no sample has a txt to count")
+    write_json(index, {"settings": settings, "given": states, "report": report.to_dict()})
     write_file(out, partial(_save, counts))
     print(f"{out}: {int(counts.sum())} tokens, {int((counts > 0).sum())} of {len(counts)} ids")
+    print(report)
 
 
 def _save(counts: Tensor, file: BinaryIO) -> None:

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,21 @@ import torch
 from torch import Tensor
 
 from data_pipelines import command_line
-from data_pipelines.shard_job import Rewriter, own_device, rewrite_shards, whole_samples
+from data_pipelines.report import Report
+from data_pipelines.seen import PICTURE_FIELD, numbered
+from data_pipelines.shard_job import (
+    Rewriter,
+    batched,
+    needs_no_image,
+    own_device,
+    rewrite_shards,
+    sample_name,
+    whole_samples,
+)
 from data_pipelines.shards import Sample, expand_urls
-from data_pipelines.source import BROKEN_CONTENT, PICTURES, encode_array, field_image
-from data_pipelines.stream import Broken, Tally, one_line
-from mmdlm.vision.image_files import MAX_PIXELS
+from data_pipelines.source import BROKEN_CONTENT, encode_array, field_names
+from data_pipelines.stream import one_line
+from mmdlm.vision.image_files import MAX_PIXELS, open_image
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.pixels import Fit, to_pixels
 
@@ -44,10 +54,14 @@ def main(
     keep_images: bool = False,
     max_broken: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    allow_pipe: bool = False,
     device: str | None = None,
     threads: int = 4,
 ) -> None:
-    """Replace the pictures of shards by their codes; texts and all else stay.
+    """Replace the images of shards by their codes; texts and all else stay.
+
+    The codes of one image are codes.npy; of several (0.png, 1.png ...), 0.codes.npy, 1.codes.npy.
+    Conversations without an image stay as they are.
 
     Args:
         shards: Folder, path, glob, brace range or URL of image shards, or several of them.
@@ -57,28 +71,37 @@ def main(
         image_size: Edge in pixels to which pictures are scaled; default: the tokenizer's own.
         fit: How a picture that is not square becomes so: crop, pad with white, or stretch.
         keep_images: Keep the pictures beside their codes.
-        max_broken: Share of broken pictures that are skipped and listed; more stop the job.
+        max_broken: Share of broken samples that are left out and listed; more stop the job.
         max_pixels: Images of more pixels are not decoded, and count as broken.
+        allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
         device: Where to compute; default: this process's GPU, else the CPU.
         threads: Threads that decode pictures.
     """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size {batch_size} and threads {threads} must be 1 or more")
-    tally = Tally(max_broken)
 
     def build() -> Encoder:
         model = load_image_tokenizer(tokenizer).to(device or own_device())
         size = image_size or model.image_size
-        return Encoder(model, size, fit, batch_size, keep_images, max_pixels, tally)
+        return Encoder(model, size, fit, batch_size, keep_images, max_pixels)
 
-    expand_urls(shards)  # a path that is wrong is said before the tokenizer is read
+    # A path that is wrong is said before the tokenizer is read.
+    expand_urls(shards, allow_pipe=allow_pipe)
     record: dict[str, object] = {
         "tokenizer": _fingerprint(tokenizer),
         "image_size": image_size,
         "fit": fit,
         "keep_images": keep_images,
     }
-    rewrite_shards(shards, out, record=(RECORD, record), build=build, threads=threads)
+    rewrite_shards(
+        shards,
+        out,
+        record=(RECORD, record),
+        build=build,
+        threads=threads,
+        max_broken=max_broken,
+        allow_pipe=allow_pipe,
+    )
 
 
 @dataclass(frozen=True)
@@ -91,35 +114,45 @@ class Encoder(Rewriter):
     batch_size: int
     keep_images: bool
     max_pixels: int
-    tally: Tally
 
-    def samples(self, url: str, *, pool: Executor) -> Iterator[Sample]:
+    def samples(self, url: str, report: Report, *, pool: Executor) -> Iterator[Sample]:
         """The samples of a shard with their codes; broken ones are counted and left out."""
-        whole = whole_samples(url, self.tally)
-        while batch := list(islice(whole, self.batch_size)):
-            read = []
-            for sample, pixels in zip(batch, pool.map(self._pixels, batch), strict=True):
-                if isinstance(pixels, Broken):
-                    self.tally.add_broken(pixels)
-                else:
-                    self.tally.good += 1
-                    read.append((sample, pixels))
-            if read:
-                codes = self._encode([pixels for _, pixels in read])
-                for (sample, _), row in zip(read, codes, strict=True):
-                    kept = {
-                        name: value
-                        for name, value in sample.items()
-                        if self.keep_images or name not in PICTURES
-                    }
-                    yield {**kept, CODES: encode_array(row)}
+        for batch in batched(whole_samples(url), self.batch_size):
+            report.read += len(batch)
+            read = list(self._read(batch, report, pool=pool))
+            every = [pixels for _, images in read for pixels in images.values()]
+            codes = chain.from_iterable(map(self._encode, batched(iter(every), self.batch_size)))
+            for sample, images in read:
+                kept = {
+                    name: value
+                    for name, value in sample.items()
+                    if self.keep_images or not PICTURE_FIELD.fullmatch(name)
+                }
+                yield {**kept, **{codes_field(name): encode_array(next(codes)) for name in images}}
 
-    def _pixels(self, sample: Sample) -> Tensor | Broken:
+    def _read(
+        self, batch: list[Sample], report: Report, *, pool: Executor
+    ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
+        """Samples that can be used, each with the pixels of its images by their fields."""
+        for sample, images in zip(batch, pool.map(self._images, batch), strict=True):
+            if isinstance(images, Exception):
+                report.add_broken(sample_name(sample), one_line(images))
+            else:
+                yield sample, images
+
+    def _images(self, sample: Sample) -> dict[str, Tensor] | Exception:
         try:
-            image = field_image(sample, max_pixels=self.max_pixels)
-            return to_pixels(image, self.image_size, fit=self.fit)
+            names = numbered(sample, PICTURE_FIELD)
+            if not names and not needs_no_image(sample):
+                raise ValueError(f"no image among its fields ({', '.join(field_names(sample))})")
+            return {name: self._pixels(sample[name]) for name in names}
         except BROKEN_CONTENT as error:
-            return Broken(sample["__url__"], sample["__key__"], one_line(error))
+            return error
+
+    def _pixels(self, image: bytes) -> Tensor:
+        return to_pixels(
+            open_image(image, max_pixels=self.max_pixels), self.image_size, fit=self.fit
+        )
 
     @torch.inference_mode()
     def _encode(self, pixels: list[Tensor]) -> np.ndarray:
@@ -128,6 +161,13 @@ class Encoder(Rewriter):
         device = parameter.device if parameter is not None else "cpu"
         codes = self.tokenizer.encode(torch.stack(pixels).to(device)).cpu().numpy()
         return codes.astype(np.uint16 if self.tokenizer.codebook_size <= 1 << 16 else np.uint32)
+
+
+def codes_field(image: str) -> str:
+    """The field of the codes of an image: codes.npy, with its number where it has one."""
+    number = PICTURE_FIELD.fullmatch(image)
+    assert number is not None
+    return f"{number[1]}.{CODES}" if number[1] else CODES
 
 
 def _fingerprint(folder: Path) -> str:

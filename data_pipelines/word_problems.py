@@ -11,10 +11,9 @@ from data_pipelines.problems import (
     D1_FORM,
     Problem,
     Prompt,
-    Row,
     d1_message,
-    read_rows,
 )
+from data_pipelines.row_files import Row, read_rows
 from mmdlm.rl.rewards.answer import boxed, reference_of
 
 Style = Literal["d1", "d1_train", "llada"]

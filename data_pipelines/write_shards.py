@@ -6,9 +6,7 @@ python -m data_pipelines.write_shards emoji --out data/emoji
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,24 @@ from tqdm import tqdm
 from data_pipelines import command_line
 from data_pipelines import emoji as emoji_source
 from data_pipelines.coco import coco_entries, coco_samples
-from data_pipelines.conversation_files import Columns, conversation_samples, rows_of
-from data_pipelines.folder import folder_samples, picture_files
+from data_pipelines.conversation_files import (
+    Columns,
+    Images,
+    conversation_samples,
+    local_files,
+    rows_of,
+)
+from data_pipelines.folder import files_below, folder_samples, picture_files, source_files
+from data_pipelines.origin import Given, is_done
 from data_pipelines.preferences import PairColumns
-from data_pipelines.shards import Sample, write_json, write_shards
-from data_pipelines.stream import Tally
+from data_pipelines.report import Report
+from data_pipelines.shards import INDEX, Sample, write_json, write_shards
+from data_pipelines.source import PICTURES
 from data_pipelines.text import count_lines, jsonl_samples
+from data_pipelines.text_files import json_bytes
 from mmdlm.layouts.conversation import IMAGE
 
 SHARD_BYTES = 1 << 30
-INDEX = "index.json"  # written last: where it is, the shards are whole
 
 
 def emoji(
@@ -51,10 +57,14 @@ def emoji(
         "size": size,
         "samples_per_shard": samples_per_shard,
     }
-    if is_done(out, settings):
+    given = Given({font.name: str(font)})
+    if is_done(out / INDEX, settings, given):
         return
     pictures, left_out = emoji_source.draw_with_report(font, size=size)
     weights = emoji_source.sampling_weights(one for one in pictures if not one.held_out)
+    report = Report(read=len(pictures) + len(left_out))
+    for one in left_out:
+        report.leave_out(one.name, one.reason)
 
     def samples(held_out: bool) -> Iterator[Sample]:
         for drawn in pictures:
@@ -63,7 +73,7 @@ def emoji(
                     "__key__": drawn.key,
                     "png": png_bytes(drawn.image),
                     "txt": drawn.name.encode(),
-                    "json": _json_bytes(
+                    "json": json_bytes(
                         {
                             "name": drawn.name,
                             "names": drawn.names,
@@ -76,7 +86,7 @@ def emoji(
                     ),
                 }
 
-    _write(
+    write_splits(
         {
             split: tqdm(samples(held_out), total=total, desc=f"writing {split}", unit=" samples")
             for split, held_out, total in (
@@ -86,36 +96,67 @@ def emoji(
         },
         out,
         settings,
-        notes={"left_out": {one.name: one.reason for one in left_out}},
+        given,
+        report,
     )
 
 
-def folder(images: Path, out: Path, *, samples_per_shard: int = 1000) -> None:
-    """Pack a folder of pictures, with the texts beside them (name.txt, name.json) or their names.
+def folder(
+    images: Path,
+    out: Path,
+    *,
+    text: str | None = None,
+    allow_outside: bool = False,
+    max_broken: float = 0.01,
+    samples_per_shard: int = 1000,
+) -> None:
+    """Pack a folder of images, with the texts beside them (name.txt, name.json) or their names.
+
+    A metadata.jsonl or metadata.csv with a file_name in each row takes the place of such texts.
+    Images without any text that lie in several folders have the names of their folders. Hidden
+    files are left out, and links to folders followed.
 
     Args:
-        images: Folder with png, jpg or webp pictures, at any depth.
+        images: Folder with png, jpg or webp images, at any depth.
         out: Folder for the shards.
+        text: Column of the metadata with the texts; default: text, caption, captions, prompt or
+            label.
+        allow_outside: Read images whose path in the metadata leads out of its folder.
+        max_broken: Share of images that may be left out as broken; more stop the job.
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
     """
     settings = {
         "source": "folder",
         "images": str(images),
+        "text": text,
         "samples_per_shard": samples_per_shard,
     }
-    if not is_done(out, settings):
-        total = len(picture_files(images))
-        samples = tqdm(folder_samples(images), total=total, desc="packing", unit=" pictures")
-        _write({"": samples}, out, settings)
+    total = len(picture_files(images))
+    given = Given({}, {str(images): source_files(images)})
+    if not is_done(out / INDEX, settings, given):
+        report = Report(max_broken)
+        samples = folder_samples(images, report=report, text=text, allow_outside=allow_outside)
+        bar = tqdm(samples, total=total, desc="packing", unit=" images")
+        write_splits({"": bar}, out, settings, given, report)
 
 
-def coco(captions: Path, images: Path, out: Path, *, samples_per_shard: int = 1000) -> None:
-    """Pack pictures with the captions of a COCO captions JSON.
+def coco(
+    captions: Path,
+    images: Path,
+    out: Path,
+    *,
+    allow_outside: bool = False,
+    max_broken: float = 0.01,
+    samples_per_shard: int = 1000,
+) -> None:
+    """Pack images with the captions of a COCO captions JSON.
 
     Args:
         captions: The JSON file, such as captions_train2017.json.
-        images: Folder with the pictures that it names.
+        images: Folder with the images that it names.
         out: Folder for the shards.
+        allow_outside: Read images whose path leads out of the folder.
+        max_broken: Share of images that may be left out as broken; more stop the job.
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
     """
     settings = {
@@ -124,21 +165,30 @@ def coco(captions: Path, images: Path, out: Path, *, samples_per_shard: int = 10
         "images": str(images),
         "samples_per_shard": samples_per_shard,
     }
-    if not is_done(out, settings):
-        total = len(coco_entries(captions))
-        samples = tqdm(
-            coco_samples(captions, images), total=total, desc="packing", unit=" pictures"
-        )
-        _write({"": samples}, out, settings)
+    total = len(coco_entries(captions))
+    given = Given({str(captions): str(captions)}, _images_in(images))
+    if not is_done(out / INDEX, settings, given):
+        report = Report(max_broken)
+        samples = coco_samples(captions, images, report=report, allow_outside=allow_outside)
+        bar = tqdm(samples, total=total, desc="packing", unit=" images")
+        write_splits({"": bar}, out, settings, given, report)
 
 
-def text(file: Path, out: Path, *, field: str = "text", samples_per_shard: int = 10000) -> None:
+def text(
+    file: Path,
+    out: Path,
+    *,
+    field: str = "text",
+    max_broken: float = 0.01,
+    samples_per_shard: int = 10000,
+) -> None:
     """Pack the texts of a file of JSON lines.
 
     Args:
         file: One JSON object a line.
         out: Folder for the shards.
         field: Name of the text in the object.
+        max_broken: Share of lines that may be left out as broken; more stop the job.
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
     """
     settings = {
@@ -147,14 +197,13 @@ def text(file: Path, out: Path, *, field: str = "text", samples_per_shard: int =
         "field": field,
         "samples_per_shard": samples_per_shard,
     }
-    if not is_done(out, settings):
-        samples = tqdm(
-            jsonl_samples(file, field=field),
-            total=count_lines(file),
-            desc="packing",
-            unit=" texts",
-        )
-        _write({"": samples}, out, settings)
+    total = count_lines(file)
+    given = Given({str(file): str(file)})
+    if not is_done(out / INDEX, settings, given):
+        report = Report(max_broken)
+        samples = jsonl_samples(file, report=report, field=field)
+        bar = tqdm(samples, total=total, desc="packing", unit=" texts")
+        write_splits({"": bar}, out, settings, given, report)
 
 
 def conversations(
@@ -166,6 +215,7 @@ def conversations(
     completion: str | None = None,
     system: str = "",
     picture: str = IMAGE,
+    allow_outside: bool = False,
     split: str = "train",
     subset: str | None = None,
     max_broken: float = 0.01,
@@ -174,27 +224,35 @@ def conversations(
     """Pack conversations, with their pictures, of files or a data set of the Hugging Face Hub.
 
     A row has messages (role, content), conversations (from, value) or prompt and completion, and
-    may have image or images. Rows that cannot be used are counted, listed and left out.
+    may have image or images. A column system (or system_prompt) is the system message, and answers
+    with weight 0 are context. Rows that cannot be used are counted, listed and left out.
 
     Args:
         source: A .json, .jsonl or .parquet file, a folder of them, or OWNER/NAME on the Hub.
         out: Folder for the shards.
-        images: Folder that the paths of pictures begin in.
+        images: Folder that the paths of images begin in; default: the one where the job runs.
         prompt: Column, or template over columns such as "{question} Think.", of the question.
         completion: Column, or template over columns, of its answer.
-        system: System message of rows that are made of prompt and completion.
-        picture: Mark of a picture in a text.
+        system: System message of rows that have none.
+        picture: Mark of an image in a text.
+        allow_outside: Read images whose path leads out of the folder `images`; only for data that
+            you trust.
         split: Of a data set on the Hub.
         subset: Of a data set on the Hub; default: its own.
         max_broken: Share of rows that may be left out; more stop the job.
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
     """
-    columns = Columns(prompt, completion, system, images, picture)
     _write_rows(
-        "conversations",
         source,
         out,
-        columns,
+        Columns(prompt, completion, system, Images(images, picture, allow_outside)),
+        {
+            "source": "conversations",
+            "of": source,
+            "prompt": prompt,
+            "completion": completion,
+            "system": system,
+        },
         split=split,
         subset=subset,
         max_broken=max_broken,
@@ -211,6 +269,7 @@ def preferences(
     chosen: str = "chosen",
     rejected: str = "rejected",
     picture: str = IMAGE,
+    allow_outside: bool = False,
     split: str = "train",
     subset: str | None = None,
     max_broken: float = 0.01,
@@ -225,22 +284,29 @@ def preferences(
     Args:
         source: A .json, .jsonl, .csv or .parquet file, a folder of them, or OWNER/NAME on the Hub.
         out: Folder for the shards.
-        images: Folder that the paths of pictures begin in.
+        images: Folder that the paths of images begin in; default: the one where the job runs.
         prompt: Column of the prompt.
         chosen: Column of the answer that is preferred.
         rejected: Column of the other answer.
-        picture: Mark of a picture in a text.
+        picture: Mark of an image in a text.
+        allow_outside: Read images whose path leads out of the folder `images`; only for data that
+            you trust.
         split: Of a data set on the Hub.
         subset: Of a data set on the Hub; default: its own.
         max_broken: Share of rows that may be left out; more stop the job.
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
     """
-    columns = PairColumns(prompt, chosen, rejected, images, picture)
     _write_rows(
-        "preferences",
         source,
         out,
-        columns,
+        PairColumns(prompt, chosen, rejected, Images(images, picture, allow_outside)),
+        {
+            "source": "preferences",
+            "of": source,
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+        },
         split=split,
         subset=subset,
         max_broken=max_broken,
@@ -249,10 +315,10 @@ def preferences(
 
 
 def _write_rows(
-    kind: str,
     source: str,
     out: Path,
     columns: Columns | PairColumns,
+    settings: dict[str, Any],
     *,
     split: str,
     subset: str | None,
@@ -260,22 +326,24 @@ def _write_rows(
     samples_per_shard: int,
 ) -> None:
     """The rows of files or of a data set, as `columns` reads them."""
+    folder, mark = columns.images.folder, columns.images.mark
     settings = {
-        "source": kind,
-        "of": source,
-        **{name: value and str(value) for name, value in asdict(columns).items()},
+        **settings,
+        "images": folder and str(folder),
+        "picture": mark,
         "split": split,
         "subset": subset,
         "samples_per_shard": samples_per_shard,
     }
-    if is_done(out, settings):
+    files = {str(path): str(path) for path in local_files(source)}
+    given = Given(files, {} if folder is None else _images_in(folder))
+    if is_done(out / INDEX, settings, given):
         return
-    tally = Tally(max_broken)
+    report = Report(max_broken)
     rows = rows_of(source, split=split, subset=subset)
-    samples = conversation_samples(rows, columns, source=source, tally=tally)
-    _write({"": tqdm(samples, desc="packing", unit=f" {kind}")}, out, settings)
-    if tally.broken:
-        print(f"{out}: {tally.broken} left out: {tally.summary()}")
+    samples = conversation_samples(rows, columns, source=source, report=report)
+    bar = tqdm(samples, desc="packing", unit=f" {settings['source']}")
+    write_splits({"": bar}, out, settings, given, report)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -285,33 +353,26 @@ def png_bytes(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _json_bytes(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+def _images_in(folder: Path) -> dict[str, list[Path]]:
+    return {str(folder): files_below(folder, [f".{one}" for one in PICTURES])}
 
 
-def is_done(out: Path, settings: dict[str, Any]) -> bool:
-    """True where the same command has finished before; ValueError where another one has."""
-    index = out / INDEX
-    if not index.is_file():
-        return False
-    before = json.loads(index.read_text())["settings"]
-    if before != settings:
-        differing = {k: (before.get(k), v) for k, v in settings.items() if before.get(k) != v}
-        said = ", ".join(f"{k} was {old}, now {new}" for k, (old, new) in differing.items())
-        raise ValueError(f"{out} holds shards of other settings ({said}); name another --out")
-    print(f"{out}: already written")
-    return True
-
-
-def _write(
-    splits: dict[str, Iterable[Sample]],
+def write_splits(
+    splits: Mapping[str, Iterable[Sample]],
     out: Path,
     settings: dict[str, Any],
+    given: Given,
+    report: Report,
     *,
-    notes: dict[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
+    """Write the samples of each split to out/split, and an index that says of what they are made.
+
+    notes  more to record in the index
+    """
     if settings["samples_per_shard"] < 1:
         raise ValueError(f"samples_per_shard is {settings['samples_per_shard']}; 1 is the least")
+    states = given.states()  # before they are read: what changes meanwhile is noticed next time
     shards = {}
     for split, samples in splits.items():
         counts = write_shards(
@@ -321,10 +382,13 @@ def _write(
             bytes_per_shard=SHARD_BYTES,
         )
         shards[split] = counts
+        report.written += sum(counts.values())
         print(f"{out / split}: {sum(counts.values())} samples in {len(counts)} shards")
-    if not any(shards.values()):
+    print(report)
+    if not report.written:
         raise ValueError(f"{settings['source']}: no samples found, so {out} stays empty")
-    write_json(out / INDEX, {"settings": settings, "shards": shards, **(notes or {})})
+    record = {"settings": settings, "given": states, "shards": shards, "report": report.to_dict()}
+    write_json(out / INDEX, {**record, **(notes or {})})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipelines.problems import Problem, Prompt, Row, columns_of, drawn
+from data_pipelines.problems import Problem, Prompt, columns_of, drawn
+from data_pipelines.row_files import Row
 from data_pipelines.shards import write_file
 from eval.metrics import estimate, wilson_interval
 from eval.passes import counted

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_pipelines import command_line
 from data_pipelines.code_problems import Style, code_problem, is_human_eval, read_code
-from data_pipelines.problems import Row
+from data_pipelines.row_files import Row
 from eval.benchmark import Asked, Benchmark, run, some_examples
 from mmdlm.rl.reward import Rubric
 from mmdlm.rl.rewards.code import CodeTests

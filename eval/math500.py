@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines import command_line
-from data_pipelines.problems import Row
+from data_pipelines.row_files import Row
 from data_pipelines.word_problems import Style, math500_problem, read_math500
 from eval.benchmark import Asked, Benchmark, run, some_examples
 from mmdlm.rl.reward import Rubric

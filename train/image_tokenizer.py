@@ -101,6 +101,7 @@ class Pictures:
     num_workers      as in `Data` of the other recipes
     sampling_weight  as in `Source` of the other recipes
     max_pixels       of an image; larger ones count as broken
+    allow_pipe       run the commands of shards that are given as pipe:COMMAND
     """
 
     urls: str | list[str]
@@ -111,6 +112,7 @@ class Pictures:
     sampling_weight: str | None = None
     max_broken: float = 0.01
     max_pixels: int = MAX_PIXELS
+    allow_pipe: bool = False
 
 
 def main(
@@ -161,6 +163,7 @@ def main(
         sampling_weight=pictures.sampling_weight,
         max_broken=pictures.max_broken,
         max_pixels=pictures.max_pixels,
+        allow_pipe=pictures.allow_pipe,
         pin_memory=state.device.type == "cuda",
     )
 
@@ -173,6 +176,7 @@ def main(
             image_size=size,
             fit=pictures.fit,
             max_pixels=pictures.max_pixels,
+            allow_pipe=pictures.allow_pipe,
         )
         return next(iter(some)).to(state.device)
 

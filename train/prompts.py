@@ -17,7 +17,8 @@ from data_pipelines.conversation_files import rows_of
 from data_pipelines.countdown import Style as CountdownStyle
 from data_pipelines.countdown import make_problems, read_countdown
 from data_pipelines.countdown import to_problem as countdown_problem
-from data_pipelines.problems import Problem, Prompt, Row, read_rows
+from data_pipelines.problems import Problem, Prompt
+from data_pipelines.row_files import ROW_FILES, Row, read_rows, whole
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
 from data_pipelines.sudoku import Style as SudokuStyle
 from data_pipelines.sudoku import make_puzzles, read_puzzles
@@ -78,10 +79,9 @@ class Lines(Prompts):
         return tuple(made)
 
     def _rows(self) -> list[Row]:
-        if Path(self.path).suffix in (".jsonl", ".json", ".csv"):
+        if Path(self.path).suffix in ROW_FILES:
             return read_rows(Path(self.path))
-        found = rows_of(self.path, split=self.split)
-        rows = [Row(row, f"{self.path}, row {number}") for number, row in enumerate(found, 1)]
+        rows = [whole(row) for row in rows_of(self.path, split=self.split)]
         if not rows:
             raise ValueError(f"{self.path} holds no prompts")
         return rows

@@ -91,7 +91,7 @@ class Own(Layout):
             return self.draw(words, prompt, picture=picture).sequence
         if any(not isinstance(part, str) for part in turns[0].parts):
             self.cannot("questions about pictures")
-        ids = [*words.ids(said(turns[1])), words.vocabulary.eos_id]
+        ids = [*words.spoken(said(turns[1])), words.vocabulary.eos_id]
         sequence = self.complete(words, said(turns[0]), length=len(ids)).sequence
         *before, answer, rest = sequence.segments
         if len(answer.ids) < len(ids):

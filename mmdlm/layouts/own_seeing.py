@@ -44,6 +44,6 @@ class OwnSeeing(Own):
             return super().teach(words, turns, answers=answers)
         if len(turns) != 2 or turns[0].parts != tuple(pictures) or len(pictures) > 1:
             self.cannot("questions about pictures")
-        ids = [*words.ids(said(turns[1])), words.vocabulary.eos_id]
+        ids = [*words.spoken(said(turns[1])), words.vocabulary.eos_id]
         seen, _ = self.describe(words, pictures[0], length=len(ids)).sequence.segments
         return Sequence((seen, text_segment(ids, target=True)))

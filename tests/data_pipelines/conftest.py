@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipelines import command_line
 from data_pipelines.shards import Sample, write_shard
 from data_pipelines.source import encode_array
 from mmdlm.core.vocabulary import Vocabulary
@@ -18,7 +20,9 @@ CODES = 4  # per picture
 class NumberTokenizer:
     """Texts are numbers; a number is its own id, so that a batch shows which samples it holds."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[int]:
         return [int(word) for word in text.split()]
 
 
@@ -55,3 +59,18 @@ def number_shards(tmp_path: Path) -> Callable[..., list[str]]:
         return [str(path) for path in paths]
 
     return write
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    """Runs a job with options; gives its exit status and what it said on stderr."""
+
+    def run(job, *options):
+        monkeypatch.setattr(sys, "argv", ["job", *map(str, options)])
+        try:
+            command_line.run(job)
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run

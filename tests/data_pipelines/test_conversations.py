@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import io
 import json
 import re
 from pathlib import Path
@@ -12,22 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from data_pipelines.conversation_files import Columns, conversation_samples, rows_of
 from data_pipelines.conversations import Conversation, Message, messages_of, speak
 from data_pipelines.end_of_text import FilledTail, FixedTail, NoTail, RandomTail, Tail
 from data_pipelines.loader import build_loader
 from data_pipelines.seen import Eye, see_through
 from data_pipelines.shards import Sample, expand_urls, read_shard, write_shard
-from data_pipelines.source import Source, encode_array, field_image
-from data_pipelines.stream import Tally
+from data_pipelines.source import Source, encode_array
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.core.sequence import Batch, Sequence
 from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import LAYOUTS
 from mmdlm.layouts.words import Words
-from mmdlm.vision.image_files import open_image
 from tests.data_pipelines.eyes import SQUARE, adapter, plain
 from tests.layouts.tiny import ids_of, targets_of, words_of
 
@@ -239,6 +233,52 @@ def test_a_filled_row_leaves_nothing_to_pack() -> None:
             speak([source], LAYOUTS["llada"], words, length=9, packed=True)
 
 
+WEIGHED = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "3", "weight": 0},
+    {"role": "user", "content": "sure?"},
+    {"role": "assistant", "content": "2", "weight": 1},
+    {"role": "user", "content": "so?"},
+    {"role": "assistant", "content": "4", "train": False},
+]
+
+
+def test_answers_with_weight_0_are_context_from_the_file_to_the_targets(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": WEIGHED}))
+    write_conversations(str(tmp_path / "a.jsonl"), tmp_path / "out")
+    (one,) = (sample for url in expand_urls(tmp_path / "out") for sample in read_shard(url))
+    content = json.loads(one["json"])
+    assert short(*spoken(NONE, content)) == "^u:1 + 1?.a:3.u:sure?.a:[2.]"
+    for answers in ("one", "last"):
+        drawn = Conversation(answers=answers, tail=NoTail())
+        assert short(*spoken(drawn, content)) == "^u:1 + 1?.a:3.u:sure?.a:[2.]"
+
+
+@pytest.mark.parametrize(
+    "weight, says", [(0, "all its answers have weight 0"), (0.5, "the weight 0.5"), ("1", "'1'")]
+)
+def test_weights_that_mean_nothing(weight: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        spoken(NONE, [PAIR[0], {**PAIR[1], "weight": weight}])
+
+
+def test_names_of_special_tokens_are_letters_in_what_is_learnt() -> None:
+    named = "<|endoftext|> ends"
+    pair = [{"role": "user", "content": named}, {"role": "assistant", "content": named}]
+    for template in (True, False):
+        sequence, words = spoken(Conversation(template=template, tail=NoTail()), pair)
+        ends = [i for i in targets_of(sequence) if ids_of(sequence)[i] == words.vocabulary.eos_id]
+        assert len(ends) == (0 if template else 1)
+
+
+def test_a_conversation_of_millions_of_characters_is_not_tokenized() -> None:
+    long = [PAIR[0], {"role": "assistant", "content": "word " * 1_000_000}]
+    with pytest.raises(ValueError, match="characters of its messages do not fit in a row of 400"):
+        spoken(NONE, long)
+    cut, _ = spoken(Conversation(cut_long_answers=True, tail=NoTail()), long)
+    assert len(cut) == 400
+
+
 # ---- through shards -----------------------------------------------------------------------------
 
 
@@ -365,178 +405,6 @@ def test_settings_without_meaning() -> None:
         FixedTail(0)
 
 
-# ---- files --------------------------------------------------------------------------------------
-
-
-def packed(out: Path) -> list[dict[str, Any]]:
-    return [
-        {**one, "json": json.loads(one["json"])}
-        for url in expand_urls(out)
-        for one in read_shard(url)
-    ]
-
-
-def test_llava_json_with_pictures_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "pictures/coco").mkdir(parents=True)
-    (tmp_path / "pictures/coco/a.png").write_bytes(plain(3))
-    turns = [{"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "this"}]
-    rows: list[dict[str, Any]] = [
-        {"id": "1", "image": "coco/a.png", "conversations": turns},
-        {"id": "2", "conversations": [{"from": "human", "value": "x"}, turns[1]]},
-        {"id": "3", "image": "coco/gone.png", "conversations": turns},
-        {"id": "4", "conversations": turns[1:]},
-    ]
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    write_conversations(
-        str(tmp_path / "a.json"), tmp_path / "out", images=tmp_path / "pictures", max_broken=0.5
-    )
-    first, second = packed(tmp_path / "out")
-    assert first["png"] == plain(3)
-    assert first["json"]["messages"][0] == {"role": "user", "content": "<image>\nwhat"}
-    assert "png" not in second
-    columns, tally = Columns(images=tmp_path / "pictures"), Tally(0.015)
-    with pytest.raises(ValueError, match="2 of 4 samples .* No such file"):
-        list(conversation_samples(rows, columns, source="a.json", tally=tally))
-
-
-def test_templates_over_columns(tmp_path: Path) -> None:
-    rows = [{"question": "q", "steps": ["one", "two"], "answer": "a"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    write_conversations(
-        str(tmp_path / "a.jsonl"),
-        tmp_path / "out",
-        prompt="{question}?",
-        completion="<think>{steps[0]}</think>{answer}",
-        system="S",
-    )
-    assert packed(tmp_path / "out")[0]["json"]["messages"] == [
-        {"role": "system", "content": "S"},
-        {"role": "user", "content": "q?"},
-        {"role": "assistant", "content": "<think>one</think>a"},
-    ]
-
-
-def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    pytest.importorskip("datasets", reason="datasets is not installed")
-    import pyarrow as pa
-
-    rows = [
-        {
-            "messages": [{"role": "user", "content": "<image><image>"}, PAIR[1]],
-            "images": [{"bytes": plain(n), "path": None} for n in (1, 2)],
-        }
-    ]
-    (tmp_path / "set").mkdir()
-    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "set/a.parquet")
-    write_conversations(str(tmp_path / "set"), tmp_path / "out")
-    (one,) = packed(tmp_path / "out")
-    assert (one["0.png"], one["1.png"]) == (plain(1), plain(2))
-
-
-def test_pictures_that_are_stored_anew_look_as_they_did(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    halves = Image.new("RGB", (80, 40), "red")
-    halves.paste("white", (0, 0, 40, 40))
-    two = {"save_all": True, "append_images": [halves]}  # in one JPEG, as telephones write them
-    halves.save(tmp_path / "phone.jpg", "MPO", exif=exif, **two)
-    halves.save(tmp_path / "scan.tif", exif=exif)
-    ramp = np.linspace(0, 40000, 64, dtype=np.uint16).reshape(8, 8)
-    Image.fromarray(ramp).save(tmp_path / "grey.tif")
-    names = ["phone.jpg", "scan.tif", "grey.tif"]
-    turns = [{"role": "user", "content": "<image>"}, PAIR[1]]
-    rows = [{"messages": turns, "image": name} for name in names]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    write_conversations(str(tmp_path / "rows.json"), tmp_path / "out", images=tmp_path)
-    for name, sample in zip(names, packed(tmp_path / "out"), strict=True):
-        assert field_image(sample).tobytes() == open_image(tmp_path / name).tobytes()
-
-
-def test_a_data_set_of_the_hub_is_read_by_subset_and_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Row by row, with pictures as the files that they are there."""
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    photo = io.BytesIO()  # which would be another file if it were decoded
-    Image.new("RGB", (8, 8), "red").save(photo, format="JPEG")
-    turns = [{"role": "user", "content": "<image> what?"}, PAIR[1]]
-    rows = [
-        {"messages": PAIR, "images": []},
-        {"messages": turns, "images": [{"bytes": photo.getvalue(), "path": None}]},
-    ]
-    asked: list[Any] = []
-    theirs = inspect.signature(datasets.load_dataset)  # by its own names of what it is given
-
-    def load_dataset(*names: Any, **options: Any) -> Any:
-        asked.append(theirs.bind(*names, **options).arguments)
-        stored = datasets.Dataset.from_list(rows)
-        pictures = datasets.List(datasets.Image())
-        return stored.cast_column("images", pictures).to_iterable_dataset()
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.chdir(tmp_path)
-    write_conversations("owner/talks", tmp_path / "out", split="test", subset="german")
-    options = {"name": "german", "split": "test", "streaming": True}
-    assert asked == [{"path": "owner/talks", **options}]
-    first, second = packed(tmp_path / "out")
-    assert first["json"]["messages"] == PAIR
-    assert second["json"]["messages"] == turns
-    assert second["jpg"] == photo.getvalue()
-
-
-def test_a_data_set_that_the_hub_does_not_give_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-
-    def load_dataset(*names: Any, **options: Any) -> Any:
-        raise datasets.exceptions.DatasetNotFoundError("it is not\nthere")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match=r"data set owner/gone cannot be read \(it is not there\)"):
-        list(rows_of("owner/gone"))
-
-
-@pytest.mark.parametrize(
-    "rows, options, says",
-    [
-        ([{"a": 1, "b": 2}], {}, "has the columns a, b: no messages, no conversations, and no"),
-        ([{"a": "1"}], {"prompt": "a", "completion": "b"}, "the columns a, of which 'b' cannot"),
-        ([{"a": "1"}], {"prompt": "{a}", "completion": "{b[0]}"}, "of which '{b.0.}' cannot"),
-        ([{"a": "1"}], {"prompt": "{a", "completion": "a"}, "'{a' is no template"),
-        ([{"a": 1}], {"prompt": "a", "completion": "a"}, "of which 'a' cannot be made"),
-        ([{"a": 1}], {"prompt": "a"}, "name both prompt and completion"),
-        ([], {}, "is empty"),
-    ],
-)
-def test_a_data_set_without_the_columns(
-    rows: list[Any], options: dict[str, str], says: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=says):
-        write_conversations(str(path), tmp_path / "out", **options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "name, content, says",
-    [
-        ("a.json", "{", "a.json: no JSON"),
-        ("a.json", "{}", "no list of conversations but dict"),
-        ("a.json", "[3]", "entry 0: no object but 3"),
-        ("a.jsonl", '{"messages": []}\n3\n', "line 2: no object but 3"),
-        ("a.txt", "", "read from .json, .jsonl, .csv, .parquet"),
-        ("gone.json", None, "no such file"),
-    ],
-)
-def test_files_that_cannot_be_read(
-    name: str, content: str | None, says: str, tmp_path: Path
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=says):
-        list(rows_of(str(tmp_path / name)))
-
-
 def test_a_model_with_eyes_looks_at_conversations(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", talks(1))
     words = words_of("llada")
@@ -544,33 +412,3 @@ def test_a_model_with_eyes_looks_at_conversations(tmp_path: Path) -> None:
     spoken_ = speak([source], LAYOUTS["llada"], words, length=9, packed=False)
     (through,) = see_through(spoken_, adapter())
     assert through.to_sequence.eye.tiling == SQUARE
-
-
-@pytest.mark.parametrize("value", [None, ["one", "two"]])
-def test_what_is_no_text_is_not_learnt_as_its_name(value: object) -> None:
-    """One row of ten: it is counted and left out."""
-    rows = [{"q": "hi", "a": "yes"}] * 9 + [{"q": "hi", "a": value}]
-    tally = Tally(0.5)
-    columns = Columns("{q}?", "It is {a}.")
-    found = list(conversation_samples(rows, columns, source="rows", tally=tally))
-    assert (len(found), tally.broken) == (9, 1)
-    assert "no text but" in tally.listed[0].reason
-
-
-def test_csv_is_read_with_long_fields_and_told_of_columns_twice(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("prompt,completion\nhi," + "y" * 200_000 + "\n")
-    (row,) = rows_of(str(path))
-    assert len(row["completion"]) == 200_000
-    path.write_text("prompt,prompt\na,b\n")
-    with pytest.raises(ValueError, match="has the column 'prompt' twice"):
-        list(rows_of(str(path)))
-
-
-def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"prompt": "a", "completion": "b"}).encode())
-    assert len(list(rows_of(str(path)))) == 1
-    path.write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(ValueError, match="no text in UTF-8"):
-        list(rows_of(str(path)))

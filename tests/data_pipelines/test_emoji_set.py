@@ -170,7 +170,7 @@ class TestStyles:
 
 class TestJob:
     def test_writes_images_and_tasks_once(self, icons, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(emoji_set, "find_font", lambda: Path("font.ttf"))
+        monkeypatch.setattr(emoji_set, "find_font", lambda: Path(__file__))
         monkeypatch.setattr(emoji_set, "draw_with_report", lambda font, size: (tiny_emoji(), []))
         monkeypatch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 2)
         monkeypatch.setattr(emoji_set, "MEASURED_EDITS", 4)

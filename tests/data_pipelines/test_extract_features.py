@@ -140,9 +140,11 @@ def test_broken_pictures_are_counted_and_skipped(
     run(shards, tmp_path / "out", model, max_broken=0.02)
     assert len(samples(tmp_path / "out")) == 10
     said = capsys.readouterr().out
-    assert "10 samples in 3 shards, 2 skipped" in said
-    assert "sample 005" in said
-    assert "sample 007: a picture of 1x1 pixels is too small" in said
+    assert "10 samples in 3 shards" in said
+    assert "12 read, 10 written, 0 changed, 2 left out" in said
+    assert "sample 005)" in said
+    assert "a picture of 1x1 pixels is too small" in said
+    assert "sample 007)" in said
     with pytest.raises(ValueError, match="sample 005"):
         run(shards, tmp_path / "strict", model, max_broken=0.0)
 

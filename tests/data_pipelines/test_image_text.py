@@ -137,7 +137,7 @@ def test_texts_in_json(batch_of):
         ({"text": "json.number"}, {}, "is no text but int"),
         ({"text": "json.names"}, {"json": b"{"}, "Expecting property name"),
         ({"text": "caption"}, {}, r"no 'caption' among its fields \(txt, json, codes.npy\)"),
-        ({}, {"txt": b"\xff"}, "utf-8"),
+        ({}, {"txt": b"\xff"}, "no text in UTF-8"),
         ({}, {"codes.npy": encode_array(np.array([50]))}, "50 image codes"),
         ({}, {"codes.npy": encode_array(np.array([-1]))}, "50 image codes"),
         ({}, {"codes.npy": encode_array(np.zeros(4))}, "holds float64"),

@@ -3,217 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from data_pipelines import command_line, tokenize_images, write_shards
-from data_pipelines.shard_job import shard_names
-from data_pipelines.shards import expand_urls, read_shard, write_shard
-from data_pipelines.source import read_array
-from data_pipelines.write_shards import png_bytes
-
-
-class FakeTokenizer(torch.nn.Module):
-    """A 4 x 4 picture is one code, its red value."""
-
-    codebook_size = 256
-    image_size = 4
-    downsampling = 4
-
-    def encode(self, pixels):
-        assert pixels.shape[1:] == (3, 4, 4)
-        return ((pixels[:, 0, 0, 0] + 1) * 127.5).round().long()[:, None]
-
-
-@pytest.fixture
-def image_shards(tmp_path):
-    def sample(number):
-        return {
-            "__key__": f"{number:03d}",
-            "png": png_bytes(Image.new("RGB", (4, 4), (number, 9, 9))),
-            "txt": str(number).encode(),
-        }
-
-    for shard in range(4):
-        path = tmp_path / f"images/{shard:06d}.tar"
-        write_shard(path, map(sample, range(shard * 5, shard * 5 + 5)))
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def tokenizer_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(tokenize_images, "load_image_tokenizer", lambda folder: FakeTokenizer())
-    return folder
-
-
-@pytest.fixture
-def shell(monkeypatch, capsys):
-    """Runs a job with options; gives its exit status and what it said on stderr."""
-
-    def run(job, *options):
-        monkeypatch.setattr(sys, "argv", ["job", *map(str, options)])
-        try:
-            command_line.run(job)
-        except SystemExit as stop:
-            return stop.code, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return run
-
-
-def codes(folder) -> dict[str, int]:
-    return {
-        sample["__key__"]: int(read_array(sample["codes.npy"])[0])
-        for url in expand_urls(folder)
-        for sample in read_shard(url)
-    }
-
-
-ALL = {f"{n:03d}": n for n in range(20)}
-
-
-class TestTokenizeImages:
-    def test_codes_beside_texts(self, image_shards, tokenizer_folder, tmp_path):
-        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out", batch_size=3)
-        assert codes(tmp_path / "out") == ALL
-        sample = next(read_shard(expand_urls(tmp_path / "out")[0]))
-        assert set(sample) == {"__key__", "__url__", "txt", "codes.npy"}
-        assert read_array(sample["codes.npy"]).dtype == np.uint16
-
-    def test_pictures_can_stay(self, image_shards, tokenizer_folder, tmp_path):
-        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "o", keep_images=True)
-        assert "png" in next(read_shard(expand_urls(tmp_path / "o")[0]))
-
-    def test_processes_share_the_shards(
-        self, image_shards, tokenizer_folder, tmp_path, monkeypatch
-    ):
-        for rank in range(3):
-            monkeypatch.setenv("RANK", str(rank))
-            monkeypatch.setenv("WORLD_SIZE", "3")
-            before = len(list(tmp_path.glob("out/*.tar")))
-            tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
-            assert len(list(tmp_path.glob("out/*.tar"))) - before == (2 if rank == 0 else 1)
-        assert codes(tmp_path / "out") == ALL
-
-    def test_it_goes_on_after_a_kill(self, image_shards, tokenizer_folder, tmp_path, monkeypatch):
-        out = tmp_path / "out"
-        real, calls = FakeTokenizer.encode, []
-
-        def dies(self, pixels):
-            calls.append(len(pixels))
-            if len(calls) == 5:  # in the middle of the third shard
-                raise SystemExit(137)
-            return real(self, pixels)
-
-        monkeypatch.setattr(FakeTokenizer, "encode", dies)
-        with pytest.raises(SystemExit):
-            tokenize_images.main(str(image_shards), tokenizer_folder, out, batch_size=3)
-        monkeypatch.setattr(FakeTokenizer, "encode", real)
-        done = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-        assert [path.name for path in sorted(done)] == ["000000.tar", "000001.tar"]
-        # a kill -9 leaves the half-written file as well
-        (out / "000002.tar.part").write_bytes(b"half")
-        tokenize_images.main(str(image_shards), tokenizer_folder, out, batch_size=3)
-        assert codes(out) == ALL
-        assert all(path.stat().st_mtime_ns == when for path, when in done.items())
-        assert not list(out.glob("*.part"))
-
-    def test_it_says_when_nothing_is_left(
-        self, image_shards, tokenizer_folder, tmp_path, monkeypatch, capsys
-    ):
-        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
-        monkeypatch.setattr(tokenize_images, "load_image_tokenizer", None)
-        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
-        assert "already written" in capsys.readouterr().out
-
-    def test_broken_pictures_are_counted_and_skipped(
-        self, image_shards, tokenizer_folder, tmp_path, capsys
-    ):
-        good = list(read_shard(str(image_shards / "000001.tar")))
-        good[2]["png"] = good[2]["png"][:30]
-        del good[3]["png"]
-        write_shard(image_shards / "000001.tar", good)
-        out = tmp_path / "out"
-        tokenize_images.main(str(image_shards), tokenizer_folder, out, max_broken=0.02)
-        assert codes(out) == {k: v for k, v in ALL.items() if v not in (7, 8)}
-        said = capsys.readouterr().out
-        assert "18 samples" in said
-        assert f"{image_shards / '000001.tar'}, sample 007" in said
-        assert "2 skipped" in said
-        with pytest.raises(ValueError, match="sample 007"):
-            tokenize_images.main(
-                str(image_shards), tokenizer_folder, tmp_path / "strict", max_broken=0.0
-            )
-        assert not list(tmp_path.glob("strict/*.part"))
-
-    def test_pictures_of_too_many_pixels_are_skipped(
-        self, image_shards, tokenizer_folder, tmp_path
-    ):
-        one = next(read_shard(str(image_shards / "000000.tar")))
-        large = {**one, "__key__": "large", "png": png_bytes(Image.new("RGB", (40, 40)))}
-        write_shard(image_shards / "000009.tar", [large])
-        out = tmp_path / "out"
-        tokenize_images.main(
-            str(image_shards), tokenizer_folder, out, max_broken=0.2, max_pixels=1000
-        )
-        assert "large" not in codes(out)
-        with pytest.raises(ValueError, match="sample large.* 40 x 40 pixels are more than 1,000"):
-            tokenize_images.main(
-                str(image_shards),
-                tokenizer_folder,
-                tmp_path / "strict",
-                max_broken=0,
-                max_pixels=1000,
-            )
-
-    def test_a_truncated_shard(self, image_shards, tokenizer_folder, tmp_path, capsys):
-        data = (image_shards / "000003.tar").read_bytes()
-        (image_shards / "000003.tar").write_bytes(data[: len(data) // 2 - 3000])
-        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
-        got = codes(tmp_path / "out")
-        assert set(range(15)) <= set(got.values()) < set(range(20))
-        assert f"{image_shards / '000003.tar'}, rest of the shard" in capsys.readouterr().out
-
-    def test_codes_of_two_tokenizers_are_not_mixed(self, image_shards, tokenizer_folder, tmp_path):
-        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
-        (tokenizer_folder / "config.json").write_text('{"other": 1}')
-        with pytest.raises(ValueError, match="another tokenizer"):
-            tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
-
-    def test_names(self):
-        name = shard_names
-        assert name(["a/x.tar", "s3://b/y.tar.gz", "http://h/z.tar?v=1"]) == [
-            "x.tar",
-            "y.tar",
-            "z.tar",
-        ]
-        assert name(["a/x.tar", "b/x.tar"]) == ["000000.tar", "000001.tar"]
-        assert name(["pipe:cat x.tar"]) == ["000000.tar"]
-
-    def test_options_that_are_wrong(self, shell, image_shards, tokenizer_folder, tmp_path):
-        given = ["--shards", image_shards, "--tokenizer", tokenizer_folder, "--out", tmp_path / "o"]
-        for options, message in (
-            ([*given, "--batchsize", "3"], "--batchsize"),
-            ([*given, "--batch_size", "x"], "batch_size"),
-            ([*given, "--batch_size", "0"], "batch_size 0"),
-            ([*given, "--fit", "squeeze"], "squeeze"),
-            (given[:4], "out"),
-            ([*given, "--shards", tmp_path / "none"], "none"),
-            ([*given, "--tokenizer", tmp_path / "nowhere"], "nowhere"),
-        ):
-            status, said = shell(tokenize_images.main, *options)
-            assert status == 2, options
-            assert message in said
-            assert said.count("\n") == 1, said
-            assert "Traceback" not in said
+from data_pipelines import write_shards
+from data_pipelines.shards import expand_urls, read_shard
 
 
 class TestWriteShards:
@@ -237,6 +33,85 @@ class TestWriteShards:
         status, said = shell(jobs, "text", *options, "--samples_per_shard", "9")
         assert status == 2
         assert "samples_per_shard was 10, now 9" in said
+
+    def test_data_that_has_changed_is_noticed(self, shell, jobs, tmp_path):
+        images, out = tmp_path / "in", tmp_path / "out"
+        images.mkdir()
+        Image.new("RGB", (4, 4)).save(images / "a.png")
+        job = ["folder", "--images", images, "--out", out]
+        assert shell(jobs, *job)[0] == 0
+        assert shell(jobs, *job)[0] == 0
+        (images / ".DS_Store").write_text("x")
+        (images / "notes.md").write_text("x")
+        assert shell(jobs, *job)[0] == 0
+        for change in ("b.png", "a.txt"):
+            before = {path: path.read_bytes() for path in images.iterdir()}
+            (images / change).write_bytes(before[images / "a.png"])
+            status, said = shell(jobs, *job)
+            assert status == 2
+            assert f"{images} has 2 files and had 1" in said
+            (images / change).unlink()
+        Image.new("RGB", (4, 4), "red").save(images / "a.png")
+        status, said = shell(jobs, *job)
+        assert (status, said.count("\n")) == (2, 1)
+        assert "has changed since" in said
+
+    @pytest.mark.parametrize("job", ["text", "conversations", "coco"])
+    def test_files_and_their_images_that_have_changed(self, shell, jobs, tmp_path, job):
+        out, images, path = tmp_path / "out", tmp_path / "images", tmp_path / "a.jsonl"
+        images.mkdir()
+        Image.new("RGB", (4, 4)).save(images / "a.png")
+        turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+        options, content = {
+            "text": (["--file", path], {"text": "hi"}),
+            "conversations": (["--source", path, "--images", images], {"messages": turns}),
+            "coco": (
+                ["--captions", path, "--images", images],
+                {
+                    "images": [{"id": 1, "file_name": "a.png"}],
+                    "annotations": [{"image_id": 1, "caption": "hi"}],
+                },
+            ),
+        }[job]
+        jobs = {**jobs, "conversations": write_shards.conversations}
+        path.write_text(json.dumps(content))
+        command = [job, *options, "--out", out]
+        assert shell(jobs, *command)[0] == 0
+        path.write_text(json.dumps(content))  # the same again
+        assert shell(jobs, *command)[0] == 0
+        path.write_text(json.dumps(content).replace("hi", "ho"))
+        status, said = shell(jobs, *command)
+        assert (status, said.count("\n")) == (2, 1)
+        assert f"{path} has other contents" in said
+        if job != "text":
+            path.write_text(json.dumps(content))
+            Image.new("RGB", (4, 4), "red").save(images / "a.png")
+            status, said = shell(jobs, *command)
+            assert status == 2
+            assert f"{images} has" in said
+
+    def test_the_index_counts_and_names(self, shell, jobs, tmp_path, capsys):
+        lines = ['{"text": "a"}', '{"text": "cut \\ud83d"}', '{"text": "b"}']
+        (tmp_path / "x.jsonl").write_text("\n".join(lines))
+        assert shell(jobs, "text", "--file", tmp_path / "x.jsonl", "--out", tmp_path / "o")[0] == 0
+        report = json.loads((tmp_path / "o/index.json").read_text())["report"]
+        assert (report["read"], report["written"], report["broken"]) == (3, 2, 1)
+        (cases,) = report["left_out"]
+        assert cases["first"] == [f"{tmp_path}/x.jsonl, line 2"]
+        assert "half of a character" in cases["reason"]
+
+    def test_shards_of_a_run_that_was_interrupted_are_no_part_of_the_next(
+        self, shell, jobs, tmp_path
+    ):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/000000.tar").write_bytes(b"old")
+        (tmp_path / "out/000001.tar").write_bytes(b"old")
+        (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+        assert (
+            shell(jobs, "text", "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out")[0] == 0
+        )
+        assert expand_urls(tmp_path / "out") == [f"{tmp_path}/out/000000.tar"]
+        assert (tmp_path / "out/000001.tar.leftover").read_bytes() == b"old"
 
     def test_folder_from_a_file_of_options(self, shell, jobs, tmp_path):
         (tmp_path / "in").mkdir()
@@ -275,7 +150,7 @@ class TestWriteShards:
                 assert notes["names"]["en"] == notes["name"] == sample["txt"].decode()
                 assert notes["held_out"] == (split == "held_out")
                 assert {"de", "ja", "ar"} < set(notes["names"])
-        assert "left_out" in json.loads((tmp_path / "out/index.json").read_text())
+        assert json.loads((tmp_path / "out/index.json").read_text())["report"]["written"] == 5
 
     @pytest.mark.parametrize(
         "options, message",

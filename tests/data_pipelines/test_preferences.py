@@ -167,7 +167,7 @@ def test_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert written(tmp_path / "out") == [EXPLICIT]
     said = capsys.readouterr().out
     assert "1 left out" in said
-    assert "sample 000000001: its chosen and rejected answers are the same" in said
+    assert f"its chosen and rejected answers are the same ({tmp_path / name}, " in said
 
 
 def test_pictures_of_the_prompt_are_kept(tmp_path: Path) -> None:

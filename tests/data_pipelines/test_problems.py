@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from data_pipelines.code_problems import code_problem, read_code
-from data_pipelines.problems import Prompt, columns_of, drawn, read_rows
+from data_pipelines.problems import Prompt, columns_of, drawn
+from data_pipelines.row_files import read_rows
 from data_pipelines.word_problems import (
     gsm8k_problem,
     math500_problem,

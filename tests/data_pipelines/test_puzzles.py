@@ -197,8 +197,8 @@ def test_published_formats_of_countdown(line: str, tmp_path: Path) -> None:
     [
         ('{"input": "1,b", "output": "3"}', "line 1 is no Countdown problem"),
         ('{"input": "1,2"}', "line 1 has no 'output'"),
-        ("{", "line 1 is no JSON"),
-        ("[1]", "line 1 is no object but list"),
+        ("{", "line 1: no JSON"),
+        ("[1]", "line 1: no object but list"),
         ("", "holds no problems"),
     ],
 )

@@ -80,7 +80,12 @@ class TestPlaces:
     def test_addresses_are_not_looked_up(self):
         assert expand_urls("http://host/{0..2}.tar") == [f"http://host/{i}.tar" for i in range(3)]
         assert expand_urls("s3://bucket/{a,b}.tar") == ["s3://bucket/a.tar", "s3://bucket/b.tar"]
-        assert expand_urls("pipe:cat {x,y}*") == ["pipe:cat {x,y}*"]
+        assert expand_urls("pipe:cat {x,y}*", allow_pipe=True) == ["pipe:cat {x,y}*"]
+
+    def test_commands_only_where_they_are_allowed(self, number_shards):
+        for urls in ("pipe:rm x", [number_shards(1, 1)[0], "pipe:rm x"]):
+            with pytest.raises(ValueError, match="allow_pipe"):
+                expand_urls(urls)
 
     @pytest.mark.parametrize("nothing", [[], "no/such.tar", "no/*.tar", "no/{0..3}.tar"])
     def test_no_shards_is_an_error_that_says_so(self, nothing):

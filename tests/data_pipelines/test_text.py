@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from data_pipelines.report import Report
 from data_pipelines.text import Text, count_lines, jsonl_samples
 
 
@@ -34,7 +35,9 @@ def test_windows_reach_all_of_a_long_text(ids_of):
 def test_lines(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a b", "n": 1}\n\n{"text": "ü"}\n', encoding="utf-8")
-    first, second = jsonl_samples(path)
+    report = Report()
+    first, second = jsonl_samples(path, report=report)
+    assert report.read == 2
     assert first["txt"] == b"a b"
     assert first["json"] == b'{"text": "a b", "n": 1}'
     assert second["txt"].decode() == "ü"
@@ -46,14 +49,20 @@ def test_lines(tmp_path):
     "line, message",
     [
         ("{", "line 2: no JSON"),
+        ("[" * 200_000, "line 2: no JSON that can be read: its brackets are nested too deeply"),
+        ('{"text": "cut \\ud83d"}', "line 2: half of a character"),
         ('{"n": 1}', "line 2: no text in 'text'"),
-        ("[]", "line 2: no text"),
+        ("[]", "line 2: no object"),
     ],
 )
 def test_bad_lines(tmp_path, line, message):
     path = tmp_path / "x.jsonl"
     path.write_text(f'{{"text": "a"}}\n{line}\n')
-    with pytest.raises(ValueError, match=message):
-        list(jsonl_samples(path))
+    report = Report(0.02)
+    (_good,) = jsonl_samples(path, report=report)
+    (left_out,) = report.left_out
+    assert message in f"{left_out.first[0].split(', ')[-1]}: {left_out.reason}"
+    with pytest.raises(ValueError, match=f"1 of 2 samples are broken.*{message.split(': ')[1]}"):
+        list(jsonl_samples(path, report=Report(0.0)))
     with pytest.raises(ValueError, match="no such file"):
         count_lines(tmp_path / "y.jsonl")
