@@ -285,7 +285,9 @@ def _upright(image: Image.Image, paper: Colour, *, factor: int = 1) -> Image.Ima
     else:
         rgb = _reduced(image, factor, levels=levels, paper=paper)
     turn = TURNS.get(_orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    upright.info = {}  # with its orientation it would be turned once more by who reads it next
+    return upright
 
 
 def _levels(image: Image.Image) -> tuple[int, int]:

@@ -109,6 +109,7 @@ def test_every_format_is_set_upright_once(kind) -> None:
     top, bottom = seen.getpixel((8, 2)), seen.getpixel((8, 29))
     assert top[1] < 60
     assert bottom[1] > 200
+    assert to_rgb(seen).tobytes() == seen.tobytes()  # whoever reads it next does not turn it again
 
 
 def test_damaged_exif_leaves_the_image_as_it_lies() -> None:
