@@ -311,8 +311,9 @@ def _step(
     """One optimizer step; gives each term's (sum on this process, count over all) and the norm.
 
     And what it worked on. Where the norm is not finite nothing is moved; see `_not_finite`. Where
-    no term has anything to count on any process, there is nothing to learn: the step is skipped,
-    since momentum and decay would move the weights all the same. The norm is then None.
+    no term has anything to count on any process, or all gradients are exactly 0 (equal rewards),
+    there is nothing to learn: the step is skipped, since momentum and decay would move the weights
+    all the same. The norm is then None.
     """
     stage.begin(step)
     batches, noises, counts = [], [], dict.fromkeys(stage.coefficients, torch.zeros(()))
@@ -348,7 +349,7 @@ def _step(
     if not math.isfinite(norm):
         _not_finite(norm, every, step, accelerator, settings)
     for optimizer in optimizers:
-        if math.isfinite(norm):
+        if math.isfinite(norm) and norm > 0:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     loads = [stage.load(*pair) for pair in zip(micro, noises, strict=True)]
@@ -357,7 +358,7 @@ def _step(
         name: (sum((sums[name] for sums in every), zero), counts[name])
         for name in stage.coefficients
     }
-    return losses, norm, load
+    return losses, norm if norm != 0 else None, load
 
 
 def _not_finite(

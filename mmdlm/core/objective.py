@@ -316,6 +316,11 @@ class UniformScoreEntropy(TokenLoss):
                 "UniformScoreEntropy covers clean positions too: it needs the process "
                 f"Uniform(cover_all=True), got {process}"
             )
+        if process.exact_count:
+            raise ValueError(
+                "UniformScoreEntropy is the bound of tokens that are noised independently; set "
+                "exact_count of the process to false"
+            )
         if complementary:
             raise ValueError(
                 "UniformScoreEntropy covers every target in one copy already; set complementary to "

@@ -436,6 +436,9 @@ def test_refuses_losses_that_do_not_fit_the_process():
         Objective(Uniform(Linear()), text=uniform_scores, image=uniform_scores)
     with pytest.raises(ValueError, match="full_vocabulary"):
         Objective(everything, text=uniform_scores, image=uniform_scores, full_vocabulary=True)
+    counted = replace(everything, exact_count=True)
+    with pytest.raises(ValueError, match="set exact_count of the process to false"):
+        Objective(counted, text=uniform_scores, image=uniform_scores)
     Objective(PerModality(everything, ABSORBING), text=uniform_scores, image=scores)
     with pytest.raises(ValueError, match="'mean' is not one of"):
         ModalityLoss(normaliser="mean")  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.train.tiny import (
     KINDS,
+    WIDTH,
     Plain,
     Regression,
     Rows,
@@ -105,24 +106,41 @@ def test_a_batch_without_one_kind_costs_nothing(tmp_path: Path) -> None:
 
 
 class Gaps(Rows):
-    """Every third batch has no rows."""
+    """Every third batch has no rows, or rows that nothing is learnt of."""
+
+    def __init__(self, *args: Any, rows: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rows = rows
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():
-            yield batch[:0] if self.given % 3 == 0 else batch
+            yield torch.full((self.rows, WIDTH), NOTHING) if self.given % 3 == 0 else batch
 
 
+class Unmoved(Regression):
+    """Rows that are marked have a loss and no gradient, as answers of equal rewards do."""
+
+    def forward(self, batch: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        if bool((batch == NOTHING).all()):
+            return {kind: (self.linear(batch) * 0).sum() + 1 for kind in KINDS}
+        return super().forward(batch, noise)
+
+
+NOTHING = 7.0
+
+
+@pytest.mark.parametrize("rows", [0, 4], ids=["no rows", "no gradient"])
 @pytest.mark.parametrize(
     "optimizer", [Plain(momentum=0.9), AdamW(learning_rate=0.05, weight_decay=0.5)], ids=str
 )
 def test_a_step_without_anything_to_learn_moves_nothing(
-    optimizer: Optimizer, tmp_path: Path
+    optimizer: Optimizer, rows: int, tmp_path: Path
 ) -> None:
     """Momentum, decay and the average stand still; it is counted, across a kill as well."""
 
     def train(out: Path, *, steps: int = 7, crash: int = 99) -> list[Tensor]:
-        stage = Regression()
-        loader = Gaps(4, on_batch=crash_at(crash))
+        stage = Unmoved()
+        loader = Gaps(4, rows=rows, on_batch=crash_at(crash))
         rate = Cosine(final=1.0)  # constant, so that runs of several lengths begin alike
         options = settings(
             optimizer=optimizer, schedule=rate, ema=0.9, steps=steps, checkpoint_every=4

@@ -339,6 +339,7 @@ def test_the_reference_stays_what_it_was(
 
 
 def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
+    """Neither does weight decay."""
     out = rl(
         config,
         judging={"rubric": {"rewards": {"same": reward("Always")}}},
@@ -348,6 +349,12 @@ def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
     for entry in logged(out):
         assert entry["grad_norm"] == 0.0
         assert entry["frac_reward_zero_std"] == 1.0
+        assert entry["skipped_steps"] == entry["step"]
+    start, end = (
+        load_file(Path(folder) / "model.safetensors")
+        for folder in (config["start_from"], out / "final")
+    )
+    assert all(torch.equal(start[name], end[name]) for name in start)
 
 
 def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any]) -> None:
