@@ -111,7 +111,7 @@ class FitSettings:
     steps             optimizer steps of the whole run
     accumulation      batches a step, per process
     clip              largest gradient norm
-    ema               decay of the averaged weights
+    ema               decay of the averaged weights; 0 keeps and saves none
     mixed_precision   "no", "bf16", or "auto": bf16 on an accelerator, float32 on a CPU
     compile           torch.compile the layers; "auto": on a GPU
     checkpoint_every  steps between checkpoints (the newest `keep` stay); the last step has one

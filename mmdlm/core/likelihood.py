@@ -115,13 +115,19 @@ class LikelihoodEstimator(ABC):
         log_probs: list[Tensor] = []
         entropies: list[Tensor] = []
         for number, some in enumerate(passes):
+            x_t = torch.cat([view.x_t for view in some])
             score = partial(
-                self.score_pass, denoiser, batch, some, entropy=entropy, undrawable=undrawable
+                self.score_pass,
+                denoiser=denoiser,
+                batch=concatenate([batch] * len(some)) if len(some) > 1 else batch,
+                views=some,
+                entropy=entropy,
+                undrawable=undrawable,
             )
             if number < again:  # the last ones are kept, which the gradient asks for first
-                values, spread = checkpoint(score, use_reentrant=False)
+                values, spread = checkpoint(score, x_t, use_reentrant=False)
             else:
-                values, spread = score()
+                values, spread = score(x_t)
             log_probs += values.split(len(batch))
             entropies += [] if spread is None else spread.split(len(batch))
         return TokenScores(
@@ -133,18 +139,22 @@ class LikelihoodEstimator(ABC):
 
     def score_pass(
         self,
+        x_t: Tensor,
+        *,
         denoiser: Denoiser,
         batch: Batch,
         views: Sequence[View],
-        *,
         entropy: bool,
         undrawable: tuple[int, ...],
     ) -> tuple[Tensor, Tensor | None]:
-        """Score K views in one forward pass: log-probabilities and entropies [K B, L]."""
+        """Score the ids of K views, [K B, L], and as many copies of the batch in one forward pass.
+
+        Returns log-probabilities and entropies, [K B, L].
+        """
         return token_scores(
             denoiser,
-            torch.cat([view.x_t for view in views]),
-            concatenate([batch] * len(views)) if len(views) > 1 else batch,
+            x_t,
+            batch,
             where=torch.cat([view.covered for view in views]),
             full_vocabulary=self.full_vocabulary,
             entropy=entropy,
@@ -631,22 +641,28 @@ class Trace(LikelihoodEstimator):
 
     def score_pass(
         self,
+        x_t: Tensor,
+        *,
         denoiser: Denoiser,
         batch: Batch,
         views: Sequence[View],
-        *,
         entropy: bool,
         undrawable: tuple[int, ...],
     ) -> tuple[Tensor, Tensor | None]:
         steps = [view.committed for view in views if view.committed is not None]
         if not steps:
             return super().score_pass(
-                denoiser, batch, views, entropy=entropy, undrawable=undrawable
+                x_t,
+                denoiser=denoiser,
+                batch=batch,
+                views=views,
+                entropy=entropy,
+                undrawable=undrawable,
             )
         return step_scores(
             denoiser,
-            torch.cat([view.x_t for view in views]),
-            concatenate([batch] * len(views)) if len(views) > 1 else batch,
+            x_t,
+            batch,
             committed=torch.cat(steps),
             covered=torch.cat([view.covered for view in views]),
             full_vocabulary=self.full_vocabulary,

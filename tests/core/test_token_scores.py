@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -137,6 +138,24 @@ def test_memory_does_not_grow_with_the_number_of_views() -> None:
     assert most < 1.5 * base, (most, base)
     assert kept > 4 * base, (kept, base)
     for a, b in zip(gradient, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_computed_again_drops_out_the_same() -> None:
+    class Dropping(TinyDenoiser):
+        def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
+            return F.dropout(super().hidden(x_t, batch), 0.5)
+
+    gradients, batch = [], ragged()
+    for kept in (1, 3):
+        denoiser, estimator = Dropping(), Coupled(kept_passes=kept)
+        (views,) = estimator.draw(batch, VOCABULARY, generator=rng())
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            total = estimator.scores(denoiser, batch, views).total
+        total.sum().backward()
+        gradients.append([p.grad for p in denoiser.parameters()])
+    for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
 
 
