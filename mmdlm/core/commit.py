@@ -60,7 +60,7 @@ class CommitRule(ABC):
 
     @abstractmethod
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
-        """[B] how many of the block's `size` targets may be open after this step.
+        """[B] how many of the block's `size` targets may be open after this step, of any dtype.
 
         A fraction is rounded down. The sampler sees to it that none is after the last one.
         """

@@ -233,7 +233,7 @@ class Sampler:
             remaining = self._remaining(progress, generator)  # [B]
             again = self._again(here & committed, probability, remaining, progress, generator)
             count = progress.open + again.sum(1) - remaining
-            chosen = still_open & self.commit.choose(
+            chosen = self.commit.choose(
                 drawn.score,
                 drawn.probability,
                 words=torch.where(is_text & ~torch.isin(drawn.ids, no_words), drawn.ids, -1),
@@ -241,6 +241,8 @@ class Sampler:
                 count=count,
                 progress=progress,
             )
+            _check_shape(chosen, still_open, of=f"{type(self.commit).__name__}.choose")
+            chosen = still_open & chosen.bool()
             masks = chosen & (drawn.ids == vocabulary.mask_id)
             void = void + masks.sum(1) * self.commit.planned
             chosen &= ~masks
@@ -292,7 +294,9 @@ class Sampler:
 
     def _remaining(self, progress: Progress, generator: torch.Generator) -> Tensor:
         """[B] the commit rule's count; a planned step commits one at least, the last one all."""
-        remaining = self.commit.remaining(progress, generator=generator).long().clamp_min(0)
+        remaining = self.commit.remaining(progress, generator=generator)
+        _check_shape(remaining, progress.open, of=f"{type(self.commit).__name__}.remaining")
+        remaining = remaining.long().clamp_min(0)
         if self.remask is None and self.commit.planned:
             remaining = torch.minimum(remaining, (progress.open - 1).clamp_min(0))
         return remaining.masked_fill(progress.last, 0)
@@ -368,12 +372,7 @@ class Sampler:
     def _scores(self, candidates: Candidates, generator: torch.Generator) -> Tensor:
         """[M] float64, what the order gives in any dtype."""
         score = self.order.score(candidates, generator=generator)
-        if score.shape != candidates.column.shape:
-            raise ValueError(
-                f"sampler: {type(self.order).__name__}.score gave a tensor of shape "
-                f"{tuple(score.shape)} for {len(candidates.column)} candidates; it must give one "
-                "number for each"
-            )
+        _check_shape(score, candidates.column, of=f"{type(self.order).__name__}.score")
         return score.double()
 
     def _categorical(self, logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -453,6 +452,15 @@ def _without(logits: Tensor, ids: tuple[int, ...], start: int) -> Tensor:
     if not columns:
         return logits
     return logits.index_fill(-1, torch.tensor(columns, device=logits.device), -math.inf)
+
+
+def _check_shape(found: Tensor, wanted: Tensor, *, of: str) -> None:
+    """Raise ValueError where a part of a user's own gives a tensor of another shape."""
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"sampler: {of} gave a tensor of shape {tuple(found.shape)}, but {tuple(wanted.shape)} "
+            "was asked for; mend it"
+        )
 
 
 def _check_ranges(batch: Batch, vocabulary: Vocabulary) -> None:

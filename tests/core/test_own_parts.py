@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmdlm.core import likelihood
-from mmdlm.core.commit import CommitRule, Progress, highest
+from mmdlm.core.commit import CommitRule, EvenSplit, Progress, highest
 from mmdlm.core.likelihood import LikelihoodEstimator
 from mmdlm.core.order import Candidates, Order
 from mmdlm.core.sampler import Sampler
@@ -50,10 +50,46 @@ def test_scores_of_an_order_may_have_any_dtype(dtype: torch.dtype):
         assert (steps[target].diff() < 0).all()
 
 
-def test_scores_of_another_shape_are_refused():
-    order = RightToLeft(shape=(-1, 1))
-    with pytest.raises(ValueError, match=r"RightToLeft.score gave a tensor of shape \(\d+, 1\)"):
-        Sampler(steps=3, order=order)(TinyDenoiser(), ragged(), generator=rng())
+@dataclass(frozen=True)
+class OneForAll(CommitRule):
+    """One number where each row is to have its own."""
+
+    def remaining(self, progress: Progress, *, generator: torch.Generator) -> torch.Tensor:
+        return progress.open.max()
+
+
+@dataclass(frozen=True)
+class OneRow(EvenSplit):
+    """A choice for the first row alone, as whole numbers."""
+
+    rows: int = 1
+
+    def choose(self, score, probability, *, words, among, count, progress) -> torch.Tensor:
+        return highest(score, among, count)[: self.rows].long()
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (
+            {"order": RightToLeft(shape=(-1, 1))},
+            r"RightToLeft.score gave a tensor of shape \(\d+, 1\)",
+        ),
+        ({"commit": OneForAll()}, r"OneForAll.remaining gave .* shape \(\), but \(5,\) was asked"),
+        ({"commit": OneRow()}, r"OneRow.choose gave a tensor of shape \(1, \d+\), but \(5, \d+\)"),
+    ],
+)
+def test_tensors_of_another_shape_are_refused(parts, said: str):
+    with pytest.raises(ValueError, match=said):
+        Sampler(steps=3, **parts)(TinyDenoiser(), ragged(), generator=rng())
+
+
+def test_a_choice_may_be_of_whole_numbers():
+    usual, own = (
+        Sampler(steps=5, commit=rule)(TinyDenoiser(), ragged(), generator=rng())
+        for rule in (EvenSplit(), OneRow(rows=9))
+    )
+    assert torch.equal(usual.ids, own.ids)
 
 
 def test_a_commit_rule_of_ones_own_changes_no_context():
