@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.linear import PackedLayers
 from mmdlm.core.sequence import Batch, Sequence, collate
-from mmdlm.decoding import Decoding, Defaults
+from mmdlm.decoding import GENERATION, Decoding, Defaults
 from mmdlm.filling import Filling
 from mmdlm.layouts.layout import Ask, Codes, Layout, Picture
+from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.own import Own
 from mmdlm.layouts.words import Words
+from mmdlm.models.checkpoint import new_folder
+from mmdlm.models.lora import has_adapter
 from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.image_files import WHITE
 from mmdlm.vision.image_tokenizer import ImageTokenizer
@@ -88,6 +93,38 @@ class Engine:
                 f"text_slots {self.text_slots} and max_length {self.max_length} leave no room for "
                 "text; at least one token and the end of text are needed"
             )
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write all that `mmdlm.load` reads into a new folder, which appears whole or not at all.
+
+        Weights and config.json, the text tokenizer, the image tokenizer and the defaults of
+        generation.
+
+        Raises ValueError for a folder that exists, and for what a folder cannot hold: an adapter
+        beside the weights, a layout of one's own.
+        """
+        denoiser = self.denoiser
+        if not isinstance(denoiser, PreTrainedModel):
+            raise ValueError(f"a {type(denoiser).__name__} is no model of transformers to be saved")
+        if has_adapter(denoiser):
+            raise ValueError(
+                "the model has an adapter beside its weights; load it with merge_adapter=True, or "
+                "save the adapter alone: model.denoiser.save_pretrained(FOLDER)"
+            )
+        family = (getattr(denoiser.config, "published", None) or {}).get("family")
+        seeing = getattr(denoiser.config, "vision", None) is not None
+        if self.layout != layout_of(family, seeing=seeing):
+            raise ValueError(
+                f"a folder cannot hold the layout {self.layout!r}; save a model that was loaded "
+                "without `layout`, and give it again when you load that"
+            )
+        generation = self.defaults.to_json()
+        with new_folder(Path(folder)) as part:
+            denoiser.save_pretrained(part)
+            self.text_tokenizer.save_pretrained(part)
+            if self.image_tokenizer is not None:
+                self.image_tokenizer.save_pretrained(part / "image_tokenizer")
+            (part / GENERATION).write_text(generation, encoding="utf-8")
 
     # --- documents --------------------------------------------------------------------------------
 

@@ -175,7 +175,8 @@ def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not fast.is_file() and not all(path.is_file() for path in pieces):
         raise ValueError(
             f"{fast} is missing, and there are no vocab.json and merges.txt in its place; copy or "
-            "download the text tokenizer (AutoModel.from_pretrained loads a network without one)"
+            "download the text tokenizer (AutoModel.from_pretrained loads a network without one; "
+            "save_pretrained of what mmdlm.load returns writes all)"
         )
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(

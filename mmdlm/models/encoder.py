@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,8 @@ from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
 from mmdlm.models.checkpoint import refuse_strange_tensors
+from mmdlm.models.lora import has_adapter, save_adapter
+from mmdlm.models.resizing import padded, resized
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,33 @@ class MmdlmEncoder(PreTrainedModel):
         """The encoder's."""
         embeddings: nn.Module = self.encoder.get_input_embeddings()
         return embeddings
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """transformers' `save_pretrained`; of a model with an adapter the adapter alone."""
+        if has_adapter(self) and not kwargs.get("push_to_hub"):
+            save_adapter(self, Path(save_directory), state_dict=kwargs.get("state_dict"))
+            return
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """transformers' `resize_token_embeddings`; see `MmdlmForMaskedDiffusion`."""
+        count = self.vocabulary.size if new_num_tokens is None else new_num_tokens
+        rows = padded(count, pad_to_multiple_of)
+        found = resized(self.vocabulary, count, rows=rows)
+        self.encoder.resize_token_embeddings(rows, None, mean_resizing)
+        decoder = self.encoder.get_submodule(self.anatomy.decoder)
+        tensors = [self.get_input_embeddings().weight, decoder.weight, decoder.bias]
+        found.arrange([one for one in tensors if one is not None])
+        self.vocabulary = found.vocabulary
+        self.config.vocabulary = found.vocabulary.to_dict()
+        return self.get_input_embeddings()
 
     def _body(
         self, ids: Tensor, position: Tensor, document: Tensor, ahead: Tensor | None

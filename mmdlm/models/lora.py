@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -177,6 +177,27 @@ class Lora:
             "rank_pattern": {k: v for k, v in ranks.items() if v != self.config.get("r", 8)},
             "alpha_pattern": {k: v for k, v in scales.items() if v != alpha},
         }
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    """Whether a model has an adapter beside its weights."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def save_adapter(
+    model: PreTrainedModel, folder: Path, *, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write the adapter of a model as PEFT does.
+
+    By PEFT itself: transformers asks for a PEFT that may be newer than any that is released.
+    """
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name="default")
+    stored = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(folder)
 
 
 def _renamings() -> Iterable[Callable[[str], str | None]]:

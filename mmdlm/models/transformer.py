@@ -37,7 +37,9 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors, tokenizer_size
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
+from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.places import Places
+from mmdlm.models.resizing import padded, resized
 from mmdlm.models.rope import check_rope_scaling, rope_type
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 
@@ -746,10 +748,41 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     ) -> None:
         """transformers' `save_pretrained`, in our format wherever the weights came from.
 
-        `mmdlm convert` writes the format of a published family.
+        `mmdlm convert` writes the format of a published family; `mmdlm.Model.save_pretrained` all
+        that `mmdlm.load` reads, tokenizers included. Of a model with an adapter the adapter alone
+        is written, in PEFT's format.
         """
+        if has_adapter(self) and not kwargs.get("push_to_hub"):
+            save_adapter(self, Path(save_directory), state_dict=kwargs.get("state_dict"))
+            return
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """transformers' `resize_token_embeddings`, which the vocabulary in the config follows.
+
+        new_num_tokens  ids of text, specials and image codes together. New ones continue the text:
+                        what stands behind it moves on, rows and ids
+
+        Raises ValueError where an id that the model uses would be lost.
+        """
+        count = self.vocabulary.size if new_num_tokens is None else new_num_tokens
+        rows = padded(count, pad_to_multiple_of)
+        found = resized(self.vocabulary, count, rows=rows)
+        super().resize_token_embeddings(rows, None, mean_resizing)
+        head = self.lm_head
+        if type(head) is nn.Linear:  # transformers has made it anew
+            self.lm_head = Linear(head.in_features, head.out_features, bias=False, device="meta")
+            self.lm_head.weight = head.weight
+        found.arrange([self.model.embed_tokens.weight, self.lm_head.weight])
+        self.vocabulary = found.vocabulary
+        self.config.vocabulary = found.vocabulary.to_dict()
+        return self.model.embed_tokens
 
 
 def _is_quantized(checkpoint: Checkpoint) -> bool:
