@@ -76,7 +76,10 @@ class Neighbourhood(ABC):
 
     @abstractmethod
     def step(self, codes: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
-        """One step from each of `codes`, any shape; a walk may stay where it is."""
+        """One step from each of `codes`, any shape; a walk may stay where it is.
+
+        The result is cast to int64.
+        """
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ class NeighbourNoise(Noise):
             codes, left = x_0[here] - start, steps[here]
             for done in range(int(left.max()) if len(left) else 0):
                 moved = self.neighbourhood.step(codes, stop - start, generator=generator)
-                codes = torch.where(left > done, moved, codes)
+                codes = torch.where(left > done, moved.to(codes.dtype), codes)
             x_t = x_t.masked_scatter(here, codes + start)
         return x_t
 

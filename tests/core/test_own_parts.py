@@ -11,9 +11,12 @@ import torch
 
 from mmdlm.core import likelihood
 from mmdlm.core.commit import CommitRule, EvenSplit, Progress, highest
+from mmdlm.core.forward import TokenNeighbour
 from mmdlm.core.likelihood import LikelihoodEstimator
+from mmdlm.core.noise import Neighbourhood
 from mmdlm.core.order import Candidates, Order
 from mmdlm.core.sampler import Sampler
+from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Batch
 from mmdlm.core.token_scores import token_log_prob
 from mmdlm.core.view import View, masked_view, scored_targets
@@ -137,3 +140,25 @@ def test_an_estimator_of_ones_own_needs_nothing_private():
     assert all(line.strip() in said for line in example)
     names = {name for line in example for name in re.findall(r"\b[a-z_]+(?=\()", line)}
     assert not any(name.startswith("_") for name in names)
+
+
+@dataclass(frozen=True)
+class Upwards(Neighbourhood):
+    """The next code, of a dtype that a user may well return."""
+
+    dtype: torch.dtype = torch.float32
+
+    def step(self, codes: torch.Tensor, size: int, *, generator: torch.Generator) -> torch.Tensor:
+        return ((codes + 1) % size).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_a_neighbourhood_of_ones_own_may_give_any_dtype(dtype: torch.dtype):
+    usual, own = (
+        TokenNeighbour(Linear(), neighbourhood=Upwards(kind)).corrupt(
+            ragged(), torch.full((5,), 0.7), VOCABULARY, generator=rng()
+        )
+        for kind in (torch.int64, dtype)
+    )
+    assert torch.equal(usual.x_t, own.x_t)
+    assert not torch.equal(own.x_t, ragged().ids)
