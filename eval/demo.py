@@ -33,7 +33,7 @@ from eval.demo_page import (
 )
 from mmdlm.generate import Model
 from mmdlm.loading import load
-from mmdlm.vision.pixels import open_image
+from mmdlm.vision.image_files import open_image
 
 PAGE = "index.html"
 PICTURES = "pictures"  # folder beside the page
