@@ -91,7 +91,7 @@ class Decoding:
                          "prompt" that alone (exact for a model with prefix_attention), "prefix"
                          what lies before the block, "dual" all but the block, "delayed" tokens a
                          step after they were committed, "stable" what the model is sure of
-                         (pictures); None: nothing, the exact result
+                         (pictures); None: nothing, the exact result; or a `Cache` of one's own
     cache_refresh        compute all anew every so many steps; None: as the cache has it
     block_length         finish this many tokens before the next are begun; None: all at once
     remask               share of committed tokens that a step may take back; 0 is off
@@ -117,7 +117,7 @@ class Decoding:
     entropy_bound: float | None = None
     in_order: bool = False
     distinct: bool = False
-    cache: CacheName | None = None
+    cache: CacheName | Cache | None = None
     cache_refresh: int | None = None
     block_length: int | None = None
     remask: float = 0.0
@@ -168,7 +168,8 @@ class Decoding:
         if not isinstance(self.schedule, CommitRule):
             _check_choice("schedule", self.schedule, ScheduleName)
         if self.cache is not None:
-            _check_choice("cache", self.cache, CacheName)
+            if not isinstance(self.cache, Cache):
+                _check_choice("cache", self.cache, CacheName)
         elif self.cache_refresh is not None:
             raise ValueError(f"cache_refresh {self.cache_refresh} needs a cache; name one")
         for name in ("in_order", "distinct"):
@@ -251,7 +252,7 @@ class Decoding:
         )
 
     def _cache(self) -> Cache | None:
-        caches: dict[CacheName, Cache] = {
+        caches: dict[CacheName | Cache, Cache] = {
             "prompt": Prompt(),
             "prefix": Prefix(),
             "dual": Dual(),
@@ -260,7 +261,7 @@ class Decoding:
         }
         if self.cache is None:
             return None
-        cache = caches[self.cache]
+        cache = self.cache if isinstance(self.cache, Cache) else caches[self.cache]
         return cache if self.cache_refresh is None else replace(cache, refresh=self.cache_refresh)
 
 
@@ -311,12 +312,13 @@ class Defaults:
     def to_json(self) -> str:
         """Return the text of a generation.json.
 
-        Raises ValueError for an order or a schedule of one's own, which has no name there.
+        Raises ValueError for an order, schedule or cache of one's own, which has no name there.
         """
         for task in fields(self):
             decoding = getattr(self, task.name)
-            for name in ("order", "schedule") if isinstance(decoding, Decoding) else ():
-                if not isinstance(getattr(decoding, name), str):
+            own = ("order", "schedule", "cache") if isinstance(decoding, Decoding) else ()
+            for name in own:
+                if not isinstance(getattr(decoding, name), str | None):
                     raise ValueError(
                         f"{task.name}.{name} {getattr(decoding, name)!r} is a class of your own, "
                         "which a checkpoint cannot carry; leave it out here and give it where the "

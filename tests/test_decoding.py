@@ -51,12 +51,21 @@ class Own(LeftToRight):
     """An order that has no name."""
 
 
+@dataclass(frozen=True)
+class OwnCache(Dual):
+    """A cache that has no name."""
+
+
 def test_a_class_of_ones_own_is_used_and_not_stored(tmp_path: Path) -> None:
     own = Defaults().in_each_task(order=Own(), schedule=EvenSplit())
     assert own.text_to_image.sampler().order == Own()
     assert own.text_to_image.sampler().commit == EvenSplit()
     with pytest.raises(ValueError, match=r"text_to_image.order Own\(\) is a class of your own"):
         own.to_json()
+    cached = Defaults(caption=Decoding(5, cache=OwnCache(), cache_refresh=3))
+    assert cached.caption.sampler().cache == OwnCache(3)
+    with pytest.raises(ValueError, match=r"caption.cache OwnCache\(.*\) is a class of your own"):
+        cached.to_json()
     usual = Defaults(caption=Decoding(5, order="margin"))
     assert Defaults.from_json(written(tmp_path, usual.to_json())) == usual
     path = {"caption": {"order": {"class_path": "tests.test_decoding.Own"}}}

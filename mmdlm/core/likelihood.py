@@ -529,7 +529,7 @@ class Trace(LikelihoodEstimator):
             )
         if self.block_length is not None and not self.with_order:
             raise ValueError(
-                f"Trace: block_length {self.block_length} is read with with_order alone; leave it "
+                f"Trace: block_length {self.block_length} is read only with with_order; leave it "
                 "out"
             )
 
@@ -543,7 +543,7 @@ class Trace(LikelihoodEstimator):
             return
         if not isinstance(sampler.order, Confidence) or sampler.order.temperature:
             raise ValueError(
-                f"Trace: with_order knows the probability of Confidence() alone, not of "
+                f"Trace: with_order knows only the probability of Confidence(), not that of "
                 f"{sampler.order}; leave it out, which is exact for Random() and LeftToRight()"
             )
         for name, exact in (
@@ -559,7 +559,7 @@ class Trace(LikelihoodEstimator):
         ):
             if getattr(sampler, name) != exact:
                 raise ValueError(
-                    f"Trace: with_order is exact with {name} {exact!r} alone, but the sampler has "
+                    f"Trace: with_order is exact only with {name} {exact!r}, but the sampler has "
                     f"{getattr(sampler, name)!r}; set it so, or leave with_order out"
                 )
         if isinstance(sampler.commit, Parallel):

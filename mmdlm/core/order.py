@@ -41,7 +41,7 @@ class Order(ABC):
         """Score each candidate: [M], of any dtype; the sampler compares them in float64.
 
         `candidates` are of one modality, and scores of both are compared with each other. Draw
-        random numbers from `generator` alone, so that the result follows from the seed.
+        random numbers only from `generator`, so that the result follows from the seed.
         """
 
 

@@ -24,7 +24,7 @@ Level = Literal["token", "sequence", "product"]
 Divergence = Literal["k1", "k3"]
 Anchor = Literal["reference", "old"]
 Normaliser = Literal["token", "sequence", "constant"]
-KlNormaliser = Literal["policy", "view"]
+KlNormalization = Literal["policy", "view"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ClippedSurrogate(PolicyLoss):
                 "sequence"  each row's own covered tokens, then the rows that have any (GRPO,
                             UniGRPO, TraceRL)
                 "constant"  the rows that have any, times `length` (Dr. GRPO)
-    kl_normaliser  what the KL is divided by
+    kl_normalization  what the KL is divided by
                 "policy"    as the surrogate, by the normaliser
                 "view"      its sum over the covered tokens of a view of a row by the number of such
                             views that cover any (TraceRL's code, in which each view is a sample):
@@ -133,7 +133,7 @@ class ClippedSurrogate(PolicyLoss):
     anchor: Anchor = "reference"
     normaliser: Normaliser = "token"
     length: int | None = None
-    kl_normaliser: KlNormaliser = "policy"
+    kl_normalization: KlNormalization = "policy"
 
     def __post_init__(self) -> None:
         choices = (
@@ -141,7 +141,7 @@ class ClippedSurrogate(PolicyLoss):
             ("kl", ("k1", "k3")),
             ("anchor", ("reference", "old")),
             ("normaliser", ("token", "sequence", "constant")),
-            ("kl_normaliser", ("policy", "view")),
+            ("kl_normalization", ("policy", "view")),
         )
         for name, known in choices:
             if getattr(self, name) not in known:
@@ -216,7 +216,7 @@ class ClippedSurrogate(PolicyLoss):
         if anchor is not None:
             divergence = self._divergence(policy, anchor)
             statistics = statistics + Statistics.means(kl=(divergence, covered))
-            if self.beta and self.kl_normaliser == "view":
+            if self.beta and self.kl_normalization == "view":
                 each = self._divergences(policy, anchor)
                 sums["kl"] = torch.where(policy.covered, each, 0.0).sum()
             elif self.beta:
@@ -266,7 +266,7 @@ class ClippedSurrogate(PolicyLoss):
         else:  # a row that covers nothing is no rollout to learn from
             count = anywhere.any(1).sum() * (self.length or 1)
         counts = dict.fromkeys(self.coefficients, count)
-        if "kl" in counts and self.kl_normaliser == "view":
+        if "kl" in counts and self.kl_normalization == "view":
             counts["kl"] = covered.any(2).sum()
         return counts
 

@@ -182,17 +182,17 @@ def test_what_it_would_not_be_exact_for_is_refused() -> None:
     estimator.check(exact)
     Trace().check(replace(exact, order=Random(), temperature=0.7))
     for change, message in (
-        ({"order": Entropy()}, "knows the probability of Confidence"),
-        ({"order": Confidence(1.0)}, "knows the probability of Confidence"),
-        ({"temperature": 0.8}, "exact with temperature 1.0 alone, but the sampler has 0.8"),
-        ({"top_p": 0.9}, "exact with top_p None alone, but the sampler has 0.9"),
+        ({"order": Entropy()}, "knows only the probability of Confidence"),
+        ({"order": Confidence(1.0)}, "knows only the probability of Confidence"),
+        ({"temperature": 0.8}, "exact only with temperature 1.0, but the sampler has 0.8"),
+        ({"top_p": 0.9}, "exact only with top_p None, but the sampler has 0.9"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
-        ({"block_length": 8}, "exact with block_length 4 alone, but the sampler has 8"),
+        ({"block_length": 8}, "exact only with block_length 4, but the sampler has 8"),
         ({"commit": Threshold(0.9)}, "does not depend on the draw"),
     ):
         with pytest.raises(ValueError, match=message):
             estimator.check(replace(exact, **change))
     with pytest.raises(ValueError, match="set shrink to 1, not 2"):
         Trace(with_order=True, shrink=2)
-    with pytest.raises(ValueError, match="block_length 3 is read with with_order alone"):
+    with pytest.raises(ValueError, match="block_length 3 is read only with with_order"):
         Trace(block_length=3)

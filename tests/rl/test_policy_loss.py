@@ -48,7 +48,7 @@ LOSSES: list[PolicyLoss] = [
     ClippedSurrogate(level="sequence", normaliser="sequence", epsilon_high=0.3),
     ClippedSurrogate(level="product", normaliser="constant", length=7, beta=0.1, kl="k1"),
     ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old"),
-    ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old", kl_normaliser="view"),
+    ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old", kl_normalization="view"),
     Wd1(psi=2.0),
     Spg(),
     Spg(mix=1.0, eubo_beta=2.0),
@@ -116,7 +116,7 @@ def test_a_policy_far_from_its_anchor_has_a_finite_divergence() -> None:
     [
         ({"epsilon_high": -0.5}, "epsilon_high must not be negative, got -0.5"),
         ({"normaliser": "constant", "length": -3}, "length must be at least 1, got -3"),
-        ({"kl_normaliser": "row"}, "kl_normaliser 'row' is not one of policy, view"),
+        ({"kl_normalization": "row"}, "kl_normalization 'row' is not one of policy, view"),
     ],
 )
 def test_a_surrogate_of_impossible_numbers_is_refused(options, said) -> None:
@@ -159,7 +159,7 @@ def plain_surrogate(
                 w = float(policy.weight[k, b, i])
                 weighted += w * (math.exp(d) - d - 1 if loss.kl == "k3" else -d)
                 weight += w
-            if loss.kl_normaliser == "policy":
+            if loss.kl_normalization == "policy":
                 value += loss.beta * weighted / weight
             values.append(value)
         if places:
@@ -172,7 +172,7 @@ def plain_surrogate(
             ]
             if d:
                 in_views.append(sum(math.exp(x) - x - 1 if loss.kl == "k3" else -x for x in d))
-    kl = loss.beta * sum(in_views) / len(in_views) if loss.kl_normaliser == "view" else 0.0
+    kl = loss.beta * sum(in_views) / len(in_views) if loss.kl_normalization == "view" else 0.0
     if loss.normaliser == "token":
         return sum(map(sum, rows)) / tokens + kl
     if loss.normaliser == "sequence":
@@ -187,8 +187,8 @@ def plain_surrogate(
 @pytest.mark.parametrize(
     ("kl", "anchor"), [("k1", "reference"), ("k3", "reference"), ("k3", "old")]
 )
-@pytest.mark.parametrize("kl_normaliser", ["policy", "view"])
-def test_surrogate_is_the_formula(level, normaliser, kl, anchor, kl_normaliser):
+@pytest.mark.parametrize("kl_normalization", ["policy", "view"])
+def test_surrogate_is_the_formula(level, normaliser, kl, anchor, kl_normalization):
     old = made_up(1)
     policy, reference = made_up(2, near=old), made_up(3, near=old)
     loss = ClippedSurrogate(
@@ -200,7 +200,7 @@ def test_surrogate_is_the_formula(level, normaliser, kl, anchor, kl_normaliser):
         beta=0.3,
         kl=kl,
         anchor=anchor,
-        kl_normaliser=kl_normaliser,
+        kl_normalization=kl_normalization,
     )
     terms = loss(policy, ADVANTAGE, old=old, reference=reference)
     assert loss.counts(views_of(policy)) == terms.counts

@@ -438,7 +438,7 @@ def test_deviations_are_of_all_completions_together() -> None:
         ({"class_path": "Coupled"}, surrogate()),
         (
             {"class_path": "Trace"},
-            surrogate(normaliser="sequence", anchor="old", beta=0.01, kl_normaliser="view"),
+            surrogate(normaliser="sequence", anchor="old", beta=0.01, kl_normalization="view"),
         ),
         (MEAN_FIELD, {"class_path": "mmdlm.rl.policy_loss.Wd1"}),
         ({"class_path": "BlockRandom"}, {"class_path": "mmdlm.rl.policy_loss.Spg"}),
@@ -809,7 +809,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                     "init_args": {"with_order": True},
                 },
             },
-            "with_order is exact with top_p None alone, but the sampler has 0.9",
+            "with_order is exact only with top_p None, but the sampler has 0.9",
         ),
         (
             {
