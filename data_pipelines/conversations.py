@@ -273,6 +273,11 @@ class Spoken(Seeing):
             raise ValueError(
                 f"its {name} has {len(codes)} codes, no square; store them in rows and columns"
             )
+        if self.layout.square and self.words.grid not in (None, grid):
+            raise ValueError(
+                f"its {name} has {grid[0]} x {grid[1]} codes, but an image of this model "
+                f"({self.layout.family}) has {' x '.join(map(str, self.words.grid or ()))}"
+            )
         return Codes.given(self.words.vocabulary.image_ids(codes), (grid[0], grid[1]))
 
     def _text(self, turns: tuple[Turn, ...]) -> Sequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from data_pipelines.shards import Sample
 from data_pipelines.source import (
     LONGEST_TOKEN,
+    Source,
     TextTokenizer,
     ToSequence,
     field_codes,
@@ -65,6 +67,8 @@ class ImageText(ToSequence):
                     `Batch.without_context` masks it for classifier-free guidance
     text            field of the text: "txt", or a place in a JSON field such as "json.names.de"
     codes           field of the codes
+    codes_per_image  of every image; None: as the image tokenizer of the model makes them, where
+                    that is known
     cut_long_text   cut a text that needs more than text_slots; otherwise such a sample counts as
                     broken and is skipped
     """
@@ -74,6 +78,7 @@ class ImageText(ToSequence):
     drop_condition: float = 0.1
     text: str = "txt"
     codes: str = "codes.npy"
+    codes_per_image: int | None = None
     cut_long_text: bool = False
 
     def __post_init__(self) -> None:
@@ -101,7 +106,7 @@ class ImageText(ToSequence):
         )
         if task == "text":
             return Sequence((text,))
-        codes = field_codes(sample, vocabulary, field=self.codes)
+        codes = field_codes(sample, vocabulary, field=self.codes, count=self.codes_per_image)
         begin, image, end = image_segments(codes, vocabulary, target=task != "caption")
         if task != "joint" and float(torch.rand((), generator=generator)) < self.drop_condition:
             text, image = masked_context(text, vocabulary), masked_context(image, vocabulary)
@@ -124,6 +129,19 @@ class ImageText(ToSequence):
             tokenizer=tokenizer,
             cut_long_text=self.cut_long_text,
         )
+
+
+def expect_codes(sources: Iterable[Source], count: int) -> list[Source]:
+    """The same sources; those of images refuse another number of codes, unless they say their own.
+
+    count  codes of an image of the model
+    """
+    return [
+        replace(source, to_sequence=replace(source.to_sequence, codes_per_image=count))
+        if isinstance(source.to_sequence, ImageText) and source.to_sequence.codes_per_image is None
+        else source
+        for source in sources
+    ]
 
 
 def slots_of(

@@ -82,7 +82,12 @@ def is_done(
         differing = {k: (before.get(k), v) for k, v in settings.items() if before.get(k) != v}
         said = ", ".join(f"{k} was {old}, now {new}" for k, (old, new) in differing.items())
         raise ValueError(f"{place} is of other settings ({said}); name another --out")
-    if changes := given.changes(record.get("given") or {}):
+    if "given" not in record:
+        raise ValueError(
+            f"{index} does not say of which data {place} is; delete {place} to make it again, or "
+            "name another --out"
+        )
+    if changes := given.changes(record["given"]):
         raise ValueError(
             f"{place} is of data that has changed since: {'; '.join(changes)}. Delete {place} "
             "to make it again, or name another --out"

@@ -10,6 +10,7 @@ from typing import Any
 from data_pipelines.stream import check_share
 
 NAMED = 5  # names that are kept of each reason
+REASONS = ("changed", "left_out")
 MOST_REASONS = 50  # that are told apart
 # What tells two cases of one reason apart: quoted texts, numbers, and what stands in brackets.
 _PARTICULARS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\([^()]*\)|\S*\d\S*")
@@ -95,9 +96,12 @@ class Report:
 
     @classmethod
     def from_dict(cls, counts: Mapping[str, Any]) -> Report:
-        """The inverse of `to_dict`."""
-        cases = {name: [Cases(**one) for one in counts[name]] for name in ("changed", "left_out")}
-        return cls(**{**counts, **cases})
+        """The inverse of `to_dict`; ValueError where it is damaged."""
+        try:
+            changed, left_out = ([Cases(**one) for one in counts[name]] for name in REASONS)
+            return cls(**{**counts, "changed": changed, "left_out": left_out})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its counts are damaged ({error!r}); delete it") from None
 
     def __str__(self) -> str:
         """One line of counts, then one for each reason."""

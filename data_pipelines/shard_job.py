@@ -76,7 +76,8 @@ def rewrite_shards(
     _check_record(index, record[1], write=process.number == 0)
     own = pairs[process.number :: process.count]
     todo = [(url, target) for url, target in own if not _is_written(url, target)]
-    total = _total([target for pair in own if pair not in todo for target in pair[1:]], max_broken)
+    new = {target for _, target in todo}
+    total = _total([target for _, target in own if target not in new], max_broken)
     if process.number == 0:
         _name_leftover(out, [target for _, target in pairs])
     if todo:
@@ -185,7 +186,11 @@ def _total(shards: list[Path], max_broken: float) -> Report:
     """What became of all samples of shards that are written."""
     total = Report(max_broken)
     for shard in shards:
-        total += Report.from_dict(read_json(stats_of(shard))["report"])
+        stats = stats_of(shard)
+        try:
+            total += Report.from_dict(read_json(stats).get("report") or {})
+        except ValueError as error:
+            raise ValueError(f"{stats}: {error}") from None
     return total
 
 

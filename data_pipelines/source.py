@@ -136,8 +136,13 @@ def field_value(sample: Sample, field: str) -> Any:
     return value
 
 
-def field_codes(sample: Sample, vocabulary: Vocabulary, *, field: str = "codes.npy") -> Tensor:
-    """Image codes of a sample -> [K] int64 in raster order; ValueError where they do not fit."""
+def field_codes(
+    sample: Sample, vocabulary: Vocabulary, *, field: str = "codes.npy", count: int | None = None
+) -> Tensor:
+    """Image codes of a sample -> [K] int64 in raster order; ValueError where they do not fit.
+
+    count  K; None: any
+    """
     if field not in sample:
         raise ValueError(
             f"no {field!r} among its fields ({', '.join(field_names(sample))}); "
@@ -150,6 +155,8 @@ def field_codes(sample: Sample, vocabulary: Vocabulary, *, field: str = "codes.n
         raise ValueError(
             f"its {field} does not fit a vocabulary of {vocabulary.image_codes} image codes"
         )
+    if count is not None and codes.size != count:
+        raise ValueError(f"its {field} has {codes.size} codes, but an image has {count} here")
     return torch.from_numpy(codes.astype(np.int64))
 
 

@@ -21,7 +21,7 @@ from data_pipelines.conversations import SAID, message_of
 from data_pipelines.origin import Given, is_done
 from data_pipelines.report import Report
 from data_pipelines.shard_job import sample_name, whole_samples
-from data_pipelines.shards import INDEX, Sample, expand_urls, write_file, write_json
+from data_pipelines.shards import INDEX, BrokenShard, Sample, expand_urls, write_file, write_json
 from data_pipelines.source import BROKEN_CONTENT
 from data_pipelines.stream import one_line
 from data_pipelines.text_files import decoded, parsed
@@ -62,19 +62,26 @@ def shard_texts(urls: list[str], *, report: Report) -> Iterator[str]:
     What has no text is counted in the report. Raises ValueError for a damaged shard.
     """
     for url in urls:
-        for sample in whole_samples(url):
-            report.read += 1
-            name = sample_name(sample)
-            try:
-                texts = _texts_of(sample)
-            except BROKEN_CONTENT as error:
-                report.add_broken(name, one_line(error))
-                continue
-            if not texts:
-                report.leave_out(name, "it has no txt, and no messages")
-                continue
-            report.written += 1
-            yield from texts
+        try:
+            for sample in whole_samples(url):
+                yield from _counted(sample, report)
+        except BrokenShard as error:
+            raise ValueError(f"{url}: {error}; write or copy it again") from None
+
+
+def _counted(sample: Sample, report: Report) -> list[str]:
+    report.read += 1
+    name = sample_name(sample)
+    try:
+        texts = _texts_of(sample)
+    except BROKEN_CONTENT as error:
+        report.add_broken(name, one_line(error))
+        return []
+    if texts:
+        report.written += 1
+    else:
+        report.leave_out(name, "it has no txt, and no messages")
+    return texts
 
 
 def _texts_of(sample: Sample) -> list[str]:

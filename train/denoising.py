@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.conversations import speak
+from data_pipelines.image_text import expect_codes
 from data_pipelines.loader import build_loader
 from data_pipelines.seen import see_through
 from data_pipelines.source import Source
@@ -250,7 +252,10 @@ def read_sources(
 
     Raises ValueError for what the model cannot see.
     """
-    spoken = speak(data.sources, layout, words, length=data.length, packed=data.packed)
+    sources = data.sources
+    if words.grid is not None:
+        sources = expect_codes(sources, prod(words.grid))
+    spoken = speak(sources, layout, words, length=data.length, packed=data.packed)
     return see_through(spoken, getattr(denoiser, "vision", None))
 
 

@@ -75,7 +75,7 @@ class Dream(Layout):
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
         """The text after a first token; it may name special tokens."""
-        prompt = text_segment([_first(words), *words.ids(text)])
+        prompt = text_segment([_first(words), *words.spoken(text)])
         return answering(words, (prompt,), length=length)
 
     def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:

@@ -77,6 +77,7 @@ class Layout:
     family      its name, as `config.published` has it
     sees        how a picture enters: not at all, as codes of the image tokenizer, or as features
                 of the vision adapter
+    square      whether all images of codes are squares of the image tokenizer's own size
     tasks       the methods of `mmdlm.generate.Model` that the family was trained for
     specials    special tokens that its conversations need
     longest     document that it was trained on, in tokens, where config.json says less
@@ -86,6 +87,7 @@ class Layout:
 
     family: ClassVar[str]
     sees: ClassVar[Sight] = "nothing"
+    square: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]]
     specials: ClassVar[Specials] = {}
     longest: ClassVar[int] = 0

@@ -74,7 +74,7 @@ class Llada(Layout):
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
         """The text and nothing before it; it may name special tokens."""
-        return answering(words, (text_segment(words.ids(text)),), length=length)
+        return answering(words, (text_segment(words.spoken(text)),), length=length)
 
     def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """The text, and that it ends."""

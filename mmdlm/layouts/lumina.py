@@ -76,6 +76,7 @@ class Lumina(Layout):
     # Its config.json has LLaDA's 4096, which a picture of 1024 x 1024 alone exceeds.
     longest: ClassVar[int] = 8192
     sees: ClassVar[Sight] = "codes"
+    square: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = (
         "caption",
         "answer",

@@ -197,7 +197,7 @@ class Mmada(Llada):
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
         """A text begins with `bos`."""
         bos = self.ids(words, "bos")["bos"]
-        return answering(words, (text_segment([bos, *words.ids(text)]),), length=length)
+        return answering(words, (text_segment([bos, *words.spoken(text)]),), length=length)
 
     def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """`bos text eos`, behind the picture that it describes."""

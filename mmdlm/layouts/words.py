@@ -96,7 +96,7 @@ class Words:
 
     def prompt(self, text: str) -> Tensor:
         """Text -> its ids without an end, [T]. Raises ValueError where it is too long."""
-        return torch.tensor(self.checked(self.ids(text.strip()), text), dtype=torch.int64)
+        return torch.tensor(self.checked(self.spoken(text.strip()), text), dtype=torch.int64)
 
     def checked(self, ids: list[int], text: str) -> list[int]:
         """The ids, unless there are too many of them."""
@@ -143,11 +143,11 @@ class Words:
         return torch.tensor(self.checked(ids, text)), torch.tensor(hole)
 
     def _start(self, piece: str) -> list[int]:
-        return self.ids(piece.lstrip())
+        return self.spoken(piece.lstrip())
 
     def _continue(self, piece: str) -> list[int]:
         """Ids of a piece in the middle of a text, where a tokenizer must not put a space first."""
-        before, ids = self.ids("\n"), self.ids("\n" + piece)
+        before, ids = self.spoken("\n"), self.spoken("\n" + piece)
         return ids[len(before) :] if ids[: len(before)] == before else self._start(piece)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_codes_are_read_for_a_model_of_codes() -> None:
     sequence, words = spoken(Conversation(), drawn, "mmada", **codes)
     taught = targets_of(sequence)
     assert [ids_of(sequence)[i] for i in taught] == list(range(first, first + 6))
+
+
+def test_codes_of_another_grid_than_the_models_are_refused() -> None:
+    words = replace(words_of("mmada"), grid=(2, 2))
+    of_mmada = NONE.spoken(LAYOUTS["mmada"], words, length=99)
+    content = {"messages": [{"role": "user", "content": "<image>"}, PAIR[1]]}
+
+    def sequence(side: int) -> Sequence:
+        codes = encode_array(np.zeros((side, side), np.uint16))
+        sample = {"json": json.dumps(content).encode(), "codes.npy": codes}
+        options: dict[str, Any] = {"tokenizer": words.tokenizer, "generator": torch.Generator()}
+        return of_mmada.sequence(sample, [], words.vocabulary, **options)
+
+    assert len(sequence(2)) > 4
+    with pytest.raises(ValueError, match=r"codes.npy has 3 x 3 codes, .*\(mmada\) has 2 x 2"):
+        sequence(3)
 
 
 def test_prompts_are_dropped_where_a_picture_is_drawn() -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from data_pipelines.image_text import ImageText, Tasks
-from data_pipelines.source import encode_array
+from data_pipelines.image_text import ImageText, Tasks, expect_codes, slots_of
+from data_pipelines.source import Source, encode_array
 from mmdlm.core.sequence import collate
 from mmdlm.core.vocabulary import Modality
+from tests.layouts.tiny import words_of
 
 CODES = [5, 0, 49, 7]
 SLOTS = 5
@@ -163,3 +165,45 @@ def test_samples_that_cannot_be_used(batch_of, options, changed, message):
 def test_options_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_names_of_special_tokens_are_letters():
+    words = words_of("llada")
+    named = "a <|mask|> and <|endoftext|>"
+    ids = slots_of(
+        named, 90, vocabulary=words.vocabulary, tokenizer=words.tokenizer, cut_long_text=False
+    ).tolist()
+    assert words.vocabulary.mask_id not in ids
+    end = ids.index(words.vocabulary.eos_id)
+    assert words.tokenizer.decode(ids[:end]) == named
+    assert set(ids[end:]) == {words.vocabulary.eos_id}
+
+
+def test_a_very_long_text_is_cut_before_it_is_tokenized(batch_of, tokenizer, monkeypatch):
+    longest = []
+    real = type(tokenizer).encode
+
+    def encode(self, text, **options):
+        longest.append(len(text))
+        return real(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "encode", encode)
+    text = b"12 " * 3_000_000
+    batch = batch_of(ImageText(only("text"), text_slots=SLOTS, cut_long_text=True), txt=text)
+    assert batch.ids[0].tolist() == [12] * SLOTS
+    with pytest.raises(ValueError, match="needs at least .* text_slots is 5"):
+        batch_of(ImageText(only("text"), text_slots=SLOTS), txt=text)
+    assert max(longest) < 10_000
+
+
+@pytest.mark.parametrize("count", [3, 5, 9])
+def test_codes_of_the_wrong_number_are_refused(batch_of, count):
+    """As many as the image tokenizer of the model makes; or as the source says itself."""
+    given = ImageText(only("draw"), text_slots=SLOTS, drop_condition=0.0)
+    (source,) = expect_codes([Source("x.tar", given)], 4)
+    batch_of(source.to_sequence)
+    codes = {"codes.npy": encode_array(np.zeros(count, np.uint16))}
+    with pytest.raises(ValueError, match=f"its codes.npy has {count} codes, but an image has 4"):
+        batch_of(source.to_sequence, **codes)
+    (own,) = expect_codes([replace(source, to_sequence=replace(given, codes_per_image=count))], 4)
+    batch_of(own.to_sequence, **codes)

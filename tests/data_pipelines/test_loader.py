@@ -200,6 +200,18 @@ def test_tally(make, number_shards):
     assert first["broken"] == 0
 
 
+def test_commands_are_run_only_where_a_source_allows_it(make, number_shards, tmp_path):
+    (url,) = number_shards(1, 4)
+    command = f"pipe:touch {tmp_path}/ran; cat {url}"
+    to_sequence = Text(max_tokens=6)
+    with pytest.raises(ValueError, match="allow_pipe"):
+        make([Source(command, to_sequence)])
+    assert not (tmp_path / "ran").exists()
+    loader = make([Source(command, to_sequence, allow_pipe=True)], repeat=False)
+    assert sum(len(batch.ids) for batch in loader) == 4
+    assert (tmp_path / "ran").exists()
+
+
 def test_nothing_usable(make, number_shards):
     sources = [Source(number_shards(1, 2, folder="t"), ImageText(text_slots=1))]
     with pytest.raises(ValueError, match="no sample that can be used"):

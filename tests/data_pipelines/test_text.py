@@ -5,6 +5,8 @@ import torch
 
 from data_pipelines.report import Report
 from data_pipelines.text import Text, count_lines, jsonl_samples
+from tests.data_pipelines.conftest import NumberTokenizer
+from tests.layouts.tiny import words_of
 
 
 @pytest.fixture
@@ -30,6 +32,47 @@ def test_windows_reach_all_of_a_long_text(ids_of):
     windows = [ids_of(Text(max_tokens=4), "0 1 2 3 4 5", seed) for seed in range(60)]
     whole = [0, 1, 2, 3, 4, 5, 999]
     assert {tuple(w) for w in windows} == {tuple(whole[i : i + 4]) for i in range(4)}
+
+
+def test_names_of_special_tokens_are_letters():
+    """The one end of text is that which closes the document."""
+    words = words_of("llada")
+    named = "In <|mask|> is the mask and <|endoftext|> ends a text."
+    (segment,) = Text(max_tokens=200)(
+        {"__key__": "k", "__url__": "x.tar", "txt": named.encode()},
+        words.vocabulary,
+        tokenizer=words.tokenizer,
+        generator=torch.Generator(),
+    ).segments
+    ids = segment.ids.tolist()
+    assert words.vocabulary.mask_id not in ids
+    assert ids.index(words.vocabulary.eos_id) == len(ids) - 1
+    assert words.tokenizer.decode(ids[:-1]) == named
+
+
+def test_of_a_very_long_text_a_part_is_tokenized(vocabulary, monkeypatch):
+    monkeypatch.setattr("data_pipelines.text.LONG_TEXT", 1000)
+
+    class Counting(NumberTokenizer):
+        longest = 0
+
+        def encode(self, text, **options):
+            self.longest = max(self.longest, len(text))
+            return super().encode(text, **options)
+
+    tokenizer, seen = Counting(), set()
+    text = " ".join(str(n // 10) for n in range(9990))
+    for seed in range(40):
+        (segment,) = Text(max_tokens=4)(
+            {"__key__": "k", "__url__": "x.tar", "txt": text.encode()},
+            vocabulary,
+            tokenizer=tokenizer,
+            generator=torch.Generator().manual_seed(seed),
+        ).segments
+        assert len(segment.ids) == 4
+        seen.add(int(segment.ids[0]) // 250)
+    assert seen == {0, 1, 2, 3}  # all of it is seen over the epochs
+    assert tokenizer.longest == 4 * 256 + 1000 < len(text)
 
 
 def test_lines(tmp_path):

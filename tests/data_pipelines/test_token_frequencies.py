@@ -29,6 +29,23 @@ def test_job(tmp_path: Path) -> None:
         assert counts[number] == ids.count(number)
 
 
+def test_names_of_special_tokens_are_letters_and_changed_shards_are_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = train_text_tokenizer(TEXTS, size=280)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_shard(tmp_path / "x.tar", [{"__key__": "0", "txt": b"<|endoftext|> red"}])
+    given = (str(tmp_path / "x.tar"), tmp_path / "tokenizer", tmp_path / "counts.pt")
+    main(*given)
+    assert torch.load(given[2], weights_only=True)[tokenizer.eos_token_id] == 1
+    assert "1 read, 1 written" in capsys.readouterr().out
+    main(*given)
+    assert "counts.pt: already written" in capsys.readouterr().out
+    write_shard(tmp_path / "x.tar", [{"__key__": "0", "txt": b"heart"}])
+    with pytest.raises(ValueError, match=r"x\.tar has other contents"):
+        main(*given)
+
+
 def test_what_cannot_be(tmp_path: Path) -> None:
     write_shard(tmp_path / "x.tar", [{"__key__": "a", "png": b""}])
     with pytest.raises(ValueError, match=r"no tokenizer\.json there"):
