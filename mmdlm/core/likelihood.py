@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdlm.core.commit import Parallel
+from mmdlm.core.commit import CommitRule, Parallel, Threshold
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.forward import exact_count
 from mmdlm.core.order import Confidence
@@ -503,12 +503,13 @@ class Trace(LikelihoodEstimator):
 
     views         so many of the merged steps an iteration, drawn without replacement, until all of
                   them have had their turn; None: all of them, each iteration
-    with_order    the exact log-probability of a rollout with `Confidence` without noise, the
-                  commit rule fixing the number of tokens: see `step_scores`. What was open and
-                  passed over is covered as well, so that logits of all open positions of a block
-                  exist at once; take the ratio of the row (`ClippedSurrogate(level="product")`)
-                  where it is to be exact
+    with_order    the exact log-probability of a rollout with `Confidence` without noise, under a
+                  commit rule that fixes the number of tokens, or `Threshold` over such a rule: see
+                  `step_scores`. What was open and passed over is covered as well, so that logits
+                  of all open positions of a block exist at once; take the ratio of the row
+                  (`ClippedSurrogate(level="product")`) where it is to be exact
     block_length  with_order: that of the sampler, outside whose blocks nothing is passed over
+    threshold     with_order: that of the sampler's `Threshold`; None: it has none
 
     Source: arXiv:2509.06949 (TraceRL); its code merges 8 steps for LLaDA. Departures: as
     many views as the longest row has steps, there each step is a training sample; `views` and
@@ -519,6 +520,7 @@ class Trace(LikelihoodEstimator):
     views: int | None = None
     with_order: bool = False
     block_length: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         optional = [n for n in ("views", "block_length") if getattr(self, n) is not None]
@@ -527,11 +529,12 @@ class Trace(LikelihoodEstimator):
             raise ValueError(
                 f"Trace: with_order counts each step by itself; set shrink to 1, not {self.shrink}"
             )
-        if self.block_length is not None and not self.with_order:
-            raise ValueError(
-                f"Trace: block_length {self.block_length} is read only with with_order; leave it "
-                "out"
-            )
+        for name in ("block_length", "threshold"):
+            if getattr(self, name) is not None and not self.with_order:
+                raise ValueError(
+                    f"Trace: {name} {getattr(self, name)} is read only with with_order; leave it "
+                    "out"
+                )
 
     def check(self, sampler: Sampler) -> None:
         if sampler.remask is not None:
@@ -562,10 +565,19 @@ class Trace(LikelihoodEstimator):
                     f"Trace: with_order is exact only with {name} {exact!r}, but the sampler has "
                     f"{getattr(sampler, name)!r}; set it so, or leave with_order out"
                 )
-        if isinstance(sampler.commit, Parallel):
+        rule: CommitRule = sampler.commit
+        threshold: float | None = None
+        if isinstance(rule, Threshold) and not (rule.alone or rule.in_order or rule.distinct):
+            threshold, rule = rule.threshold, rule.otherwise
+        if isinstance(rule, Parallel):
             raise ValueError(
-                f"Trace: with_order needs a number of tokens that does not depend on the draw, not "
-                f"{sampler.commit}; leave out the threshold, or with_order"
+                "Trace: with_order needs a number of tokens that does not depend on the draw, or a "
+                f"plain Threshold, not {rule}; take one, or leave with_order out"
+            )
+        if threshold != self.threshold:
+            raise ValueError(
+                f"Trace: with_order is told of threshold {self.threshold}, but that of the sampler "
+                f"is {threshold}; set them alike"
             )
 
     def draw(
@@ -667,6 +679,7 @@ class Trace(LikelihoodEstimator):
             covered=torch.cat([view.covered for view in views]),
             full_vocabulary=self.full_vocabulary,
             undrawable=undrawable,
+            threshold=self.threshold,
             entropy=entropy,
         )
 

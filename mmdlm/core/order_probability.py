@@ -22,6 +22,7 @@ def step_scores(
     covered: Tensor,
     full_vocabulary: bool,
     undrawable: tuple[int, ...],
+    threshold: float | None,
     entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Score a step that commits the tokens of highest probability, [B, L] float32; entropies.
@@ -34,9 +35,11 @@ def step_scores(
         c = min_{i in S} p_i(x_i)
 
     with q the distribution that is drawn from, p that which the order sees, which has the mask
-    token besides; of equals the one to the left is committed. Positions in S get log q_i(x_i), the
-    others the logarithm of their factor. A small change of the weights leaves the terms of each sum
-    what they are, so that the gradient is exact as well, save where two probabilities are equal.
+    token besides; of equals the one to the left is committed. Where all tokens of at least a
+    threshold are committed as well, what is passed over is below that, too. Positions in S get
+    log q_i(x_i), the others the logarithm of their factor. A small change of the weights leaves the
+    terms of each sum what they are, so that the gradient is exact as well, save where two
+    probabilities are equal.
 
     Args:
         denoiser: The policy.
@@ -46,6 +49,7 @@ def step_scores(
         covered: [B, L] bool, the positions to score: of S, and of those that were passed over.
         full_vocabulary: Logits over all ids, not over those of the position's modality.
         undrawable: Ids that are never drawn.
+        threshold: That of `Threshold`; None: there is none.
         entropy: Whether to give the entropies of q.
     """
     vocabulary, where = denoiser.vocabulary, covered | committed
@@ -80,6 +84,8 @@ def step_scores(
         level = least[row, None]
         after = (place > last[row])[:, None]
         passed = (log_p < level) | ((log_p == level) & after)  # [M, R]
+        if threshold is not None:
+            passed &= log_p.exp() < threshold
         # What cannot happen gets the least probability that a number has, not none.
         factor = log_q.masked_fill(~passed, _LEAST).logsumexp(-1)
         result = torch.where(committed, result, result.masked_scatter(here, factor))

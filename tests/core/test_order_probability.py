@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.commit import Threshold
+from mmdlm.core.commit import EvenSplit, Factor, Threshold
 from mmdlm.core.likelihood import Trace
 from mmdlm.core.order import Confidence, Entropy, LeftToRight, Order, Random
 from mmdlm.core.sampler import Sampler
@@ -49,7 +49,9 @@ def distributions(denoiser: TinyDenoiser, state: tuple[int, ...]) -> tuple[Tenso
     return logits.softmax(-1), logits[:, :IDS].softmax(-1)
 
 
-def enumerated(denoiser: TinyDenoiser, n: int, steps: int, block: int) -> dict[Rollout, float]:
+def enumerated(
+    denoiser: TinyDenoiser, n: int, steps: int, block: int, *, threshold: float = 2.0
+) -> dict[Rollout, float]:
     """All rollouts of `Confidence` and their probabilities, over everything that can be drawn."""
     mask, total = denoiser.vocabulary.mask_id, defaultdict(float)
 
@@ -62,15 +64,18 @@ def enumerated(denoiser: TinyDenoiser, n: int, steps: int, block: int) -> dict[R
         here = [i for i in range(n) if state[i] == mask and i // block == first]
         per_block = steps // ((n + block - 1) // block)
         size = min(block, n - first * block)
-        count = counts(size, per_block)[step % per_block]
+        done = sum(when[i] >= step - step % per_block and i // block == first for i in range(n))
+        left = size - sum(counts(size, per_block)[: step % per_block + 1])
+        count = max(1, size - done - left)
         for drawn in itertools.product(range(IDS), repeat=len(here)):
             ranked = sorted(zip(here, drawn, strict=True), key=lambda one: (-p[one], one[0]))
             probability = chance
             for one in zip(here, drawn, strict=True):
                 probability *= float(q[one])
             new, at = list(state), list(when)
-            for place, token in ranked[:count]:
-                new[place], at[place] = token, step
+            for number, (place, token) in enumerate(ranked):
+                if number < count or float(p[place, token]) >= threshold:
+                    new[place], at[place] = token, step
             go(tuple(new), tuple(at), step + 1, probability)
 
     go((mask,) * n, (-1,) * n, 0, 1.0)
@@ -114,12 +119,28 @@ def test_with_order_it_is_the_probability_of_each_rollout(
         assert float((plain / plain.sum() - expected).abs().sum() / 2) > 0.1
 
 
-def test_the_enumeration_is_what_the_sampler_does() -> None:
+@pytest.mark.parametrize("threshold", [0.4, 0.6])
+def test_with_a_threshold_it_is_the_probability_of_each_rollout(threshold: float) -> None:
+    denoiser = denoiser_of(PUBLISHED)
+    exact = enumerated(denoiser, 3, 3, 3, threshold=threshold)
+    sampler = Sampler(steps=3, temperature=1.0, commit=Threshold(threshold))
+    estimator = Trace(with_order=True, threshold=threshold)
+    estimator.check(sampler)
+    rollouts = list(exact)
+    found = log_likelihoods(estimator, denoiser, rollouts, sampler).detach().exp()
+    torch.testing.assert_close(found, torch.tensor(list(exact.values())), rtol=1e-4, atol=1e-6)
+    assert any(max(when) < 2 for _, when in rollouts)  # several at once
+    assert any(max(when) == 2 for _, when in rollouts)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_the_enumeration_is_what_the_sampler_does(threshold: float | None) -> None:
     """Frequencies of 40,000 rollouts."""
     denoiser = denoiser_of(PUBLISHED)
-    exact = enumerated(denoiser, 3, 2, 3)
+    exact = enumerated(denoiser, 3, 2, 3, threshold=threshold or 2.0)
     batch = blank(3, PUBLISHED, 40_000)
-    out = Sampler(steps=2, temperature=1.0)(denoiser, batch, generator=rng())
+    commit = EvenSplit() if threshold is None else Threshold(threshold)
+    out = Sampler(steps=2, temperature=1.0, commit=commit)(denoiser, batch, generator=rng())
     seen: dict[Rollout, float] = defaultdict(float)
     for ids, when in zip(out.ids.tolist(), out.steps.tolist(), strict=True):
         seen[tuple(ids), tuple(when)] += 1 / len(batch)
@@ -188,7 +209,9 @@ def test_what_it_would_not_be_exact_for_is_refused() -> None:
         ({"top_p": 0.9}, "exact only with top_p None, but the sampler has 0.9"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"block_length": 8}, "exact only with block_length 4, but the sampler has 8"),
-        ({"commit": Threshold(0.9)}, "does not depend on the draw"),
+        ({"commit": Threshold(0.9)}, "told of threshold None, but that of the sampler is 0.9"),
+        ({"commit": Threshold(0.9, in_order=True)}, "does not depend on the draw"),
+        ({"commit": Factor(0.9)}, "does not depend on the draw"),
     ):
         with pytest.raises(ValueError, match=message):
             estimator.check(replace(exact, **change))

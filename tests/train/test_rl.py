@@ -440,6 +440,7 @@ def test_deviations_are_of_all_completions_together() -> None:
             {"class_path": "Trace"},
             surrogate(normaliser="sequence", anchor="old", beta=0.01, kl_normalization="view"),
         ),
+        ({"class_path": "Trace", "init_args": {"with_order": True}}, surrogate(level="product")),
         (MEAN_FIELD, {"class_path": "mmdlm.rl.policy_loss.Wd1"}),
         ({"class_path": "BlockRandom"}, {"class_path": "mmdlm.rl.policy_loss.Spg"}),
         ({"class_path": "Elbo", "init_args": {"repeats": 2, "strata": 2}}, surrogate()),
