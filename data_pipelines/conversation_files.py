@@ -17,7 +17,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from data_pipelines.conversations import MESSAGE_KEYS, SYSTEMS, Message, messages_of
+from data_pipelines.conversations import (
+    MESSAGE_KEYS,
+    SYSTEMS,
+    Message,
+    all_messages,
+    up_to_answer,
+)
 from data_pipelines.folder import file_inside, files_below
 from data_pipelines.report import Report
 from data_pipelines.row_files import ROW_FILES, BrokenRow, Row, rows_in
@@ -48,8 +54,11 @@ class Images:
     mark: str = IMAGE
     allow_outside: bool = False
 
-    def read(self, given: Any) -> tuple[bytes, str]:
-        """An image in any form -> (file, extension); what is decoded already becomes PNG."""
+    def read(self, given: Any) -> tuple[bytes, str, bool]:
+        """An image in any form -> (file, extension, whether it is another file than was given).
+
+        What shards do not hold as it is, and what is decoded already, becomes PNG.
+        """
         if isinstance(given, Mapping):  # of datasets, undecoded
             given = given.get("bytes") or given.get("path")
         if isinstance(given, str):
@@ -59,13 +68,13 @@ class Images:
             given = path.read_bytes()
         if isinstance(given, bytes):
             if extension := EXTENSIONS.get(image_format(given)):
-                return given, extension
+                return given, extension, False
             given = open_image(given, whole=True)
         if not isinstance(given, Image.Image):
             raise ValueError(f"its image is neither file nor path but {type(given).__name__}")
         file = io.BytesIO()
         to_rgb(given).save(file, format="PNG")
-        return file.getvalue(), "png"
+        return file.getvalue(), "png", True
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Columns:
             except ValueError as error:
                 raise ValueError(f"{name!r} is no template: {error}") from None
 
-    def sample(self, row: Row, key: str) -> Sample:
+    def sample(self, row: Row, key: str, report: Report) -> Sample:
         """A row as a sample: json, and its images; ValueError where they do not fit together."""
         values = row.values
         content: dict[str, Any]
@@ -132,14 +141,33 @@ class Columns:
             shown = {*_columns_in(self.prompt), *_columns_in(self.completion)}
         said = {name: values[name] for name in SYSTEMS if values.get(name) and name not in shown}
         content |= said or {SYSTEMS[0]: self.system}
-        messages = messages_of(content, picture=self.images.mark)
-        return packed({"messages": messages}, pictures_of(content, values), key, self.images)
+        every = all_messages(content, picture=self.images.mark)
+        messages = up_to_answer(every)
+        sample = packed(
+            {"messages": messages},
+            pictures_of(content, values),
+            key,
+            self.images,
+            where=row.where,
+            report=report,
+        )
+        if behind := len(every) - len(messages):
+            report.change(row.where, f"{behind} messages behind its last answer are left out")
+        return sample
 
 
 def packed(
-    said: Mapping[str, list[Message]], pictures: list[Any], key: str, images: Images
+    said: Mapping[str, list[Message]],
+    pictures: list[Any],
+    key: str,
+    images: Images,
+    *,
+    where: str,
+    report: Report,
 ) -> Sample:
     """Messages by name, and the images that they mention in this order -> json and image files.
+
+    where  a report names it, where an image is changed
 
     Raises ValueError where they do not fit together.
     """
@@ -150,7 +178,9 @@ def packed(
         )
     sample: Sample = {"__key__": key}
     for number, picture in enumerate(pictures):
-        data, extension = images.read(picture)
+        data, extension, is_new = images.read(picture)
+        if is_new:
+            report.change(where, "an image of another format is stored as PNG")
         sample[extension if len(pictures) == 1 else f"{number}.{extension}"] = data
     content = {name: [one.to_dict() for one in part] for name, part in said.items()}
     sample["json"] = json_bytes(content)
@@ -173,8 +203,11 @@ class Reading(Protocol):
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set of which none can be made."""
 
-    def sample(self, row: Row, key: str) -> Sample:
-        """A row as a sample; one of BROKEN_CONTENT where it cannot be used."""
+    def sample(self, row: Row, key: str, report: Report) -> Sample:
+        """A row as a sample; one of BROKEN_CONTENT where it cannot be used.
+
+        What is changed is counted in the report.
+        """
         ...
 
 
@@ -195,7 +228,7 @@ def conversation_samples(
             columns.check(row, source=source)
             used = columns.used
         try:
-            sample = columns.sample(row, f"{number:09d}")
+            sample = columns.sample(row, f"{number:09d}", report)
         except BROKEN_CONTENT as error:
             report.add_broken(row.where, one_line(error))
             continue

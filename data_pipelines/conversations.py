@@ -323,9 +323,19 @@ def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
     That is the last which is learnt. Raises ValueError where it is none, starts with the assistant,
     or has no answer to learn.
     """
+    return up_to_answer(all_messages(content, picture=picture))
+
+
+def all_messages(content: Any, *, picture: str = IMAGE) -> list[Message]:
+    """The messages of a conversation in any form, the system's first; ValueError for none."""
     messages = [message_of(one, picture=picture) for one in _given(content)]
     if (system := system_of(content)) and all(one.role != SYSTEM for one in messages[:1]):
         messages.insert(0, Message(SYSTEM, system))
+    return messages
+
+
+def up_to_answer(messages: list[Message]) -> list[Message]:
+    """The messages up to the last answer that is learnt; see `messages_of`."""
     answers = [n for n, one in enumerate(messages) if one.role == ASSISTANT]
     last = max((n for n in answers if messages[n].learnt), default=None)
     if last is None and answers:

@@ -16,6 +16,7 @@ from data_pipelines.stream import one_line
 from data_pipelines.text_files import json_bytes, parsed, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+OTHER_IMAGES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jxl")
 FILE_NAME = "file_name"  # its column that names the image, from the folder of the metadata on
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "label")  # the first that is there
 
@@ -26,8 +27,9 @@ TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "label")  # the first t
 def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
     """Return all files with one of the endings below a folder, in order.
 
-    Hidden files and folders are left out; links are followed, but into no folder twice.
-    Raises ValueError where there is no such folder.
+    Hidden files and folders are left out; links are followed, but into no folder twice. A link to
+    what is not there is a file that cannot be read.
+    Raises ValueError where there is no such folder, OSError where one may not be read.
     """
     if not folder.is_dir():
         raise ValueError(f"folder {folder}: no such folder")
@@ -35,7 +37,7 @@ def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
     seen: set[str] = set()
     starts = [str(folder)]
     for start in starts:  # links join behind, so that a folder has its own name where it can
-        for place, folders, names in os.walk(start):
+        for place, folders, names in os.walk(start, onerror=_refuse):
             real = os.path.realpath(place)
             if real in seen:
                 folders.clear()
@@ -49,13 +51,17 @@ def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
                 for name in names
                 if name.lower().endswith(tuple(endings)) and not name.startswith(".")
             ]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() or not path.exists())
 
 
-def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
-    """Return the path of a file that data names; ValueError for one that is not in the folder.
+def _refuse(error: OSError) -> None:
+    raise error
 
-    allow_outside  also where the name, or a link, leads out of the folder
+
+def path_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
+    """Return the path that data names; ValueError where it leads out of the folder.
+
+    allow_outside  also where the name, or a link, leads out of it
     """
     if not isinstance(name, str):
         raise ValueError(f"the path of its image is no text but {type(name).__name__}")
@@ -63,9 +69,15 @@ def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
     real, root = os.path.realpath(path), os.path.realpath(folder)
     if not allow_outside and os.path.commonpath([real, root]) != root:
         raise ValueError(
-            f"its image {name!r} is outside of the folder {str(folder)!r}; correct the path, or "
-            "give --allow_outside true for data that you trust"
+            f"its image {name!r} is outside of the folder {str(folder)!r}; name another folder of "
+            "images, or set allow_outside to true for data that you trust"
         )
+    return path
+
+
+def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
+    """Return the path of a file that data names, as `path_inside`; ValueError for no file."""
+    path = path_inside(folder, name, allow_outside=allow_outside)
     if not path.is_file():
         raise ValueError(f"its image {name!r} is missing: no such file in {str(folder)!r}")
     return path
@@ -98,6 +110,7 @@ def folder_samples(
         return
     if text is not None:
         raise ValueError(f"text {text!r}: {folder} has no {' or '.join(METADATA)} with columns")
+    _leave_out_others(folder, images, report)
     by_class = _is_by_class(folder, images)
     for number, path in enumerate(images):
         report.read += 1
@@ -105,6 +118,23 @@ def folder_samples(
             yield _sample(path, f"{number:09d}", report, by_class=by_class)
         except BROKEN_CONTENT as error:
             report.add_broken(str(path), one_line(error))
+
+
+def _leave_out_others(folder: Path, images: list[Path], report: Report) -> None:
+    """Count what seems to be meant: other images, texts of no image, links to nothing."""
+    known = {path.with_suffix("") for path in images}
+    for path in sorted({*files_below(folder, [""])} - {*images}):
+        ending = path.suffix.lower()
+        if not path.exists():
+            reason = "a link to what is not there"
+        elif ending in OTHER_IMAGES:
+            reason = f"its format is none of {', '.join(PICTURES)}"
+        elif ending == ".txt" and path.with_suffix("") not in known:
+            reason = "a text without its image"
+        else:
+            continue
+        report.read += 1
+        report.leave_out(str(path), reason)
 
 
 def source_files(folder: Path) -> list[Path]:

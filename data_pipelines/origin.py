@@ -127,7 +127,7 @@ def folder_state(folder: str, files: Iterable[Path]) -> State:
     """Return the state of a folder: number and size of its files, and a digest over their times."""
     digest, count, size = hashlib.sha256(), 0, 0
     for path in files:
-        found = path.stat()
+        found = path.stat() if path.exists() else path.lstat()
         name = os.path.relpath(path, folder)
         digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="replace"))
         count += 1

@@ -18,6 +18,7 @@ from data_pipelines.conversations import (
     system_of,
 )
 from data_pipelines.end_of_text import NoTail, Tail
+from data_pipelines.report import Report
 from data_pipelines.row_files import Row
 from data_pipelines.seen import Seeing
 from data_pipelines.shards import Sample
@@ -175,7 +176,7 @@ class PairColumns:
                 f"{' and no '.join(missing)}; name columns with --prompt, --chosen and --rejected"
             )
 
-    def sample(self, row: Row, key: str) -> Sample:
+    def sample(self, row: Row, key: str, report: Report) -> Sample:
         """A row as a sample: json, and its pictures; ValueError where it is no pair."""
         names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
         given = {name: row.values.get(column) for name, column in names.items()}
@@ -187,4 +188,6 @@ class PairColumns:
         }
         for side in SIDES:  # what training would find wrong
             messages_of({"messages": [*pair["prompt"], *pair[side]]}, picture=mark)
-        return packed(said, pictures_of(pair, row.values), key, self.images)
+        return packed(
+            said, pictures_of(pair, row.values), key, self.images, where=row.where, report=report
+        )

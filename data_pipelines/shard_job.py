@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -211,8 +212,8 @@ def whole_samples(url: str) -> Iterator[Sample]:
             yield sample
     except BrokenShard as error:
         raise BrokenShard(f"{error}{_missing(url, count)}") from error
-    if missing := _missing(url, count):
-        raise BrokenShard(f"it ends early{missing}")
+    if said := _missing(url, count):
+        raise BrokenShard(f"it is another than its index says{said}")
 
 
 def _missing(url: str, count: int) -> str:
@@ -221,7 +222,8 @@ def _missing(url: str, count: int) -> str:
     if there is None or there[0] == count:
         return ""
     said, index = there
-    return f"; {count} samples could be read, {said - count} of the {said} of {index} are missing"
+    missing = f": {said - count} are missing" if said > count else ""
+    return f"; {count} samples could be read, {index} says {said}{missing}"
 
 
 def indexed_samples(url: str) -> tuple[int, Path] | None:
@@ -232,10 +234,14 @@ def indexed_samples(url: str) -> tuple[int, Path] | None:
     folder = shard.parent
     for index, place in (
         (stats_of(shard), ("report", "written")),
+        (stats_of(shard), ("successes",)),  # of img2dataset
         (folder / INDEX, ("shards", "", shard.name)),
         (folder.parent / INDEX, ("shards", folder.name, shard.name)),
     ):
-        found: Any = read_json(index) if index.is_file() else None
+        found: Any = None
+        if index.is_file():
+            with suppress(ValueError):  # of others, or damaged: it says nothing
+                found = read_json(index)
         for name in place:
             found = found.get(name) if isinstance(found, dict) else None
         if isinstance(found, int):

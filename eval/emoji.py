@@ -36,6 +36,7 @@ from data_pipelines.emoji import (
 from data_pipelines.emoji_facts import tones_of
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, write_file
 from data_pipelines.source import BROKEN_CONTENT, field_image
+from data_pipelines.text_files import parsed
 from eval.cards import FAINT, FAIR, GOOD, POOR, Card, sheet_of
 from eval.metrics import estimate, exact_match, psnr, wilson_interval, word_overlap
 from eval.provenance import describe_hardware, describe_model, sha256_of
@@ -234,7 +235,7 @@ class Gallery:
 
 def _emoji_of(sample: Sample) -> Emoji:
     try:
-        facts = json.loads(sample["json"])
+        facts = parsed(sample["json"])
         return Emoji(
             name=facts["name"],
             names=facts["names"],

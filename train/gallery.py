@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_pipelines.shards import BrokenShard, expand_urls, read_shard
 from data_pipelines.source import BROKEN_CONTENT, field_image
+from data_pipelines.text_files import decoded
 from mmdlm.rl.rewards.nearest_name import Gallery
 from mmdlm.rl.rewards.neighbours import first_alike
 from mmdlm.vision.pixels import to_pixels
@@ -38,7 +39,7 @@ class Shown:
             try:
                 for sample in read_shard(url):
                     pictures.append(field_image(sample))
-                    names.append(sample[self.field].decode("utf-8").strip())
+                    names.append(decoded(sample[self.field]).strip())
             except (BrokenShard, KeyError, *BROKEN_CONTENT) as error:
                 raise ValueError(f"gallery: shard {url}: {error}; write it again") from error
         if not pictures:

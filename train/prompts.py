@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from abc import ABC, abstractmethod
@@ -17,12 +16,14 @@ from data_pipelines.conversation_files import rows_of
 from data_pipelines.countdown import Style as CountdownStyle
 from data_pipelines.countdown import make_problems, read_countdown
 from data_pipelines.countdown import to_problem as countdown_problem
+from data_pipelines.folder import path_inside
 from data_pipelines.problems import Problem, Prompt
 from data_pipelines.row_files import ROW_FILES, Row, read_rows, whole
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard
 from data_pipelines.sudoku import Style as SudokuStyle
 from data_pipelines.sudoku import make_puzzles, read_puzzles
 from data_pipelines.sudoku import to_problem as sudoku_problem
+from data_pipelines.text_files import decoded, parsed
 from data_pipelines.word_problems import (
     gsm8k_problem,
     math500_problem,
@@ -53,6 +54,7 @@ class Lines(Prompts):
     chat    the text is a message that is to be answered, not the beginning of one to go on with
     images  column of a path, or a list of paths, relative to the file; "" for none
     split   of a Hub data set
+    allow_outside  whether a path of an image may lead out of the folder of the file
 
     Columns that some rows lack are left out.
     """
@@ -62,6 +64,7 @@ class Lines(Prompts):
     chat: bool = True
     images: str = ""
     split: str = "train"
+    allow_outside: bool = False
 
     def problems(self) -> tuple[Problem, ...]:
         rows = self._rows()
@@ -72,11 +75,19 @@ class Lines(Prompts):
             if self.images:
                 given = row[self.images]
                 given = [given] if isinstance(given, str) else list(given or [])
-                columns["images"] = [str(Path(self.path).parent / one) for one in given]
+                columns["images"] = [self._image(one, row) for one in given]
             text = _said(row[self.prompt], row.where)
             columns.pop(self.prompt, None)
             made.append(Problem(row.where, Prompt(text, chat=self.chat), columns))
         return tuple(made)
+
+    def _image(self, name: Any, row: Row) -> str:
+        """The path of an image that a row names."""
+        folder = Path(self.path).parent
+        try:
+            return str(path_inside(folder, name, allow_outside=self.allow_outside))
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from None
 
     def _rows(self) -> list[Row]:
         if Path(self.path).suffix in ROW_FILES:
@@ -144,12 +155,12 @@ class Names(Prompts):
                 f"prompts: sample {sample['__key__']} of {sample['__url__']} has no field "
                 f"{self.field!r}; name another"
             )
-        return sample[self.field].decode("utf-8").strip()
+        return decoded(sample[self.field]).strip()
 
     def _is_wanted(self, sample: Sample) -> bool:
         if self.held_out is None or "json" not in sample:
             return True
-        return bool(json.loads(sample["json"]).get("held_out", False)) == self.held_out
+        return bool(parsed(sample["json"]).get("held_out", False)) == self.held_out
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,16 @@ def test_a_system_prompt_beside_named_columns() -> None:
     assert default[0] == {"role": "system", "content": "default"}
 
 
+def test_messages_behind_the_last_answer_are_counted() -> None:
+    rows = [{"messages": [*PAIR, *PAIR[:count]]} for count in (0, 1, 2)]
+    rows.append({"messages": [*PAIR, PAIR[0], {**PAIR[1], "weight": 0}], "system": "S"})
+    found, report = samples_of(rows, Columns())
+    assert [len(one) for one in found] == [2, 2, 4, 3]
+    (changed,) = report.changed
+    assert (changed.count, changed.first) == (2, ["row 1", "row 3"])
+    assert "behind its last answer" in changed.reason
+
+
 def test_keys_of_messages_that_are_not_used_are_said() -> None:
     answer = {**PAIR[1], "reasoning_content": "since I", "name": None}
     _, report = samples_of([{"messages": [PAIR[0], answer]}], Columns())
@@ -285,5 +295,11 @@ def test_pictures_that_are_stored_anew_look_as_they_did(tmp_path: Path) -> None:
     rows = [{"messages": turns, "image": name} for name in names]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     write_conversations(str(tmp_path / "rows.json"), tmp_path / "out", images=tmp_path)
+    report = json.loads((tmp_path / "out/index.json").read_text())["report"]
+    (changed,) = report["changed"]
+    assert (changed["count"], changed["reason"]) == (
+        2,
+        "an image of another format is stored as PNG",
+    )
     for name, sample in zip(names, packed(tmp_path / "out"), strict=True):
         assert field_image(sample).tobytes() == open_image(tmp_path / name).tobytes()

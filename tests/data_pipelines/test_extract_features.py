@@ -149,6 +149,22 @@ def test_broken_pictures_are_counted_and_skipped(
         run(shards, tmp_path / "strict", model, max_broken=0.0)
 
 
+def test_conversations_without_images_stay_as_they_are(model: Path, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    text = {"__key__": "0", "json": json.dumps({"messages": said}).encode()}
+    seen = {"__key__": "1", "jpg": plain(1), "txt": b"red"}
+    lost = {"__key__": "2", "txt": b"blue"}
+    write_shard(tmp_path / "in/0.tar", [text, seen, lost])
+    run(tmp_path / "in", tmp_path / "out", model)
+    stored = samples(tmp_path / "out")
+    assert stored.keys() == {"0", "1"}
+    assert {name: stored["0"][name] for name in text} == text
+    assert "features.json" not in stored["0"]
+    assert "features.json" in stored["1"]
+    report = json.loads((tmp_path / "out/features.json").read_text())["report"]
+    assert [cases["first"] for cases in report["left_out"]] == [[f"{tmp_path}/in/0.tar, sample 2"]]
+
+
 def test_a_tower_alone(shards: Path, model: Path, tmp_path: Path) -> None:
     """The same features as of the model that has this tower."""
     vision = MmdlmForMaskedDiffusion.from_pretrained(model).vision

@@ -67,6 +67,23 @@ def test_a_caption_that_cannot_be_read_is_named_and_counted(tmp_path, name, data
     assert name in broken.reason
 
 
+def test_what_seems_to_be_meant_is_named(tmp_path):
+    for name in ("a.png", "b.gif", "c.TIFF"):
+        put(tmp_path / name)
+    for name in ("a.txt", "d.txt", ".e.txt", "notes.md"):
+        (tmp_path / name).write_text("a")
+    (tmp_path / "linked").symlink_to(tmp_path / "gone")
+    (tmp_path / "f.png").symlink_to(tmp_path / "gone.png")
+    report = Report(0.01)
+    assert len(list(folder_samples(tmp_path, report=report))) == 1
+    formats, texts, links, broken = report.left_out
+    assert links.first == [str(tmp_path / "linked")]
+    assert (report.broken, broken.first) == (1, [str(tmp_path / "f.png")])
+    assert (report.read, sum(cases.count for cases in report.left_out)) == (6, 5)
+    assert formats.first == [str(tmp_path / "b.gif"), str(tmp_path / "c.TIFF")]
+    assert (texts.reason, texts.first) == ("a text without its image", [str(tmp_path / "d.txt")])
+
+
 class TestFiles:
     def test_hidden_ones_are_left_out_and_links_followed(self, tmp_path):
         put(tmp_path / "elsewhere/b.png")

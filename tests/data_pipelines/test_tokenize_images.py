@@ -160,13 +160,25 @@ def test_shards_that_are_damaged_are_named_and_not_done(image_shards, tokenizer_
         said = str(caught.value)
         kept = len(list(_until_broken(cut)))
         assert f"{cut}: truncated tar" in said
-        assert f"{kept} samples could be read, {5 - kept} of the 5 of {image_shards}/index" in said
-        assert f"{empty}: it ends early; 0 samples could be read" in said
+        index = image_shards / "index.json"
+        assert f"{kept} samples could be read, {index} says 5: {5 - kept} are missing" in said
+        assert f"{empty}: it is another than its index says; 0 samples could be read" in said
         assert sorted(path.name for path in out.glob("*.tar")) == ["000000.tar", "000003.tar"]
     cut.write_bytes(whole)
     with pytest.raises(ValueError, match=r"1 of 4 shards .*000002\.tar"):
         tokenize_images.main(str(image_shards), tokenizer_folder, out)
     assert len(codes(out)) == 15
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"shards": 3}', '{"shards": {"": {"x": 1}}}'])
+def test_an_index_of_others_says_nothing(image_shards, tokenizer_folder, tmp_path, content):
+    (image_shards / "index.json").write_text(content)
+    (image_shards / "000000_stats.json").write_text('{"successes": 5}')
+    tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "out")
+    assert codes(tmp_path / "out") == ALL
+    (image_shards / "000001_stats.json").write_text('{"successes": 7}')
+    with pytest.raises(ValueError, match="000001_stats.json says 7: 2 are missing"):
+        tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "other")
 
 
 def test_shards_without_a_sample_that_can_be_used(image_shards, tokenizer_folder, tmp_path):

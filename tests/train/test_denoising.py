@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from data_pipelines.image_text import ImageText
+from data_pipelines.source import Source
 from mmdlm.core.forward import Absorbing
 from mmdlm.core.objective import Objective
 from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Batch, pack
+from mmdlm.layouts.own import Own
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from tests.layouts.tiny import words_of
 from tests.models.tiny import VOCABULARY, document, tiny_model
 from tests.train.tiny import logged, settings
-from train.denoising import Coefficients, DenoisingStage
+from train.denoising import Coefficients, Data, DenoisingStage, read_sources
 from train.loop import fit
 from train.meter import MEASURED
 from train.optimizer import AdamW
@@ -96,3 +101,15 @@ def test_compiled_layers_learn_the_same(
     for one, other in zip(compiled, plain, strict=True):
         for name in ("loss/text", "loss/image", "grad_norm"):
             assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_images_have_as_many_codes_as_the_image_tokenizer_makes() -> None:
+    """A source that says nothing else refuses other numbers; one that has its own keeps it."""
+    words = replace(words_of("mmada"), grid=(2, 3))
+    sources = [Source("x.tar", ImageText()), Source("x.tar", ImageText(codes_per_image=4))]
+    data = Data(sources=sources, batch_size=1, length=9)
+    denoiser = tiny_model()
+    read = read_sources(data, denoiser, words, Own())
+    assert [source.to_sequence.codes_per_image for source in read] == [6, 4]
+    unknown = read_sources(data, denoiser, replace(words, grid=None), Own())
+    assert [source.to_sequence.codes_per_image for source in unknown] == [None, 4]

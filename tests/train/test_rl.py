@@ -870,6 +870,13 @@ def test_prompts_are_texts_or_one_message_and_columns_are_those_that_all_rows_ha
     assert (first.prompt.text, second.prompt.text) == ("hi", "ho")
     assert first.columns == {"a": 1, "image": "x.png", "images": [str(tmp_path / "x.png")]}
     assert second.columns["images"] == []
+    for name in ("../x.png", "/etc/passwd"):
+        path.write_text(json.dumps({"prompt": "hi", "image": name}) + "\n")
+        with pytest.raises(
+            ValueError, match=f"line 1: its image '{name}' is outside of the folder"
+        ):
+            Lines(str(path), images="image").problems()
+        Lines(str(path), images="image", allow_outside=True).problems()
     path.write_text(json.dumps({"prompt": [*said, *said]}) + "\n")
     with pytest.raises(ValueError, match="give it a text, or one message of the user"):
         Lines(str(path)).problems()
