@@ -43,7 +43,8 @@ class MaskSchedule(ABC):
 class Linear(MaskSchedule):
     """p_mask(t) = (1 - eps) t + eps.
 
-    eps = 1e-3 is LLaDA's, which bounds the weight by 1 / eps; 0 leaves nothing of the bound out.
+    eps = 1e-3 is LLaDA's, which bounds the weight by 1 / eps, in complementary masks as well; 0
+    leaves nothing of the bound out.
     Source: arXiv:2502.09992, section 2.2 (eps: its published training guide).
     """
 
