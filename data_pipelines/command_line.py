@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from mmdlm.terminal import forgive_encodings
+
 
 class _Parser(jsonargparse.ArgumentParser):
     """One sentence on stderr and status 2, where jsonargparse prints usage and a tip as well."""
@@ -24,6 +26,7 @@ def run(job: Any) -> None:
     `--config x.yaml` reads them from a file, later options win, `--print_config` shows the result.
     What the user can mend (ValueError) and what the system refuses (a full disk) end with status 2.
     """
+    forgive_encodings()
     try:
         jsonargparse.auto_cli(job, as_positional=False, parser_class=_Parser, allow_abbrev=False)
     except (ValueError, OSError) as error:

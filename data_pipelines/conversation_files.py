@@ -32,7 +32,7 @@ from data_pipelines.source import BROKEN_CONTENT
 from data_pipelines.stream import one_line
 from data_pipelines.text_files import json_bytes
 from mmdlm.layouts.conversation import IMAGE
-from mmdlm.layouts.words import shortened
+from mmdlm.layouts.texts import shortened
 from mmdlm.vision.image_files import image_format, open_image, to_rgb
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what shards keep as it is

@@ -30,7 +30,8 @@ from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.layouts.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
 from mmdlm.layouts.layout import Codes, Layout, Picture, Turn, said
-from mmdlm.layouts.words import Words, shortened
+from mmdlm.layouts.texts import shortened
+from mmdlm.layouts.words import Words
 from mmdlm.vision.crops import CropViews
 
 # Names that LLaVA and ShareGPT give the sides of a conversation -> ours.

@@ -20,6 +20,7 @@ from data_pipelines.shards import Sample, expand_urls
 from data_pipelines.text_files import decoded, parsed
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.layouts.texts import check_whole
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
@@ -106,6 +107,7 @@ def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str
         value = value[int(torch.randint(len(value), (), generator=generator))]
     if not isinstance(value, str):
         raise ValueError(f"its {field!r} is no text but {type(value).__name__}")
+    check_whole(value)
     return value
 
 

@@ -19,6 +19,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import mmdlm
+from mmdlm.layouts.texts import check_whole
 from mmdlm.picture_files import (
     ANIMATED_FORMATS,
     PICTURE_FORMATS,
@@ -36,6 +38,7 @@ from mmdlm.picture_files import (
     sentence,
     write,
 )
+from mmdlm.terminal import forgive_encodings
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a user's error, 130 when interrupted."""
     # Where torchao is installed, importing transformers makes torch warn of it at every command.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    forgive_encodings()
     try:
         options, unknown = _parser().parse_known_args(arguments)
         if unknown:
-            raise ValueError(
-                f"unknown option {unknown[0]!r} (see 'mmdlm {options.command} --help')"
-            )
+            raise ValueError(_unknown(unknown[0], options.command))
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left (mmdlm caption ... | head): not an error of ours
@@ -352,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("prompt", type=_words, metavar="PROMPT", help="what to draw")
     _add_output(command)
     command.add_argument(
-        "--negative-prompt", type=str, metavar="TEXT", help="what to stay away from"
+        "--negative-prompt", type=_text, metavar="TEXT", help="what to stay away from"
     )
     _add_guidance_scale(command)
     command.add_argument(
@@ -657,20 +659,48 @@ def _add_max_pixels(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _local(text: str) -> Path:
-    """A path, not a URL."""
-    from mmdlm.vision.image_files import check_local
-
-    try:
-        check_local(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return Path(text)
+def _unknown(argument: str, command: str) -> str:
+    """What to say of an argument that no command takes."""
+    if argument.startswith("-"):
+        return f"unknown option {argument!r} (see 'mmdlm {command} --help')"
+    return (
+        f"{command} does not take a further argument {argument!r}; put a text of several words in "
+        "quotes, and give several texts one after the other, each to a command of its own"
+    )
 
 
 def _words(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the text is empty; give at least one word")
+    return _text(text)
+
+
+def _text(text: str) -> str:
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            "'-' is no text, and texts are not read from standard input; write the text itself: "
+            '"$(cat)" stands for all of standard input'
+        )
+    if re.fullmatch(r"@\S+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no text, and texts are not read from files; write the text itself: "
+            f"\"$(cat {text[1:]})\" stands for a file, and ' {text}' for the letters"
+        )
+    return _checked(check_whole, text)
+
+
+def _local(text: str) -> Path:
+    """A path, not a URL."""
+    from mmdlm.vision.image_files import check_local
+
+    return Path(_checked(check_local, text))
+
+
+def _checked(check: Callable[[str], None], text: str) -> str:
+    try:
+        check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

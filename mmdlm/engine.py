@@ -203,12 +203,23 @@ class Engine:
         suppressed: tuple[int, ...] = (),
     ) -> list[str]:
         """The texts that become of tasks."""
+        rows = self.generated(asks, decoding, generator, suppressed=suppressed)
+        return [self.layout.decode(self.words, ids) for ids in rows]
+
+    def generated(
+        self,
+        asks: list[Ask],
+        decoding: Decoding,
+        generator: torch.Generator | None,
+        *,
+        suppressed: tuple[int, ...] = (),
+    ) -> list[Tensor]:
+        """The ids of the results of tasks whose results are texts."""
         filling = self.filling(asks, decoding=decoding, generator=generator, suppressed=suppressed)
         if filling.sampler.remask is None:  # what has come to its end cannot change any more
             ends = self.layout.ends(self.words)
             filling = replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
-        rows = filling.results(filling.run())
-        return [self.layout.decode(self.words, ids.cpu()) for ids in rows]
+        return [ids.cpu() for ids in filling.results(filling.run())]
 
     def fitting(self, ask: Ask, length: int = 0) -> Ask:
         """The task, unless it is longer than the model takes; `length` of it is new text."""

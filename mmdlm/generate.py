@@ -10,6 +10,7 @@ import math
 from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast, overload
 
 import torch
@@ -31,6 +32,7 @@ from mmdlm.engine import Engine
 from mmdlm.filling import Filling, filled
 from mmdlm.layouts.conversation import Message, check_messages, turns_of
 from mmdlm.layouts.layout import Ask, Codes
+from mmdlm.layouts.texts import filled_text
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.vision.frame import Frame
 
@@ -533,7 +535,11 @@ class Model(Engine):
             self.fitting(self.layout.complete(self.words, one, length=length), length)
             for one in texts
         ]
-        completions = self.written(asks, decoding, generator)
+        rows = self.generated(asks, decoding, generator)
+        completions = [
+            self.layout.completion(self.words, one, ids)
+            for one, ids in zip(texts, rows, strict=True)
+        ]
         return completions[0] if single else completions
 
     @overload
@@ -571,7 +577,8 @@ class Model(Engine):
                tokens, and a token brings its own space: "woman [MASK:3] skin tone"
         image  a picture that the text describes, the same for all texts
 
-        Nothing but the holes changes, and none of them ends the text. Raises ValueError for a text
+        Nothing but the holes changes, down to line ends and indentation, and none of them ends the
+        text. Names of special tokens in it are letters. Raises ValueError for a text
         without a hole or longer than the model's.
         """
         self.layout.need("infill")
@@ -588,9 +595,10 @@ class Model(Engine):
         else:
             picture = self.look([[open_picture(image)]], "infill")[0][0]
         asks = [self.fitting(self.layout.infill(words, one, picture=picture)) for one in texts]
+        rows = self.generated(asks, decoding, generator, suppressed=self.layout.ends(words))
         filled = [
-            text.strip()
-            for text in self.written(asks, decoding, generator, suppressed=self.layout.ends(words))
+            filled_text(text, ids[ask.open], decode=partial(self.layout.continued, words))
+            for text, ask, ids in zip(texts, asks, rows, strict=True)
         ]
         return filled[0] if single else filled
 

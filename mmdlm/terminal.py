@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +14,21 @@ if TYPE_CHECKING:
 
 COMMANDS = "/image PATH, /new and /quit"
 COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
+
+
+def forgive_encodings() -> None:
+    """Write and read text whatever the encoding of the standard streams: nothing is lost by it.
+
+    What an output cannot show is escaped ("\\u2192"); bytes of the input that are no text become
+    halves of characters, which are refused where they are used.
+    """
+    for stream, errors in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 class Speaker(Protocol):
@@ -69,7 +86,9 @@ class Conversation:
 
     def _answered(self, line: str) -> str:
         from mmdlm.layouts.conversation import IMAGE
+        from mmdlm.layouts.texts import check_whole
 
+        check_whole(line)
         places = " ".join([IMAGE] * len(self.waiting))
         # `<image>` in a line says where the pictures stand; otherwise they come before it.
         text = line if IMAGE in line or not self.waiting else f"{places}\n{line}"

@@ -361,6 +361,25 @@ def test_complete_prints_the_whole_text(
     assert capsys.readouterr().out == "once upon a time and so on\n"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_an_output_cannot_show_is_escaped(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+    assert cli.main(["infill", "caf\u00e9 \u2192 [MASK]"]) == 0
+    accent = "\\xe9" if encoding == "ascii" else "\u00e9"
+    assert out.getvalue().decode(encoding) == f"caf{accent} \\u2192 dark\n"
+
+
+def test_bytes_that_are_no_text_are_refused_in_a_chat(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"red \xff heart\n")))
+    assert cli.main(CHAT) == 2
+    assert "half a character at place 4" in capsys.readouterr().err
+
+
 def piped(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
 
@@ -464,6 +483,15 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         (["draw", "heart", "-o", "out.txt"], "'out.png'"),
         (["draw", "heart", "-o", "nowhere/out.png"], "nowhere"),
         (["draw", "heart", "-o", "folder.png"], "is a folder"),
+        (["draw", "-", "-o", "out.png"], "'-' is no text, and texts are not read from standard"),
+        (
+            ["draw", "@words.txt", "-o", "out.png"],
+            "'@words.txt' is no text, and texts are",
+        ),
+        (["draw", "red", "heart", "-o", "out.png"], "a further argument 'heart'; put a text of"),
+        (["draw", "red \udcff heart", "-o", "out.png"], "half a character at place 4"),
+        ([*DRAW, "--negative-prompt", "\ud83d"], "half a character at place 0"),
+        (["infill", "-"], "'-' is no text"),
         (["caption", "missing.png"], "missing.png"),
         (["caption", "picture.png", "text.png"], "text.png"),
         (["caption", "picture.png", "cut.png"], "cut.png"),

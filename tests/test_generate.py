@@ -253,6 +253,28 @@ def test_only_holes_are_filled_and_none_ends_the_text(model: Model) -> None:
         assert filled.endswith(end)
 
 
+def test_text_outside_the_holes_comes_back_character_by_character(model: Model) -> None:
+    filled = model.infill("  woman\n\t[MASK:2]\n  <|endoftext|> tone \n")
+    assert filled.startswith("  woman\n\t")
+    assert filled.endswith("\n  <|endoftext|> tone \n")
+
+
+def test_a_completion_keeps_the_space_before_it(model: Model) -> None:
+    words = model.text_tokenizer
+    vocabulary = Vocabulary.build(text_size=len(words), eos_id=words.eos_token_id)
+    ids = torch.tensor([*words.encode("woman dark skin"), words.eos_token_id])
+    alone = Model(Knowing(vocabulary, ids), words)
+    assert alone.complete("woman", max_new_tokens=len(ids) - 1) == " dark skin"
+    assert alone.complete("woman ", max_new_tokens=len(ids) - 1) == "dark skin"
+
+
+def test_a_special_name_in_a_prompt_loses_nothing_behind_it(model: Model) -> None:
+    one, other = (
+        model.text_to_image(text, **FEW) for text in ("red", "red <|endoftext|> dark skin")
+    )
+    assert not same(one, other)
+
+
 def test_words_around_a_hole_have_the_tokens_they_have_in_a_text(model: Model) -> None:
     targets = spied(model)
     whole = model.text_tokenizer.encode("woman medium-dark skin tone")

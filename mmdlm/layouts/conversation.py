@@ -16,7 +16,8 @@ def check_messages(messages: Sequence[Message], pictures: int) -> None:
     """Raise ValueError unless this is a conversation that the assistant is to go on with.
 
     Each message is {"role": "system" | "user" | "assistant", "content": text}; a system message
-    comes first, the last one is the user's, and each `<image>` has one of the pictures.
+    comes first, the last one is the user's, and each `<image>` has one of the pictures; where the
+    assistant says `<image>`, it is text.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise ValueError(
@@ -42,7 +43,7 @@ def check_messages(messages: Sequence[Message], pictures: int) -> None:
             "the conversation ends with the assistant; end it with a message of the user to be "
             "answered"
         )
-    places = sum(message["content"].count(IMAGE) for message in messages)
+    places = sum(len(_parts(message)) - 1 for message in messages)
     if places != pictures:
         raise ValueError(
             f"the conversation has {_count(places, f'{IMAGE} placeholder')} but was given "
@@ -56,12 +57,18 @@ def turns_of(messages: Sequence[Message], pictures: Sequence[Picture]) -> tuple[
     rest = iter(pictures)
     turns = []
     for message in messages:
-        first, *others = message["content"].strip().split(IMAGE)
+        first, *others = _parts(message)
         parts: list[str | Picture] = [first]
         for text in others:
             parts += [next(rest), text]
         turns.append(Turn(message["role"], tuple(part for part in parts if part != "")))
     return tuple(turns)
+
+
+def _parts(message: Message) -> list[str]:
+    """What is said between the places of pictures."""
+    said = message["content"].strip()
+    return [said] if message["role"] == ASSISTANT else said.split(IMAGE)
 
 
 def _check_message(message: Message, number: int) -> None:

@@ -74,7 +74,7 @@ class Dream(Layout):
         return pieces
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
-        """The text after a first token; it may name special tokens."""
+        """The text after a first token."""
         prompt = text_segment([_first(words), *words.spoken(text)])
         return answering(words, (prompt,), length=length)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmdlm.core.sequence import Segment, Sequence, Views, text_segment
 from mmdlm.core.vocabulary import Modality
-from mmdlm.layouts.words import Words, shortened
+from mmdlm.layouts.texts import shortened
+from mmdlm.layouts.words import Words
 
 Generation = Mapping[str, Any]  # what a family's generation.json would say
 # name here -> its possible names in a tokenizer, and the id that it was published with
@@ -66,6 +67,11 @@ class Ask:
     sequence: Sequence
     opposite: tuple[Sequence, ...]
     shown: tuple[int, ...]
+
+    @property
+    def open(self) -> Tensor:
+        """Which ids of the result are generated, [R] bool; the others stand there as they are."""
+        return torch.cat([self.sequence.segments[number].target for number in self.shown])
 
 
 Sight = Literal["nothing", "codes", "features"]
@@ -232,6 +238,16 @@ class Layout:
         stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
         kept = ids[: int(stop[0])] if len(stop) else ids
         return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
+
+    def continued(self, words: Words, ids: Tensor) -> str:
+        """Generated ids [T] that go on with a text -> words, with the space that they bring."""
+        anchor = torch.tensor(words.spoken("a"), dtype=ids.dtype)
+        before, both = (self.decode(words, one) for one in (anchor, torch.cat([anchor, ids])))
+        return both.removeprefix(before) if both.startswith(before) else self.decode(words, ids)
+
+    def completion(self, words: Words, text: str, ids: Tensor) -> str:
+        """What was generated after a text, so that both side by side are the whole."""
+        return self.continued(words, ids)
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
         """Pixels (height, width) at which the image tokenizer meets a picture.

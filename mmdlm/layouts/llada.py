@@ -73,7 +73,7 @@ class Llada(Layout):
         return special["start_header"], role, special["end_header"], self.gap
 
     def complete(self, words: Words, text: str, *, length: int) -> Ask:
-        """The text and nothing before it; it may name special tokens."""
+        """The text and nothing before it."""
         return answering(words, (text_segment(words.spoken(text)),), length=length)
 
     def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:

@@ -129,7 +129,7 @@ class Lumina(Layout):
     def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
         """The other branch says `<uncondition>`, or what to stay away from."""
         with_words, without = (
-            self._prompt(words, DRAW, text or NO_WORDS, []) for text in (prompt, negative)
+            self._prompt(words, DRAW, text or None, []) for text in (prompt, negative)
         )
         return self._drawn(words, picture, with_words, without)
 
@@ -142,7 +142,7 @@ class Lumina(Layout):
             words,
             picture,
             self._prompt(words, system, instruction, given),
-            self._prompt(words, system, NO_WORDS, given),
+            self._prompt(words, system, None, given),
             self._prompt(words, system, instruction, []),
         )
 
@@ -182,10 +182,16 @@ class Lumina(Layout):
         return height, width
 
     def _prompt(
-        self, words: Words, system: str, text: str, pictures: list[Codes]
+        self, words: Words, system: str, text: str | None, pictures: list[Codes]
     ) -> tuple[Segment, ...]:
-        """A string tokenized as a whole, as the tags are not all tokens; pictures in its end."""
-        ids = words.ids(f"<system>{system}</system><user>{text}</user>")
+        """A string tokenized as a whole, as the tags are not all tokens; pictures in its end.
+
+        text  None: no words at all. Names of special tokens in it are letters
+        """
+        before, after = f"<system>{system}</system><user>", "</user>"
+        ids = words.ids(before + (NO_WORDS if text is None else text) + after)
+        if text is not None and words.ids(text) != words.spoken(text):  # it names special tokens
+            ids = [*words.ids(before), *words.spoken(text), *words.ids(after)]
         if not pictures:
             return (text_segment(ids),)
         shown = [segment for one in pictures for segment in self._picture(words, one)]

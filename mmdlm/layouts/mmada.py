@@ -29,7 +29,8 @@ from mmdlm.layouts.pieces import (
     picture_segments,
     segments_of,
 )
-from mmdlm.layouts.words import Words, shortened
+from mmdlm.layouts.texts import shortened
+from mmdlm.layouts.words import Words
 
 CAPTION = "Please describe this image in detail."
 THINK = (

@@ -99,6 +99,11 @@ class Own(Layout):
         filled = text_segment([*ids, *rest.ids.tolist()], target=True)
         return Sequence((*before, filled))
 
+    def completion(self, words: Words, text: str, ids: Tensor) -> str:
+        """A model is shown a text without space at its end: what follows brings its own."""
+        said = self.continued(words, ids)
+        return said.removeprefix(" ") if text[-1:].isspace() else said
+
     def decode(self, words: Words, ids: Tensor) -> str:
         """Special tokens that a text names are part of it."""
         ended = (ids == words.vocabulary.eos_id).nonzero()

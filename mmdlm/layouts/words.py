@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.layouts.texts import check_whole, shortened, split_at_holes, without_blank
 
-HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
 # A tokenizer is told how to read special names by a setting of its own, which threads share.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -35,6 +34,7 @@ class Words:
 
     def ids(self, text: str) -> list[int]:
         """Text -> ids; the name of a special token in it stands for that token."""
+        check_whole(text)
         with _ONE_AT_A_TIME:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
 
@@ -43,6 +43,7 @@ class Words:
 
         So that no message can end its own turn and begin another's.
         """
+        check_whole(text)
         with _ONE_AT_A_TIME:
             return list(
                 self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -95,7 +96,7 @@ class Words:
         return closed
 
     def prompt(self, text: str) -> Tensor:
-        """Text -> its ids without an end, [T]. Raises ValueError where it is too long."""
+        """What a user asks for -> its ids without an end, [T]; ValueError where it is too long."""
         return torch.tensor(self.checked(self.spoken(text.strip()), text), dtype=torch.int64)
 
     def checked(self, ids: list[int], text: str) -> list[int]:
@@ -110,47 +111,28 @@ class Words:
     def template(self, text: str) -> tuple[Tensor, Tensor]:
         """Text with holes -> (ids, which of them are holes), both [T].
 
-        Raises ValueError for a text without a hole, a hole of no tokens, and a text too long.
+        Everything outside the holes is there as it is, but for one blank before a hole: the tokens
+        that fill it bring their own. Raises ValueError for a text without a hole, a hole of no
+        tokens, and a text too long.
         """
         ids: list[int] = []
         hole: list[bool] = []
-
-        def add_words(piece: str) -> None:
-            piece = piece.rstrip()  # the token after it brings its own space
-            if piece.strip():
-                added = self._continue(piece) if ids else self._start(piece)
-                ids.extend(added)
-                hole.extend([False] * len(added))
-
-        end = 0
-        for match in HOLE.finditer(text):
-            add_words(text[end : match.start()])
-            length = int(match[1] or 1)
-            if length < 1:
-                raise ValueError(
-                    f"{match[0]} in {text!r} is a hole of no tokens; give it at least one"
-                )
+        before, after = split_at_holes(text)
+        for outside, length in before:
+            added = self._follows(without_blank(outside), ids)
             length = min(length, self.longest + 1)  # enough to be refused below
-            ids.extend([self.vocabulary.mask_id] * length)
-            hole.extend([True] * length)
-            end = match.end()
-        add_words(text[end:])
-        if not any(hole):
-            raise ValueError(
-                f"text {text!r} has no hole; write [MASK] for each token to fill in, or [MASK:3] "
-                "for three"
-            )
+            ids += [*added, *[self.vocabulary.mask_id] * length]
+            hole += [*[False] * len(added), *[True] * length]
+        added = self._follows(after, ids)
+        ids, hole = [*ids, *added], [*hole, *[False] * len(added)]
         return torch.tensor(self.checked(ids, text)), torch.tensor(hole)
 
-    def _start(self, piece: str) -> list[int]:
-        return self.spoken(piece.lstrip())
-
-    def _continue(self, piece: str) -> list[int]:
-        """Ids of a piece in the middle of a text, where a tokenizer must not put a space first."""
-        before, ids = self.spoken("\n"), self.spoken("\n" + piece)
-        return ids[len(before) :] if ids[: len(before)] == before else self._start(piece)
-
-
-def shortened(text: str) -> str:
-    """A text as an error shows it."""
-    return text if len(text) <= 60 else text[:59] + "\N{HORIZONTAL ELLIPSIS}"
+    def _follows(self, piece: str, before: list[int]) -> list[int]:
+        """Ids of a piece of a text; in its middle a tokenizer must not put a space first."""
+        if not piece or not before:
+            return self.spoken(piece) if piece else []
+        for anchor in ("\n", "a"):  # one of them is no part of a token with what follows it
+            start, ids = self.spoken(anchor), self.spoken(anchor + piece)
+            if start and ids[: len(start)] == start:
+                return ids[len(start) :]
+        return self.spoken(piece)

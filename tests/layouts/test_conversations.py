@@ -266,6 +266,18 @@ def test_bad_conversations_are_one_sentence(messages: Any, pictures: int, says: 
     assert "\n" not in str(caught.value)
 
 
+def test_what_the_assistant_says_of_images_is_text() -> None:
+    messages = [
+        {"role": "user", "content": "how do I show one?"},
+        {"role": "assistant", "content": "Use the <image> tag."},
+        {"role": "user", "content": "<image> like this?"},
+    ]
+    picture: Any = object()
+    turns = turns_of(messages, [picture])
+    assert turns[1].parts == ("Use the <image> tag.",)
+    assert turns[2].parts == (picture, " like this?")
+
+
 def test_a_tokenizer_of_another_family_is_named() -> None:
     lacking = words_of("dream")
     with pytest.raises(ValueError, match=r"has no <\|startoftext\|>, no <\|start_header_id\|>, no"):

@@ -51,6 +51,19 @@ def test_drawing_has_a_line_end_after_every_row(words: Words, grid: tuple[int, i
     assert ids_of(against.opposite[0])[: len(write.of(DRAW, "dog"))] == write.of(DRAW, "dog")
 
 
+def test_names_of_special_tokens_in_a_prompt_are_letters(words: Words) -> None:
+    blank = Codes.blank(words, (2, 2), drawn=True)
+    plain, named = (
+        ids_of(Lumina().draw(words, text, picture=blank).sequence)
+        for text in ("red heart", "red <|endoftext|></answer> heart")
+    )
+    for name in ("<|endoftext|>", "</answer>"):
+        special = words.tokenizer.get_vocab()[name]
+        assert named.count(special) == plain.count(special)
+    heart = words.spoken(" heart")
+    assert any(named[n : n + len(heart)] == heart for n in range(len(named)))
+
+
 def test_inpainting_keeps_what_is_known(words: Words) -> None:
     ids = words.vocabulary.image_ids(torch.arange(6))
     hole = torch.tensor([True, False, False, False, True, False])
