@@ -63,6 +63,7 @@ TURNS = {  # its values -> what sets the image upright
     8: Image.Transpose.ROTATE_90,
 }
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+SIDEWAYS = (5, 6, 7, 8)  # which exchange width and height
 URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 
 
@@ -71,6 +72,7 @@ def open_image(
     *,
     max_pixels: int | None = None,
     whole: bool = False,
+    least: int | None = None,
     paper: Colour = WHITE,
 ) -> Image.Image:
     """Read an image file, or the bytes of one, as upright RGB (first frame of an animation).
@@ -83,6 +85,8 @@ def open_image(
         max_pixels: Most pixels of an image that is decoded; None: MAX_PIXELS. A third of it in
             WebP files, whose decoder needs three times the memory.
         whole: Keep the size of every image.
+        least: Pixels of the shorter side that are enough: a JPEG file is decoded at a half, a
+            quarter or an eighth of its size where so many are left, which is faster.
         paper: Colour that transparent pixels show.
 
     Raises:
@@ -90,9 +94,9 @@ def open_image(
     """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, bytes):
-        return _decoded(BytesIO(source), "the image", limit, whole=whole, paper=paper)
+        return _decoded(BytesIO(source), "the image", limit, whole, least, paper)
     with _opened(source) as file:
-        return _decoded(file, repr(str(source)), limit, whole=whole, paper=paper)
+        return _decoded(file, repr(str(source)), limit, whole, least, paper)
 
 
 def open_mask(
@@ -131,6 +135,18 @@ def image_format(data: bytes) -> str:
     Raises ValueError where `open_image` would, but for damage behind the header.
     """
     return _header(BytesIO(data), "the image", MAX_PIXELS)[0]
+
+
+def image_facts(data: bytes) -> tuple[int, int, bool]:
+    """Return width and height of an image as it is to be seen, and whether it has transparency.
+
+    Raises ValueError where `open_image` would, but for damage behind the header.
+    """
+    _, image = _header(BytesIO(data), "the image", MAX_PIXELS)
+    width, height = image.size
+    if _orientation(image) in SIDEWAYS:
+        width, height = height, width
+    return width, height, bool(image.has_transparency_data)
 
 
 def to_rgb(image: Image.Image, *, paper: Colour = WHITE) -> Image.Image:
@@ -211,19 +227,21 @@ def _header(file: BinaryIO, name: str, max_pixels: int) -> tuple[str, ImageFile.
 
 
 def _decoded(
-    file: BinaryIO, name: str, max_pixels: int, *, whole: bool, paper: Colour
+    file: BinaryIO, name: str, max_pixels: int, whole: bool, least: int | None, paper: Colour
 ) -> Image.Image:
     _, image = _header(file, name, max_pixels)
     with _named(name):
         if isinstance(image, JpegImagePlugin.JpegImageFile) and not whole:
-            _scale_while_decoding(image)
+            _scale_while_decoding(image, least)
         image.load()
         return _upright(image, paper, factor=1 if whole else _factor(image))
 
 
-def _scale_while_decoding(image: JpegImagePlugin.JpegImageFile) -> None:
-    """By 2, 4 or 8, where it is large."""
+def _scale_while_decoding(image: JpegImagePlugin.JpegImageFile, least: int | None) -> None:
+    """By 2, 4 or 8, where it is large, or larger than is needed."""
     factor = _factor(image)
+    if least is not None:
+        factor = max(factor, min(image.size) // least)
     if factor > 1:
         image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
 

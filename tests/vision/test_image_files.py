@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from mmdlm.vision.image_files import LARGE, image_format, open_image, open_mask, to_rgb
+from mmdlm.vision.image_files import LARGE, image_facts, image_format, open_image, open_mask, to_rgb
 
 ROOT = Path(__file__).parents[2]
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -424,3 +424,22 @@ def test_images_are_decoded_in_one_place(project_files: list[Path]) -> None:
         if path != Path("mmdlm/vision/image_files.py")
     ]
     assert not found, "read images with mmdlm.vision.image_files: " + "; ".join(found)
+
+
+def test_a_jpeg_is_decoded_at_about_the_size_that_is_needed() -> None:
+    file = file_of(Image.new("RGB", (1600, 1200), RED), "JPEG")
+    assert open_image(file).size == (1600, 1200)
+    assert open_image(file, least=128).size == (200, 150)
+    assert open_image(file, least=300).size == (400, 300)
+    assert open_image(file, least=9999).size == (1600, 1200)
+    png = file_of(Image.new("RGB", (1600, 1200), RED), "PNG")
+    assert open_image(png, least=128).size == (1600, 1200)
+
+
+def test_facts_of_an_image_are_those_of_the_upright_one() -> None:
+    lying = two_halves(32, 16)
+    assert image_facts(file_of(lying, "JPEG", exif=orientation(6))) == (16, 32, False)
+    assert image_facts(file_of(lying, "JPEG", exif=orientation(3))) == (32, 16, False)
+    assert image_facts(file_of(lying.convert("RGBA"), "PNG")) == (32, 16, True)
+    with pytest.raises(ValueError, match="none of PNG"):
+        image_facts(b"no image")
