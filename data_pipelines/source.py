@@ -202,6 +202,13 @@ def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
     return dtype, shape, is_fortran
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as PNG, without loss."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
 def encode_array(array: np.ndarray) -> bytes:
     """An array as a .npy file."""
     file = io.BytesIO()
