@@ -97,7 +97,7 @@ def picture_files(folder: Path) -> list[Path]:
 def folder_samples(
     folder: Path, *, report: Report, text: str | None = None, allow_outside: bool = False
 ) -> Iterator[Sample]:
-    """Every image below a folder as a sample, in the order of their paths.
+    """Every image below a folder as a sample, in the order of their paths; `__file__` names it.
 
     Where there is a metadata.jsonl or metadata.csv, its rows are the samples: all their columns
     become json, and `text` (else the first of `TEXT_COLUMNS`) becomes txt. Otherwise the text of an
@@ -155,13 +155,13 @@ def image_field(path: Path) -> str:
 
 def _sample(path: Path, key: str, report: Report, *, by_class: bool) -> Sample:
     """An image and its text: name.txt and name.json beside it, else of a name."""
-    sample: Sample = {"__key__": key, image_field(path): path.read_bytes()}
+    sample: Sample = {"__key__": key, "__file__": str(path), image_field(path): path.read_bytes()}
     text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
     if text.is_file():
         sample["txt"] = _text_of(text).strip().encode()
     if notes.is_file():
         sample["json"] = _text_of(notes, parsed).encode()
-    if len(sample) == 2:
+    if "txt" not in sample and "json" not in sample:
         label = path.parent.name if by_class else path.stem
         sample["txt"] = label.replace("_", " ").encode()
         if by_class:
@@ -228,7 +228,8 @@ def _described(
             if not captions:
                 report.leave_out(row.where, f"no caption: its {column!r} is empty")
                 continue
-            sample = {"__key__": f"{number:09d}", image_field(path): path.read_bytes()}
+            content = {image_field(path): path.read_bytes()}
+            sample = {"__key__": f"{number:09d}", "__file__": str(path), **content}
         except BROKEN_CONTENT as error:
             report.add_broken(row.where, one_line(error))
             continue

@@ -5,12 +5,10 @@ python -m data_pipelines.write_shards emoji --out data/emoji
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from data_pipelines import command_line
@@ -24,11 +22,12 @@ from data_pipelines.conversation_files import (
     rows_of,
 )
 from data_pipelines.folder import files_below, folder_samples, picture_files, source_files
+from data_pipelines.image_set import scaled_samples
 from data_pipelines.origin import Given, is_done
 from data_pipelines.preferences import PairColumns
 from data_pipelines.report import Report
 from data_pipelines.shards import INDEX, Sample, write_json, write_shards
-from data_pipelines.source import PICTURES
+from data_pipelines.source import PICTURES, png_bytes
 from data_pipelines.text import count_lines, jsonl_samples
 from data_pipelines.text_files import json_bytes
 from mmdlm.layouts.conversation import IMAGE
@@ -106,6 +105,7 @@ def folder(
     out: Path,
     *,
     text: str | None = None,
+    size: int | None = None,
     allow_outside: bool = False,
     max_broken: float = 0.01,
     samples_per_shard: int = 1000,
@@ -121,6 +121,8 @@ def folder(
         out: Folder for the shards.
         text: Column of the metadata with the texts; default: text, caption, captions, prompt or
             label.
+        size: Scale each image to a square of so many pixels, padded with white; default: pack the
+            files as they are.
         allow_outside: Read images whose path in the metadata leads out of its folder.
         max_broken: Share of images that may be left out as broken; more stop the job.
         samples_per_shard: Samples in one shard; a shard also ends at 1 GiB.
@@ -129,15 +131,18 @@ def folder(
         "source": "folder",
         "images": str(images),
         "text": text,
+        "size": size,
         "samples_per_shard": samples_per_shard,
     }
     total = len(picture_files(images))
     given = Given({}, {str(images): source_files(images)})
     if not is_done(out / INDEX, settings, given):
         report = Report(max_broken)
-        samples = folder_samples(images, report=report, text=text, allow_outside=allow_outside)
-        bar = tqdm(samples, total=total, desc="packing", unit=" images")
-        write_splits({"": bar}, out, settings, given, report)
+        found = folder_samples(images, report=report, text=text, allow_outside=allow_outside)
+        samples: Iterable[Sample] = tqdm(found, total=total, desc="packing", unit=" images")
+        if size is not None:
+            samples = scaled_samples(samples, size=size, report=report)
+        write_splits({"": samples}, out, settings, given, report)
 
 
 def coco(
@@ -344,13 +349,6 @@ def _write_rows(
     samples = conversation_samples(rows, columns, source=source, report=report)
     bar = tqdm(samples, desc="packing", unit=f" {settings['source']}")
     write_splits({"": bar}, out, settings, given, report)
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """A picture as PNG, without loss."""
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
 
 
 def _images_in(folder: Path) -> dict[str, list[Path]]:

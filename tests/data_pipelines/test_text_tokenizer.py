@@ -7,7 +7,14 @@ from transformers import AutoTokenizer
 
 from data_pipelines.report import Report
 from data_pipelines.shards import write_shard
-from data_pipelines.text_tokenizer import END_OF_TEXT, main, shard_texts, train_text_tokenizer
+from data_pipelines.text_tokenizer import (
+    END_OF_TEXT,
+    main,
+    shard_texts,
+    shortened,
+    token_counts,
+    train_text_tokenizer,
+)
 
 TEXTS = [
     "woman firefighter medium-dark skin tone",
@@ -108,3 +115,14 @@ def test_what_cannot_be(tmp_path):
     write_shard(tmp_path / "x.tar", [{"__key__": "a", "png": b""}])
     with pytest.raises(ValueError, match="no sample has a txt"):
         main(str(tmp_path / "x.tar"), tmp_path / "tokenizer")
+
+
+def test_a_text_is_shortened_to_so_many_tokens():
+    tokenizer = train_text_tokenizer(["a red dog", "a red cat"] * 9, size=300)
+    for text in ("a red dog and a red cat", "红色的狗和红色的猫", "🐕🐈"):
+        (whole,) = token_counts(tokenizer, [text])
+        assert shortened(tokenizer, text, whole) == text
+        for most in range(1, whole):
+            short = shortened(tokenizer, text, most)
+            assert text.startswith(short)
+            assert token_counts(tokenizer, [short])[0] <= most
