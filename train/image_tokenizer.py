@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,7 @@ def main(
     start_from: Path | None = None,
     loss: PixelLoss = PixelLoss(),
     fit_settings: FitSettings = FitSettings(),
+    on_sample: Callable[[int, ImageTokenizer], None] | None = None,
     threads: int | None = None,
 ) -> None:
     """Train, and write the averaged weights to `out`/final.
@@ -136,6 +138,8 @@ def main(
         start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
         loss: Weights of the reconstruction loss.
         fit_settings: Steps, optimizer, checkpoints.
+        on_sample: Called with the step and the averaged weights every `sample_every` steps, in
+            place of writing a sheet of reconstructions; a function by its import path.
         threads: CPU threads; all by default.
     """
     if threads:
@@ -180,7 +184,7 @@ def main(
         )
         return next(iter(some)).to(state.device)
 
-    def reconstructions(step: int) -> None:
+    def reconstructions(step: int, tokenizer: ImageTokenizer) -> None:
         """Real pictures above, what the tokenizer makes of them below."""
         real = shown()
         with torch.no_grad():
@@ -192,8 +196,11 @@ def main(
         larger = (2 * image.width, 2 * image.height)
         image.resize(larger, Image.Resampling.NEAREST).save(folder / f"step_{step:08d}.png")
 
+    def look(step: int) -> None:
+        (on_sample or reconstructions)(step, tokenizer)
+
     stage = ReconstructionStage(tokenizer, loss)
-    fit(stage, loader, settings=fit_settings, out=out, on_sample=reconstructions)
+    fit(stage, loader, settings=fit_settings, out=out, on_sample=look)
     if state.is_main_process:
         tokenizer.save_pretrained(out / "final")
         print(f"trained tokenizer: {out / 'final' / CONFIG}")

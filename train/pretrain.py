@@ -35,7 +35,7 @@ from train.denoising import (
 )
 from train.loop import FitSettings, fit, launched
 from train.parts import Parts
-from train.samples import SampleSheet
+from train.samples import OnSample, SampleSheet
 from train.shape import Shape
 
 
@@ -55,6 +55,7 @@ def main(
     annealing: AttentionAnnealing | None = None,
     fit_settings: FitSettings = FitSettings(),
     prompts: list[str] | None = None,
+    on_sample: OnSample | None = None,
     decoding: Defaults | None = None,
     attention: Attention = "sdpa",
     recompute: Recompute = False,
@@ -81,6 +82,8 @@ def main(
             autoregressive model; by default it is bidirectional at once.
         fit_settings: Steps, optimizer, checkpoints.
         prompts: What to draw (and caption back) on every sample sheet.
+        on_sample: Called with the step and the model every `sample_every` steps, in place of
+            writing a sheet; a function by its import path.
         decoding: Steps, guidance and temperatures that the final weights carry; by default they
             carry none, and the library's own are used.
         attention: Kernel; flex_attention for packed rows on a GPU.
@@ -118,8 +121,16 @@ def main(
     sources = read_sources(data, denoiser, known, layout_for(denoiser))
     loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
     sheet = None
-    if pictures is not None and prompts:
-        sheet = SampleSheet(denoiser, words, pictures, prompts, out / "samples")
+    if pictures is not None and (prompts or on_sample):
+        sheet = SampleSheet(
+            denoiser,
+            words,
+            pictures,
+            prompts or [],
+            out / "samples",
+            defaults=decoding or Defaults(),
+            on_sample=on_sample,
+        )
     stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing, parts=parts)
     trained = fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
     if state.is_main_process:
