@@ -189,6 +189,14 @@ def preference(arguments: list[str], killed_before: str | None = None) -> None:
     _recipe(main, arguments, killed_before)
 
 
+def own_images(arguments: list[str], killed_before: str | None = None) -> None:
+    """The same of `python -m train.own_images`."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    from train.own_images import main
+
+    _recipe(main, arguments, killed_before)
+
+
 def _recipe(main: Callable[..., None], arguments: list[str], killed_before: str | None) -> None:
     from data_pipelines.command_line import run
 
