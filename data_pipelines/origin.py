@@ -48,7 +48,7 @@ class Given:
         files = [
             change_of(name, before.get(name), file_state(url))
             for name, url in self.files.items()
-            if name not in before or not is_same_file(before[name], url)
+            if not is_same_file(before.get(name), url)
         ]
         folders = [
             change_of(name, before.get(name), now)
@@ -77,23 +77,30 @@ def is_done(
         )
     place = target.parent if index.name == INDEX else target
     record = read_json(index)
-    before = record.get("settings") or {}
-    if before != settings:
-        differing = {k: (before.get(k), v) for k, v in settings.items() if before.get(k) != v}
-        said = ", ".join(f"{k} was {old}, now {new}" for k, (old, new) in differing.items())
+    for name in ("settings", "given"):
+        if not isinstance(record.get(name), dict):
+            raise ValueError(
+                f"{index} does not say of which {name} {place} is; delete {place} to make it "
+                "again, or name another --out"
+            )
+    before = record["settings"]
+    names = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
+    if names:
+        said = ", ".join(f"{k} was {before.get(k)}, now {settings.get(k)}" for k in names)
         raise ValueError(f"{place} is of other settings ({said}); name another --out")
-    if "given" not in record:
-        raise ValueError(
-            f"{index} does not say of which data {place} is; delete {place} to make it again, or "
-            "name another --out"
-        )
     if changes := given.changes(record["given"]):
         raise ValueError(
             f"{place} is of data that has changed since: {'; '.join(changes)}. Delete {place} "
             "to make it again, or name another --out"
         )
-    print(f"{place}: already written")
+    print(f"{place}: already written{of_unknown(record['given'].values())}")
     return True
+
+
+def of_unknown(states: Iterable[State]) -> str:
+    """What is to be said beside "already written" where nothing is known of the data then."""
+    known = [bool(state) for state in states]
+    return "" if known and all(known) else ", of data that is not compared with what it is now"
 
 
 def file_state(url: str) -> State:
@@ -112,13 +119,13 @@ def file_state(url: str) -> State:
     return {"bytes": found.st_size, "time": found.st_mtime_ns, "sha256": digest}
 
 
-def is_same_file(before: State, url: str) -> bool:
+def is_same_file(before: State | None, url: str) -> bool:
     """True where a file is what it was; its content is read only where its time is another."""
-    if "sha256" in before and os.path.isfile(url):
+    if isinstance(before, dict) and "sha256" in before and os.path.isfile(url):
         found = os.stat(url)
-        if found.st_size != before["bytes"]:
+        if found.st_size != before.get("bytes"):
             return False
-        same = found.st_mtime_ns == before["time"]
+        same = found.st_mtime_ns == before.get("time")
         return same or file_state(url)["sha256"] == before["sha256"]
     return before == file_state(url)
 
@@ -137,7 +144,7 @@ def folder_state(folder: str, files: Iterable[Path]) -> State:
 
 def change_of(name: str, before: State | None, now: State) -> str:
     """Say in words how what is called `name` differs."""
-    if before is None:
+    if not isinstance(before, dict):
         return f"{name} is new"
     for counted in ("files", "bytes"):
         if before.get(counted) != now.get(counted):

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from data_pipelines.conversations import SAID
-from data_pipelines.origin import file_state, is_same_file
+from data_pipelines.origin import file_state, is_same_file, of_unknown
 from data_pipelines.report import Report
 from data_pipelines.shards import (
     INDEX,
@@ -84,7 +84,8 @@ def rewrite_shards(
     if todo:
         _rewrite_all(build(), todo, total, done=len(own) - len(todo), threads=threads)
     else:
-        print(f"{out}: already written")
+        states = [read_json(stats_of(target)).get("given") or {} for _, target in own]
+        print(f"{out}: already written{of_unknown(states) if own else ''}")
     if all(stats_of(target).is_file() for _, target in pairs):
         whole = _total([target for _, target in pairs], max_broken)
         content = {**record[1], "shards": len(pairs), "report": whole.to_dict()}

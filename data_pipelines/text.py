@@ -22,7 +22,7 @@ from data_pipelines.text_files import json_bytes
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 
-LONG_TEXT = 1 << 20  # characters; of texts up to here all is tokenized
+LONG_TEXT = 1 << 18  # characters; of texts up to here all is tokenized
 
 
 @dataclass(frozen=True)

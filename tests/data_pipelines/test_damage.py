@@ -19,11 +19,16 @@ import torch
 from PIL import Image
 
 from data_pipelines import text_tokenizer, tokenize_images, write_shards
+from data_pipelines.conversations import Conversation
+from data_pipelines.end_of_text import NoTail
 from data_pipelines.image_text import ImageText
 from data_pipelines.loader import build_loader
+from data_pipelines.preferences import Preference
 from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, write_shard
-from data_pipelines.source import Source, encode_array, read_array
+from data_pipelines.source import BROKEN_CONTENT, Source, encode_array, read_array
 from data_pipelines.write_shards import png_bytes
+from mmdlm.layouts.layouts import LAYOUTS
+from tests.layouts.tiny import words_of
 
 REFUSALS = (ValueError, OSError)
 pytestmark = pytest.mark.timeout(120)  # nothing hangs
@@ -211,3 +216,27 @@ def test_arrays() -> None:
     for data in [*(damaged(whole, draw) for _ in range(60)), *made]:
         with suppress(ValueError):
             assert read_array(data).nbytes <= len(data)
+
+
+@pytest.mark.parametrize("kind", [Conversation, Preference])
+@pytest.mark.parametrize("family", ["llada", "mmada"])
+def test_conversations_in_shards_of_others(kind: type[Conversation], family: str) -> None:
+    """Whatever their JSON is, training reads it or counts it as broken."""
+    draw, words = Random(f"{kind} {family}"), words_of(family)
+    taught = kind(tail=NoTail()).spoken(LAYOUTS[family], words, length=99)
+    read = 0
+    for _ in range(300):
+        content = json.dumps(row(draw)).encode()
+        given: Sample = {"json": content if draw.random() < 0.8 else damaged(content, draw)}
+        if draw.random() < 0.2:
+            given["codes.npy"] = damaged(encode_array(np.zeros(4, np.uint16)), draw)
+        with suppress(*BROKEN_CONTENT):
+            taught.sequence(
+                given,
+                [],
+                words.vocabulary,
+                tokenizer=words.tokenizer,
+                generator=torch.Generator().manual_seed(0),
+            )
+            read += 1
+    assert read > 20

@@ -90,6 +90,19 @@ class TestWriteShards:
             assert status == 2
             assert f"{images} has" in said
 
+    @pytest.mark.parametrize(
+        "damage", [{"given": None}, {"settings": []}, {"given": {"x.jsonl": 3}}, {"given": {}}]
+    )
+    def test_an_index_that_does_not_say_of_what_it_is(self, shell, jobs, tmp_path, damage):
+        (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+        job = ["text", "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out"]
+        assert shell(jobs, *job)[0] == 0
+        index = tmp_path / "out/index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | damage))
+        status, said = shell(jobs, *job)
+        assert (status, said.count("\n")) == (2, 1)
+        assert str(tmp_path / "out") in said
+
     def test_the_index_counts_and_names(self, shell, jobs, tmp_path, capsys):
         lines = ['{"text": "a"}', '{"text": "cut \\ud83d"}', '{"text": "b"}']
         (tmp_path / "x.jsonl").write_text("\n".join(lines))

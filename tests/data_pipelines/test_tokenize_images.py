@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -240,6 +241,31 @@ def test_shards_that_have_changed_are_noticed(image_shards, tokenizer_folder, tm
     (out / "000000.tar").unlink()
     tokenize_images.main(str(image_shards), tokenizer_folder, out)
     assert codes(out)["000"] == 200
+
+
+def test_shards_of_stores_that_have_changed_are_noticed(
+    image_shards, tokenizer_folder, tmp_path, capsys
+):
+    place = "memory://changing/a.tar"
+    for shard in ("000000", "000001"):
+        with fsspec.open(place, "wb") as file:
+            file.write((image_shards / f"{shard}.tar").read_bytes())
+        if shard == "000000":
+            for _ in range(2):
+                tokenize_images.main(place, tokenizer_folder, tmp_path / "out")
+            assert capsys.readouterr().out.endswith("out: already written\n")
+    with pytest.raises(ValueError, match=r"memory://changing/a\.tar has changed since"):
+        tokenize_images.main(place, tokenizer_folder, tmp_path / "out")
+
+
+def test_shards_of_which_nothing_is_known_are_not_called_the_same(
+    image_shards, tokenizer_folder, tmp_path, capsys
+):
+    command = f"pipe:cat {image_shards}/000000.tar"
+    for _ in range(2):
+        tokenize_images.main(command, tokenizer_folder, tmp_path / "out", allow_pipe=True)
+    said = capsys.readouterr().out
+    assert said.endswith("already written, of data that is not compared with what it is now\n")
 
 
 def test_shards_that_are_gone_are_named(image_shards, tokenizer_folder, tmp_path, capsys):
