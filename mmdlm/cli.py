@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 USER_ERROR = 2
+MOST_SEEDS = 2**63
 INTERRUPTED = 130
 DTYPES = ("float32", "bfloat16", "float16")
 FAMILY_NAMES = (
@@ -90,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def draw(options: argparse.Namespace) -> None:
     """Words -> one or more pictures, and on request the denoising as an animation."""
     outputs = numbered(options.output, options.num_images)
+    if options.seed + options.num_images > MOST_SEEDS:
+        raise ValueError(
+            f"--seed {options.seed} is too large for {options.num_images} images with a seed each; "
+            f"take one up to {MOST_SEEDS - options.num_images}"
+        )
     for path in outputs:
         check_place(path, "--output", PICTURE_FORMATS)
     if options.animate is not None:
@@ -112,7 +118,7 @@ def draw(options: argparse.Namespace) -> None:
                 height=options.height,
                 width=options.width,
                 think=options.think,
-                generator=_generator(options.seed),
+                generator=_generators(options.seed, options.num_images),
             )
         ]
     else:  # the same pictures, step by step: to be kept, or to be waited for with a bar
@@ -125,7 +131,7 @@ def draw(options: argparse.Namespace) -> None:
             height=options.height,
             width=options.width,
             think=options.think,
-            generator=_generator(options.seed),
+            generator=_generators(options.seed, options.num_images),
         )
         total = options.steps or model.defaults.text_to_image.num_inference_steps
         frames = list(_progress(steps, "drawing", total=total))
@@ -141,7 +147,6 @@ def caption(options: argparse.Namespace) -> None:
         _seen(path, options)
 
     model = _load(options, "caption")
-    generator = _generator(options.seed)
     starts: Iterable[int] = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
     if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
         starts = _progress(
@@ -150,7 +155,11 @@ def caption(options: argparse.Namespace) -> None:
     for start in starts:
         paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
         pictures = [_image(path, options) for path in paths]
-        texts = model.caption(pictures, num_inference_steps=options.steps, generator=generator)
+        texts = model.caption(
+            pictures,
+            num_inference_steps=options.steps,
+            generator=[_generator(options.seed) for _ in pictures],  # each as if it were alone
+        )
         for path, text in zip(paths, texts, strict=True):
             print(text if len(options.pictures) == 1 else f"{path}\t{text}", flush=True)
 
@@ -362,7 +371,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=1,
         metavar="N",
-        help="how many to draw; above 1 they are numbered: out-1.png, out-2.png, ...",
+        help="how many to draw; above 1 they are numbered: out-1.png has the --seed N, out-2.png "
+        "N + 1 and so on, by which each can be drawn again alone",
     )
     command.add_argument(
         "--animate", type=Path, metavar="FILE", help="show the denoising too: a .gif or .webp file"
@@ -711,7 +721,7 @@ def _count(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
+    if not text.isdecimal() or int(text) >= MOST_SEEDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
     return int(text)
 
@@ -791,6 +801,13 @@ def _generator(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(seed)
+
+
+def _generators(seed: int, count: int) -> torch.Generator | list[torch.Generator]:
+    """One for each of several outputs, of this seed and those after it."""
+    if count == 1:
+        return _generator(seed)
+    return [_generator(seed + number) for number in range(count)]
 
 
 # --- the hole -------------------------------------------------------------------------------------

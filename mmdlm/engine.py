@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from mmdlm.core.chance import Generators, check_generators
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.linear import PackedLayers
 from mmdlm.core.sequence import Batch, Sequence, collate
@@ -144,7 +145,7 @@ class Engine:
         asks: list[Ask],
         *,
         decoding: Decoding,
-        generator: torch.Generator | None,
+        generator: Generators | None,
         grid: tuple[int, int] | None = None,
         suppressed: tuple[int, ...] = (),
     ) -> Filling:
@@ -162,7 +163,7 @@ class Engine:
             denoiser=self.denoiser,
             batch=laid_out(documents),
             unconditional=tuple(laid_out(branch) for branch in branches),
-            generator=self.generator(generator),
+            generator=self.generators(generator, len(asks)),
             shown=tuple(ask.shown for ask in asks),
             grid=grid,
             packed=self.packed,
@@ -175,10 +176,19 @@ class Engine:
         assert isinstance(self.denoiser, Seeing), "views were cut for a model that sees"
         return self.denoiser.see(batch)
 
-    def generator(self, generator: torch.Generator | None) -> torch.Generator:
-        """One on the device of the model; None: a fresh one of seed 0."""
-        if generator is None:
+    def generators(self, given: Generators | None, count: int) -> Generators:
+        """Return those of so many outputs on the device of the model; None: a fresh one of seed 0.
+
+        Raises ValueError, see `check_generators`.
+        """
+        if given is None:
             return torch.Generator(self.device).manual_seed(SEED)
+        check_generators(given, count)
+        if isinstance(given, torch.Generator):
+            return self._here(given)
+        return [self._here(one) for one in given]
+
+    def _here(self, generator: torch.Generator) -> torch.Generator:
         if generator.device.type == self.device.type:
             return generator
         seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
@@ -198,7 +208,7 @@ class Engine:
         self,
         asks: list[Ask],
         decoding: Decoding,
-        generator: torch.Generator | None,
+        generator: Generators | None,
         *,
         suppressed: tuple[int, ...] = (),
     ) -> list[str]:
@@ -210,7 +220,7 @@ class Engine:
         self,
         asks: list[Ask],
         decoding: Decoding,
-        generator: torch.Generator | None,
+        generator: Generators | None,
         *,
         suppressed: tuple[int, ...] = (),
     ) -> list[Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mmdlm.core.chance import Generators
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.linear import PackedLayers
 from mmdlm.core.sampler import Sampler, SampleStep
@@ -27,7 +28,7 @@ class Filling:
     denoiser: Denoiser
     batch: Batch
     unconditional: tuple[Batch, ...]
-    generator: torch.Generator
+    generator: Generators
     shown: tuple[tuple[int, ...], ...]
     grid: tuple[int, int] | None = None
     packed: PackedLayers | None = None

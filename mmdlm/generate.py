@@ -27,6 +27,7 @@ from mmdlm.arguments import (
     pictures_of_each,
     with_places,
 )
+from mmdlm.core.chance import Generators
 from mmdlm.decoding import CacheName, Decoding
 from mmdlm.engine import Engine
 from mmdlm.filling import Filling, filled
@@ -56,8 +57,9 @@ class Model(Engine):
     What the family was not trained for raises ValueError that says what it is for.
 
     Pictures are Pillow images, paths of picture files, or tensors [3, H, W] in [-1, 1]. Without a
-    generator each call uses a fresh one of seed 0: the same inputs give the same output. A
-    generator of another device seeds one there.
+    generator each call uses a fresh one of seed 0: the same inputs give the same output. A list of
+    generators, one for each output of a call, makes each output what it is alone, whatever the
+    others are. A generator of another device seeds one there.
     """
 
     def faster(
@@ -118,7 +120,7 @@ class Model(Engine):
         image: ImageLike,
         *,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str: ...
 
     @overload
@@ -127,7 +129,7 @@ class Model(Engine):
         image: abc.Sequence[ImageLike],
         *,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> list[str]: ...
 
     @torch.no_grad()
@@ -136,7 +138,7 @@ class Model(Engine):
         image: ImageLike | abc.Sequence[ImageLike],
         *,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str | list[str]:
         """Describe a picture, or several in one pass.
 
@@ -168,7 +170,7 @@ class Model(Engine):
         height: int | None = None,
         width: int | None = None,
         think: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> list[Image.Image]:
         """Draw pictures of a prompt, or of several: all those of the first prompt come first.
 
@@ -202,7 +204,7 @@ class Model(Engine):
         height: int | None = None,
         width: int | None = None,
         think: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> Iterator[list[Image.Image]]:
         """The pictures of `text_to_image` after each denoising step; the last are its result.
 
@@ -229,7 +231,7 @@ class Model(Engine):
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> Image.Image:
         """Draw a part of a picture anew, so that the whole shows the prompt.
 
@@ -273,7 +275,7 @@ class Model(Engine):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> Image.Image:
         """Draw a picture anew as an instruction says: "make it night".
 
@@ -328,7 +330,7 @@ class Model(Engine):
         temperature: float | None = None,
         guidance_scale: float | None = None,
         think: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str: ...
 
     @overload
@@ -343,7 +345,7 @@ class Model(Engine):
         temperature: float | None = None,
         guidance_scale: float | None = None,
         think: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> list[str]: ...
 
     def answer(
@@ -357,7 +359,7 @@ class Model(Engine):
         temperature: float | None = None,
         guidance_scale: float | None = None,
         think: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str | list[str]:
         """Answer a question, at will about a picture or several; or several questions in one pass.
 
@@ -402,7 +404,7 @@ class Model(Engine):
         temperature: float | None = None,
         guidance_scale: float | None = None,
         think: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str: ...
 
     @overload
@@ -417,7 +419,7 @@ class Model(Engine):
         temperature: float | None = None,
         guidance_scale: float | None = None,
         think: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> list[str]: ...
 
     @torch.no_grad()
@@ -435,7 +437,7 @@ class Model(Engine):
         temperature: float | None = None,
         guidance_scale: float | None = None,
         think: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str | list[str]:
         """The assistant's next turn in a conversation, or in several of any lengths in one pass.
 
@@ -486,7 +488,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str: ...
 
     @overload
@@ -499,7 +501,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> list[str]: ...
 
     @torch.no_grad()
@@ -512,7 +514,7 @@ class Model(Engine):
         block_length: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str | list[str]:
         """What follows the beginning of a text, or of several in one pass; options as in `chat`."""
         self.layout.need("complete")
@@ -549,7 +551,7 @@ class Model(Engine):
         *,
         image: ImageLike | None = None,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str: ...
 
     @overload
@@ -559,7 +561,7 @@ class Model(Engine):
         *,
         image: ImageLike | None = None,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> list[str]: ...
 
     @torch.no_grad()
@@ -569,7 +571,7 @@ class Model(Engine):
         *,
         image: ImageLike | None = None,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> str | list[str]:
         """Fill the holes of a text, or of several in one pass.
 
@@ -616,7 +618,7 @@ class Model(Engine):
         temperature: float | None,
         guidance_scale: float | None,
         think: bool | None,
-        generator: torch.Generator | None,
+        generator: Generators | None,
     ) -> list[str]:
         """The assistant's next turn in each conversation; all prompts are context."""
         length = self._new_tokens(max_new_tokens)
@@ -663,7 +665,7 @@ class Model(Engine):
         num_images_per_prompt: int,
         size: tuple[int | None, int | None],
         think: bool,
-        generator: torch.Generator | None,
+        generator: Generators | None,
     ) -> Filling:
         """Text is context, all codes are targets."""
         self.layout.need("text_to_image")
@@ -709,7 +711,7 @@ class Model(Engine):
 
     @torch.no_grad()
     def _reasoned(
-        self, prompts: list[str], codes: Codes, generator: torch.Generator | None
+        self, prompts: list[str], codes: Codes, generator: Generators | None
     ) -> list[Ask]:
         """Write what is to be drawn -> the tasks to draw it."""
         asks = [

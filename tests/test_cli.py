@@ -50,7 +50,7 @@ class FakeModel:
         height: int | None,
         width: int | None,
         think: bool,
-        generator: torch.Generator,
+        generator: torch.Generator | list[torch.Generator],
     ) -> list[Image.Image]:
         *_, last = self.draw_trajectory(
             prompt,
@@ -76,24 +76,27 @@ class FakeModel:
         height: int | None,
         width: int | None,
         think: bool,
-        generator: torch.Generator,
+        generator: torch.Generator | list[torch.Generator],
     ) -> Iterator[list[Image.Image]]:
         self.calls.append({"prompt": prompt, "steps": num_inference_steps, "scale": guidance_scale})
         if "too long" in prompt:
             raise ValueError(f"prompt {prompt!r} is too long; use fewer words")
         steps = num_inference_steps or self.defaults.text_to_image.num_inference_steps
+        generators = [generator] if isinstance(generator, torch.Generator) else generator
+        assert len(generators) == num_images_per_prompt
         for _ in range(steps):
-            colours = torch.randint(0, 256, (num_images_per_prompt, 3), generator=generator)
+            colours = [torch.randint(0, 256, (3,), generator=one).tolist() for one in generators]
             size = (width or 8, height or 8)
-            yield [Image.new("RGB", size, tuple(colour)) for colour in colours.tolist()]
+            yield [Image.new("RGB", size, tuple(colour)) for colour in colours]
 
     def caption(
         self,
         image: list[Image.Image],
         *,
         num_inference_steps: int | None,
-        generator: torch.Generator,
+        generator: list[torch.Generator],
     ) -> list[str]:
+        assert [one.initial_seed() for one in generator] == [0] * len(image)
         self.calls.append({"pictures": len(image)})
         return [f"a picture {one.width} wide" for one in image]
 
@@ -228,6 +231,25 @@ def test_several_pictures_are_numbered(
     names = ["heart-1.webp", "heart-2.webp", "heart-3.webp"]
     assert files() == set(names)
     assert capsys.readouterr().out.split() == names
+
+
+def test_each_of_several_images_is_that_of_a_seed_of_its_own(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["draw", "heart", "-o", "all.png", "--num-images", "3", "--seed", "7"]) == 0
+    for number, seed in enumerate(("7", "8", "9"), start=1):
+        assert cli.main(["draw", "heart", "-o", "one.png", "--seed", seed]) == 0
+        assert Path("one.png").read_bytes() == Path(f"all-{number}.png").read_bytes()
+    last = str(2**63 - 1)
+    assert cli.main(["draw", "heart", "-o", "one.png", "--seed", last]) == 0
+    capsys.readouterr()
+    assert cli.main(["draw", "heart", "-o", "x.png", "--seed", last, "--num-images", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"take one up to {2**63 - 2}" in error
+    with pytest.raises(SystemExit):
+        cli.main(["draw", "--help"])
+    assert "out-1.png has the --seed N, out-2.png" in " ".join(capsys.readouterr().out.split())
 
 
 def test_animation_shows_each_step_and_ends_in_the_picture(model: FakeModel) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,87 @@ def knowing(model: Model, codes: Tensor, text: str) -> tuple[Model, Knowing]:
 
 
 CODES = torch.arange(16) + 3
+
+
+# --- a generator for each output ------------------------------------------------------------------
+
+
+def test_each_image_is_that_of_its_generator_alone(model: Model) -> None:
+    prompts = ["red heart", "woman dark skin tone"]
+    many = model.text_to_image(
+        prompts, num_images_per_prompt=2, generator=[rng(seed) for seed in (4, 5, 6, 7)], **FEW
+    )
+    for number, one in enumerate(many):
+        prompt = prompts[number // 2]
+        assert same([one], model.text_to_image(prompt, generator=rng(4 + number), **FEW))
+    *_, last = model.draw_trajectory(prompts, generator=[rng(4), rng(6)], **FEW)
+    assert same(last, [many[0], many[2]])
+
+
+def test_each_text_is_that_of_its_generator_alone(model: Model) -> None:
+    drawing = replace(model, defaults=model.defaults.in_each_task(temperature=1.0, remask=0.3))
+    pictures = [picture(seed=seed) for seed in range(3)]
+    captions = drawing.caption(pictures, generator=[rng(seed) for seed in range(3)], **FEW)
+    texts = ["woman [MASK] skin", "red [MASK:3]"]
+    filled = drawing.infill(texts, generator=[rng(1), rng(2)], **FEW)
+    for seed, (one, said) in enumerate(zip(pictures, captions, strict=True)):
+        assert drawing.caption(one, generator=rng(seed), **FEW) == said
+    for seed, (text, said) in enumerate(zip(texts, filled, strict=True), start=1):
+        assert drawing.infill(text, generator=rng(seed), **FEW) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (42, "not 42"),
+        ("0", "not '0'"),
+        ([rng(), None], "generator 1 of the list must be a torch.Generator, not None"),
+        ([rng()], "a list of 1 for 2 outputs"),
+    ],
+)
+def test_what_is_no_generator_is_refused(model: Model, given: Any, message: str) -> None:
+    for call in (
+        lambda: model.text_to_image(["red heart", "woman"], generator=given),
+        lambda: model.draw_trajectory(["red heart", "woman"], generator=given),
+        lambda: model.caption([picture(), picture()], generator=given),
+        lambda: model.infill(["red [MASK]", "a [MASK]"], generator=given),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# --- numbers that are not finite ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told(folder: Path, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"][0] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    broken = load(folder, device="cpu")
+    for call in (
+        lambda: broken.text_to_image("red heart", **FEW),
+        lambda: broken.caption(picture(), **FEW),
+        lambda: broken.infill("red [MASK]", **FEW),
+        lambda: list(broken.draw_trajectory("red heart", num_inference_steps=1)),
+    ):
+        with pytest.raises(ValueError, match="numbers are not finite"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["encoder_position", "decoder_position"])
+def test_weights_of_an_image_tokenizer_that_are_not_finite_are_told(
+    folder: Path, name: str
+) -> None:
+    path = folder / "image_tokenizer" / "model.safetensors"
+    weights = load_file(path)
+    weights[name][0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    broken = load(folder, device="cpu")
+    sees = name.startswith("encoder")
+    call = partial(broken.caption, picture()) if sees else partial(broken.text_to_image, "heart")
+    with pytest.raises(ValueError, match="image tokenizer's numbers are not finite"):
+        call(num_inference_steps=3)
 
 
 # --- what is known is said and drawn --------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmdlm.core.marks import on_host, sent
 from mmdlm.core.order import gumbel_like
 from mmdlm.core.schedule import Linear, MaskSchedule
 
@@ -20,25 +21,42 @@ from mmdlm.core.schedule import Linear, MaskSchedule
 class Progress:
     """Where each row stands in its current block; all [B] int64.
 
-    size   targets of the block
-    open   those not committed yet
-    step   steps taken in this block before the present one
-    steps  steps the block may take
+    size     targets of the block
+    open     those not committed yet
+    step     steps taken in this block before the present one
+    steps    steps the block may take
+    on_host  [4, B], the same on the host, where they have been asked for; see `numbers`
     """
 
     size: Tensor
     open: Tensor
     step: Tensor
     steps: Tensor
+    on_host: Tensor | None = None
 
     @property
     def last(self) -> Tensor:
         """[B] bool: this is the last step of the block."""
         return self.step + 1 >= self.steps
 
-    def rows(self, index: Tensor) -> Progress:
+    @property
+    def each(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Size, open, step and steps."""
+        return self.size, self.open, self.step, self.steps
+
+    def rows(self, index: Tensor | slice) -> Progress:
         """Of some rows."""
-        return Progress(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        known = self.on_host
+        known = None if known is None or isinstance(index, Tensor) else known[:, index]
+        size, open_, step, steps = (one[index] for one in self.each)
+        return Progress(size, open_, step, steps, on_host=known)
+
+    def numbers(self) -> list[list[int]]:
+        """[size, open, step, steps] of each row; a device is asked only if nobody has done so."""
+        known = self.on_host
+        known = on_host(torch.stack(self.each)) if known is None else known
+        numbers: list[list[int]] = known.T.numpy().tolist()
+        return numbers
 
 
 class CommitRule(ABC):
@@ -132,20 +150,20 @@ class PlannedCount(CommitRule):
     schedule: MaskSchedule
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
-        standing = torch.stack([progress.size, progress.steps, progress.step], dim=1)  # [B, 3]
-        kinds, of_row = standing.unique(dim=0, return_inverse=True)
         left = [
             sum(_planned_counts(self.schedule, size, steps)[step + 1 :])
-            for size, steps, step in kinds.tolist()
+            for size, _, step, steps in progress.numbers()
         ]
-        return torch.tensor(left, device=of_row.device, dtype=torch.int64)[of_row]
+        return sent(torch.tensor(left, dtype=torch.int64), progress.size.device)
 
 
 @lru_cache(maxsize=256)
 def _planned_counts(schedule: MaskSchedule, size: int, steps: int) -> tuple[int, ...]:
     """What each step commits; in single precision, as published."""
     steps = min(steps, size)
-    left = (size * schedule.p_mask(torch.linspace(0, 1, steps + 1))).long().tolist()  # [S + 1]
+    left = (
+        (size * schedule.p_mask(torch.linspace(0, 1, steps + 1))).long().numpy().tolist()
+    )  # [S + 1]
     left[0], left[steps] = 0, size
     counts = [max(1, after - before) for before, after in pairwise(left)]  # the last step first
     surplus = sum(counts) - size
@@ -202,7 +220,7 @@ class CatchUp(CommitRule):
         return False
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
-        most = int(progress.steps.max())
+        most = max(steps for *_, steps in progress.numbers())
         done = torch.arange(1, most + 1, device=progress.steps.device).double()  # [S]
         t = (1 - done / progress.steps[:, None]).clamp_min(0.0)  # [B, S]
         left = (progress.size[:, None] * self.schedule.p_mask(t)).ceil()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.marks import numbers_of, on_host, sent
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import Vocabulary
@@ -54,7 +56,8 @@ class ClassifierFreeGuidance:
             )
         used = [pair for pair in zip(scales, others, strict=True) if pair[0] != 1.0]
         for _, other in used:
-            if not torch.equal(other.target.sum(1), batch.target.sum(1)):
+            there, here = (one.marks.target.numpy().sum(1) for one in (other, batch))
+            if there.tolist() != here.tolist():
                 raise ValueError(
                     "guidance: the unconditional batch must have as many targets in each row as "
                     f"the batch; it has {int(other.target.sum())} in {tuple(other.ids.shape)}, "
@@ -87,10 +90,20 @@ class GuidedDenoiser:
         self._batch = batch
         self._contexts = [branch.ids for branch in unconditional]
         self._branches = concatenate([batch, *unconditional])
-        self._behind = [~branch.prefix & ~branch.target for branch in unconditional]
         self._scales = scales
-        self._targets = batch.target.nonzero(as_tuple=True)
-        self._places = [branch.target.nonzero(as_tuple=True) for branch in unconditional]
+        # Numbers of places, row * L + column, on the host and where the batch lies.
+        marks, *others = (branch.marks for branch in (batch, *unconditional))
+        self._context = ~marks.target
+        self._behind = [one.behind for one in others]
+        self._targets, *self._places = (numbers_of(one.target) for one in (marks, *others))
+        device = batch.ids.device
+        self._targets_there = sent(self._targets, device)
+        self._places_there = [sent(places, device) for places in self._places]
+
+    @property
+    def branches(self) -> int:
+        """Batches that go through the denoiser together."""
+        return len(self._scales) + 1
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -109,12 +122,13 @@ class GuidedDenoiser:
         at  targets stand for themselves in each branch, context behind them for all that there is
         """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
-        noisy = x_t[self._targets]
+        noisy = x_t.flatten()[self._targets_there]
         rows = [
-            context.index_put(places, noisy)
-            for context, places in zip(self._contexts, self._places, strict=True)
+            context.flatten().index_put((places,), noisy).view_as(context)
+            for context, places in zip(self._contexts, self._places_there, strict=True)
         ]
         if at is not None:
+            at = on_host(at)
             at = torch.cat([at, *self._at_in_branches(at)])
         hidden = self._denoiser.hidden(
             torch.cat([x_t, *rows]), self._branches, at=at, memory=memory
@@ -122,11 +136,21 @@ class GuidedDenoiser:
         return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
 
     def _at_in_branches(self, at: Tensor) -> list[Tensor]:
-        """The places `at` of the batch, in each of the other branches."""
-        marks, whole = at[self._targets], at.all(1, keepdim=True)
-        others = (at & ~self._batch.target).any(1, keepdim=True)  # context behind a target
+        """The places `at` of the batch, in each of the other branches; on the host."""
+        whole = at.all(1, keepdim=True)
+        others = (at & self._context).any(1, keepdim=True)  # context behind a target
         return [
-            torch.zeros_like(behind).index_put(places, marks) | (others & behind) | whole
+            marked | (others & behind) | whole
+            for marked, behind in zip(self._in_branches(at), self._behind, strict=True)
+        ]
+
+    def _in_branches(self, marked: Tensor) -> list[Tensor]:
+        """Marked targets [B, L] of the batch, where they stand in each of the other branches."""
+        marks = marked.flatten()[self._targets]
+        return [
+            torch.zeros(behind.numel(), dtype=torch.bool)
+            .index_put((places,), marks)
+            .view_as(behind)
             for places, behind in zip(self._places, self._behind, strict=True)
         ]
 
@@ -138,15 +162,14 @@ class GuidedDenoiser:
     ) -> Tensor:
         """[M, V] or [M, stop - start], guided; `positions` [B, L] of the batch are targets."""
         first, *others = hidden.chunk(len(self._scales) + 1, dim=-1)
-        marks = positions[self._targets]
+        positions = on_host(positions)
         cond = self._denoiser.logits_at(first, positions, ids=ids)
         uncond, *more = (
-            self._denoiser.logits_at(
-                branch, torch.zeros_like(positions).index_put(places, marks), ids=ids
-            )
-            for branch, places in zip(others, self._places, strict=True)
+            partial(self._denoiser.logits_at, branch, marks, ids=ids)
+            for branch, marks in zip(others, self._in_branches(positions), strict=True)
         )
-        guided = uncond + self._scales[0] * (cond - uncond)
+        without = uncond()
+        guided = (cond - without).mul_(self._scales[0]).add_(without)
         for scale, uncond in zip(self._scales[1:], more, strict=True):
-            guided = guided + (scale - 1) * (cond - uncond)
+            guided += (cond - uncond()).mul_(scale - 1)
         return guided

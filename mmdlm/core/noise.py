@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdlm.core.marks import numbers_of, on_host, sent
 from mmdlm.core.vocabulary import GENERATED, Vocabulary
 
 
@@ -194,16 +195,19 @@ class NeighbourNoise(Noise):
             vocabulary=vocabulary,
             generator=generator,
         )
-        x_t = anywhere
+        walks = where & ~restarted
+        asked = on_host(torch.stack([walks.long(), steps, modality]))  # all that the host must know
+        x_t = anywhere.flatten()
         for kind in GENERATED:
             start, stop = vocabulary.range(kind)
-            here = where & ~restarted & (modality == kind)
-            codes, left = x_0[here] - start, steps[here]
-            for done in range(int(left.max()) if len(left) else 0):
+            number = numbers_of(asked[0].bool() & (asked[2] == kind))
+            here, longest = sent(number, x_0.device), asked[1].flatten()[number].numpy()
+            codes, left = x_0.flatten()[here] - start, steps.flatten()[here]
+            for done in range(int(longest.max()) if len(longest) else 0):
                 moved = self.neighbourhood.step(codes, stop - start, generator=generator)
                 codes = torch.where(left > done, moved.to(codes.dtype), codes)
-            x_t = x_t.masked_scatter(here, codes + start)
-        return x_t
+            x_t = x_t.index_copy(0, here, codes + start)
+        return x_t.view_as(anywhere)
 
     def _events(self, p_mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Whether a noised token was restarted, and how many steps it took if it was not; [B, L].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -28,6 +28,10 @@ class Candidates:
     step: Tensor
     steps: Tensor
 
+    def some(self, which: slice) -> Candidates:
+        """Return a run of the candidates."""
+        return Candidates(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
 
 class Order(ABC):
     """Scores the candidates; those of highest score are committed first.
@@ -43,6 +47,18 @@ class Order(ABC):
         `candidates` are of one modality, and scores of both are compared with each other. Draw
         random numbers only from `generator`, so that the result follows from the seed.
         """
+
+    def read(self, part: Candidates) -> Tensor:
+        """Return what `scores` needs of the logits of m of the candidates: [m, ...], here them all.
+
+        The sampler keeps it, and no logits: an order that says here how little it needs, without
+        random numbers, takes as little memory.
+        """
+        return part.logits
+
+    def scores(self, read: Tensor, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """`score` of candidates that have no logits any more; `read` [M, ...] of all of them."""
+        return self.score(replace(candidates, logits=read), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,23 @@ class Ranked(Order):
         """[M], the higher the surer."""
 
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        score = self.value(candidates).double()
+        return self._noised(self.value(candidates), candidates, generator)
+
+    def read(self, part: Candidates) -> Tensor:
+        return self.value(part) if self._scores_as_here else super().read(part)
+
+    def scores(self, read: Tensor, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        if self._scores_as_here:
+            return self._noised(read, candidates, generator)
+        return super().scores(read, candidates, generator=generator)
+
+    @property
+    def _scores_as_here(self) -> bool:
+        """Whether `score` is not that of a subclass, which may read anything."""
+        return type(self).score is Ranked.score
+
+    def _noised(self, value: Tensor, candidates: Candidates, generator: torch.Generator) -> Tensor:
+        score = value.double()
         if self.temperature == 0.0:
             return score
         return score + self.temperature * self._decay(candidates) * gumbel_like(score, generator)
@@ -126,6 +158,9 @@ class Random(Order):
         like = candidates.log_prob
         return torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
 
+    def read(self, part: Candidates) -> Tensor:
+        return part.logits.new_empty(len(part.logits), 0)  # a view would keep the logits
+
 
 @dataclass(frozen=True)
 class LeftToRight(Order):
@@ -134,8 +169,11 @@ class LeftToRight(Order):
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
         return -candidates.column.double()
 
+    def read(self, part: Candidates) -> Tensor:
+        return part.logits.new_empty(len(part.logits), 0)  # a view would keep the logits
+
 
 def gumbel_like(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise of the shape of `like`, float64."""
     u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
-    return -(-u.log()).log()
+    return u.log_().neg_().log_().neg_()

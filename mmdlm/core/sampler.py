@@ -7,25 +7,27 @@ them are committed in a step), a block length, a temperature, and at will guidan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmdlm.core.cache import Cache, Standing
+from mmdlm.core.chance import Chance, Generators, Rows
 from mmdlm.core.commit import CommitRule, EntropyBound, EvenSplit, Progress, Remasking
 from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.draw import Asked, Drawn, Positions, Range, joined
 from mmdlm.core.guidance import ClassifierFreeGuidance
 from mmdlm.core.linear import PackedLayers
+from mmdlm.core.marks import Marks
 from mmdlm.core.noise import MaskNoise, Noise
 from mmdlm.core.order import Candidates, Confidence, Entropy, Order, gumbel_like
 from mmdlm.core.passes import Passes
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
-_CHUNK = 1 << 22  # elements of float64 noise drawn at a time (32 MB)
 _WORTH_PACKING = 4  # steps
 
 
@@ -96,7 +98,9 @@ class Sampler:
     mask_drawn               the mask token may be drawn: the position stays open, though a planned
                              count takes it for committed, and may be so in the end (LLaDA, Dream)
 
-    The result is a function of the arguments and the generator alone.
+    The result is a function of the arguments and the generator alone. With a list of generators,
+    one for each row, what a row becomes is a function of the row and its own: it is what becomes of
+    it alone, whatever the batch around it.
     """
 
     steps: int
@@ -142,7 +146,7 @@ class Sampler:
         denoiser: Denoiser,
         batch: Batch,
         *,
-        generator: torch.Generator,
+        generator: Generators,
         unconditional: Batch | tuple[Batch, ...] | None = None,
         packed: PackedLayers | None = None,
     ) -> SampleOutput:
@@ -163,20 +167,24 @@ class Sampler:
         denoiser: Denoiser,
         batch: Batch,
         *,
-        generator: torch.Generator,
+        generator: Generators,
         unconditional: Batch | tuple[Batch, ...] | None = None,
         packed: PackedLayers | None = None,
     ) -> Iterator[SampleStep]:
         """One item for each denoising step; the weights must not change between two of them.
 
+        generator      for all rows, or a list of one for each
         unconditional  the other branch of guidance, or several; default: the batch without its
                        context
         packed         the layers of the denoiser, with what is kept of them from run to run;
                        default: they are packed for this run, where it is worth it
+
+        A step asks the device once, for all that the host has to know.
+
+        Raises ValueError where the logits of an open position are not finite, and for generators
+        that are none, or not as many as rows.
         """
         vocabulary, target = denoiser.vocabulary, batch.target
-        _check_ranges(batch, vocabulary)
-        block_of, blocks = self._blocks(target)
         if packed is None:
             packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
         else:
@@ -188,9 +196,12 @@ class Sampler:
             unconditional=unconditional,
             remembering=self.cache is not None,
         )
-        fill = partial(
-            self.noise.fill, modality=batch.modality, vocabulary=vocabulary, generator=generator
-        )
+        marks = passes.batch.marks
+        _check_ranges(marks, vocabulary)
+        block_of, blocks = self._blocks(target, marks)
+        chance = Chance.of(generator, passes.lengths)
+        ranges = self._ranges(vocabulary, target.device)
+        fill = partial(self._filled, batch=batch, vocabulary=vocabulary, chance=chance)
 
         all_noise = torch.ones(target.shape, device=target.device)
         x_t = fill(batch.ids, target, p_mask=all_noise)
@@ -202,14 +213,14 @@ class Sampler:
         no_words = torch.tensor(
             [vocabulary.eos_id, vocabulary.mask_id, *self.stop_ids], device=target.device
         )
+        stops = no_words[2:]
         each, rest = self.steps // blocks.clamp_min(1), self.steps % blocks.clamp_min(1)
         block = torch.zeros_like(blocks)  # [B] the block each row is at
         taken = torch.zeros_like(blocks)  # [B] steps it has taken there
         void = torch.zeros_like(blocks)  # [B] planned tokens for which the mask token was drawn
+        broken = torch.zeros_like(blocks, dtype=torch.bool)  # [B] a number was not finite
 
         for step in range(self.steps):
-            if bool((block >= blocks).all()):
-                return
             here = target & (block_of == block[:, None])  # [B, L]
             begun = target & (block_of <= block[:, None]) & (block < blocks)[:, None]
             still_open = begun & ~committed  # of an earlier block only where the mask was drawn
@@ -225,13 +236,20 @@ class Sampler:
                 at = self.cache.places(
                     Standing(progress, batch, here | still_open, later, committed, fresh, sure)
                 )
-            passes = passes.only(block < blocks)
+            asked = Asked.of(block < blocks, broken, still_open, at, progress)
+            asked.refuse_broken()
+            if asked.is_finished:
+                return
+            progress = replace(progress, on_host=asked.progress)
+            passes = passes.only(asked.unfinished)
             with packed:
-                hidden = passes.first_hidden(x_t, at) if step == 0 else passes.hidden(x_t, at)
-                drawn = self._draw(passes, hidden, still_open, progress, generator)
+                forward = passes.first_hidden if step == 0 else passes.hidden
+                hidden = forward(x_t, asked.at)
+                drawn = self._draw(passes, hidden, asked.still_open, ranges, progress, chance)
 
-            remaining = self._remaining(progress, generator)  # [B]
-            again = self._again(here & committed, probability, remaining, progress, generator)
+            broken = broken | (still_open & drawn.log_prob.isnan()).any(1)
+            remaining = self._remaining(progress, chance)  # [B]
+            again = self._again(here & committed, probability, remaining, progress, chance)
             count = progress.open + again.sum(1) - remaining
             chosen = self.commit.choose(
                 drawn.score,
@@ -262,29 +280,55 @@ class Sampler:
             finished = (left == 0) | progress.last
             if self.remask is not None:
                 finished &= remaining == 0  # until then the plan leaves room for second thoughts
-            block = torch.where(self._stopped(x_t, committed, batch), blocks, block + finished)
+            stopped = self._stopped(x_t, committed, batch, stops)
+            block = torch.where(stopped, blocks, block + finished)
             taken = torch.where(finished, 0, taken + 1)
+        Asked.of(block < blocks, broken, still_open, at, progress).refuse_broken()
 
     def undrawable(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """Return the ids that no target becomes: a policy's log-probabilities leave them out."""
         return (*self.suppressed, *(() if self.mask_drawn else (vocabulary.mask_id,)))
 
-    def _stopped(self, x_t: Tensor, committed: Tensor, batch: Batch) -> Tensor:
-        """[B] bool, whose last text has come to its end."""
+    def _filled(
+        self,
+        x: Tensor,
+        where: Tensor,
+        *,
+        p_mask: Tensor,
+        batch: Batch,
+        vocabulary: Vocabulary,
+        chance: Chance,
+    ) -> Tensor:
+        """[B, L] ids with noise at the positions `where`."""
+
+        def of(rows: Rows, generator: torch.Generator) -> Tensor:
+            return self.noise.fill(
+                x[rows],
+                where[rows],
+                p_mask=p_mask[rows],
+                modality=batch.modality[rows],
+                vocabulary=vocabulary,
+                generator=generator,
+            )
+
+        return chance.for_tokens(x, of)
+
+    def _stopped(self, x_t: Tensor, committed: Tensor, batch: Batch, stops: Tensor) -> Tensor:
+        """[B] bool, whose last text has come to its end: to one of the ids `stops`."""
         if not self.stop_ids:
             return torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
-        stop = torch.isin(x_t, torch.tensor(self.stop_ids, device=x_t.device))
+        stop = torch.isin(x_t, stops)
         none_before = (batch.target & ~committed).cumsum(1) == 0
         last = batch.segment.masked_fill(~batch.target, -1).amax(1, keepdim=True)
         ends = stop & committed & none_before & batch.of(Modality.TEXT) & (batch.segment == last)
         return ends.any(1)
 
-    def _blocks(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _blocks(self, target: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
         """[B, L] number of the block of each target, [B] number of blocks of each row."""
         place = target.cumsum(1) - 1
         length = self.block_length or target.shape[1]
         blocks = (target.sum(1) + length - 1) // length
-        most = int(blocks.max()) if len(blocks) else 0
+        most = (int(marks.target.numpy().sum(1).max()) + length - 1) // length if len(blocks) else 0
         if most > self.steps:
             raise ValueError(
                 f"sampler: {self.steps} steps are too few for {most} blocks of {length} tokens; "
@@ -292,9 +336,11 @@ class Sampler:
             )
         return place // length, blocks
 
-    def _remaining(self, progress: Progress, generator: torch.Generator) -> Tensor:
+    def _remaining(self, progress: Progress, chance: Chance) -> Tensor:
         """[B] the commit rule's count; a planned step commits one at least, the last one all."""
-        remaining = self.commit.remaining(progress, generator=generator)
+        remaining = chance.for_rows(
+            lambda rows, generator: self.commit.remaining(progress.rows(rows), generator=generator)
+        )
         _check_shape(remaining, progress.open, of=f"{type(self.commit).__name__}.remaining")
         remaining = remaining.long().clamp_min(0)
         if self.remask is None and self.commit.planned:
@@ -307,84 +353,118 @@ class Sampler:
         probability: Tensor,
         remaining: Tensor,
         progress: Progress,
-        generator: torch.Generator,
+        chance: Chance,
     ) -> Tensor:
         """[B, L] bool, the tokens that are masked again."""
-        if self.remask is None:
-            return torch.zeros_like(committed)
-        return self.remask.choose(
-            committed, probability, remaining=remaining, progress=progress, generator=generator
-        )
+        nothing, remask = torch.zeros_like(committed), self.remask
+        if remask is None:
+            return nothing
 
-    def _draw(
-        self,
-        passes: Passes,
-        hidden: Tensor,
-        still_open: Tensor,
-        progress: Progress,
-        generator: torch.Generator,
-    ) -> _Drawn:
-        """A token for each open position of the current blocks, its probability and its score."""
-        rows, denoiser, batch = len(still_open), passes.guided, passes.batch
-        still_open, progress = still_open[passes.live], progress.rows(passes.live)
-        vocabulary = denoiser.vocabulary
-        ids = torch.zeros_like(batch.ids)
-        score = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
-        probability = torch.zeros(ids.shape, device=ids.device)
-        own = torch.zeros(ids.shape, device=ids.device)
+        def of(rows: Rows, generator: torch.Generator) -> Tensor:
+            return remask.choose(
+                committed[rows],
+                probability[rows],
+                remaining=remaining[rows[0]],
+                progress=progress.rows(rows[0]),
+                generator=generator,
+            )
+
+        return chance.for_tokens(nothing, of)
+
+    def _ranges(self, vocabulary: Vocabulary, device: torch.device) -> dict[Modality, Range]:
+        """The ids that a position of each modality may become."""
+        ranges = {}
         for modality in GENERATED:
             start, stop = vocabulary.range(modality)
             if start == stop:
                 continue
             if self.whole_vocabulary and modality == Modality.TEXT:
                 start, stop = 0, vocabulary.size
-            here = still_open & batch.of(modality)
-            logits = denoiser.logits_at(hidden, here, ids=(start, stop)).float()  # [M, R]
-            logits = _without(logits, self.suppressed, start)
-            mask = () if self.mask_drawn else (vocabulary.mask_id,)
-            drawable = _without(logits, mask, start)
-            token = self._categorical(drawable, generator)  # [M]
-            if self.order_after_temperature:
-                logits = _in_parts(
-                    lambda part: self._tempered(part).float(),
-                    _without(drawable, self.postponed, start),
-                )
-            else:
-                logits = _without(logits, self.postponed, start)
-            log_prob = _log_prob(logits, token)
-            row, column = here.nonzero(as_tuple=True)
-            candidates = Candidates(
-                logits=logits,
-                log_prob=log_prob,
-                column=column,
-                step=progress.step[row],
-                steps=progress.steps[row],
+            ranges[modality] = Range.of(
+                start,
+                stop,
+                suppressed=self.undrawable(vocabulary),
+                postponed=self.postponed,
+                device=device,
             )
-            ids = ids.masked_scatter(here, token + start)
-            score = score.masked_scatter(here, self._scores(candidates, generator))
-            probability = probability.masked_scatter(here, log_prob.exp())
-            if logits is not drawable:
-                log_prob = _log_prob(drawable, token)
-            own = own.masked_scatter(here, log_prob)
-        drawn = _Drawn(ids=ids, score=score, probability=probability, log_prob=own)
+        return ranges
+
+    def _draw(
+        self,
+        passes: Passes,
+        hidden: Tensor,
+        still_open: Tensor,
+        ranges: dict[Modality, Range],
+        progress: Progress,
+        chance: Chance,
+    ) -> Drawn:
+        """A token for each open position of the current blocks, its probability and its score.
+
+        still_open  [B, L] bool on the host
+        """
+        rows, batch = len(still_open), passes.batch
+        still_open, progress = still_open[list(passes.rows)], progress.rows(passes.live)
+        flat, values = [], []
+        for modality, ids in ranges.items():
+            here = Positions.of(still_open & batch.marks.of_modality(modality), batch.ids.device)
+            candidates, runs = here.candidates(progress), chance.runs(here.of_row, passes.rows)
+            drawing = runs if self.temperature else chance.together(runs)
+            parts = [
+                self._read(logits, ids, candidates.some(places), generator)
+                for logits, places, generator in here.logits(passes, hidden, ids, drawing)
+            ]
+            token, log_prob, own, read = map(joined, zip(*parts, strict=True))
+            score = self._scores(read, replace(candidates, log_prob=log_prob), runs)
+            flat.append(here.flat)
+            values.append((token + ids.start, score, log_prob.exp(), own))
+        token, score, probability, own = map(joined, zip(*values, strict=True))
+        drawn = Drawn.at(
+            joined(flat),
+            still_open.shape,
+            ids=token,
+            score=score,
+            probability=probability,
+            log_prob=own,
+        )
         return drawn.among(passes.live, rows)
 
-    def _scores(self, candidates: Candidates, generator: torch.Generator) -> Tensor:
-        """[M] float64, what the order gives in any dtype."""
-        score = self.order.score(candidates, generator=generator)
-        _check_shape(score, candidates.column, of=f"{type(self.order).__name__}.score")
-        return score.double()
+    def _read(
+        self, logits: Tensor, ids: Range, candidates: Candidates, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits [m, R] -> drawn token, its log probability for the order and its own [m].
+
+        And what the order reads of these logits, [m, ...].
+        """
+        drawable = ids.drawable(logits.float())
+        token = self._categorical(drawable, generator)  # [m]
+        own = _log_prob(drawable, token)
+        logits = ids.preferred(drawable)
+        if self.order_after_temperature:
+            logits = self._tempered(logits).float()
+        log_prob = own if logits is drawable else _log_prob(logits, token)
+        candidates = replace(candidates, logits=logits, log_prob=log_prob)
+        return token, log_prob, own, self.order.read(candidates)
+
+    def _scores(
+        self, read: Tensor, candidates: Candidates, runs: list[tuple[int, torch.Generator]]
+    ) -> Tensor:
+        """[M] float64, what the order gives in any dtype; each generator draws for its run."""
+        scores, start = [], 0
+        for count, generator in runs:
+            run = slice(start, start + count)
+            some = candidates.some(run)
+            score = self.order.scores(read[run], some, generator=generator)
+            _check_shape(score, some.column, of=f"{type(self.order).__name__}.score")
+            scores.append(score.double())
+            start += count
+        return torch.cat(scores)
 
     def _categorical(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """[M, R] -> [M] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
+        """[m, R] -> [m] by Gumbel-max in float64; float32 loses rare tokens (arXiv:2409.02908)."""
         if self.temperature == 0.0:
             return logits.argmax(-1)
-
-        def gumbel_max(part: Tensor) -> Tensor:
-            part = self._tempered(part)
-            return (part + gumbel_like(part, generator)).argmax(-1)
-
-        return _in_parts(gumbel_max, logits)
+        tempered = self._tempered(logits)
+        return gumbel_like(tempered, generator).add_(tempered).argmax(-1)
 
     def _tempered(self, logits: Tensor) -> Tensor:
         """[M, R] logits under temperature, top-k and top-p, float64; at temperature 0 as at 1."""
@@ -409,49 +489,9 @@ class Sampler:
         return logits.masked_fill(dropped.scatter(-1, index, dropped), -math.inf)
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """All [B, L]; meaningful at open positions of the current block.
-
-    probability  as the order sees it
-    log_prob     see `SampleStep`
-    """
-
-    ids: Tensor
-    score: Tensor
-    probability: Tensor
-    log_prob: Tensor
-
-    def among(self, live: Tensor, rows: int) -> _Drawn:
-        """What was drawn for some rows, put among all."""
-        if len(live) == rows:
-            return self
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _Drawn(
-            **{
-                name: value.new_zeros(rows, *value.shape[1:]).index_copy(0, live, value)
-                for name, value in values.items()
-            }
-        )
-
-
 def _log_prob(logits: Tensor, token: Tensor) -> Tensor:
     """Logits [M, R] -> [M] log probability of the tokens [M]."""
     return logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def _in_parts(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """A function of the rows of [M, R], a bounded number of them at a time."""
-    rows = max(1, _CHUNK // logits.shape[-1])
-    return torch.cat([function(part) for part in logits.split(rows)])
-
-
-def _without(logits: Tensor, ids: tuple[int, ...], start: int) -> Tensor:
-    """[M, R] logits of the ids from `start` on, in which some ids have no probability."""
-    columns = [i - start for i in ids if start <= i < start + logits.shape[-1]]
-    if not columns:
-        return logits
-    return logits.index_fill(-1, torch.tensor(columns, device=logits.device), -math.inf)
 
 
 def _check_shape(found: Tensor, wanted: Tensor, *, of: str) -> None:
@@ -463,10 +503,10 @@ def _check_shape(found: Tensor, wanted: Tensor, *, of: str) -> None:
         )
 
 
-def _check_ranges(batch: Batch, vocabulary: Vocabulary) -> None:
+def _check_ranges(marks: Marks, vocabulary: Vocabulary) -> None:
     for modality in GENERATED:
         start, stop = vocabulary.range(modality)
-        if start == stop and bool((batch.target & batch.of(modality)).any()):
+        if start == stop and (marks.target & marks.of_modality(modality)).numpy().any():
             raise ValueError(
                 f"sampler: the batch asks for {modality.name} tokens, but the model's vocabulary "
                 "has none; take a model that was trained with them"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from mmdlm.core.marks import Marks, on_host, sent
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 NO_DOCUMENT = -1
@@ -170,7 +172,7 @@ class Batch:
     def __post_init__(self) -> None:
         if self.modality.device.type != "cpu":
             return  # checked where it was built; to ask a GPU here would make it wait each time
-        slots = int((self.modality == Modality.FEATURE).sum())
+        slots = int((self.modality == Modality.FEATURE).numpy().sum())
         given = 0 if self.features is None else len(self.features)
         given += sum(picture.slots for picture in self.views or ())
         if slots != given:
@@ -198,6 +200,30 @@ class Batch:
         )
         return place < first.gather(1, number)
 
+    @property
+    def marks(self) -> Marks:
+        """Its layout on the host: asked of the device at each call, unless it is `marked`."""
+        return self._kept or Marks.of(
+            target=self.target,
+            prefix=self.prefix,
+            modality=self.modality,
+            document=self.document,
+        )
+
+    def marked(self) -> Batch:
+        """Return the same batch, which keeps its `marks`; rows and twins of it do so as well."""
+        return self._keeping(self.marks)
+
+    def _keeping(self, marks: Marks | None) -> Batch:
+        twin = copy(self)
+        if marks is not None:
+            object.__setattr__(twin, "_marks", marks)
+        return twin
+
+    @property
+    def _kept(self) -> Marks | None:
+        return vars(self).get("_marks")
+
     def of(self, modality: Modality) -> Tensor:
         """[B, L] bool: positions of one modality."""
         return self.modality == modality
@@ -209,9 +235,11 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """Rows [N] int64 of the batch, in this order and as often as named, with their pictures."""
         features = views = None
+        on_cpu = on_host(index)
+        index = sent(on_cpu, self.ids.device)
         if self.features is not None or self.views is not None:
-            slots = self.of(Modality.FEATURE).sum(1).tolist()
-            chosen = index.tolist()
+            slots = self.marks.of_modality(Modality.FEATURE).sum(1).tolist()
+            chosen = on_cpu.tolist()
         if self.features is not None:
             pieces = self.features.split(slots)
             features = torch.cat([pieces[row] for row in chosen])
@@ -227,7 +255,8 @@ class Batch:
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         del tensors["features"], tensors["views"]
         taken: dict[str, Any] = {k: v[index] for k, v in tensors.items() if v is not None}
-        return replace(self, **taken, features=features, views=views)
+        rows = replace(self, **taken, features=features, views=views)
+        return rows if self._kept is None else rows._keeping(self._kept.rows(on_cpu))
 
     def without_context(self, vocabulary: Vocabulary) -> Batch:
         """The unconditional twin for classifier-free guidance: context text and codes are masked.
@@ -238,7 +267,7 @@ class Batch:
         generated = self.of(Modality.TEXT) | self.of(Modality.IMAGE)
         ids = self.ids.masked_fill(generated & ~self.target, vocabulary.mask_id)
         features = None if self.features is None else torch.zeros_like(self.features)
-        return replace(self, ids=ids, features=features)
+        return replace(self, ids=ids, features=features)._keeping(self._kept)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -271,7 +300,9 @@ def concatenate(batches: Iterable[Batch]) -> Batch:
     joined: dict[str, Any] = {name: torch.cat(part) for name, part in parts.items() if part}
     if views and "features" in joined:
         raise ValueError("concatenate: some batches have features and some views; compute all")
-    return replace(batches[0], **joined, views=sum(views, ()) if views else None)
+    joint = replace(batches[0], **joined, views=sum(views, ()) if views else None)
+    kept = [batch._kept for batch in batches if batch._kept is not None]
+    return joint._keeping(Marks.joined(kept)) if len(kept) == len(batches) else joint
 
 
 def _on_the_same_axes(batches: list[Batch]) -> list[Batch]:

@@ -16,9 +16,11 @@ from torch.nn.attention.flex_attention import (
     create_block_mask,
     flex_attention,
 )
+from torch.utils.checkpoint import checkpoint
 
 from mmdlm.models.places import Places
 
+_MOST_PAIRS = 4096 * 4096  # of queries and keys whose mask is made at once
 # (batch, head, query, key) indices -> bool; torch's `mask_mod`
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -61,15 +63,64 @@ def visible(
 
 
 @dataclass(frozen=True)
+class WideMask:
+    """A mask of too many pairs to be kept, made for some of its queries at a time.
+
+    document, ahead, around, prefix  as `visible` takes them, of all keys
+    column                           [B, A] int64, places of the queries; None: all of the row
+    """
+
+    document: Tensor
+    ahead: Tensor | None = None
+    around: int | None = None
+    prefix: Tensor | None = None
+    column: Tensor | None = None
+
+    @property
+    def step(self) -> int:
+        """Queries whose mask is small enough."""
+        return max(1, _MOST_PAIRS // self.document.numel())
+
+    def of(self, queries: slice) -> Tensor:
+        """[B, 1, A, L] bool, of some queries; true where they see a key."""
+        allowed = visible(self.document, ahead=self.ahead, around=self.around, prefix=self.prefix)
+        rows, length = self.document.shape
+        key = torch.arange(length, device=self.document.device)
+        row = torch.arange(rows, device=self.document.device)[:, None, None, None]
+        query = key[queries, None]
+        if self.column is not None:
+            query = self.column[:, None, queries, None]
+        return allowed(row, row, query, key)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> WideMask:
+        """The mask on another device."""
+        parts = (self.document, self.ahead, self.prefix, self.column)
+        document, ahead, prefix, column = (
+            None if x is None else x.to(device, non_blocking=non_blocking) for x in parts
+        )
+        assert document is not None
+        return WideMask(document, ahead, self.around, prefix, column)
+
+    def kept(self) -> AttentionPattern:
+        """The pattern of all queries at once, unless it has too many pairs to be kept."""
+        queries = self.document.shape[1] if self.column is None else self.column.shape[1]
+        if queries * self.document.shape[1] > _MOST_PAIRS:
+            return AttentionPattern(wide=self)
+        return AttentionPattern(dense=self.of(slice(None)))
+
+
+@dataclass(frozen=True)
 class AttentionPattern:
-    """A mask function in the form that the kernel wants; both None: everybody sees everybody.
+    """A mask function in the form that the kernel wants; all None: everybody sees everybody.
 
     dense  [B, 1, L, L] bool, True where attention is allowed (SDPA)
     block  torch's BlockMask (FlexAttention)
+    wide   the same as dense, where it would be large: above 4,096 tokens
     """
 
     dense: Tensor | None = None
     block: BlockMask | None = None
+    wide: WideMask | None = None
 
     @classmethod
     def of(
@@ -80,22 +131,24 @@ class AttentionPattern:
         ahead: Tensor | None = None,
         around: int | None = None,
         prefix: Tensor | None = None,
+        undivided: bool | None = None,
     ) -> AttentionPattern:
-        """The pattern of `visible`, or the empty one where every row is one full document."""
+        """The pattern of `visible`, or the empty one where every row is one full document.
+
+        undivided  whether that is so; None: the device is asked, which a compiler does not do
+        """
         rows, length = document.shape
         if around is not None and around >= length - 1:
             around = None
         partial = any(part is not None for part in (ahead, around, prefix))
-        if not flex and not partial and bool((document == document[:, :1]).all()):
+        if not flex and not partial and _is_undivided(document, undivided):
             return cls()
-        allowed = visible(document, ahead=ahead, around=around, prefix=prefix)
         if flex:
+            allowed = visible(document, ahead=ahead, around=around, prefix=prefix)
             device = str(document.device)
             create = _create_block_mask(document.is_cuda)
             return cls(block=create(allowed, rows, None, length, length, device=device))
-        index = torch.arange(length, device=document.device)
-        row = torch.arange(rows, device=document.device)[:, None, None, None]
-        return cls(dense=allowed(row, row, index[:, None], index))  # [B, 1, L, L]
+        return WideMask(document, ahead, around, prefix).kept()
 
     @classmethod
     def seen_from(
@@ -105,27 +158,32 @@ class AttentionPattern:
         *,
         ahead: Tensor | None = None,
         prefix: Tensor | None = None,
+        undivided: bool | None = None,
     ) -> AttentionPattern:
         """What the queries at some places see of the keys of their rows: `document` [B, L] of all.
 
-        Dense for every kernel, as such queries are few.
+        No kernel has blocks for it. `undivided` as in `of`, of the rows of these places.
         """
         document = places.rows_of(document)
         ahead, prefix = (None if x is None else places.rows_of(x) for x in (ahead, prefix))
-        if ahead is None and prefix is None and bool((document == document[:, :1]).all()):
+        if ahead is None and prefix is None and _is_undivided(document, undivided):
             return cls()
-        allowed = visible(document, ahead=ahead, prefix=prefix)
-        key = torch.arange(document.shape[1], device=document.device)
-        query = key[:, None] if places.column is None else places.column[:, None, :, None]
-        row = torch.arange(len(document), device=document.device)[:, None, None, None]
-        return cls(dense=allowed(row, row, query, key))  # [R, 1, A, L]
+        return WideMask(document, ahead, prefix=prefix, column=places.column).kept()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AttentionPattern:
         """The pattern on another device: where layers are spread over several, each moves it."""
         return AttentionPattern(
             dense=None if self.dense is None else self.dense.to(device, non_blocking=non_blocking),
             block=None if self.block is None else self.block.to(device),
+            wide=None if self.wide is None else self.wide.to(device, non_blocking=non_blocking),
         )
+
+
+def _is_undivided(document: Tensor, known: bool | None) -> bool:
+    """Whether every row of [B, L] is one document from end to end; false where nobody may ask."""
+    if known is not None or torch.compiler.is_compiling():
+        return bool(known)
+    return bool((document == document[:, :1]).all())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:
@@ -135,9 +193,29 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern)
         return _flex_attention(query.is_cuda)(
             query, key, value, block_mask=pattern.block, enable_gqa=grouped
         )
+    if pattern.wide is not None:
+        return _attend_in_parts(query, key, value, pattern.wide)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=pattern.dense, enable_gqa=grouped
     )
+
+
+def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: WideMask) -> Tensor:
+    """`attend`, some queries at a time; for a backward pass their masks are made again."""
+
+    def some(part: Tensor, key: Tensor, value: Tensor, queries: slice) -> Tensor:
+        grouped = part.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(
+            part, key, value, attn_mask=mask.of(queries), enable_gqa=grouped
+        )
+
+    parts = []
+    for start in range(0, query.shape[2], mask.step):
+        queries = slice(start, start + mask.step)
+        given = (query[:, :, queries], key, value, queries)
+        again = torch.is_grad_enabled()
+        parts.append(checkpoint(some, *given, use_reentrant=False) if again else some(*given))
+    return torch.cat(parts, dim=2)
 
 
 @cache

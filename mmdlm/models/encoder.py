@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
+from mmdlm.core.marks import numbers_of, sent
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
@@ -169,7 +170,8 @@ class MmdlmEncoder(PreTrainedModel):
                 "leave the cache out"
             )
         self.see(batch)
-        return self._body(x_t, batch.position, batch.document, batch.ahead)
+        undivided = bool(batch.marks.whole.numpy().all())
+        return self._body(x_t, batch.position, batch.document, batch.ahead, undivided)
 
     def head_weight(self) -> None:
         """None: an encoder transforms its states before its head."""
@@ -178,11 +180,12 @@ class MmdlmEncoder(PreTrainedModel):
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
         """[B, L, D] at M marked positions [B, L] -> [M, V], or [M, stop - start] of `ids`."""
-        x = self._transform(hidden[positions])
+        rows = hidden.flatten(0, 1)[sent(numbers_of(positions), hidden.device)]
+        x = self._transform(rows)
         decoder = self.encoder.get_submodule(self.anatomy.decoder)
-        rows = slice(*(ids or (None,)))
+        some = slice(*(ids or (None,)))
         return F.linear(
-            x, decoder.weight[rows], None if decoder.bias is None else decoder.bias[rows]
+            x, decoder.weight[some], None if decoder.bias is None else decoder.bias[some]
         )
 
     def forward(
@@ -196,12 +199,13 @@ class MmdlmEncoder(PreTrainedModel):
 
         Padding, on either side, changes no other logits: positions are counted over real tokens.
         """
+        undivided = True if attention_mask is None else None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
-        hidden = self._body(input_ids, position_ids, document, None)
+        hidden = self._body(input_ids, position_ids, document, None, undivided)
         logits = self.encoder.get_submodule(self.anatomy.decoder)(self._transform(hidden))
         if return_dict is False or not (return_dict or self.config.return_dict):
             return (logits,)
@@ -240,12 +244,19 @@ class MmdlmEncoder(PreTrainedModel):
         return self.get_input_embeddings()
 
     def _body(
-        self, ids: Tensor, position: Tensor, document: Tensor, ahead: Tensor | None
+        self,
+        ids: Tensor,
+        position: Tensor,
+        document: Tensor,
+        ahead: Tensor | None,
+        undivided: bool | None,
     ) -> Tensor:
         config = self.config.encoder
-        mask: Any = self._mask(document, ahead=ahead)
+        mask: Any = self._mask(document, ahead=ahead, undivided=undivided)
         if self.anatomy.by_layer_type:
-            local = self._mask(document, ahead=ahead, around=config.sliding_window)
+            local = self._mask(
+                document, ahead=ahead, around=config.sliding_window, undivided=undivided
+            )
             mask = {"full_attention": mask, "sliding_attention": local}
         body = self.encoder.get_submodule(self.anatomy.body)
         hidden: Tensor = body(
@@ -254,17 +265,30 @@ class MmdlmEncoder(PreTrainedModel):
         return hidden
 
     def _mask(
-        self, document: Tensor, *, ahead: Tensor | None = None, around: int | None = None
+        self,
+        document: Tensor,
+        *,
+        ahead: Tensor | None = None,
+        around: int | None = None,
+        undivided: bool | None = None,
     ) -> Tensor | BlockMask | None:
         """The pattern in the form that the attention of transformers takes as it is."""
         kernel = self.config.encoder._attn_implementation
         pattern = AttentionPattern.of(
-            document, flex=kernel == "flex_attention", ahead=ahead, around=around
+            document,
+            flex=kernel == "flex_attention",
+            ahead=ahead,
+            around=around,
+            undivided=undivided,
         )
-        if pattern.block is not None or pattern.dense is None or kernel != "eager":
-            return pattern.dense if pattern.block is None else pattern.block
+        if pattern.block is not None:
+            return pattern.block
+        # Attention of transformers takes the mask of all pairs, however long the rows are.
+        dense = pattern.dense if pattern.wide is None else pattern.wide.of(slice(None))
+        if dense is None or kernel != "eager":
+            return dense
         closed = torch.finfo(self.dtype).min  # eager attention adds its mask
-        return torch.zeros_like(pattern.dense, dtype=self.dtype).masked_fill(~pattern.dense, closed)
+        return torch.zeros_like(dense, dtype=self.dtype).masked_fill(~dense, closed)
 
     def _transform(self, hidden: Tensor) -> Tensor:
         for name in self.anatomy.transform:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdlm.core.marks import numbers_of, on_host, sent
+
 
 @dataclass(frozen=True)
 class Places:
@@ -15,7 +17,8 @@ class Places:
     rows    [R] int64; None: all B
     column  [R, A] int64, from left to right; rows with fewer go on with any others. None: A is L,
             all places of these rows are marked
-    filled  [R, A] bool, false at those others; None: every row has A
+    filled  [M] int64, row * A + column of what does not stand for those others; None: every row has
+            A
     flat    [M] int64, row * L + column of all that are marked
     """
 
@@ -25,22 +28,33 @@ class Places:
     flat: Tensor
 
     @classmethod
-    def of(cls, marked: Tensor, rows: Tensor | None = None) -> Places:
-        """Those marked in [B, L] bool, of the rows [B] bool."""
-        if rows is not None:
-            marked = marked & rows[:, None]
-        flat = marked.flatten().nonzero().squeeze(1)
-        index = None
-        if rows is not None and not bool(rows.all()):
-            index = rows.nonzero().squeeze(1)
-            marked = marked[index]
-        if len(flat) == marked.numel():
-            return cls(index, None, None, flat)
-        count = marked.sum(1)
-        most = int(count.amax())
-        column = marked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-        filled = torch.arange(most, device=marked.device) < count[:, None]
-        return cls(index, column, None if len(flat) == column.numel() else filled, flat)
+    def of(
+        cls, marked: Tensor, rows: Tensor | None = None, *, device: torch.device | None = None
+    ) -> Places:
+        """Those marked in [B, L] bool, of the rows [B] bool.
+
+        device  where they are put; default: where the marks lie. They are worked out on the host
+        """
+        device = marked.device if device is None else device
+        marks = on_host(marked).numpy()
+        chosen = None if rows is None else on_host(rows).numpy()
+        if chosen is not None:
+            marks = marks & chosen[:, None]
+        index, flat = None, numbers_of(torch.from_numpy(marks))
+        if chosen is not None and not chosen.all():
+            index = torch.from_numpy(chosen.nonzero()[0])
+            marks = marks[chosen]
+        column = filled = None
+        if len(flat) < marks.size:
+            count = marks.sum(1)
+            most = int(count.max())
+            column = torch.from_numpy((~marks).argsort(1, kind="stable")[:, :most])
+            if len(flat) < column.numel():
+                filled = numbers_of(torch.arange(most) < torch.from_numpy(count)[:, None])
+        index, column, filled = (
+            None if x is None else sent(x, device) for x in (index, column, filled)
+        )
+        return cls(index, column, filled, sent(flat, device))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Places:
         """On another device: where layers are spread over several, each moves what it is given."""
@@ -75,4 +89,5 @@ class Places:
 
     def _values(self, x: Tensor) -> Tensor:
         """[R, A, ...] -> [M, ...], without what stands for nothing."""
-        return x.flatten(0, 1) if self.filled is None else x[self.filled]
+        x = x.flatten(0, 1)
+        return x if self.filled is None else x[self.filled]

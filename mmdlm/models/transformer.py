@@ -31,6 +31,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mmdlm.core.linear import Linear, products
+from mmdlm.core.marks import numbers_of, on_host, sent
 from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -372,6 +373,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
         *,
         prefix: Tensor | None = None,
         at: Tensor | None = None,
+        undivided: bool | None = None,
     ) -> Tensor:
         """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
 
@@ -380,18 +382,24 @@ class MmdlmModel(MmdlmPreTrainedModel):
         prefix    [B, L] bool, tokens that see each other alone; None: there are none
         at        [B, L] bool, places that will be read: the last layer is computed there alone, and
                   states elsewhere are zero. None, or none of them: everywhere
+        undivided whether every row is one document from end to end; None: it is found out
         """
         flex = self.config._attn_implementation == "flex_attention"
-        pattern = AttentionPattern.of(document, flex=flex, ahead=ahead, prefix=prefix)
+        pattern = AttentionPattern.of(
+            document, flex=flex, ahead=ahead, prefix=prefix, undivided=undivided
+        )
         rotation = self.rotary(position)
         x = embeddings
-        if at is None or bool(at.all()) or not bool(at.any()):
+        marks = None if at is None else on_host(at).numpy()
+        if at is None or marks is None or marks.all() or not marks.any():
             for layer in self.layers:
                 x = layer(x, rotation, pattern)
             return self.norm(x)
-        # Made before the layers: it asks a GPU, which then has nothing to wait for.
-        places = Places.of(at)
-        seen = AttentionPattern.seen_from(places, document, ahead=ahead, prefix=prefix)
+        # Made before the layers: it may ask a GPU, which then has nothing to wait for.
+        places = Places.of(at, device=x.device)
+        seen = AttentionPattern.seen_from(
+            places, document, ahead=ahead, prefix=prefix, undivided=undivided
+        )
         for layer in self.layers[:-1]:
             x = layer(x, rotation, pattern)
         states = self.norm(self.layers[-1](x, rotation, seen, places=places))
@@ -406,22 +414,27 @@ class MmdlmModel(MmdlmPreTrainedModel):
         prefix: Tensor | None,
         at: Tensor | None,
         read: Tensor,
+        whole: Tensor,
         memory: Memory,
     ) -> Tensor:
         """`forward` with a memory, in which the places `at` are brought up to date.
 
-        read  [B, L] bool, places that are ever read: of rows that are computed as a whole the last
-              layer is computed there alone
+        at     [B, L] bool on the host, as are the other two
+        read   [B, L] bool, places that are ever read: of rows that are computed as a whole the last
+               layer is computed there alone
+        whole  [B] bool, rows that are one document from end to end
         """
         if at is None or memory.hidden is None:
-            at = torch.ones_like(document, dtype=torch.bool)
+            at = torch.ones(document.shape, dtype=torch.bool)
         rotation = self.rotary(position)
-        whole = at.all(1)
-        for rows in (whole, ~whole):  # apart, so that the one does not wait for the other
-            if not bool(rows.any()):
+        device = embeddings.device
+        everywhere = at.all(1)
+        for rows in (everywhere, ~everywhere):  # apart, so that the one does not wait for the other
+            if not rows.numpy().any():
                 continue
-            places = Places.of(at, rows)
-            seen = AttentionPattern.seen_from(places, document, prefix=prefix)
+            undivided = bool((whole | ~rows).numpy().all())
+            places = Places.of(at, rows, device=device)
+            seen = AttentionPattern.seen_from(places, document, prefix=prefix, undivided=undivided)
             here = turned(rotation, places)
             x = places.take(embeddings)
             *first, last = (
@@ -431,9 +444,11 @@ class MmdlmModel(MmdlmPreTrainedModel):
             for layer in first:
                 x = layer(x, here, seen)
             some = None
-            if places.column is None and bool((read & rows[:, None]).any()):
-                places = Places.of(read, rows)
-                seen = AttentionPattern.seen_from(places, document, prefix=prefix)
+            if places.column is None and (read & rows[:, None]).numpy().any():
+                places = Places.of(read, rows, device=device)
+                seen = AttentionPattern.seen_from(
+                    places, document, prefix=prefix, undivided=undivided
+                )
                 some = replace(places, rows=None)  # of x, which has these rows alone
             x = self.norm(last(x, here, seen, some))
             if memory.hidden is None:
@@ -570,23 +585,33 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
 
         The last layer is computed at the places `at` alone, where gradients too come from.
         """
-        embeddings = self._embedded(x_t, batch)
-        if at is not None and self.config.shift:
-            at = at | at.roll(-1, dims=1)  # a state may be read at its right neighbour
+        embeddings, marks = self._embedded(x_t, batch), batch.marks
+        if at is not None:
+            at = self._read_for(on_host(at))
         layout = (self._rotary(batch), batch.document)
         prefix = batch.prefix if self.config.prefix_attention else None
         if memory is None:
-            hidden = self.model(embeddings, *layout, batch.ahead, prefix=prefix, at=at)
+            undivided = bool(marks.whole.numpy().all())
+            hidden = self.model(
+                embeddings, *layout, batch.ahead, prefix=prefix, at=at, undivided=undivided
+            )
         else:
             if batch.ahead is not None:
                 raise ValueError("memory: a batch that looks ahead a bounded way is not kept")
-            read = batch.target
-            if self.config.shift:
-                read = read | read.roll(-1, dims=1)
             hidden = self.model.remembering(
-                embeddings, *layout, prefix=prefix, at=at, read=read, memory=memory
+                embeddings,
+                *layout,
+                prefix=prefix,
+                at=at,
+                read=self._read_for(marks.target),
+                whole=marks.whole,
+                memory=memory,
             )
         return self._aligned(hidden, batch.position)
+
+    def _read_for(self, places: Tensor) -> Tensor:
+        """The places of the states that are read for some places: with `shift` neighbours too."""
+        return places | places.roll(-1, dims=1) if self.config.shift else places
 
     def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, at: Tensor) -> Tensor:
         """K copies [K B, L] of a batch -> [K B, L, D]; see `SharingDenoiser`.
@@ -646,7 +671,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
         """[B, L, D] at M marked positions [B, L] -> [M, V], or [M, stop - start] of `ids`."""
-        rows = hidden[positions]
+        rows = hidden.flatten(0, 1)[sent(numbers_of(positions), hidden.device)]
         if type(self.lm_head) is Linear:
             return self.lm_head.rows(rows, ids or (0, self.config.vocab_size))
         logits = self.lm_head(rows)
@@ -670,12 +695,14 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
                 "prefix_attention: what is a prefix follows from targets, which this call does not "
                 "know; use hidden and logits_at"
             )
+        undivided = True if attention_mask is None else None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
-        hidden = self.model(self.model.embed_tokens(input_ids), position_ids, document)
+        embeddings = self.model.embed_tokens(input_ids)
+        hidden = self.model(embeddings, position_ids, document, undivided=undivided)
         logits = self.lm_head(hidden)
         if return_dict is False or not (return_dict or self.config.return_dict):
             return (logits,)

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmdlm.vision.image_tokenizer import ImageTokenizer
+from mmdlm.vision.pixels import check_finite
 
 NORM_GROUPS = 32
 
@@ -114,7 +115,9 @@ class Magvit2Tokenizer(ImageTokenizer):
     def encode(self, pixels: Tensor) -> Tensor:
         """See `ImageTokenizer.encode`; any size of whole codes."""
         self.check_pixels(pixels)
-        return rearrange(self.quantize.codes(self.encoder(pixels)), "n h w -> n (h w)")
+        z = self.encoder(pixels)
+        check_finite(z)
+        return rearrange(self.quantize.codes(z), "n h w -> n (h w)")
 
     def decode(self, codes: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
         """See `ImageTokenizer.decode`; any grid."""

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmdlm.vision.image_tokenizer import ImageTokenizer
+from mmdlm.vision.pixels import check_finite
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -154,7 +155,10 @@ class PatchTokenizer(ImageTokenizer):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See `ImageTokenizer.encode`; pictures are `image_size` square."""
-        return self._quantize(pixels)[1]
+        latents = self._latents(pixels)
+        check_finite(latents)
+        codes: Tensor = self.quantizer(latents)[1]
+        return codes
 
     def decode(self, codes: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
         """See `ImageTokenizer.decode`; the grid is that of `image_size`."""
@@ -163,16 +167,17 @@ class PatchTokenizer(ImageTokenizer):
 
     def reconstruct(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `ImageTokenizer.reconstruct`; the auxiliary loss is zero."""
-        return self._render(*self._quantize(pixels)), pixels.new_zeros(())
+        return self._render(*self.quantizer(self._latents(pixels))), pixels.new_zeros(())
 
-    def _quantize(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, H, W] -> (quantized latents [N, K, C], codes [N, K])."""
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, K, C], not quantized yet."""
         self.check_pixels(pixels)
         patch = self.downsampling
         self._check_grid((pixels.shape[2] // patch, pixels.shape[3] // patch))
         patches = rearrange(pixels, "n c (i p) (j q) -> n (i j) (c p q)", p=patch, q=patch)
         cells = self.encoder(self.patch_in(patches) + self.encoder_position)
-        return self.quantizer(self.to_latent(cells))
+        latents: Tensor = self.to_latent(cells)
+        return latents
 
     def _render(self, quantized: Tensor, codes: Tensor) -> Tensor:
         """Latents [N, K, C] and their codes [N, K] -> [N, 3, H, W]."""

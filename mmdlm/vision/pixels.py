@@ -63,12 +63,25 @@ def to_pixels(
 def to_image(pixels: Tensor) -> Image.Image:
     """[3, H, W] pixels -> RGB picture; values outside [-1, 1] are clamped.
 
-    The inverse of `to_pixels` to the last bit. Raises ValueError for another shape.
+    The inverse of `to_pixels` to the last bit. Raises ValueError for another shape, and for values
+    that are not finite, of which nothing could be seen.
     """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ValueError(f"pixels of one picture have shape [3, H, W], not {list(pixels.shape)}")
-    levels = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy())
+    pixels = pixels.detach().cpu()
+    check_finite(pixels)
+    levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise ValueError where an image tokenizer gives what is no number, of which none is seen."""
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            "the image tokenizer's numbers are not finite: it gives NaN or infinite ones; its "
+            "weights are damaged, or overflow in this dtype: load it in another (bfloat16 or "
+            "float32 in place of float16), or download or copy the checkpoint again"
+        )
 
 
 def _resize(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmdlm.vision.image_tokenizer import ImageTokenizer
+from mmdlm.vision.pixels import check_finite
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -74,6 +75,7 @@ class VQModelTokenizer(ImageTokenizer):
         """See `ImageTokenizer.encode`; any size of whole codes."""
         self.check_pixels(pixels)
         z = self._latents(pixels)
+        check_finite(z)
         _, _, (_, _, codes) = self.model.quantize(z)
         return codes.reshape(len(pixels), -1)
 
