@@ -17,6 +17,7 @@ from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint, new_folder
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.families import family_named, family_of
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.vision.checkpoint_files import check_stays
 
 OURS = MmdlmConfig.model_type
 # Fields of `MmdlmConfig`, beside the vocabulary, that change what a model computes.
@@ -157,6 +158,8 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
     """Tokenizers and whatever else lies beside the weights."""
+    for path in checkpoint.folder.rglob("*"):
+        check_stays(path, checkpoint.folder)  # what lies elsewhere is not to be given away
     written = {"config.json", WEIGHTS, INDEX, *(shard.name for shard in checkpoint.shards)}
     for path in sorted(checkpoint.folder.iterdir()):
         if path.name in written or path.name.startswith("."):

@@ -26,6 +26,7 @@ from mmdlm.core.commit import (
 from mmdlm.core.order import Confidence, Entropy, LeftToRight, Margin, Order, Probability, Random
 from mmdlm.core.sampler import Sampler
 from mmdlm.core.schedule import Cosine, Shifted
+from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.pixels import Fit
 
 GENERATION = "generation.json"  # where a checkpoint carries its own defaults
@@ -368,8 +369,10 @@ class Defaults:
             given = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return usual
-        except (OSError, ValueError) as error:  # a JSON or a Unicode error is a ValueError
-            raise ValueError(f"{path} cannot be read ({error}); mend it or remove it") from error
+        except (OSError, ValueError, RecursionError) as error:  # a JSON error is a ValueError
+            raise ValueError(
+                f"{path} cannot be read ({reason_of(error)}); mend it or remove it"
+            ) from error
         try:
             return usual.updated(given)
         except ValueError as error:

@@ -31,6 +31,7 @@ from mmdlm.models.families import family_named
 from mmdlm.models.lora import Lora
 from mmdlm.models.quantization import quantization_config
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 
 BUNDLED = Path(__file__).parent / "checkpoints"
@@ -221,7 +222,7 @@ def _read_config(checkpoint: Checkpoint, *, tokenizer_size: int) -> PreTrainedCo
             return MmdlmEncoderConfig.from_dict(content)
         return read_config(content, tokenizer_size=tokenizer_size)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        reason = _one_line(error).replace("Vocabulary.__init__()", "vocabulary")
+        reason = reason_of(error).replace("Vocabulary.__init__()", "vocabulary")
         raise ValueError(f"{path}: {reason.removeprefix('config.json ')}") from error
 
 
@@ -349,7 +350,7 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
         if type(error) is ValueError and str(path.parent) in str(error):
             raise  # it says what is wrong and where
         raise ValueError(
-            f"{path} is damaged or does not fit its config ({_one_line(error)}); "
+            f"{path} is damaged or does not fit its config ({reason_of(error)}); "
             "copy or download the folder again"
         ) from error
 
@@ -372,8 +373,4 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The first sentence of an error of the hub."""
-    return _one_line(error).split(". ")[0]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason_of(error).split(". ")[0]

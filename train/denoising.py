@@ -31,13 +31,13 @@ from mmdlm.engine import Engine
 from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.words import Words
-from mmdlm.models.checkpoint import read_json
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.checkpoint_files import read_json
 from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.tower_weights import load_tower
 from train.annealing import AttentionAnnealing

@@ -40,8 +40,16 @@ class Vocabulary:
     end_image_id: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("size", "mask_id", "pad_id", "eos_id", "begin_image_id", "end_image_id"):
+            value = getattr(self, name)
+            optional = name.endswith("image_id") and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"vocabulary: {name} must be a whole number, not {value!r}")
         for name in ("text", "image"):
-            start, stop = getattr(self, name)
+            ends = getattr(self, name)
+            if not isinstance(ends, tuple | list) or [type(one) for one in ends] != [int, int]:
+                raise ValueError(f"vocabulary: {name} must be two whole numbers, not {ends!r}")
+            start, stop = ends
             if not 0 <= start <= stop <= self.size:
                 raise ValueError(
                     f"vocabulary: the {name} range ({start}, {stop}) is not within {self.size} ids"

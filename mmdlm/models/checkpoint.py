@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmdlm.models.stored_tensor import DTYPES, StoredTensor
+from mmdlm.vision.checkpoint_files import check_stays, named_file, read_json, reason_of, shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -53,7 +54,13 @@ class Checkpoint:
         shards, indexed = _shards(folder)
         tensors: dict[str, StoredTensor] = {}
         for shard in shards:
-            tensors.update(_header(shard))
+            found = _header(shard)
+            if twice := sorted(found.keys() & tensors.keys()):
+                raise ValueError(
+                    f"{shard}: tensor {shown(twice[0])} is in {tensors[twice[0]].shard.name} too; "
+                    "download the folder again"
+                )
+            tensors.update(found)
         lost = sorted(indexed - tensors.keys())
         if lost:
             raise ValueError(
@@ -211,23 +218,15 @@ def tokenizer_size(folder: Path) -> int | None:
     try:
         return int(Tokenizer.from_file(str(path)).get_vocab_size())
     except Exception as error:  # the library raises bare ones
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read ({reason}); copy or download it again") from error
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; ValueError that names it where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; copy or download the folder again") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
+        raise ValueError(
+            f"{path} cannot be read ({reason_of(error)}); copy or download it again"
+        ) from error
 
 
 def _shards(folder: Path) -> tuple[list[Path], set[str]]:
     """The files of the weights, and the tensors that an index promises."""
     if (folder / WEIGHTS).is_file():
+        check_stays(folder / WEIGHTS, folder)
         return [folder / WEIGHTS], set()
     if not (folder / INDEX).is_file():
         raise ValueError(
@@ -238,7 +237,8 @@ def _shards(folder: Path) -> tuple[list[Path], set[str]]:
     where = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(where, dict) or not where:
         raise ValueError(f"{folder / INDEX} has no weight_map; copy or download it again")
-    names = sorted(set(where.values()))
+    files = {named_file(folder, name, named_by=folder / INDEX) for name in where.values()}
+    names = sorted(path.name for path in files)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         tensors = sum(name in missing for name in where.values())
@@ -246,6 +246,8 @@ def _shards(folder: Path) -> tuple[list[Path], set[str]]:
             f"{folder}: {len(missing)} of {len(names)} shards are missing ({', '.join(missing)}, "
             f"{tensors} of {len(where)} tensors); download them"
         )
+    for path in files:
+        check_stays(path, folder)
     return [folder / name for name in names], set(where)
 
 
@@ -258,11 +260,12 @@ def _header(shard: Path) -> dict[str, StoredTensor]:
                 dtype = DTYPES.get(header.get_dtype())
                 if dtype is None:
                     raise ValueError(
-                        f"{shard}: tensor {name} is stored as {header.get_dtype()}, which is not "
-                        "read here"
+                        f"{shard}: tensor {shown(name)} is stored as {header.get_dtype()}, which "
+                        "is not read here"
                     )
                 tensors[name] = StoredTensor(shard, name, tuple(header.get_shape()), dtype)
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{shard} is damaged ({reason}); copy or download it again") from error
+        raise ValueError(
+            f"{shard} is damaged ({reason_of(error)}); copy or download it again"
+        ) from error
     return tensors

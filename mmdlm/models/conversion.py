@@ -105,7 +105,7 @@ def load_source_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder} has no text tokenizer (none of {', '.join(names)}); copy or download it"
         )
     try:
-        own = AutoTokenizer.from_pretrained(folder)
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not (folder / "tokenizer.json").is_file():
             return own
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

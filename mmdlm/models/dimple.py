@@ -92,6 +92,8 @@ class Dimple(Dream):
 def _vision(config: Json) -> VisionConfig:
     """What a config.json says of the eyes."""
     given = config.get("vision_config") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"config.json has vision_config = {given!r}; an object {{...}} is needed")
     tower = TOWER | {name: value for name, value in given.items() if name in TOWER}
     return VisionConfig(
         tower={"model_type": "qwen2_5_vl_vision", **tower},

@@ -28,8 +28,10 @@ from mmdlm.core.memory import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
-from mmdlm.models.checkpoint import refuse_strange_tensors
+from mmdlm.models.checkpoint import Checkpoint, refuse_strange_tensors
+from mmdlm.models.family import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
+from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
 
 
@@ -88,6 +90,7 @@ class MmdlmEncoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder, dict):
+            refuse_kernels(self.encoder)
             fields = copy.deepcopy(self.encoder)  # transformers writes into nested ones
             kind = fields.pop("model_type", None)
             anatomy_of(kind)
@@ -97,6 +100,12 @@ class MmdlmEncoderConfig(PreTrainedConfig):
             # its own tensors are tied, by its own config; here there are none
             self.tie_word_embeddings = bool(self.encoder.tie_word_embeddings)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' `from_dict`; ValueError for a config.json that asks for code."""
+        refuse_kernels(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -308,6 +317,10 @@ class MmdlmEncoder(PreTrainedModel):
         Raises ValueError with the names of tensors that the checkpoint lacks, has beyond the model,
         or has in another shape; transformers would draw them at random and log a warning.
         """
+        if pretrained_model_name_or_path is not None:
+            folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+            if folder.is_dir():  # before transformers follows what its files name
+                check_stored(Checkpoint.open(folder).config)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,

@@ -103,3 +103,17 @@ def special_id(config: Json, key: str, *, default: int, size: int, last: int) ->
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"config.json has {key} = {value!r}; one whole number is needed")
     return value
+
+
+KERNELS = (None, False, "eager", "sdpa", "flex_attention")
+
+
+def refuse_kernels(config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a config.json asks for kernels, which transformers would download."""
+    for key in ("attn_implementation", "experts_implementation", "use_kernels", "kernel_config"):
+        for name in (key, f"_{key}", f"_{key}_internal"):
+            if config.get(name) not in KERNELS:
+                raise ValueError(
+                    f"config.json has {name} = {config[name]!r}, and code is never fetched for a "
+                    "checkpoint; take the key out, and name what you want where you load it"
+                )

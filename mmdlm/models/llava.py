@@ -34,6 +34,8 @@ def llava_vision(config: Json, *, pooling: Pooling | None = None) -> Json:
     tower = dict(SO400M)
     for field in TOWER_FIELDS:  # a tower of another size says so
         given = config.get(field) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"config.json has {field} = {given!r}; an object {{...}} is needed")
         tower.update({name: value for name, value in given.items() if name in SO400M})
     return VisionConfig(
         tower=tower,
@@ -46,7 +48,7 @@ def _tiling(config: Json, tower: Mapping[str, Any], pooling: Pooling | None) -> 
     size = int(tower["image_size"])
     grid = size // int(tower["patch_size"])
     unpad = "unpad" in config.get("mm_patch_merge_type", "flat")
-    ratio = config.get("image_aspect_ratio") or "square"
+    ratio = str(config.get("image_aspect_ratio") or "square")
     kind, _, most = ratio.partition("_max_")
     if kind == "anyres" and unpad:
         return Anyres(

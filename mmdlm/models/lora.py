@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmdlm.models.checkpoint import read_json
 from mmdlm.models.families import FAMILIES
+from mmdlm.vision.checkpoint_files import check_stays, read_json, reason_of, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -37,6 +37,15 @@ SETTLED: dict[str, Any] = {
     "target_parameters": None,
     "task_type": None,
 }
+# What an adapter computes, and what says nothing about that. Others change it, or import modules.
+COMPUTED = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "fan_in_fan_out", "bias"),
+    *("lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "target_modules"),
+)
+IGNORED = (
+    *("peft_type", "peft_version", "revision", "megatron_core", "qalora_group_size"),
+    *("runtime_config", "ensure_weight_tying"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,24 @@ class Lora:
         kind = config.get("peft_type") if isinstance(config, dict) else None
         if kind != "LORA":
             raise ValueError(f"{folder / CONFIG} describes an adapter of type {kind!r}, not 'LORA'")
+        for name, value in config.items():
+            if name not in (*COMPUTED, *SETTLED, *IGNORED) and value not in (None, False, [], {}):
+                raise ValueError(
+                    f"{folder / CONFIG} has {name} = {shown(value)}, which is not known here; "
+                    f"known are {', '.join(COMPUTED)}"
+                )
         if not (folder / WEIGHTS).is_file():
             raise ValueError(
                 f"{folder / WEIGHTS} is missing; copy or download the folder again (weights in "
                 ".bin files are not read: save them as safetensors)"
             )
+        check_stays(folder / WEIGHTS, folder)
         try:
             tensors = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{folder / WEIGHTS} is damaged ({reason}); download it") from error
+            raise ValueError(
+                f"{folder / WEIGHTS} is damaged ({reason_of(error)}); download it"
+            ) from error
         parts, whole, base = {}, {}, {}
         for name, tensor in tensors.items():
             name = name.removeprefix(PREFIX)
@@ -106,7 +123,7 @@ class Lora:
         whole = sorted({names[name].rpartition(".")[0] for name in self.whole})
         saved = [name for name in whole if self.config.get("modules_to_save")]
         config = LoraConfig(
-            **{key: value for key, value in self.config.items() if key in known}
+            **{key: self.config[key] for key in COMPUTED if key in known & self.config.keys()}
             | {key: value for key, value in SETTLED.items() if key in known}
             | self._patterns(names)
             | {"modules_to_save": saved or None},

@@ -6,9 +6,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mmdlm.models.checkpoint import read_json
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.vision.checkpoint_files import read_json
 
 PretrainedDenoiser = MmdlmForMaskedDiffusion | MmdlmEncoder
 

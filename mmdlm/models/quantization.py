@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+
+from mmdlm.vision.checkpoint_files import shown
 
 # name -> the library that does it
 KINDS = {
@@ -49,6 +52,23 @@ def quantization_config(kind: Any, *, dtype: torch.dtype, device: torch.device) 
             f"{' '.join(missing)}"
         )
     return _bitsandbytes(kind, dtype) if KINDS[kind] == "bitsandbytes" else _torchao(kind, device)
+
+
+def check_stored(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for weights that a config.json says were quantized by another library.
+
+    transformers knows thirty, and fetches code for some of them.
+    """
+    given = config.get("quantization_config")
+    if given is None:
+        return
+    method = given.get("quant_method") if isinstance(given, Mapping) else given
+    known = sorted(set(KINDS.values()))
+    if method not in known:
+        raise ValueError(
+            f"config.json has a quantization_config by {shown(method)}, which is not read here; "
+            f"known are {' and '.join(known)}"
+        )
 
 
 def _bitsandbytes(kind: str, dtype: torch.dtype) -> Any:

@@ -79,8 +79,10 @@ def rope_type(scaling: Mapping[str, Any]) -> str:
 
 def check_rope_scaling(scaling: Mapping[str, Any] | None) -> None:
     """Raise ValueError for a stretching that is unknown, incomplete, or holds an odd value."""
-    if not scaling:
+    if scaling is None or scaling == {}:
         return
+    if not isinstance(scaling, Mapping):
+        raise ValueError(f"rope_scaling must be an object {{...}} or null, not {scaling!r}")
     kind = rope_type(scaling)
     if kind not in ROPE_TYPES:
         raise ValueError(

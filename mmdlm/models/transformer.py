@@ -38,11 +38,14 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
 from mmdlm.models.checkpoint import Checkpoint, local_folder, refuse_strange_tensors, tokenizer_size
 from mmdlm.models.families import MODEL_TYPES, family_of, our_config
+from mmdlm.models.family import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.places import Places
+from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
 from mmdlm.models.rope import check_rope_scaling, rope_type
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.checkpoint_files import reason_of
 
 # Fields of a config that count something, of which there is one at least.
 SIZES = (
@@ -112,7 +115,9 @@ class MmdlmConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for name in SIZES:
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
+            if value is None and name in ("num_key_value_heads", "head_dim"):
+                continue
+            if type(value) is not int or not 1 <= value < 2**31:
                 raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -134,7 +139,19 @@ class MmdlmConfig(PreTrainedConfig):
                 f"channels, but head_dim {self.head_dim} has {self.head_dim // 2}"
             )
         check_rope_scaling(self.rope_scaling)
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        if self.published is not None and not isinstance(self.published, dict):
+            raise ValueError(f"published must be an object {{...}} or null, not {self.published!r}")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' `from_dict`; ValueError for a config.json that asks for code."""
+        refuse_kernels(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def get_config_dict(
@@ -735,6 +752,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         checkpoint = Checkpoint.open(folder)
         config = _with_codes_behind(config or read_config(checkpoint.config), folder)
         names = checkpoint_names(checkpoint)
+        _check_depth(config, checkpoint)
         if not _is_quantized(checkpoint):
             all_names = {name: names.get(name, name) for name in checkpoint.tensors}
             wanted = cls._wanted(config, all_names.values(), *args)
@@ -812,8 +830,24 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         return self.model.embed_tokens
 
 
+def _check_depth(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
+    """ValueError for more layers than tensors, before they are made to be compared."""
+    tower = (config.vision or {}).get("tower") or {}
+    depths = (
+        config.num_hidden_layers,
+        *(tower.get(name) for name in ("num_hidden_layers", "depth")),
+    )
+    for depth in depths:
+        if type(depth) is int and depth > len(checkpoint.tensors):
+            raise ValueError(
+                f"checkpoint {checkpoint.folder} does not fit its config.json: {depth} layers, but "
+                f"{len(checkpoint.tensors)} tensors"
+            )
+
+
 def _is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the weights were saved quantized; their names and shapes are the library's."""
+    check_stored(checkpoint.config)
     return bool(checkpoint.config.get("quantization_config"))
 
 
@@ -842,9 +876,16 @@ def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -
 
     Raises ValueError for a family or an option that is not known here.
     """
-    if content.get("model_type") == MmdlmConfig.model_type:
-        return MmdlmConfig.from_dict(content)
-    return MmdlmConfig(**our_config(content, tokenizer_size=tokenizer_size))
+    try:
+        check_stored(content)
+        if content.get("model_type") == MmdlmConfig.model_type:
+            return cast(MmdlmConfig, MmdlmConfig.from_dict(content))
+        return MmdlmConfig(**our_config(content, tokenizer_size=tokenizer_size))
+    except (AttributeError, TypeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"config.json does not describe a model ({type(error).__name__}: {reason_of(error)}); "
+            "mend it or download it again"
+        ) from error
 
 
 def _with_codes_behind(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmdlm.vision.checkpoint_files import check_stays, reason_of
+
 CONFIG = "config.json"
 # Ours, then the names under which published tokenizers are stored.
 WEIGHTS = (
@@ -252,7 +254,7 @@ def _family_of_tensors(folder: str | PathLike[str]) -> str | None:
             names = set(file.keys())
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} is damaged or truncated ({error}); copy or download it again"
+            f"{path} is damaged or truncated ({reason_of(error)}); copy or download it again"
         ) from error
     marks = {"quantize.power_vals": "MAGVITv2", "quantize.embedding.weight": "VQModel"}
     return next((family for name, family in marks.items() if name in names), None)
@@ -276,8 +278,10 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{path} is missing; a folder with an image tokenizer holds {CONFIG} and {WEIGHTS[0]}"
         ) from error
-    except (OSError, ValueError) as error:  # a JSON or a Unicode error is a ValueError
-        raise ValueError(f"{path} cannot be read ({error}); copy or download it again") from error
+    except (OSError, ValueError, RecursionError) as error:  # a JSON error is a ValueError
+        raise ValueError(
+            f"{path} cannot be read ({reason_of(error)}); copy or download it again"
+        ) from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(config).__name__}")
     return config
@@ -287,6 +291,7 @@ def _find_weights(folder: str | PathLike[str]) -> Path:
     for name in WEIGHTS:
         path = Path(folder) / name
         if path.is_file():
+            check_stays(path, Path(folder))
             return path
     raise ValueError(
         f"{folder} holds no weights; one of {', '.join(WEIGHTS)} is needed "
@@ -300,7 +305,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} is damaged or truncated ({error}); copy or download it again"
+            f"{path} is damaged or truncated ({reason_of(error)}); copy or download it again"
         ) from error
     wanted = module.state_dict()
     fix = f"{CONFIG} beside it describes another model, or the file is incomplete"

@@ -399,6 +399,11 @@ def _transformers_model(
 
 
 def _open_clip_model(config: Mapping[str, Any]) -> nn.Module:
+    timm = str((config.get("vision_cfg") or {}).get("timm_model_name") or "")
+    if set(timm) & set(":/"):  # of the Hub, or of a folder
+        raise ValueError(
+            f"vision tower: timm_model_name {timm!r} is no name of one of timm's models"
+        )
     try:
         open_clip = importlib.import_module("open_clip")
         model = importlib.import_module("open_clip.model")

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mmdlm.vision.checkpoint_files import check_stays, reason_of
 from mmdlm.vision.tower import OpenClipTower, Tower
 
 
@@ -27,6 +28,7 @@ def load_tower(tower: Tower, folder: Path) -> None:
     found: dict[str, Tensor] = {}
     strange = []
     for path in files:
+        check_stays(path, folder)
         try:
             with safe_open(path, framework="pt") as file:
                 for stored in file.keys():  # noqa: SIM118
@@ -36,8 +38,9 @@ def load_tower(tower: Tower, folder: Path) -> None:
                     elif name is not None and not name.startswith("head."):
                         strange.append(stored)
         except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is damaged ({reason}); copy or download it again") from error
+            raise ValueError(
+                f"{path} is damaged ({reason_of(error)}); copy or download it again"
+            ) from error
     missing = sorted(wanted.keys() - found.keys())
     other = [
         f"{name} {list(tensor.shape)}, not {list(wanted[name].shape)}"
