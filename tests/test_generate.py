@@ -350,13 +350,6 @@ def test_a_completion_keeps_the_space_before_it(model: Model) -> None:
     assert alone.complete("woman ", max_new_tokens=len(ids) - 1) == "dark skin"
 
 
-def test_a_special_name_in_a_prompt_loses_nothing_behind_it(model: Model) -> None:
-    one, other = (
-        model.text_to_image(text, **FEW) for text in ("red", "red <|endoftext|> dark skin")
-    )
-    assert not same(one, other)
-
-
 def test_words_around_a_hole_have_the_tokens_they_have_in_a_text(model: Model) -> None:
     targets = spied(model)
     whole = model.text_tokenizer.encode("woman medium-dark skin tone")
