@@ -16,8 +16,12 @@ from data_pipelines.text_files import json_bytes, parsed, read_text
 Id = int | str
 
 
-def coco_entries(captions: Path) -> list[tuple[Id, str, list[str]]]:
+def coco_entries(
+    captions: Path, *, report: Report | None = None
+) -> list[tuple[Id, str, list[str]]]:
     """A captions file -> (id, file name, captions) of each image; ValueError for another file.
+
+    report  counts the captions of images that the file does not list
 
     Source: the format that cocodataset.org describes, "Data format", sections 1 and 5.
     """
@@ -27,13 +31,23 @@ def coco_entries(captions: Path) -> list[tuple[Id, str, list[str]]]:
         for annotation in content["annotations"]:
             # An id may be a number here and a text there.
             texts[str(annotation["image_id"])] += captions_of(annotation["caption"])
-        return [(one["id"], one["file_name"], texts[str(one["id"])]) for one in content["images"]]
+        listed = [
+            (one["id"], one["file_name"], texts.get(str(one["id"]), []))
+            for one in content["images"]
+        ]
     except FileNotFoundError:
         raise ValueError(f"captions {captions}: no such file") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"captions {captions}: not COCO's captions JSON ({type(error).__name__}: {error})"
         ) from None
+    if report is not None:
+        for image in sorted(set(texts) - {str(given) for given, _, _ in listed}):
+            report.read += 1
+            report.leave_out(
+                f"{captions}, image {image}", "captions of an image that is not listed"
+            )
+    return listed
 
 
 def coco_samples(
@@ -43,7 +57,7 @@ def coco_samples(
 
     Images that are missing or have no caption are counted in the report.
     """
-    entries = coco_entries(captions)
+    entries = coco_entries(captions, report=report)
     ids = [given for given, _, _ in entries]
     # A key is the id, as file names of COCO have it, where that is a number; else the place.
     if not all(isinstance(given, int) for given in ids) or len(set(ids)) < len(ids):

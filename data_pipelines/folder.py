@@ -194,7 +194,9 @@ def _is_by_class(folder: Path, images: list[Path]) -> bool:
 
 
 def _metadata_of(folder: Path) -> list[Path]:
-    """The files with metadata; ValueError for two in one folder."""
+    """The files with metadata; ValueError for two in one folder, or another format."""
+    if parquet := files_below(folder, ["metadata.parquet"]):
+        raise ValueError(f"{parquet[0]} is not read; write it as metadata.jsonl")
     found = [path for path in files_below(folder, METADATA) if path.name in METADATA]
     for one, other in pairwise(found):
         if one.parent == other.parent:

@@ -63,14 +63,18 @@ def expand_urls(urls: str | Path | Iterable[str | Path], *, allow_pipe: bool = F
         raise ValueError("the list of shards is empty; name at least one, such as data/train/*.tar")
     found = []
     for pattern in map(str, patterns):
-        if pattern.startswith("pipe:") and not allow_pipe:
-            raise ValueError(
-                f"shards {pattern}: this command is run only where allow_pipe is true; set it for "
-                "a list that you trust, or name files"
-            )
         braced = [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern)
         for url in braced:
-            found.extend(_matches(url))
+            if not url.startswith("pipe:"):
+                # A file may have such a name, and is no command.
+                found += [f"./{one}" if one.startswith("pipe:") else one for one in _matches(url)]
+            elif allow_pipe:
+                found.append(url)
+            else:
+                raise ValueError(
+                    f"shards {pattern}: this command is run only where allow_pipe is true; set it "
+                    "for a list that you trust, or name files"
+                )
     return found
 
 
@@ -82,7 +86,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _matches(url: str) -> list[str]:
-    if url.startswith(("pipe:", "http://", "https://")):
+    if url.startswith(("http://", "https://")):
         return [url]
     path = url.removeprefix("file://")
     if "://" in path:

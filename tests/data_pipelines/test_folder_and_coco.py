@@ -166,6 +166,9 @@ class TestMetadata:
         (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "b"}')
         with pytest.raises(ValueError, match=r"has both metadata.csv and metadata.jsonl"):
             list(folder_samples(tmp_path, report=Report()))
+        (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
+        with pytest.raises(ValueError, match=r"metadata.parquet is not read; write it as"):
+            list(folder_samples(tmp_path, report=Report()))
 
 
 class TestClasses:
@@ -237,7 +240,7 @@ def test_coco_that_does_not_fit_in_places(captions, pictures, tmp_path):
         {"id": 10, "file_name": "../captions.json"},
         {"id": 11, "file_name": "c.svg"},
     ]
-    content["annotations"] += [{"image_id": n, "caption": "x"} for n in (9, 10, 11)]
+    content["annotations"] += [{"image_id": n, "caption": "x"} for n in (9, 10, 11, 12)]
     content["annotations"].append({"image_id": 8, "caption": " "})
     captions.write_text(json.dumps(content))
     (pictures / "c.svg").write_text("<svg/>")
@@ -247,9 +250,15 @@ def test_coco_that_does_not_fit_in_places(captions, pictures, tmp_path):
         b"one",
     ]
     said = str(report)
-    for reason in ("no caption (", "gone.png", "outside of the folder", "none of png, jpg"):
+    for reason in (
+        "no caption (",
+        "gone.png",
+        "outside of the folder",
+        "none of png, jpg",
+        "not listed",
+    ):
         assert reason in said
-    assert (report.read, report.broken) == (6, 3)  # no caption is no damage
+    assert (report.read, report.broken) == (7, 3)  # no caption is no damage
 
 
 def test_other_files_than_coco(pictures, tmp_path):

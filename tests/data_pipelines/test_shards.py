@@ -83,9 +83,20 @@ class TestPlaces:
         assert expand_urls("pipe:cat {x,y}*", allow_pipe=True) == ["pipe:cat {x,y}*"]
 
     def test_commands_only_where_they_are_allowed(self, number_shards):
-        for urls in ("pipe:rm x", [number_shards(1, 1)[0], "pipe:rm x"]):
+        (file,) = number_shards(1, 1)
+        for urls in ("pipe:rm x", [file, "pipe:rm x"], "{pipe:rm x,a}", f"{file}::pipe:rm x"):
             with pytest.raises(ValueError, match="allow_pipe"):
                 expand_urls(urls)
+
+    def test_a_file_whose_name_is_like_a_command_is_a_file(self, number_shards, monkeypatch):
+        (file,) = number_shards(1, 2)
+        name = "pipe:touch ran; cat 000000.tar"
+        monkeypatch.chdir(Path(file).parent)
+        Path(file).rename(f"{name}.tar")
+        for pattern in ("*.tar", f"file://{name}.tar"):
+            (url,) = expand_urls(pattern, allow_pipe=True)
+            assert keys(url) == [0, 1]
+        assert os.listdir() == [f"{name}.tar"]
 
     @pytest.mark.parametrize("nothing", [[], "no/such.tar", "no/*.tar", "no/{0..3}.tar"])
     def test_no_shards_is_an_error_that_says_so(self, nothing):
