@@ -8,10 +8,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -20,12 +19,13 @@ from data_pipelines.conversations import SAID
 from data_pipelines.origin import file_state, is_same_file, of_unknown
 from data_pipelines.report import Report
 from data_pipelines.shards import (
-    INDEX,
     BrokenShard,
     Sample,
     expand_urls,
+    missing_samples,
     read_json,
     read_shard,
+    stats_of,
     write_json,
     write_shard,
 )
@@ -151,11 +151,6 @@ def _name_leftover(out: Path, targets: list[Path]) -> None:
             )
 
 
-def stats_of(shard: Path) -> Path:
-    """The file that says of what a shard was made, written after it."""
-    return shard.with_name(f"{shard.name.removesuffix('.tar')}_stats.json")
-
-
 def _rewrite(rewriter: Rewriter, url: str, target: Path, report: Report, *, pool: Executor) -> None:
     """One shard, and its stats. Raises BrokenShard, and leaves nothing, where it is not whole."""
     given = file_state(url)
@@ -212,42 +207,9 @@ def whole_samples(url: str) -> Iterator[Sample]:
             count += 1
             yield sample
     except BrokenShard as error:
-        raise BrokenShard(f"{error}{_missing(url, count)}") from error
-    if said := _missing(url, count):
+        raise BrokenShard(f"{error}{missing_samples(url, count)}") from error
+    if said := missing_samples(url, count):
         raise BrokenShard(f"it is another than its index says{said}")
-
-
-def _missing(url: str, count: int) -> str:
-    """How many samples of a shard were not read, where its index says how many there are."""
-    there = indexed_samples(url)
-    if there is None or there[0] == count:
-        return ""
-    said, index = there
-    missing = f": {said - count} are missing" if said > count else ""
-    return f"; {count} samples could be read, {index} says {said}{missing}"
-
-
-def indexed_samples(url: str) -> tuple[int, Path] | None:
-    """How many samples a local shard was written with, and where that stands; None: unknown."""
-    if "://" in url or url.startswith("pipe:"):
-        return None
-    shard = Path(url)
-    folder = shard.parent
-    for index, place in (
-        (stats_of(shard), ("report", "written")),
-        (stats_of(shard), ("successes",)),  # of img2dataset
-        (folder / INDEX, ("shards", "", shard.name)),
-        (folder.parent / INDEX, ("shards", folder.name, shard.name)),
-    ):
-        found: Any = None
-        if index.is_file():
-            with suppress(ValueError):  # of others, or damaged: it says nothing
-                found = read_json(index)
-        for name in place:
-            found = found.get(name) if isinstance(found, dict) else None
-        if isinstance(found, int):
-            return found, index
-    return None
 
 
 def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:

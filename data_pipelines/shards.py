@@ -326,3 +326,47 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no object but {type(value).__name__}; delete it")
     return value
+
+
+# ---- what indexes say of a shard ----------------------------------------------------------------
+
+
+def stats_of(shard: Path) -> Path:
+    """The file that says of what a shard was made, written after it."""
+    return shard.with_name(f"{shard.name.removesuffix('.tar')}_stats.json")
+
+
+def missing_samples(url: str, count: int) -> str:
+    """What is to be said of a shard of which `count` samples were read; empty where all were.
+
+    Nothing is known of a shard without an index.
+    """
+    there = indexed_samples(url)
+    if there is None or there[0] == count:
+        return ""
+    said, index = there
+    missing = f": {said - count} are missing" if said > count else ""
+    return f"; {count} samples could be read, {index} says {said}{missing}"
+
+
+def indexed_samples(url: str) -> tuple[int, Path] | None:
+    """How many samples a local shard was written with, and where that stands; None: unknown."""
+    if "://" in url or url.startswith("pipe:"):
+        return None
+    shard = Path(url)
+    folder = shard.parent
+    for index, place in (
+        (stats_of(shard), ("report", "written")),
+        (stats_of(shard), ("successes",)),  # of img2dataset
+        (folder / INDEX, ("shards", "", shard.name)),
+        (folder.parent / INDEX, ("shards", folder.name, shard.name)),
+    ):
+        found: Any = None
+        if index.is_file():
+            with contextlib.suppress(ValueError):  # of others, or damaged: it says nothing
+                found = read_json(index)
+        for name in place:
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, int):
+            return found, index
+    return None

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data_pipelines.shards import BrokenShard, Sample, read_shard
+from data_pipelines.shards import BrokenShard, Sample, missing_samples, read_shard
 from data_pipelines.source import BROKEN_CONTENT, Source, TextTokenizer, field_weight
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
@@ -276,8 +276,10 @@ class ShardStream(Iterator[Sample | Broken]):
     def _own_samples(self, url: str) -> Iterator[Sample | Broken]:
         """What this reader keeps of a shard."""
         number, count = (0, 1) if self.deals_shards else (self.reader.number, self.reader.count)
+        read = 0
         try:
             for n, sample in enumerate(read_shard(url)):
+                read += 1
                 if n % count == number:
                     yield {
                         name: value
@@ -286,7 +288,7 @@ class ShardStream(Iterator[Sample | Broken]):
                     }
         except BrokenShard as error:
             if number == 0:
-                yield Broken(url, None, str(error))
+                yield Broken(url, None, f"{error}{missing_samples(url, read)}")
 
     def _shuffled(self, items: list[Sample | Broken]) -> list[Sample | Broken]:
         if self.shuffle_buffer < 2:

@@ -237,6 +237,8 @@ class TestBroken:
         urls = number_shards(3, 10)
         whole = Path(urls[1]).read_bytes()
         Path(urls[1]).write_bytes(whole[: len(whole) // 2])
+        index = Path(urls[1]).with_name("index.json")
+        index.write_text('{"shards": {"": {"000001.tar": 10}}}')
         stream = SequenceStream(
             [Source(urls, Text(max_tokens=5))], vocabulary, tokenizer=tokenizer, length=8,
             repeat=False,
@@ -248,6 +250,7 @@ class TestBroken:
         assert set() < lost < set(range(10, 20))
         assert f"{urls[1]}, rest of the shard" in caplog.text
         assert f"{min(lost):06d}" in caplog.text
+        assert f"{index} says 10: {len(lost)} are missing" in caplog.text
 
     def test_too_many_stop_the_run_with_the_list(self, number_shards, vocabulary, tokenizer):
         urls = number_shards(1, 100)
