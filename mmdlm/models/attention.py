@@ -213,8 +213,10 @@ def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: WideMask) 
     for start in range(0, query.shape[2], mask.step):
         queries = slice(start, start + mask.step)
         given = (query[:, :, queries], key, value, queries)
-        again = torch.is_grad_enabled()
-        parts.append(checkpoint(some, *given, use_reentrant=False) if again else some(*given))
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(some, *given, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(some(*given))
     return torch.cat(parts, dim=2)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
 from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmdlm.core.sequence import pack
 from mmdlm.models import attention
 from mmdlm.models.attention import AttentionPattern, attend, visible
+from tests.models.tiny import TOLERANCE, VOCABULARY, document, random_ids, tiny_model
 
 PACKED = torch.tensor([[0, 0, 1, 1, 1, 2, -1, -1], [0, 0, 0, 0, 0, 0, 0, -1]])
 
@@ -118,3 +122,84 @@ def test_a_window_wider_than_the_row_needs_no_mask() -> None:
     full = torch.zeros(2, 5, dtype=torch.int64)
     assert AttentionPattern.of(full, flex=False, around=4).dense is None
     assert AttentionPattern.of(full, flex=False, around=3).dense is not None
+
+
+# ---- long rows ----------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a mask made under it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, list | tuple) else (found,):
+            if isinstance(one, torch.Tensor) and one.dtype == torch.bool:
+                self.most = max(self.most, one.numel())
+        return found
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_no_mask_of_a_long_row_is_ever_whole(prefix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed rows, and the last layer, which is computed at some places alone."""
+    model = tiny_model(prefix_attention=prefix)
+    length = 96
+    batch = pack([document(n, 16, seed=n) for n in (3, 9, 14, 20, 5)], VOCABULARY, length=length)
+    at = batch.target & (torch.arange(length) % 3 > 0)
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        states = model.hidden(batch.ids, batch, at=at)[at]
+        states.pow(2).sum().backward()
+        return states.detach(), [one.grad.clone() for one in model.model.layers.parameters()]
+
+    expected, slopes = run()
+    monkeypatch.setattr(attention, "_MOST_PAIRS", length * 20)
+    with Largest() as largest:
+        found, new = run()
+    assert 0 < largest.most <= length * 20
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(new, slopes, rtol=1e-4, atol=1e-4)
+    whole = model.hidden(batch.ids, batch).detach()
+    torch.testing.assert_close(found, whole[at], **TOLERANCE)
+
+
+def test_masks_are_whole_up_to_4096_tokens() -> None:
+    two = torch.zeros(1, 4097, dtype=torch.int64)
+    two[:, 100:] = 1
+    pattern = AttentionPattern.of(two, flex=False)
+    assert pattern.dense is None
+    assert pattern.wide is not None
+    assert pattern.wide.step * 4097 <= 4096 * 4096
+    assert AttentionPattern.of(two[:, :4096], flex=False).dense is not None
+
+
+# ---- graphs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_a_forward_pass_is_one_graph(masked: bool) -> None:
+    torch._dynamo.reset()
+    model, ids = tiny_model(), random_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    given = {"attention_mask": mask} if masked else {}
+    expected = model(ids, **given).logits
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids, **given).logits, expected, **TOLERANCE)
+    exported = torch.export.export(model, (ids,), given).module()
+    torch.testing.assert_close(exported(ids, **given).logits, expected, **TOLERANCE)
+
+
+def test_a_pattern_can_be_traced() -> None:
+    torch._dynamo.reset()
+    make = torch.compile(
+        lambda document: AttentionPattern.of(document, flex=False).dense,
+        fullgraph=True,
+        backend="eager",
+    )
+    assert torch.equal(make(PACKED), AttentionPattern.of(PACKED, flex=False).dense)
