@@ -6,10 +6,16 @@ import logging
 from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
+# Graphs that one layer may have. Reinforcement learning needs about 20: a layer is called with and
+# without gradients, dropout, recomputing and adapter, masked or not, for all places or for some,
+# and what changes in size is found out as it changes. torch's 8 are spent within the first round,
+# after which it compiles nothing any more and says so only in its log.
+GRAPHS = 64
 logger = logging.getLogger(__name__)
 
 
@@ -17,12 +23,16 @@ def compile_layers(denoiser: nn.Module, *, mode: Mode = "default") -> None:
     """Compile the repeated layers where they stand; the first calls say so, and take minutes.
 
     mode  of torch.compile: "reduce-overhead" records CUDA graphs, for shapes that do not change
+
+    Raises torch's limit of graphs, which holds for the whole process, where it is below `GRAPHS`.
     """
     layers = [one for one in denoiser.modules() if isinstance(one, GradientCheckpointingLayer)]
     for layer in layers:
         layer.compile(mode=mode)
     if not layers:
         return
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     _say_so(layers[0])
     if mode != "default":
         _begin_passes(layers[0])
