@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from data_pipelines import command_line
 from data_pipelines.problems import D1_BEGUN, D1_FORM, Problem, Prompt
 from data_pipelines.row_files import Row, read_rows
 from data_pipelines.shards import write_file
+from data_pipelines.sole_writer import sole_writer
 
 MOST_NUMBERS = 5  # that are searched: beyond, one search takes minutes
 HELD_OUT_SHARE = 10  # one problem in so many
@@ -231,6 +232,7 @@ def to_problem(one: Countdown, *, style: Style = "d1") -> Problem:
     return Problem(name, prompt, {"numbers": numbers, "target": one.target})
 
 
+@partial(sole_writer, is_file=True)
 def main(
     out: Path,
     *,

@@ -37,6 +37,7 @@ from data_pipelines.shard_job import (
     whole_samples,
 )
 from data_pipelines.shards import Sample, expand_urls
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.source import BROKEN_CONTENT, field_names
 from data_pipelines.stream import one_line
 from mmdlm.models.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ RECORD = "features.json"  # which tower the features are of
 Floats = Literal["float32", "bfloat16", "float16"]
 
 
+@sole_writer
 def main(
     shards: str | list[str],
     out: Path,

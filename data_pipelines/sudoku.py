@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from data_pipelines import command_line
 from data_pipelines.problems import D1_BEGUN, Problem, Prompt
 from data_pipelines.row_files import Row, read_rows
 from data_pipelines.shards import write_file
+from data_pipelines.sole_writer import sole_writer
 from mmdlm.rl.rewards.sudoku import CELLS, grids, solutions
 
 HELD_OUT = 48  # grids of 288; the other 240 are for training
@@ -177,6 +178,7 @@ def to_problem(puzzle: Puzzle, *, style: Style = "d1") -> Problem:
     return Problem(puzzle.cells, prompt, columns)
 
 
+@partial(sole_writer, is_file=True)
 def main(
     out: Path,
     *,

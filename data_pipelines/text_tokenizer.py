@@ -22,6 +22,7 @@ from data_pipelines.origin import Given, is_done
 from data_pipelines.report import Report
 from data_pipelines.shard_job import sample_name, whole_samples
 from data_pipelines.shards import INDEX, BrokenShard, Sample, expand_urls, write_file, write_json
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.source import BROKEN_CONTENT
 from data_pipelines.stream import one_line
 from data_pipelines.text_files import decoded, parsed
@@ -113,6 +114,7 @@ def _texts_of(sample: Sample) -> list[str]:
     return [piece if isinstance(piece, str) else message_of(piece).text for piece in pieces]
 
 
+@sole_writer
 def main(
     shards: str | list[str],
     out: Path,

@@ -20,6 +20,7 @@ from data_pipelines import command_line
 from data_pipelines.origin import Given, file_state, is_done
 from data_pipelines.report import Report
 from data_pipelines.shards import expand_urls, write_file, write_json
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.source import letters_of
 from data_pipelines.text_tokenizer import shard_texts
 
@@ -36,6 +37,7 @@ def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Te
     return counts
 
 
+@partial(sole_writer, is_file=True)
 def main(
     shards: str | list[str],
     tokenizer: Path,

@@ -33,6 +33,7 @@ from data_pipelines.shard_job import (
     whole_samples,
 )
 from data_pipelines.shards import Sample, expand_urls
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.source import BROKEN_CONTENT, encode_array, field_names
 from data_pipelines.stream import one_line
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
@@ -43,6 +44,7 @@ CODES = "codes.npy"
 RECORD = "codes.json"  # which tokenizer the codes are of
 
 
+@sole_writer
 def main(
     shards: str | list[str],
     tokenizer: Path,

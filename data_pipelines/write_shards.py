@@ -27,6 +27,7 @@ from data_pipelines.origin import Given, is_done
 from data_pipelines.preferences import PairColumns
 from data_pipelines.report import Report
 from data_pipelines.shards import INDEX, Sample, write_json, write_shards
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.source import PICTURES, png_bytes
 from data_pipelines.text import count_lines, jsonl_samples
 from data_pipelines.text_files import json_bytes
@@ -35,6 +36,7 @@ from mmdlm.layouts.conversation import IMAGE
 SHARD_BYTES = 1 << 30
 
 
+@sole_writer
 def emoji(
     out: Path, *, font: Path | None = None, size: int = 64, samples_per_shard: int = 500
 ) -> None:
@@ -100,6 +102,7 @@ def emoji(
     )
 
 
+@sole_writer
 def folder(
     images: Path,
     out: Path,
@@ -145,6 +148,7 @@ def folder(
         write_splits({"": samples}, out, settings, given, report)
 
 
+@sole_writer
 def coco(
     captions: Path,
     images: Path,
@@ -179,6 +183,7 @@ def coco(
         write_splits({"": bar}, out, settings, given, report)
 
 
+@sole_writer
 def text(
     file: Path,
     out: Path,
@@ -211,6 +216,7 @@ def text(
         write_splits({"": bar}, out, settings, given, report)
 
 
+@sole_writer
 def conversations(
     source: str,
     out: Path,
@@ -265,6 +271,7 @@ def conversations(
     )
 
 
+@sole_writer
 def preferences(
     source: str,
     out: Path,

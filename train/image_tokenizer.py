@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.command_line import run
 from data_pipelines.pictures import picture_loader
+from data_pipelines.sole_writer import sole_writer
 from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.image_tokenizer import CONFIG, ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
@@ -116,6 +117,7 @@ class Pictures:
     allow_pipe: bool = False
 
 
+@sole_writer
 def main(
     out: Path,
     pictures: Pictures,
@@ -142,6 +144,7 @@ def main(
             place of writing a sheet of reconstructions; a function by its import path.
         threads: CPU threads; all by default.
     """
+    told = dict(locals())
     if threads:
         torch.set_num_threads(threads)
     if family not in FAMILIES:
@@ -200,7 +203,7 @@ def main(
         (on_sample or reconstructions)(step, tokenizer)
 
     stage = ReconstructionStage(tokenizer, loss)
-    fit(stage, loader, settings=fit_settings, out=out, on_sample=look)
+    fit(stage, loader, settings=fit_settings, out=out, told=told, on_sample=look)
     if state.is_main_process:
         tokenizer.save_pretrained(out / "final")
         print(f"trained tokenizer: {out / 'final' / CONFIG}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -36,6 +37,7 @@ from train.optimizer import (
     Optimizer,
     Rates,
 )
+from train.record import Record
 from train.run_state import RunState
 
 LOG = "log.jsonl"
@@ -155,10 +157,12 @@ def fit(
     settings: FitSettings,
     out: Path,
     on_sample: Callable[[int], None] | None = None,
+    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Train until `settings.steps`, from the newest checkpoint in `out` where there is one.
 
-    A stage whose budget is spent ends the run before that, as its last step would.
+    A stage whose budget is spent ends the run before that, as its last step would. `told` are the
+    settings of the whole recipe, which a run goes on with; see `Record`.
 
     On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
     on the main process even where the weights are sharded. `on_sample(step)` is called on the main
@@ -190,7 +194,9 @@ def fit(
         processes=accelerator.num_processes,
     )
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
-    state = RunState(accelerator, optimizers, loader, ema, stage)
+    weights = {name: float(weight) for name, weight in stage.coefficients.items()}
+    record = Record.of({"fit_settings": settings, "loss_weights": weights, **told})
+    state = RunState(accelerator, optimizers, loader, ema, stage, record=record)
     checkpoints = Checkpoints(
         out,
         keep=settings.keep,
@@ -208,6 +214,9 @@ def fit(
                 f"at least {first}, or train into another folder"
             )
         state.read(path)
+        done_before = (first == settings.steps or stage.is_spent) and (out / "final").is_dir()
+        for said in record.check(path, finished=done_before):
+            accelerator.print(f"going on with another setting than {path}: {said}")
         accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
     log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
     if settings.trackers:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipelines.command_line import run
 from data_pipelines.preferences import Preference
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.source import Source
 from data_pipelines.workers import Loader
 from mmdlm.core.likelihood import Elbo, LikelihoodEstimator
@@ -135,6 +136,7 @@ def answers(batch: Batch, policy: Tensor, reference: Tensor) -> tuple[Answers, A
     return chosen, rejected
 
 
+@sole_writer
 def main(
     out: Path,
     start_from: str,
@@ -180,6 +182,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
+    told = dict(locals())
     if threads:
         torch.set_num_threads(threads)
     _check(data.sources, lora)
@@ -219,7 +222,7 @@ def main(
             folder=out,
         )
     stage = PreferenceStage(denoiser, reference, estimator, loss, loader)
-    trained = fit(stage, loader, settings=fit_settings, out=out)
+    trained = fit(stage, loader, settings=fit_settings, out=out, told=told)
     if state.is_main_process:
         finish(
             denoiser,

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.command_line import run
+from data_pipelines.sole_writer import sole_writer
 from mmdlm.core.objective import Objective
 from mmdlm.decoding import Defaults
 from mmdlm.vision.adapter import VisionConfig
@@ -39,6 +40,7 @@ from train.samples import OnSample, SampleSheet
 from train.shape import Shape
 
 
+@sole_writer
 def main(
     out: Path,
     data: Data,
@@ -93,6 +95,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
+    told = {name: value for name, value in locals().items() if name != "prompts"}  # of sheets
     if threads:
         torch.set_num_threads(threads)
     if decoding is not None:
@@ -132,7 +135,7 @@ def main(
             on_sample=on_sample,
         )
     stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing, parts=parts)
-    trained = fit(stage, loader, settings=fit_settings, out=out, on_sample=sheet)
+    trained = fit(stage, loader, settings=fit_settings, out=out, told=told, on_sample=sheet)
     if state.is_main_process:
         finish(
             denoiser,

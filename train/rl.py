@@ -16,6 +16,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
 from data_pipelines.command_line import run
+from data_pipelines.sole_writer import sole_writer
 from mmdlm.core.likelihood import LikelihoodEstimator
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.generate import Model
@@ -135,6 +136,7 @@ class PolicyStage(Stage):
         compile_layers(self.denoiser)
 
 
+@sole_writer
 def main(
     out: Path,
     start_from: str,
@@ -197,6 +199,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
+    told = dict(locals())
     if threads:
         torch.set_num_threads(threads)
     if fit_settings.sample_every:
@@ -251,7 +254,7 @@ def main(
         ),
     )
     stage = PolicyStage(denoiser, estimator, loss, rollouts, log_entropy=log_entropy)
-    trained = fit(stage, rollouts, settings=fit_settings, out=out)
+    trained = fit(stage, rollouts, settings=fit_settings, out=out, told=told)
     if not state.is_main_process:
         return
     finish(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from train.frozen import Frozen
 from train.manifest import seal
 from train.optimizer import ExponentialMovingAverage
+from train.record import Record
 from train.sharded import FOLDER as SHARDED
 from train.sharded import ShardedState
 
@@ -43,9 +44,11 @@ class RunState:
         loader: Stateful,
         ema: ExponentialMovingAverage,
         stage: nn.Module,
+        *,
+        record: Record,
     ) -> None:
         self.accelerator, self.optimizers, self.loader = accelerator, optimizers, loader
-        self.ema, self.stage = ema, stage
+        self.ema, self.stage, self.record = ema, stage, record
         self.skipped = 0  # steps that left the weights alone
         self.sharded, self.frozen = None, None
         if accelerator.distributed_type == DistributedType.FSDP:
@@ -60,6 +63,7 @@ class RunState:
         torch.save(_generators(), folder / f"random_states_{number}.pkl")
         if self.accelerator.is_main_process:
             (folder / SKIPPED).write_text(f"{self.skipped}\n")
+            self.record.write(folder)
         if self.sharded is not None:
             rest = self.sharded.write(folder)
             return lambda: self._seal(folder, after=rest)

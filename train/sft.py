@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from data_pipelines.command_line import run
+from data_pipelines.sole_writer import sole_writer
 from mmdlm.core.objective import Objective
 from mmdlm.decoding import Defaults
 from mmdlm.layouts.layout import Layout
@@ -44,6 +45,7 @@ from train.parts import Parts
 from train.shape import Shape
 
 
+@sole_writer
 def main(
     out: Path,
     data: Data,
@@ -103,6 +105,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
+    told = dict(locals())
     if threads:
         torch.set_num_threads(threads)
     if decoding is not None:
@@ -157,7 +160,7 @@ def main(
             folder=out,
         )
     stage = DenoisingStage(denoiser, objective, coefficients, parts=parts)
-    trained = fit(stage, loader, settings=fit_settings, out=out)
+    trained = fit(stage, loader, settings=fit_settings, out=out, told=told)
     if not state.is_main_process:
         return
     finish(

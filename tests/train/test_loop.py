@@ -404,7 +404,7 @@ class Exploding(Regression):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     """Before it moves the weights, whatever is logged or saved; the batch is named."""
-    run(tmp_path, steps=4, checkpoint_every=2)
+    run(tmp_path, steps=4, checkpoint_every=2, accumulation=2)
     stage = Exploding(1 * 2 + 1)
     said = "nan at step 6 on process 0 .loss text of batch 2 of 2 is nan.*weights were not moved"
     kept: dict[int, Tensor] = {}
