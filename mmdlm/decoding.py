@@ -376,7 +376,7 @@ class Defaults:
         try:
             return usual.updated(given)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {reason_of(error)}") from error
 
 
 def _updated(record: Any, given: object, *, where: str = "") -> Any:

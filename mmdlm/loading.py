@@ -94,7 +94,7 @@ def load(
     try:
         _check_mask_token(text_tokenizer, vocabulary)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise ValueError(f"{folder}: {reason_of(error)}") from error
     if image_tokenizer is not None and not vocabulary.image_codes:
         raise ValueError(
             f"{folder} has no image codes in its vocabulary; leave out image_tokenizer="
@@ -122,7 +122,7 @@ def load(
             layout=layout,
         )
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise ValueError(f"{folder}: {reason_of(error)}") from error
 
 
 def _device(device: torch.device | str | None) -> torch.device:

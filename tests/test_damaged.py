@@ -309,3 +309,25 @@ def test_an_encoder_chooses_no_code_either(tmp_path: Path) -> None:
         MmdlmEncoderConfig(vocabulary=vocabulary, encoder=shape)
     with pytest.raises(ValueError, match="timm_model_name 'hf-hub:evil/vit' is no name"):
         _open_clip_model({"embed_dim": 8, "vision_cfg": {"timm_model_name": "hf-hub:evil/vit"}})
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("image_tokenizer", {"num_res_blocks": [10**9, 1]}, "num_res_blocks is .*, but there are"),
+        ("image_tokenizer", {"ch": 3 * 2**60}, "config.json"),
+        ("image_tokenizer", {"z_channels": [None] * 9999}, "config.json"),
+        ("adapter", {"r": "2"}, "r' = '2'; a whole number above 0 is needed"),
+        ("adapter", {"lora_alpha": {}}, "'lora_alpha' = {}; a number above 0"),
+        ("adapter", {"rank_pattern": {"(": 2}}, "rank_pattern with '\\('"),
+        ("adapter", {"alpha_pattern": [1]}, r"alpha_pattern = \[1\]; an object"),
+        ("adapter", {"target_modules": 7, "bias": 7}, "does not describe a LoRA"),
+    ],
+)
+def test_the_parts_of_a_folder_are_looked_at_too(
+    model: Path, file: str, change: dict[str, Any], says: str
+) -> None:
+    pytest.importorskip("peft")
+    path = model / file / ("config.json" if file == "image_tokenizer" else "adapter_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(model, says)

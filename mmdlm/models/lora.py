@@ -71,6 +71,7 @@ class Lora:
         kind = config.get("peft_type") if isinstance(config, dict) else None
         if kind != "LORA":
             raise ValueError(f"{folder / CONFIG} describes an adapter of type {kind!r}, not 'LORA'")
+        _check_numbers(config, folder / CONFIG)
         for name, value in config.items():
             if name not in (*COMPUTED, *SETTLED, *IGNORED) and value not in (None, False, [], {}):
                 raise ValueError(
@@ -122,13 +123,19 @@ class Lora:
         known = {field.name for field in fields(LoraConfig)}
         whole = sorted({names[name].rpartition(".")[0] for name in self.whole})
         saved = [name for name in whole if self.config.get("modules_to_save")]
-        config = LoraConfig(
-            **{key: self.config[key] for key in COMPUTED if key in known & self.config.keys()}
-            | {key: value for key, value in SETTLED.items() if key in known}
-            | self._patterns(names)
-            | {"modules_to_save": saved or None},
-        )
-        tuner = LoraModel(model, {"default": config}, "default")
+        try:
+            config = LoraConfig(
+                **{key: self.config[key] for key in COMPUTED if key in known & self.config.keys()}
+                | {key: value for key, value in SETTLED.items() if key in known}
+                | self._patterns(names)
+                | {"modules_to_save": saved or None},
+            )
+            tuner = LoraModel(model, {"default": config}, "default")
+        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise ValueError(
+                f"{self.folder / CONFIG} does not describe a LoRA ({reason_of(error)}); copy or "
+                "download it again"
+            ) from error
         state = {f"{names[module]}.{part}": tensor for (module, part), tensor in self.parts.items()}
         state |= {names[name]: tensor for name, tensor in self.whole.items()}
         for name, tensor in self.base.items():
@@ -143,12 +150,14 @@ class Lora:
 
     def _names(self, model: PreTrainedModel) -> dict[str, str]:
         """The adapter's names of modules and whole tensors -> ours."""
-        ours = {name for name, _ in model.named_modules()} | set(model.state_dict())
-        wanted = [*self.modules, *self.whole, *self.base]
+        modules, tensors = {name for name, _ in model.named_modules()}, set(model.state_dict())
+        ours = dict.fromkeys(self.modules, modules)
+        ours |= dict.fromkeys((*self.whole, *self.base), tensors)
+        wanted = list(ours)
         best: dict[str, str] = {}
         for rename in _renamings():
             pairs = ((name, rename(name)) for name in wanted)
-            names = {name: new for name, new in pairs if new is not None and new in ours}
+            names = {name: new for name, new in pairs if new is not None and new in ours[name]}
             if len(names) == len(wanted):
                 return names
             best = max(best, names, key=len)
@@ -231,6 +240,29 @@ def _renamed(name: str, weights: Callable[[str], str | None]) -> str | None:
         ours = weights(f"{name}.weight")
         ours = None if ours is None else ours.removesuffix(".weight")
     return ours
+
+
+def _check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Raise ValueError for a rank or a scale that is no number, or a pattern that is none."""
+    numbers = {name: config.get(name, 8) for name in ("r", "lora_alpha")}
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict):
+            raise ValueError(f"{path} has {name} = {shown(pattern)}; an object {{...}} is needed")
+        for key, value in pattern.items():
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise ValueError(f"{path} has {name} with {shown(key)} ({error})") from error
+            numbers[f"{name}.{key}"] = value
+    for name, value in numbers.items():
+        whole = name == "r" or name.startswith("rank_pattern")
+        kind = int if whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 2**31:
+            raise ValueError(
+                f"{path} has {shown(name)} = {shown(value)}; a {'whole ' * whole}number above 0 is "
+                "needed"
+            )
 
 
 def _by_pattern(config: dict[str, Any], key: str, module: str, default: Any) -> Any:

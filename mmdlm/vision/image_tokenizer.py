@@ -122,11 +122,19 @@ class ImageTokenizer(nn.Module, ABC):
                 f"{Path(folder) / CONFIG} describes a {family!r}, not a {cls.family!r}; "
                 "load_image_tokenizer picks the right class"
             )
+        weights = _find_weights(folder)
+        names = _names(weights)
         try:
+            _check_depth(config, len(names))
             tokenizer = cls.from_config(config)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{Path(folder) / CONFIG}: {error}") from error
-        _load_weights(tokenizer.stored_module(), _find_weights(folder))
+        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"{Path(folder) / CONFIG}: {reason_of(error)}") from error
+        except RuntimeError as error:  # torch's: a tensor that no memory holds
+            raise ValueError(
+                f"{Path(folder) / CONFIG} cannot be built ({reason_of(error)}); copy or "
+                "download it again"
+            ) from error
+        _load_weights(tokenizer.stored_module(), weights)
         return tokenizer.eval()
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -248,16 +256,30 @@ def family_of(config: Mapping[str, Any]) -> str | None:
 
 def _family_of_tensors(folder: str | PathLike[str]) -> str | None:
     """The family whose mark is among the names of the tensors."""
-    path = _find_weights(folder)
+    names = _names(_find_weights(folder))
+    marks = {"quantize.power_vals": "MAGVITv2", "quantize.embedding.weight": "VQModel"}
+    return next((family for name, family in marks.items() if name in names), None)
+
+
+def _names(path: Path) -> set[str]:
+    """The names of the tensors in a file."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
+            return set(file.keys())
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} is damaged or truncated ({reason_of(error)}); copy or download it again"
         ) from error
-    marks = {"quantize.power_vals": "MAGVITv2", "quantize.embedding.weight": "VQModel"}
-    return next((family for name, family in marks.items() if name in names), None)
+
+
+def _check_depth(config: Mapping[str, Any], tensors: int) -> None:
+    """ValueError for more blocks than there are tensors, before they are made to be compared."""
+    for name, value in config.items():
+        counts = value if isinstance(value, list) else [value]
+        if "depth" in name or "blocks" in name:
+            for count in counts:
+                if isinstance(count, int) and count > tensors:
+                    raise ValueError(f"{name} is {value}, but there are {tensors} tensors")
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:

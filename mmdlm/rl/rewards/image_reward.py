@@ -145,7 +145,7 @@ def load_image_reward(weights: Path | None, device: str) -> Judge:
         )
     try:
         path = weights or Path(hf_hub_download(REPOSITORY, FILE))
-        tokenizer = AutoTokenizer.from_pretrained(WORDS, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(WORDS)
     except (OSError, ValueError) as error:
         raise RewardUnavailable(
             f"{REPOSITORY} and the tokenizer {WORDS} cannot be downloaded here; load them where "
