@@ -11,6 +11,7 @@ from data_pipelines.stream import check_share
 
 NAMED = 5  # names that are kept of each reason
 REASONS = ("changed", "left_out")
+LONGEST_REASON = 500  # characters that are kept of one
 MOST_REASONS = 50  # that are told apart
 # What tells two cases of one reason apart: quoted texts, numbers, and what stands in brackets.
 _PARTICULARS = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\([^()]*\)|\S*\d\S*")
@@ -63,11 +64,11 @@ class Report:
 
     def leave_out(self, name: str, reason: str) -> None:
         """Count a sample that is left out although nothing is broken."""
-        _add(self.left_out, Cases(reason), 1, [name])
+        _add(self.left_out, Cases(reason[:LONGEST_REASON]), 1, [name])
 
     def change(self, name: str, reason: str) -> None:
         """Count a sample that is written otherwise than it was read."""
-        _add(self.changed, Cases(reason), 1, [name])
+        _add(self.changed, Cases(reason[:LONGEST_REASON]), 1, [name])
 
     def __add__(self, other: Report) -> Report:
         total = Report(

@@ -54,3 +54,9 @@ def test_many_reasons_do_not_fill_an_index() -> None:
     assert len(report.left_out) < 60
     assert sum(cases.count for cases in report.left_out) == 26**2
     assert report.left_out[-1].reason == "other reasons"
+
+
+def test_a_reason_that_is_very_long_is_cut() -> None:
+    report = Report()
+    report.leave_out("a", "x" * 1_000_000)
+    assert len(report.left_out[0].reason) == 500

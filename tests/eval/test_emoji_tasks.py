@@ -25,7 +25,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     icons = write_icons(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_set, "find_font", lambda: Path("font.ttf"))
+        patch.setattr(emoji_set, "find_font", lambda: Path(__file__))
         patch.setattr(emoji_set, "draw_with_report", lambda font, size: (tiny_emoji(icons), []))
         patch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 3)
         patch.setattr(emoji_set, "MEASURED_EDITS", 8)
