@@ -56,7 +56,7 @@ def test_honest_code_runs(code: str) -> None:
 
 # Caught or not, what follows is never seen: each gives the right answers afterwards.
 BAD = {
-    "endless loop": ("while True:\n    pass", "more than 1.5 seconds"),
+    "endless loop": ("while True:\n    pass", "more than 1"),  # .5 seconds, or 15 on the clock
     "fork bomb": ("import os\nwhile True:\n    os.fork()", "started a process"),
     "folders without end": (
         "import os\nfor i in range(10**6):\n    os.mkdir(str(i))",
@@ -113,22 +113,23 @@ def test_code_that_does_nothing_is_stopped_by_the_clock() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processor time is read on Linux")
-def test_a_busy_machine_changes_no_result() -> None:
-    """Half a second of work passes where one is allowed, with six processes on its core."""
-    work = "import time\ndef f(x):\n    until = time.process_time() + 0.5\n"
+def test_a_busy_machine_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work passes that takes half of the time, on a core that three other processes use."""
+    monkeypatch.setattr("mmdlm.rl.rewards.sandbox.PATIENCE", 60)
+    work = "import time\ndef f(x):\n    until = time.process_time() + 0.3\n"
     work += "    while time.process_time() < until:\n        pass\n    return x + 1\n"
     core = min(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     busy = [
         subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"])
-        for _ in range(6)
+        for _ in range(3)
     ]
     os.sched_setaffinity(0, {core})
     try:
         began = time.monotonic()
-        assert Sandbox(seconds=1).run(work, TEST).passed == (True,)
-        assert time.monotonic() - began > 1  # by the clock it was late
-        late = Sandbox(seconds=0.3).run(work, TEST)
+        assert Sandbox(seconds=0.6).run(work, TEST).passed == (True,)
+        assert time.monotonic() - began > 0.6  # by the clock it was late
+        late = Sandbox(seconds=0.15).run(work, TEST)
     finally:
         os.sched_setaffinity(0, before)
         for one in busy:
@@ -136,7 +137,7 @@ def test_a_busy_machine_changes_no_result() -> None:
             one.wait()
     assert (late.passed, late.reason) == (
         (False,),
-        "it took more than 0.3 seconds of processor time",
+        "it took more than 0.15 seconds of processor time",
     )
 
 
@@ -293,4 +294,4 @@ def test_in_a_rubric_the_reason_is_an_extra() -> None:
     rubric = Rubric({"code": CodeTests(sandbox=QUICK)})
     found = rubric([""], [RIGHT + "while True:\n    pass"], columns={"tests": [TEST]})
     assert float(found.total[0]) == 0
-    assert "more than 1.5 seconds" in found.extras["code/reason"][0]
+    assert "more than 1" in found.extras["code/reason"][0]
