@@ -250,8 +250,14 @@ def read_sources(
 ) -> list[Source]:
     """The sources of a data section, seen and spoken as the model does.
 
-    Raises ValueError for what the model cannot see.
+    Raises ValueError for what the model cannot see, and for rows that it has no positions for.
     """
+    most = denoiser.config.max_position_embeddings
+    if data.length > most and not data.packed:  # documents that share a row have positions each
+        raise ValueError(
+            f"data.length is {data.length}, but the model takes {most} tokens at most "
+            "(max_position_embeddings); shorten the rows, or give a new model as many positions"
+        )
     sources = data.sources
     if words.grid is not None:
         sources = expect_codes(sources, prod(words.grid))

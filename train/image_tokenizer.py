@@ -25,6 +25,7 @@ from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.pixels import Fit, to_image
 from train.loop import FitSettings, Stage, fit, launched
 from train.meter import Load
+from train.settings import checked
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
 SHOWN = 16  # pictures on a sample sheet
@@ -144,7 +145,7 @@ def main(
             place of writing a sheet of reconstructions; a function by its import path.
         threads: CPU threads; all by default.
     """
-    told = dict(locals())
+    told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
     if family not in FAMILIES:

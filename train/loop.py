@@ -142,8 +142,15 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "checkpoint_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value}; it must be a number, at least 1")
+        for name, kind in (("optimizer", Optimizer), ("schedule", LearningRate)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)}; name one, or leave it out")
+        for name in ("clip", "ema"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number")
         if not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; it must be above 0, and .inf clips nothing")
         if not 0 <= self.ema < 1:

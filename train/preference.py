@@ -51,6 +51,7 @@ from train.loop import FitSettings, Stage, fit, launched
 from train.low_rank import LowRank
 from train.meter import Load
 from train.reference import Reference
+from train.settings import checked
 
 
 class PreferenceStage(Stage):
@@ -182,7 +183,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
-    told = dict(locals())
+    told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
     _check(data.sources, lora)

@@ -37,6 +37,7 @@ from train.denoising import (
 from train.loop import FitSettings, fit, launched
 from train.parts import Parts
 from train.samples import OnSample, SampleSheet
+from train.settings import checked
 from train.shape import Shape
 
 
@@ -95,7 +96,8 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
-    told = {name: value for name, value in locals().items() if name != "prompts"}  # of sheets
+    told = checked(locals())
+    told.pop("prompts")  # of sheets, which change nothing
     if threads:
         torch.set_num_threads(threads)
     if decoding is not None:

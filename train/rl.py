@@ -50,6 +50,7 @@ from train.meter import Load
 from train.prompts import Prompts
 from train.reference import Reference
 from train.rollouts import Budget, Judging, Plan, Rollouts, logged
+from train.settings import checked
 
 
 class PolicyStage(Stage):
@@ -199,7 +200,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
-    told = dict(locals())
+    told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
     if fit_settings.sample_every:

@@ -42,6 +42,7 @@ from train.examples import show_examples
 from train.loop import FitSettings, fit, launched
 from train.low_rank import LowRank
 from train.parts import Parts
+from train.settings import checked
 from train.shape import Shape
 
 
@@ -105,7 +106,7 @@ def main(
         save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
-    told = dict(locals())
+    told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
     if decoding is not None:
