@@ -41,7 +41,7 @@ BLANK = "nothing but white is left of it where what is transparent is set on whi
 def scaled_samples(
     samples: Iterable[Sample], *, size: int, report: Report, fit: Fit = "pad"
 ) -> Iterator[Sample]:
-    """Samples with their image as a PNG of `size` pixels square.
+    """Scale the image of each sample to a PNG of `size` pixels square.
 
     Each image is decoded once, JPEG files at about the size that is needed. What the image was
     (its file, width and height, transparency, sha256) becomes the field `ORIGIN`. Broken images are
@@ -79,7 +79,7 @@ def scaled_samples(
 
 @dataclass(frozen=True)
 class Summary:
-    """What a set holds.
+    """Summary of a set.
 
     captions    distinct ones
     words       distinct ones of all captions, split at spaces
@@ -106,12 +106,12 @@ class Summary:
 
     @property
     def images(self) -> int:
-        """Of both parts."""
+        """Return the number of images of both parts."""
         return self.train + self.held_out
 
     @classmethod
     def read(cls, folder: Path) -> Summary:
-        """The inverse of what `split` writes."""
+        """Read what `split` has written to a folder."""
         found = read_json(folder / INDEX)["summary"]
         for name in ("sizes", "examples"):
             found[name] = tuple(map(tuple, found[name]))
@@ -140,14 +140,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image of a set, with its first caption."""
+    """Image of a set, with its first caption."""
 
     caption: str
     image: Image.Image
 
 
 def some_pairs(folder: Path, count: int) -> list[Pair]:
-    """Up to so many images of a part of a set, evenly spread over it."""
+    """Return up to `count` images of a part of a set, evenly spread over it."""
     chosen = set(spread(range(len(part_captions(folder))), count))
     samples = enumerate(_samples(folder))
     return [
@@ -158,12 +158,12 @@ def some_pairs(folder: Path, count: int) -> list[Pair]:
 
 
 def part_captions(folder: Path) -> list[str]:
-    """The first caption of each image of a part of a set."""
+    """Return the first caption of each image of a part of a set."""
     return [decoded(sample["txt"]) for sample in _samples(folder)]
 
 
 def spread(values: Iterable[T], count: int) -> list[T]:
-    """Up to so many of the values, evenly spread."""
+    """Return up to `count` of the values, evenly spread."""
     values = list(values)
     most = min(count, len(values))
     return [values[number * len(values) // most] for number in range(most)]
@@ -176,7 +176,7 @@ def _samples(folder: Path) -> Iterator[Sample]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is known of a sample before it is written."""
+    """Facts of a sample before it is written."""
 
     key: str
     file: str
@@ -263,7 +263,7 @@ def _entries(urls: list[str], report: Report) -> Iterator[_Entry]:
 
 
 def _captions(sample: Sample) -> tuple[str, ...]:
-    """All captions of a sample: those of a list in its json, else its txt, else its json's."""
+    """Return all captions of a sample: a list in its json, else its txt, else its json's."""
     notes = parsed(sample["json"]) if "json" in sample else None
     listed = notes
     if isinstance(notes, dict):

@@ -10,7 +10,7 @@ from data_pipelines.source import png_bytes
 
 
 def inline_image(image: Image.Image) -> str:
-    """An image as an address that holds all of it, as PNG."""
+    """Return an address that holds the whole image, as PNG."""
     return f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}"
 
 

@@ -203,7 +203,7 @@ def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """An image as PNG, without loss."""
+    """Encode an image as PNG, without loss."""
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()

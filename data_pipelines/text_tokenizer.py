@@ -58,12 +58,12 @@ def train_text_tokenizer(
 
 
 def token_counts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
-    """Tokens of each text, its end left out."""
+    """Count the tokens of each text, its end left out."""
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def shortened(tokenizer: PreTrainedTokenizerFast, text: str, most: int) -> str:
-    """The beginning of a text that has so many tokens at most."""
+    """Cut a text to so many tokens at most."""
     ids, count = tokenizer.encode(text, add_special_tokens=False), most
     while len(ids) > most:
         # A token may end within a character, and what is left of a text may be other tokens.

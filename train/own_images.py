@@ -142,7 +142,7 @@ def _going_on() -> Iterator[None]:
 
 
 def _begin(made: OwnRun, options: dict[str, Any]) -> None:
-    """ValueError for the folder of something else, or of a run with other options."""
+    """Refuse the folder of something else, or of a run with other options (ValueError)."""
     made.out.mkdir(parents=True, exist_ok=True)
     there = [path for path in made.out.iterdir() if not path.name.startswith(".")]
     if there and not made.plan.decided:
@@ -162,7 +162,7 @@ def _begin(made: OwnRun, options: dict[str, Any]) -> None:
 
 
 def _read(made: OwnRun, options: dict[str, Any]) -> None:
-    """Scale and split the images, and say what they are."""
+    """Scale and split the images, and print what they are."""
     began, scaled = time.monotonic(), made.data / "scaled"
     write_shards.folder(
         Path(options["images"]),
@@ -185,7 +185,7 @@ def _read(made: OwnRun, options: dict[str, Any]) -> None:
 
 
 def _finish(made: OwnRun) -> None:
-    """Figures, the page with them, and the card of the model."""
+    """Measure the model, and write its figures to the page and to its card."""
     print("what the model can do")
     results = _results(made)
     made.page.write(results, usage=made.usage)
@@ -197,7 +197,7 @@ def _finish(made: OwnRun) -> None:
 
 
 def _results(made: OwnRun) -> dict[str, str]:
-    """Figures of the trained model, in words."""
+    """Return the figures of the trained model: name -> value."""
     model = load(made.final)
     gallery = Gallery([str(made.data / part) for part in PARTS], size=made.grid.size).read()
     each = made.plan.decided["model_pace"]["look"] / len(made.shown)  # seconds of an image

@@ -95,40 +95,40 @@ class OwnRun:
 
     @cached_property
     def plan(self) -> Plan:
-        """What was decided so far."""
+        """Return what was decided so far."""
         return Plan(self.out / "plan.json")
 
     @property
     def data(self) -> Path:
-        """Folder of the images, train and held_out."""
+        """Return the folder of the images, train and held_out."""
         return self.out / "data"
 
     @property
     def final(self) -> Path:
-        """Folder of the trained model."""
+        """Return the folder of the trained model."""
         return self.out / "model" / "final"
 
     @property
     def usage(self) -> str:
-        """How to draw with the model."""
+        """Return the command that draws with the model."""
         caption, model = shlex.quote(self.shown[0].caption), shlex.quote(str(self.final))
         return f"python -m mmdlm.cli draw {caption} --model {model} -o out.png"
 
     @cached_property
     def summary(self) -> Summary:
-        """What the images are."""
+        """Return the summary of the images."""
         return Summary.read(self.data)
 
     @cached_property
     def pairs(self) -> dict[str, list[Pair]]:
-        """Images with captions of each part: some, evenly spread."""
+        """Return some images with captions of each part."""
         return {part: some_pairs(self.data / part, LOOKED_AT) for part in PARTS}
 
     # ---- 2: words --------------------------------------------------------------------------------
 
     @cached_property
     def choice(self) -> Choice:
-        """What the run starts from, and how large the model is."""
+        """Return what the run starts from and how large the model is."""
 
         def decide() -> dict[str, str | int]:
             bundled = PreTrainedTokenizerFast.from_pretrained(BUNDLED)
@@ -147,16 +147,16 @@ class OwnRun:
 
     @property
     def from_bundled(self) -> bool:
-        """Whether the run starts from the bundled model."""
+        """Return whether the run starts from the bundled model."""
         return self.choice.start == "emoji"
 
     @property
     def words(self) -> Path:
-        """Folder of the text tokenizer."""
+        """Return the folder of the text tokenizer."""
         return BUNDLED if self.from_bundled else self.out / "text_tokenizer"
 
     def learn_words(self) -> None:
-        """Step 2: the text tokenizer, and how many of its tokens a caption may have."""
+        """Train the text tokenizer, and decide how many tokens a caption may have (step 2)."""
         if not self.from_bundled:
             text_tokenizer.main(str(self.data / TRAIN), self.words)
         lengths = token_counts(self.tokenizer, part_captions(self.data / TRAIN))
@@ -179,17 +179,17 @@ class OwnRun:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The text tokenizer."""
+        """Return the text tokenizer."""
         return PreTrainedTokenizerFast.from_pretrained(self.words)
 
     def fitting(self, captions: Sequence[str]) -> list[str]:
-        """Captions, cut as they are in training where they are too long for the model."""
+        """Return captions, cut as in training where they are too long for the model."""
         most = self.plan.decided["text_slots"] - 1
         return [shortened(self.tokenizer, caption, most) for caption in captions]
 
     @cached_property
     def shown(self) -> list[Shown]:
-        """What each look draws: captions of both parts, then the prompts."""
+        """Return what each look draws: captions of both parts, then the prompts."""
         found = []
         for part, count in SHOWN.items():
             pairs = spread({pair.caption: pair for pair in self.pairs[part]}.values(), count)
@@ -203,7 +203,7 @@ class OwnRun:
 
     @cached_property
     def page(self) -> RunPage:
-        """The page of the run."""
+        """Return the page of the run."""
         real = [one for one in self.shown if one.image is not None]
         facts = {
             "The images": str(self.summary).splitlines(),
@@ -219,7 +219,7 @@ class OwnRun:
     # ---- 3, 4: image tokenizer and codes ---------------------------------------------------------
 
     def train_tokenizer(self) -> None:
-        """Step 3: the image tokenizer."""
+        """Train the image tokenizer (step 3)."""
         spent = self.plan.decided["seconds_of_reading"]
         seconds = TOKENIZER_SHARE[self.choice.start] * (3600 * self.hours - spent)
 
@@ -250,7 +250,7 @@ class OwnRun:
         page.add("image_tokenizer", step, again, {"PSNR, dB": psnr(tokenizer, held_out)})
 
     def encode(self) -> None:
-        """Step 4: the images as codes."""
+        """Encode the images (step 4)."""
         began = time.monotonic()
         for part in PARTS:
             tokenize_images.main(
@@ -272,7 +272,7 @@ class OwnRun:
         return Data([source], batch_size=batch_size, length=self.grid.codes + 2 + slots)
 
     def train_model(self) -> None:
-        """Step 5: the model."""
+        """Train the model (step 5)."""
         decided = self.plan.decided
         spent = decided["seconds_of_reading"] + decided["seconds_of_encoding"]
         tokenizer = decided["image_tokenizer"]["steps"] * decided["image_tokenizer_pace"]["step"]
@@ -297,14 +297,14 @@ class OwnRun:
         self._train("model", train, self._look_at_model, seconds)
 
     def _look_at_model(self, page: RunPage, step: int, model: Model) -> None:
-        """Draw what is shown; how likely held-out images and captions are."""
+        """Draw what is shown, and measure the loss on held-out images and captions."""
         captions = [one.caption for one in self.shown]
         generator = torch.Generator(model.device).manual_seed(self.seed)
         drawn = model.text_to_image(captions, generator=generator)
         page.add("model", step, drawn, self.held_out_losses(model))
 
     def held_out_losses(self, model: Model) -> dict[str, float]:
-        """Of text and images, in nats a token."""
+        """Return the loss of text and of images, in nats a token."""
         data = self._model_data(HELD_OUT, min(BATCH, self.summary.held_out))
         return held_out_losses(model, OBJECTIVE, data, seed=self.seed)
 
@@ -324,7 +324,7 @@ class OwnRun:
         train(self.out / stage, ready, partial(look, self.page))
 
     def _trial(self, stage: StageName, train: Train, look: Look) -> dict[str, float]:
-        """Seconds of a step and of a look, in a few steps that are thrown away."""
+        """Measure the seconds of a step and of a look, in a few steps that are thrown away."""
         every = {"sample_every": TRIAL, "checkpoint_every": TRIAL, "log_every": 1}
         settings = fit_settings(stage, steps=TRIAL, **every, rate=1.0, seed=self.seed)
         looks = []

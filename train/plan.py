@@ -62,14 +62,14 @@ DECODING: dict[str, Any] = {
 
 
 class Plan:
-    """What was decided once; a run is continued with it, however fast it is by then."""
+    """Decisions of a run, in a file: it is continued with them, however fast it is by then."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.decided: dict[str, Any] = read_json(path) if path.is_file() else {}
 
     def once(self, name: str, decide: Callable[[], Any]) -> Any:
-        """What was decided before under this name, or else now; JSON can hold it."""
+        """Return what was decided under this name before, or else decide it now (as JSON)."""
         if name not in self.decided:
             value = json.loads(json.dumps(decide()))
             write_json(self.path, {**self.decided, name: value})
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Grid:
-    """An image of `size` pixels square as codes."""
+    """Codes of an image of `size` pixels square."""
 
     size: int
 
@@ -95,17 +95,17 @@ class Grid:
 
     @property
     def patch(self) -> int:
-        """Edge of the square of pixels that becomes one code."""
+        """Return the edge of the square of pixels that becomes one code."""
         return 8 if self.size <= 128 else 16
 
     @property
     def codes(self) -> int:
-        """Of an image."""
+        """Return the number of codes of an image."""
         return (self.size // self.patch) ** 2
 
     @property
     def tokenizer(self) -> dict[str, Any]:
-        """Options of a new PatchTokenizer."""
+        """Return the options of a new PatchTokenizer."""
         return {
             "image_size": self.size,
             "patch": self.patch,
@@ -119,7 +119,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Proportions:
-    """Of a Transformer, and how many images it takes to fill it."""
+    """Size of a Transformer, and how many images it takes to fill it."""
 
     width: int
     layers: int
@@ -127,7 +127,7 @@ class Proportions:
     images: int
 
     def shape(self, *, length: int, text_slots: int) -> Shape:
-        """Of a new Transformer for sequences so long."""
+        """Return the shape of a new Transformer for sequences of this length."""
         return Shape(
             hidden_size=self.width,
             intermediate_size=round(self.width * 8 / 3 / 64) * 64,
@@ -139,7 +139,7 @@ class Proportions:
         )
 
     def step_flops(self, *, codes: int) -> float:
-        """Floating-point operations of a training step."""
+        """Return the floating-point operations of a training step."""
         length = codes + 2 + BUNDLED_SLOTS
         shape = asdict(self.shape(length=length, text_slots=BUNDLED_SLOTS))
         head = round(MASKED * codes) * math.prod(LEVELS)
@@ -158,14 +158,14 @@ BUNDLED_SHAPE, BUNDLED_SIZE, BUNDLED_SLOTS = 1, 64, 16
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run starts from, and which of `SHAPES` its model has."""
+    """Start of a run, which of `SHAPES` its model has, and why."""
 
     start: Literal["emoji", "nothing"]
     number: int
     why: str
 
     def shape(self, *, length: int, text_slots: int) -> Shape:
-        """Of a new Transformer for sequences so long."""
+        """Return the shape of a new Transformer for sequences of this length."""
         return SHAPES[self.number].shape(length=length, text_slots=text_slots)
 
 
@@ -215,9 +215,9 @@ def choose(
 
 
 def shape_for(images: int, *, seconds: float, codes: int, flops_per_second: float) -> int:
-    """The largest of `SHAPES` that so many images fill, and that has `ENOUGH` steps in the time.
+    """Return the largest of `SHAPES` that the images fill and that has `ENOUGH` steps in the time.
 
-    The smallest, where none has.
+    Return the smallest where none has.
     """
     for number in reversed(range(len(SHAPES))):
         step = SHAPES[number].step_flops(codes=codes)
@@ -227,7 +227,7 @@ def shape_for(images: int, *, seconds: float, codes: int, flops_per_second: floa
 
 
 def speed(device: torch.device) -> float:
-    """Floating-point operations a second that a training step may reach on a device."""
+    """Estimate the floating-point operations a second of a training step on a device."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with torch.random.fork_rng():
         return EFFICIENCY * product_rate(device, dtype)
@@ -238,7 +238,7 @@ def speed(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a stage was in its first steps.
+    """Speed of a stage in its first steps.
 
     step  seconds of one
     look  seconds of one look at what it has learned
@@ -251,7 +251,7 @@ class Pace:
 def settings_for(
     stage: StageName, pace: Pace, *, seconds: float, images: int, learned: bool
 ) -> dict[str, Any]:
-    """How long a stage is trained in the time, and when it is looked at and kept.
+    """Return how many steps a stage has in the time, and when it is looked at and saved.
 
     learned  whether it starts from weights that have learned already: at half the learning rates
     """
@@ -279,7 +279,7 @@ def fit_settings(
     rate: float,
     seed: int,
 ) -> FitSettings:
-    """The bundled model's optimizer, with this share of its learning rates."""
+    """Return settings with the bundled model's optimizer, at this share of its learning rates."""
     if stage == "image_tokenizer":
         rest = AdamW(learning_rate=0.002 * rate, betas=(0.9, 0.99), weight_decay=0.0)
         optimizer = Muon(learning_rate=0.02 * rate, weight_decay=0.0, rest=rest)

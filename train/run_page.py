@@ -47,7 +47,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Shown:
-    """A caption that is drawn at each look, and its real image where there is one.
+    """Caption that is drawn at each look, and its real image where there is one.
 
     kind  what it is to the model: trained, held out, or a prompt of one's own
     """
@@ -59,7 +59,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a stage at a step: one image for each that is shown, and figures."""
+    """Images and figures of a stage at a step: one image for each that is shown."""
 
     step: int
     figures: Figures
@@ -68,7 +68,7 @@ class Look:
 
 @dataclass(frozen=True)
 class RunPage:
-    """The page of a run.
+    """Page of a run.
 
     out    folder of the run, which has a folder of each stage
     facts  what the page says of the data and the plan: heading -> lines
@@ -82,11 +82,11 @@ class RunPage:
 
     @property
     def path(self) -> Path:
-        """Of the page."""
+        """Return the path of the page."""
         return self.out / PAGE
 
     def add(self, stage: str, step: int, images: Sequence[Image.Image], figures: Figures) -> None:
-        """Keep what was seen, and write the page again."""
+        """Keep what was seen, print its figures, and write the page again."""
         look = {"step": step, "figures": figures, "images": list(map(inline_image, images))}
         write_json(self.out / LOOKS / f"{stage}_{step:08d}.json", look)
         said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
@@ -107,7 +107,7 @@ class RunPage:
         write_file(self.path, lambda file: file.write(html.encode()))
 
     def _stage(self, name: str) -> dict[str, Any]:
-        """What the template shows of a stage; looks newest first."""
+        """Return what the template shows of a stage, newest looks first."""
         paths = sorted((self.out / LOOKS).glob(f"{name}_*.json"))
         looks = [Look(**read_json(path)) for path in paths]
         real = [None if one.image is None else inline_image(one.image) for one in self.shown[name]]
@@ -121,7 +121,7 @@ class RunPage:
 
 
 def curves(log: Path, looks: Sequence[Look], *, salt: str) -> str:
-    """The losses of a log, and those of held-out images, over the steps -> SVG; "" for no log."""
+    """Draw the losses of a log and of held-out images over the steps -> SVG; "" for no log."""
     lines = log.read_text().splitlines() if log.is_file() else []
     entries = [json.loads(line) for line in lines if line.endswith("}")]
     series = {
@@ -248,7 +248,7 @@ TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).fr
 
 @torch.no_grad()
 def psnr(tokenizer: ImageTokenizer, images: Sequence[Image.Image]) -> float:
-    """Mean over images of the PSNR of their reconstructions, in dB."""
+    """Return the mean over images of the PSNR of their reconstructions, in dB."""
     device = next(tokenizer.parameters()).device
     found = []
     for one in images:
@@ -262,7 +262,7 @@ def psnr(tokenizer: ImageTokenizer, images: Sequence[Image.Image]) -> float:
 def held_out_losses(
     model: Model, objective: Objective, data: Data, *, seed: int
 ) -> dict[str, float]:
-    """The loss of each modality on the first batch of `data`, over `NOISES` ways to mask it."""
+    """Return the loss of each modality on the first batch of `data`, masked in `NOISES` ways."""
     loader = load_batches(data, data.sources, model.words, seed=seed, process=launched())
     batch = next(iter(loader)).to(model.device)
     sums: Counter[str] = Counter()
@@ -279,7 +279,7 @@ def held_out_losses(
 def share_near(
     model: Model, gallery: Gallery, prompts: Mapping[str, str], *, seed: int
 ) -> tuple[float, float]:
-    """How often an image of a caption is among the `NEAREST` of a gallery to what is drawn of it.
+    """Measure how often an image of a caption is among the `NEAREST` to what is drawn of it.
 
     The distance is that of pixels, see `nearest_neighbours`.
 
@@ -311,7 +311,7 @@ def share_near(
 def model_card(
     title: str, facts: Mapping[str, Sequence[str]], results: Mapping[str, str], *, usage: str
 ) -> str:
-    """README.md of the final model."""
+    """Return the README.md of the final model."""
     lines = [
         "---",
         "library_name: mmdlm",
