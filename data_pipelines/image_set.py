@@ -157,9 +157,9 @@ def some_pairs(folder: Path, count: int) -> list[Pair]:
     ]
 
 
-def part_captions(folder: Path) -> list[str]:
-    """Return the first caption of each image of a part of a set."""
-    return [decoded(sample["txt"]) for sample in _samples(folder)]
+def part_captions(shards: Path | list[str]) -> list[str]:
+    """Return the first caption of each image of a part of a set, or of some of its shards."""
+    return [decoded(sample["txt"]) for sample in _samples(shards)]
 
 
 def spread(values: Iterable[T], count: int) -> list[T]:
@@ -169,8 +169,8 @@ def spread(values: Iterable[T], count: int) -> list[T]:
     return [values[number * len(values) // most] for number in range(most)]
 
 
-def _samples(folder: Path) -> Iterator[Sample]:
-    for url in expand_urls(folder):
+def _samples(shards: Path | list[str]) -> Iterator[Sample]:
+    for url in expand_urls(shards):
         yield from whole_samples(url)
 
 

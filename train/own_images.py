@@ -20,8 +20,8 @@ import torch
 
 from data_pipelines import write_shards
 from data_pipelines.command_line import run
-from data_pipelines.image_set import HELD_OUT, PARTS, TRAIN, part_captions, split, spread
-from data_pipelines.shards import INDEX, write_file
+from data_pipelines.image_set import HELD_OUT, TRAIN, part_captions, split, spread
+from data_pipelines.shards import INDEX, expand_urls, write_file
 from mmdlm.loading import load
 from train.gallery import Shown as Gallery
 from train.loop import SIGNALS, Stopped
@@ -31,6 +31,8 @@ from train.run_page import NEAREST, model_card, psnr, share_near
 
 CARD = "README.md"  # of the final model, written last
 ASKED = 200  # captions of each part that are drawn for the figures at the end, at most
+COMPARED = {TRAIN: 10, HELD_OUT: 2}  # shards of images that a drawn one is compared with, at most
+COMPARED_SIZE = 64  # pixels, at most
 MAX_BROKEN = 0.5  # share of the images
 
 
@@ -199,13 +201,15 @@ def _finish(made: OwnRun) -> None:
 def _results(made: OwnRun) -> dict[str, str]:
     """Return the figures of the trained model: name -> value."""
     model = load(made.final)
-    gallery = Gallery([str(made.data / part) for part in PARTS], size=made.grid.size).read()
+    compared = {part: expand_urls(made.data / part)[:most] for part, most in COMPARED.items()}
+    size = min(COMPARED_SIZE, made.grid.size)
+    gallery = Gallery([*compared[TRAIN], *compared[HELD_OUT]], size=size).read()
     each = made.plan.decided["model_pace"]["look"] / len(made.shown)  # seconds of an image
     asked = min(ASKED, max(16, int((1 - MODEL_SHARE) / 2 * 3600 * made.hours / each)))
     chance = min(1.0, NEAREST / len(gallery.names))
     results = {}
     for part, words in ((TRAIN, "captions trained on"), (HELD_OUT, "captions held out")):
-        captions = spread(sorted(set(part_captions(made.data / part))), asked)
+        captions = spread(sorted(set(part_captions(compared[part]))), asked)
         prompts = dict(zip(captions, made.fitting(captions), strict=True))
         share, error = share_near(model, gallery, prompts, seed=made.seed)
         results[f"{words}: an image of it is among the {NEAREST} nearest to the drawn one"] = (
