@@ -22,6 +22,7 @@ from data_pipelines import write_shards
 from data_pipelines.command_line import run
 from data_pipelines.image_set import HELD_OUT, TRAIN, part_captions, split, spread
 from data_pipelines.shards import INDEX, expand_urls, write_file
+from data_pipelines.sole_writer import sole_writer
 from mmdlm.loading import load
 from train.gallery import Shown as Gallery
 from train.loop import SIGNALS, Stopped
@@ -36,6 +37,7 @@ COMPARED_SIZE = 64  # pixels, at most
 MAX_BROKEN = 0.5  # share of the images
 
 
+@sole_writer
 def main(
     images: Path,
     out: Path,
@@ -145,7 +147,6 @@ def _going_on() -> Iterator[None]:
 
 def _begin(made: OwnRun, options: dict[str, Any]) -> None:
     """Refuse the folder of something else, or of a run with other options (ValueError)."""
-    made.out.mkdir(parents=True, exist_ok=True)
     there = [path for path in made.out.iterdir() if not path.name.startswith(".")]
     if there and not made.plan.decided:
         raise ValueError(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -321,7 +321,11 @@ class OwnRun:
         minutes = settings["steps"] * pace.step / 60
         print(f"{settings['steps']} steps of {pace.step:.2f} seconds: {minutes:.1f} minutes")
         ready = fit_settings(stage, **settings, seed=self.seed)
-        train(self.out / stage, ready, partial(look, self.page))
+
+        def shown(step: int, trained: Any) -> None:
+            look(self.page, step, trained)
+
+        train(self.out / stage, ready, shown)
 
     def _trial(self, stage: StageName, train: Train, look: Look) -> dict[str, float]:
         """Measure the seconds of a step and of a look, in a few steps that are thrown away."""

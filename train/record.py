@@ -14,7 +14,7 @@ FILE = "settings.json"
 CLASS = "class"
 # What has no part in what is learnt, and may be another without a word.
 FREE = (
-    *("out", "threads", "examples", "table_every", "log_entropy", "*max_broken"),
+    *("out", "threads", "examples", "table_every", "log_entropy", "*max_broken", "on_sample*"),
     *(f"fit_settings.{name}*" for name in ("checkpoint_every", "keep", "sample_every")),
     *(f"fit_settings.{name}*" for name in ("log_every", "trackers", "not_finite")),
 )

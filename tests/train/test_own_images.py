@@ -21,6 +21,7 @@ import mmdlm
 from data_pipelines import shards
 from data_pipelines.command_line import run
 from mmdlm import cli
+from tests.data_pipelines.test_sole_writer import holder
 from tests.train.tiny import Run, logged, own_images
 from train.own_images import main
 from train.own_stages import OwnRun
@@ -221,6 +222,17 @@ def test_a_full_disk_loses_nothing(tmp_path, command, only_reading, monkeypatch)
     status, said, errors = command(*arguments(images, out))
     assert "24 images" in said
     assert errors.endswith("error: read\n")
+
+
+def test_a_second_command_leaves_the_first_alone(tmp_path, command):
+    images, out = draw_images(tmp_path / "images"), tmp_path / "run"
+    first = holder(out)
+    try:
+        status, _, errors = command(*arguments(images, out))
+    finally:
+        first.kill()
+    assert status == 2
+    assert f"is being written by process {first.pid}" in errors
 
 
 # ---- input ---------------------------------------------------------------------------------------
