@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerFast
 
@@ -13,7 +15,10 @@ from mmdlm.generate import Model
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 
+log = logging.getLogger(__name__)
 CELL, LINE, COLUMNS = 192, 16, 4
+# In levels of 0 ... 255: less contrast in an image, or between images, than anybody would see.
+CONTRAST, DIFFERENCE = 6.0, 4.0
 OnSample = Callable[[int, Model], None]
 
 
@@ -56,11 +61,25 @@ class SampleSheet:
         self.denoiser.train(training)
 
     def write(self, step: int, model: Model) -> None:
-        """Write folder/step_N.png."""
+        """Write folder/step_N.png; warn where the images have lost their variety."""
         images = model.text_to_image(self.prompts)
         captions = model.caption(images)
+        if lost := lost_variety(images):
+            log.warning("step %d: %s; the learning rate may be too high: see samples", step, lost)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet(images, self.prompts, captions).save(self.folder / f"step_{step:08d}.png")
+
+
+def lost_variety(images: list[Image.Image]) -> str | None:
+    """Say that most images are nearly blank, or all nearly alike; None where they are neither."""
+    small = [image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR) for image in images]
+    pixels = np.stack([np.asarray(one, dtype=np.float64) for one in small])  # [N, 32, 32, 3]
+    blank = int((pixels.std(axis=(1, 2)).max(axis=-1) < CONTRAST).sum())
+    if 2 * blank > len(images):
+        return f"{blank} of {len(images)} samples are nearly blank"
+    if len(images) > 1 and np.abs(pixels - pixels.mean(axis=0)).mean() < DIFFERENCE:
+        return f"all {len(images)} samples look alike, whatever their prompts"
+    return None
 
 
 def sheet(images: list[Image.Image], prompts: list[str], captions: list[str]) -> Image.Image:
