@@ -20,6 +20,7 @@ from data_pipelines.sudoku import Puzzle, make_puzzles
 from data_pipelines.word_problems import read_gsm8k, read_math500
 from eval import countdown, gsm8k, math500, sudoku
 from eval.benchmark import Asked, Asking, Benchmark, ask, rate, some_examples, summarize
+from mmdlm.layouts.words import Words
 from mmdlm.loading import load
 from mmdlm.rl.rewards import math_equivalence
 from mmdlm.rl.rewards.sudoku import grids, solutions
@@ -274,7 +275,9 @@ def test_the_same_seed_says_the_same(speaker: Path) -> None:
     assert first == again != other
 
 
-def test_an_answer_goes_on_from_what_is_begun(speaker: Path) -> None:
+def test_an_answer_goes_on_from_what_is_begun(
+    speaker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The beginning is context: the same as a conversation whose header says it already."""
     model = load(speaker, device="cpu", dtype=torch.float64)
     asked = Asked(max_new_tokens=6, num_inference_steps=6)
@@ -283,7 +286,9 @@ def test_an_answer_goes_on_from_what_is_begun(speaker: Path) -> None:
         "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n<r>"
     )
-    whole = model.complete(template, max_new_tokens=6, num_inference_steps=6, block_length=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Words, "spoken", Words.ids)  # its names of special tokens are no letters
+        whole = model.complete(template, max_new_tokens=6, num_inference_steps=6, block_length=6)
     asked = Asked(max_new_tokens=6, num_inference_steps=6, block_length=6)
     begun = Asking(model, asked, torch.Generator().manual_seed(0))([Prompt("hi", begun="<r>")])
     assert begun == [whole]
