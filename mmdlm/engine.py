@@ -316,9 +316,13 @@ class Engine:
         """Codes [B, K] of the pictures drawn in rows [B, L]."""
         return self.denoiser.vocabulary.codes(torch.stack(filling.results(ids)))
 
-    def decode(self, codes: Tensor, grid: tuple[int, int] | None) -> list[Image.Image]:
-        """Codes [B, K] -> B pictures."""
-        return [to_image(one) for one in self.need_pictures().decode(codes, grid=grid)]
+    def decode(
+        self, codes: Tensor, grid: tuple[int, int] | None, *, alone: bool = False
+    ) -> list[Image.Image]:
+        """Codes [B, K] -> B images; `alone`: to the last bit what each is without the others."""
+        tokenizer = self.need_pictures()
+        parts = codes.split(1) if alone else [codes]
+        return [to_image(one) for part in parts for one in tokenizer.decode(part, grid=grid)]
 
     @torch.no_grad()
     def frames(self, filling: Filling) -> Iterator[list[Image.Image]]:
@@ -335,5 +339,7 @@ class Engine:
             codes = torch.where(still_open, paper, self.codes(filling, state.ids))
             yield [
                 tiled(picture, cells.tolist(), tokenizer.downsampling)
-                for picture, cells in zip(self.decode(codes, grid), still_open, strict=True)
+                for picture, cells in zip(
+                    self.decode(codes, grid, alone=filling.alone), still_open, strict=True
+                )
             ]

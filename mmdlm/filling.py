@@ -33,6 +33,11 @@ class Filling:
     grid: tuple[int, int] | None = None
     packed: PackedLayers | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether each result is to be what it is without the others."""
+        return not isinstance(self.generator, torch.Generator)
+
     def run(self) -> Tensor:
         """[B, L] ids with the targets filled."""
         return self.sampler(

@@ -191,7 +191,8 @@ class Model(Engine):
             think=think,
             generator=generator,
         )
-        return self.decode(self.codes(filling, filling.run()), filling.grid)
+        codes = self.codes(filling, filling.run())
+        return self.decode(codes, filling.grid, alone=filling.alone)
 
     def draw_trajectory(
         self,
