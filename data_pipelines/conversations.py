@@ -86,7 +86,9 @@ class Conversation(Seeing):
               conversation that needs a longer row counts as broken and is skipped
     drop_prompt  share of answers that are a picture alone whose prompt is left out, for
               classifier-free guidance
-    template  false: a question and its answer are one text that goes on, as `Model.complete` asks
+    template  false: a question and its answer are learned as a task without conversation: a text
+              that goes on as `Model.complete` asks, a prompt and its image as `text_to_image` does,
+              an image and its caption as `caption` does
     picture   the mark of a picture in a text
     field     of the JSON
     """
@@ -174,9 +176,9 @@ class Spoken(Seeing):
         turns, answers = self._learnt(turns, learnt, generator=generator)
         turns = self._bounded(turns)
         if self.conversation.template:
-            taught = self.layout.teach(self.words, turns, answers=answers)
+            taught = self._taught(turns, answers, generator=generator)
         else:
-            taught = self._text(turns)
+            taught = self.layout.teach_task(self.words, turns)
         if self.conversation.cut_long_answers:
             taught = _cut(taught, self.length)
         answer = _trailing_targets(taught)
@@ -186,6 +188,19 @@ class Spoken(Seeing):
         count = self.conversation.tail.count(answer=answer, room=room, generator=generator)
         tail = text_segment([self.words.vocabulary.eos_id] * max(0, min(count, room)), target=True)
         return Sequence((*taught.segments, tail))
+
+    def _taught(
+        self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
+    ) -> Sequence:
+        """Turns by the template; of an edit, now and then, a branch of its guidance."""
+        if self.conversation.drop_prompt and (edited := self.layout.image_edit(turns)):
+            instruction, sources, image = edited
+            ask = self.layout.edit(self.words, instruction, sources=sources, picture=image)
+            if float(torch.rand((), generator=generator)) < self.conversation.drop_prompt:
+                branch = int(torch.randint(len(ask.opposite), (), generator=generator))
+                return ask.opposite[branch]
+            return ask.sequence
+        return self.layout.teach(self.words, turns, answers=answers)
 
     def _learnt(
         self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
@@ -207,7 +222,8 @@ class Spoken(Seeing):
                 if in_words and said(turns[number]).startswith(THOUGHT):
                     asked = self.layout.thinking(turns[:number], True)
                     turns = (*asked, *turns[number:])
-        if self.conversation.drop_prompt and (drawn := self.layout.drawing(turns)):
+        is_edit = self.layout.image_edit(turns) is not None
+        if self.conversation.drop_prompt and not is_edit and (drawn := self.layout.drawing(turns)):
             chance = float(torch.rand((), generator=generator))
             if not drawn[1] and chance < self.conversation.drop_prompt:
                 turns = (Turn(USER, ()), turns[-1])
@@ -280,20 +296,6 @@ class Spoken(Seeing):
                 f"({self.layout.family}) has {' x '.join(map(str, self.words.grid or ()))}"
             )
         return Codes.given(self.words.vocabulary.image_ids(codes), (grid[0], grid[1]))
-
-    def _text(self, turns: tuple[Turn, ...]) -> Sequence:
-        """A question and its answer as one text, without a template."""
-        if [turn.role for turn in turns] != [USER, ASSISTANT]:
-            raise ValueError(
-                f"its {len(turns)} messages are not one question and its answer, as they must be "
-                "without a template"
-            )
-        # As it stands: what a text goes on with may begin with a space, or be indented.
-        question, answer = ("".join(map(str, turn.parts)) for turn in turns)
-        ids = [*self.words.spoken(answer), self.words.vocabulary.eos_id]
-        ask = self.layout.complete(self.words, question, length=len(ids))
-        (shown,) = ask.shown
-        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
 
 
 def speak(

@@ -198,7 +198,7 @@ class Asking:
 
     @torch.no_grad()
     def _gone_on(self, prompts: list[Prompt]) -> list[str]:
-        self.model.layout.need("chat")
+        self.model.layout.need("chat", self.model.text_tokenizer)
         suppressed = self.model.layout.suppressed(self.model.words)
         return self.model.written(
             [self._laid_out(one) for one in prompts],
@@ -210,7 +210,7 @@ class Asking:
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise ValueError that names the first problem that the model cannot be asked."""
         for task in sorted({self._task(one.prompt) for one in problems}):
-            self.model.layout.need(task)
+            self.model.layout.need(task, self.model.text_tokenizer)
         for one in problems:
             try:
                 self._laid_out(one.prompt)

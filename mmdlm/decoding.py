@@ -95,6 +95,7 @@ class Decoding:
                          (pictures); None: nothing, the exact result; or a `Cache` of one's own
     cache_refresh        compute all anew every so many steps; None: as the cache has it
     block_length         finish this many tokens before the next are begun; None: all at once
+    min_new_tokens       a text does not end before so many tokens
     remask               share of committed tokens that a step may take back; 0 is off
     suppressed           ids that are never generated
     postponed, order_after_temperature, top_p_first, whole_vocabulary, mask_drawn: see `Sampler`
@@ -121,6 +122,7 @@ class Decoding:
     cache: CacheName | Cache | None = None
     cache_refresh: int | None = None
     block_length: int | None = None
+    min_new_tokens: int = 0
     remask: float = 0.0
     suppressed: tuple[int, ...] = ()
     postponed: tuple[int, ...] = ()
@@ -137,6 +139,10 @@ class Decoding:
                 continue
             if not _is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not _is_whole(self.min_new_tokens) or self.min_new_tokens < 0:
+            raise ValueError(
+                f"min_new_tokens must be a whole number of at least 0, got {self.min_new_tokens!r}"
+            )
         maybe = ("top_p", "threshold", "factor", "entropy_bound")
         for name in ("temperature", "order_temperature", "shift", "remask", *maybe):
             value = getattr(self, name)
@@ -244,6 +250,7 @@ class Decoding:
             guidance_scale=self.guidance_scale,
             remask=Remasking(self.remask) if self.remask else None,
             cache=self._cache(),
+            min_new_tokens=self.min_new_tokens,
             suppressed=(*self.suppressed, *suppressed),
             postponed=self.postponed,
             order_after_temperature=self.order_after_temperature,

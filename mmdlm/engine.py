@@ -226,9 +226,8 @@ class Engine:
     ) -> list[Tensor]:
         """The ids of the results of tasks whose results are texts."""
         filling = self.filling(asks, decoding=decoding, generator=generator, suppressed=suppressed)
-        if filling.sampler.remask is None:  # what has come to its end cannot change any more
-            ends = self.layout.ends(self.words)
-            filling = replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
+        ends = self.layout.ends(self.words)
+        filling = replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
         return [ids.cpu() for ids in filling.results(filling.run())]
 
     def fitting(self, ask: Ask, length: int = 0) -> Ask:

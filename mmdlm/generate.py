@@ -144,7 +144,7 @@ class Model(Engine):
 
         Raises ValueError for a picture that cannot be read, or fewer than one step.
         """
-        self.layout.need("caption")
+        self.layout.need("caption", self.text_tokenizer)
         images, single = pictures_of(image)
         decoding = decoding_with(self.defaults.caption, num_inference_steps=num_inference_steps)
         if not images:
@@ -244,7 +244,7 @@ class Model(Engine):
         exactly as they were, on the picture's own size. A picture of another shape than the model's
         is set on white. Raises ValueError for a mask without a hole or of another size.
         """
-        self.layout.need("inpaint")
+        self.layout.need("inpaint", self.text_tokenizer)
         picture = open_picture(image, whole=True)
         hole = hole_of(mask, picture.size)  # [H, W] bool
         decoding = decoding_with(
@@ -286,7 +286,7 @@ class Model(Engine):
 
         The result has the size at which the model sees the (last) picture.
         """
-        self.layout.need("edit")
+        self.layout.need("edit", self.text_tokenizer)
         if not instruction.strip():
             raise ValueError(f"instruction {instruction!r} is empty; say what is to change")
         decoding = decoding_with(self.defaults.edit, num_inference_steps=num_inference_steps)
@@ -369,7 +369,7 @@ class Model(Engine):
 
         The other options are those of `chat`.
         """
-        self.layout.need("answer")
+        self.layout.need("answer", self.text_tokenizer)
         single = isinstance(question, str)
         questions = [question] if isinstance(question, str) else list(question)
         for one in questions:
@@ -454,7 +454,7 @@ class Model(Engine):
 
         Where num_inference_steps is not given, the model's own number of tokens per step is kept.
         """
-        self.layout.need("chat")
+        self.layout.need("chat", self.text_tokenizer)
         single = not (
             isinstance(messages, list | tuple)
             and len(messages) > 0
@@ -518,7 +518,7 @@ class Model(Engine):
         generator: Generators | None = None,
     ) -> str | list[str]:
         """What follows the beginning of a text, or of several in one pass; options as in `chat`."""
-        self.layout.need("complete")
+        self.layout.need("complete", self.text_tokenizer)
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
         length = self._new_tokens(max_new_tokens)
         decoding = self.writing(
@@ -584,7 +584,7 @@ class Model(Engine):
         text. Names of special tokens in it are letters. Raises ValueError for a text
         without a hole or longer than the model's.
         """
-        self.layout.need("infill")
+        self.layout.need("infill", self.text_tokenizer)
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
         decoding = decoding_with(self.defaults.infill, num_inference_steps=num_inference_steps)
         if not texts:
@@ -669,7 +669,7 @@ class Model(Engine):
         generator: Generators | None,
     ) -> Filling:
         """Text is context, all codes are targets."""
-        self.layout.need("text_to_image")
+        self.layout.need("text_to_image", self.text_tokenizer)
         tokenizer = self.need_pictures()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:

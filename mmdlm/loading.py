@@ -88,7 +88,7 @@ def load(
         seeing=getattr(config, "vision", None) is not None,
     )
     if task is not None:
-        layout.need(task)
+        layout.need(task, text_tokenizer)
     defaults = Defaults.from_json(folder / GENERATION, generation=layout.generation)
     vocabulary = Vocabulary(**config.vocabulary)
     try:

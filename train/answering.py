@@ -81,7 +81,7 @@ class Write(Answering):
 
     def ask(self, model: Model, problem: Problem) -> Ask:
         prompt, length = problem.prompt, self.max_new_tokens
-        model.layout.need("answer" if prompt.chat else "complete")
+        model.layout.need("answer" if prompt.chat else "complete", model.text_tokenizer)
         if not prompt.chat:
             ask = model.layout.complete(model.words, prompt.text, length=length)
             return model.fitting(ask, length)
@@ -101,9 +101,10 @@ class Write(Answering):
     def decoding(self, model: Model, problem: Problem) -> Decoding:
         if self.sampler is not None:
             return self.sampler
-        chat = problem.prompt.chat
+        usual = model.defaults.answer if problem.prompt.chat else model.defaults.complete
         return model.writing(
-            model.defaults.answer if chat else model.defaults.complete,
+            # What is drawn is scored by the model's own probabilities, an end at once included.
+            replace(usual, min_new_tokens=0),
             self.max_new_tokens,
             num_inference_steps=self.num_inference_steps,
             block_length=self.block_length,
@@ -186,7 +187,7 @@ class Draw(Answering):
     sampler: Decoding | None = None
 
     def ask(self, model: Model, problem: Problem) -> Ask:
-        model.layout.need("text_to_image")
+        model.layout.need("text_to_image", model.text_tokenizer)
         if not problem.prompt.text.strip():
             raise ValueError(f"prompt {problem.prompt.text!r} is empty; say in words what to draw")
         codes = Codes.blank(model.words, self._grid(model), drawn=True)

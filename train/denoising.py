@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +27,9 @@ from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED
-from mmdlm.decoding import GENERATION, Defaults
+from mmdlm.decoding import GENERATION
 from mmdlm.engine import Engine
-from mmdlm.layouts.layout import Layout
+from mmdlm.layouts.layout import Generation, Layout
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.words import Words
 from mmdlm.models.compilation import compile_layers
@@ -419,7 +420,7 @@ def save(
     folder: Path,
     *,
     dtype: str = "float32",
-    decoding: Defaults | None = None,
+    generation: Generation | None = None,
 ) -> None:
     """Write all that `mmdlm.load` needs, beside and then renamed."""
 
@@ -429,8 +430,8 @@ def save(
         words.save_pretrained(part)
         if image_tokenizer is not None:
             load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
-        if decoding is not None:
-            (part / GENERATION).write_text(decoding.to_json())
+        if generation:
+            (part / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
 
     replace_folder(folder, write)
 
@@ -445,13 +446,14 @@ def finish(
     adapted: Adapted | None = None,
     base: str = "",
     dtype: Dtype = "float32",
-    decoding: Defaults | None = None,
+    generation: Generation | None = None,
 ) -> None:
     """Write what a stage has learnt to `out`/final, and matrices of low rank to `out`/adapter.
 
-    trained  state dict of a stage whose denoiser is called so
-    adapted  the denoiser with the matrices in it, where it has any
-    base     name of the model that they belong to
+    trained     state dict of a stage whose denoiser is called so
+    adapted     the denoiser with the matrices in it, where it has any
+    base        name of the model that they belong to
+    generation  what `out`/final holds as generation.json
     """
     weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
     if adapted is not None:
@@ -462,5 +464,5 @@ def finish(
         weights = adapted.merged(weights)
         adapted.remove()
     final = out / "final"
-    save(denoiser, weights, words, image_tokenizer, final, dtype=dtype, decoding=decoding)
+    save(denoiser, weights, words, image_tokenizer, final, dtype=dtype, generation=generation)
     print(f"trained weights: {final}")

@@ -36,7 +36,6 @@ from data_pipelines.image_set import (
 from data_pipelines.image_text import ImageText
 from data_pipelines.source import Source
 from data_pipelines.text_tokenizer import shortened, token_counts
-from mmdlm.decoding import Defaults
 from mmdlm.generate import Model
 from mmdlm.loading import find_checkpoint
 from mmdlm.vision.image_tokenizer import ImageTokenizer
@@ -291,7 +290,7 @@ class OwnRun:
                 model=shape,
                 fit_settings=settings,
                 on_sample=look,
-                decoding=Defaults().updated(DECODING),
+                decoding=DECODING,
             )
 
         self._train("model", train, self._look_at_model, seconds)

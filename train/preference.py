@@ -23,13 +23,13 @@ from data_pipelines.workers import Loader
 from mmdlm.core.likelihood import Elbo, LikelihoodEstimator
 from mmdlm.core.sequence import Batch
 from mmdlm.core.view import View
-from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
 from mmdlm.rl.statistics import Statistics
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from train.carried import generation_of, with_chat_template
 from train.denoising import (
     Attention,
     Data,
@@ -209,8 +209,10 @@ def main(
         reference.copy.to(state.device)  # `fit` moves the policy alone
     recompute_layers(denoiser, recompute)
 
-    known = words_for(denoiser, words, pictures)
     layout = layout_for(denoiser)
+    generation = generation_of(layout, folder, None)
+    words = with_chat_template(words, layout, data.sources)
+    known = words_for(denoiser, words, pictures)
     sources = read_sources(data, denoiser, known, layout)
     loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
     if state.is_main_process and examples:
@@ -234,7 +236,7 @@ def main(
             adapted=adapted,
             base=start_from,
             dtype=save_dtype,
-            decoding=Defaults.from_json(folder / GENERATION, generation=layout.generation),
+            generation=generation,
         )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -14,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.command_line import run
 from data_pipelines.sole_writer import sole_writer
 from mmdlm.core.objective import Objective
-from mmdlm.decoding import Defaults
 from mmdlm.vision.adapter import VisionConfig
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from train.annealing import AttentionAnnealing
+from train.carried import defaults_of, generation_of
 from train.denoising import (
     Attention,
     Coefficients,
@@ -36,7 +37,7 @@ from train.denoising import (
 )
 from train.loop import FitSettings, fit, launched
 from train.parts import Parts
-from train.samples import OnSample, SampleSheet
+from train.samples import OnSample, SampleSheet, first_captions
 from train.settings import checked
 from train.shape import Shape
 
@@ -58,8 +59,9 @@ def main(
     annealing: AttentionAnnealing | None = None,
     fit_settings: FitSettings = FitSettings(),
     prompts: list[str] | None = None,
+    captions: int = 8,
     on_sample: OnSample | None = None,
-    decoding: Defaults | None = None,
+    decoding: dict[str, Any] | None = None,
     attention: Attention = "sdpa",
     recompute: Recompute = False,
     save_dtype: Dtype = "float32",
@@ -85,10 +87,12 @@ def main(
             autoregressive model; by default it is bidirectional at once.
         fit_settings: Steps, optimizer, checkpoints.
         prompts: What to draw (and caption back) on every sample sheet.
+        captions: Images of each source that a model which sees captions on every sample sheet.
         on_sample: Called with the step and the model every `sample_every` steps, in place of
             writing a sheet; a function by its import path.
-        decoding: Steps, guidance and temperatures that the final weights carry; by default they
-            carry none, and the library's own are used.
+        decoding: Steps, guidance, temperatures and order of each task that sample sheets use and
+            the final weights carry (generation.json); what is not given is as in the model started
+            from, and texts are written from left to right.
         attention: Kernel; flex_attention for packed rows on a GPU.
         recompute: Keep the input of each layer alone for the backward pass (gradient
             checkpointing): less memory, a third more time. "selective" keeps what matrix products
@@ -97,11 +101,10 @@ def main(
         threads: CPU threads; all by default.
     """
     told = checked(locals())
-    told.pop("prompts")  # of sheets, which change nothing
+    for name in ("prompts", "captions"):  # of sheets, which change nothing
+        told.pop(name)
     if threads:
         torch.set_num_threads(threads)
-    if decoding is not None:
-        decoding.to_json()  # what the final weights cannot carry is refused before the training
     state = launched()
     if not (text_tokenizer / "tokenizer.json").is_file():
         raise ValueError(
@@ -123,17 +126,23 @@ def main(
     recompute_layers(denoiser, recompute)
 
     known = words_for(denoiser, words, pictures)
-    sources = read_sources(data, denoiser, known, layout_for(denoiser))
+    layout = layout_for(denoiser)
+    generation = generation_of(layout, start_from, decoding)
+    sources = read_sources(data, denoiser, known, layout)
     loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
+    prompts = prompts if pictures is not None else None
+    shown = first_captions(data.sources, captions if fit_settings.sample_every else 0)
     sheet = None
-    if pictures is not None and (prompts or on_sample):
+    if prompts or shown or on_sample:
         sheet = SampleSheet(
             denoiser,
             words,
             pictures,
-            prompts or [],
             out / "samples",
-            defaults=decoding or Defaults(),
+            layout=layout,
+            defaults=defaults_of(layout, generation),
+            prompts=prompts or (),
+            shown=shown,
             on_sample=on_sample,
         )
     stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing, parts=parts)
@@ -146,7 +155,7 @@ def main(
             image_tokenizer,
             out,
             dtype=save_dtype,
-            decoding=decoding,
+            generation=generation,
         )
 
 

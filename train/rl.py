@@ -7,6 +7,7 @@ Start it again after a kill and it continues, rollouts in flight included.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -267,7 +268,7 @@ def main(
         adapted=adapted,
         base=start_from,
         dtype=save_dtype,
-        decoding=model.defaults,
+        generation=asdict(model.defaults),
     )
 
 

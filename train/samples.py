@@ -1,18 +1,25 @@
-"""What a person looks at while a model trains: pictures from prompts, and what it says of them."""
+"""What a person looks at while a model trains: images from prompts or data, and what it says."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerFast
 
+from data_pipelines.seen import PICTURE_FIELD, SeenCaption, numbered
+from data_pipelines.shards import BrokenShard, expand_urls, read_shard
+from data_pipelines.source import BROKEN_CONTENT, Source, field_text
 from mmdlm.decoding import Defaults
 from mmdlm.generate import Model
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.layouts.layout import Layout
+from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.vision.image_files import open_image
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 
 log = logging.getLogger(__name__)
@@ -23,26 +30,31 @@ OnSample = Callable[[int, Model], None]
 
 
 class SampleSheet:
-    """Draws every prompt, captions what it drew, and writes a PNG a step.
+    """Draws prompts, captions what it drew and images of the data, and writes a PNG a step.
 
     defaults   how the model is asked: as its final weights will be
+    prompts    what to draw
+    shown      images of the data with their texts
     on_sample  called with the step and the model in place of writing
     """
 
     def __init__(
         self,
-        denoiser: MmdlmForMaskedDiffusion,
+        denoiser: PretrainedDenoiser,
         words: PreTrainedTokenizerFast,
-        pictures: ImageTokenizer,
-        prompts: list[str],
+        pictures: ImageTokenizer | None,
         folder: Path,
         *,
-        defaults: Defaults = Defaults(),
+        layout: Layout,
+        defaults: Defaults,
+        prompts: Sequence[str] = (),
+        shown: Sequence[tuple[Image.Image, str]] = (),
         on_sample: OnSample | None = None,
     ) -> None:
         self.denoiser, self.words, self.pictures = denoiser, words, pictures
-        self.prompts, self.folder = prompts, folder
-        self.defaults, self.on_sample = defaults, on_sample or self.write
+        self.folder, self.layout, self.defaults = folder, layout, defaults
+        self.prompts, self.shown = list(prompts), list(shown)
+        self.on_sample = on_sample or self.write
 
     def __call__(self, step: int) -> None:
         """Ask the model with the weights as they are now; their mode is kept."""
@@ -56,18 +68,21 @@ class SampleSheet:
             max_length=self.denoiser.config.max_position_embeddings,
             defaults=self.defaults,
             device=self.denoiser.device,
+            layout=self.layout,
         )
         self.on_sample(step, model)
         self.denoiser.train(training)
 
     def write(self, step: int, model: Model) -> None:
-        """Write folder/step_N.png; warn where the images have lost their variety."""
-        images = model.text_to_image(self.prompts)
-        captions = model.caption(images)
-        if lost := lost_variety(images):
+        """Write folder/step_N.png; warn where the images drawn have lost their variety."""
+        images = model.text_to_image(self.prompts) if self.prompts else []
+        if images and (lost := lost_variety(images)):
             log.warning("step %d: %s; the learning rate may be too high: see samples", step, lost)
+        images += [image for image, _ in self.shown]
+        captions = model.caption(images)
+        texts = [*self.prompts, *(text for _, text in self.shown)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        sheet(images, self.prompts, captions).save(self.folder / f"step_{step:08d}.png")
+        sheet(images, texts, captions).save(self.folder / f"step_{step:08d}.png")
 
 
 def lost_variety(images: list[Image.Image]) -> str | None:
@@ -82,14 +97,44 @@ def lost_variety(images: list[Image.Image]) -> str | None:
     return None
 
 
-def sheet(images: list[Image.Image], prompts: list[str], captions: list[str]) -> Image.Image:
-    """Pictures in rows; under each its prompt, and the caption that came back."""
+def first_captions(sources: Iterable[Source], count: int) -> list[tuple[Image.Image, str]]:
+    """Return the first images with captions that a model which sees is trained on.
+
+    Args:
+        sources: Those of `SeenCaption` are looked at, and samples that hold images.
+        count: How many of each source, at most. Broken samples are left to the loader to report.
+    """
+    found = []
+    for source in sources:
+        if isinstance(source.to_sequence, SeenCaption):
+            found += list(islice(_captions(source, source.to_sequence), count))
+    return found
+
+
+def _captions(source: Source, made: SeenCaption) -> Iterable[tuple[Image.Image, str]]:
+    generator = torch.Generator()
+    for url in expand_urls(source.urls):
+        try:
+            for sample in read_shard(url):
+                try:
+                    names = numbered(sample, PICTURE_FIELD)
+                    text = field_text(sample, made.text, generator=generator)
+                    images = [open_image(sample[name]) for name in names[:1]]
+                except BROKEN_CONTENT:
+                    continue
+                yield from ((image, text) for image in images)
+        except BrokenShard:
+            continue
+
+
+def sheet(images: list[Image.Image], texts: list[str], captions: list[str]) -> Image.Image:
+    """Images in rows; under each its prompt or text, and the caption that the model gives it."""
     rows = -(-len(images) // COLUMNS)
     canvas = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + 2 * LINE)), "white")
     pen = ImageDraw.Draw(canvas)
-    for index, (image, prompt, caption) in enumerate(zip(images, prompts, captions, strict=True)):
+    for index, (image, text, caption) in enumerate(zip(images, texts, captions, strict=True)):
         x, y = index % COLUMNS * CELL, index // COLUMNS * (CELL + 2 * LINE)
         canvas.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
-        pen.text((x + 4, y + CELL), prompt[:32], fill="black")
+        pen.text((x + 4, y + CELL), text[:32], fill="black")
         pen.text((x + 4, y + CELL + LINE), f"> {caption}"[:32], fill="grey")
     return canvas

@@ -7,19 +7,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from data_pipelines.command_line import run
 from data_pipelines.sole_writer import sole_writer
 from mmdlm.core.objective import Objective
-from mmdlm.decoding import Defaults
 from mmdlm.layouts.layout import Layout
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.vision.adapter import VisionConfig
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from train.carried import generation_of, with_chat_template
 from train.denoising import (
     Attention,
     Coefficients,
@@ -64,7 +64,7 @@ def main(
     coefficients: Coefficients = Coefficients(),
     fit_settings: FitSettings = FitSettings(ema=0.0),
     examples: int = 2,
-    decoding: Defaults | None = None,
+    decoding: dict[str, Any] | None = None,
     attention: Attention = "sdpa",
     recompute: Recompute = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -96,8 +96,9 @@ def main(
         fit_settings: Steps, optimizer, checkpoints.
         examples: Documents of each source that are shown before training starts, with what of them
             is learnt; also in `out`/examples.txt.
-        decoding: Steps, guidance and temperatures that the final weights carry; by default they
-            carry none, and those of the family are used.
+        decoding: Steps, guidance, temperatures and order of each task that the final weights carry
+            (generation.json); what is not given is as in the model started from, or, for a family
+            of published models, as the family has it.
         attention: Kernel; flex_attention for packed rows on a GPU.
         recompute: Keep the input of each layer alone for the backward pass (gradient
             checkpointing): less memory, a third more time. "selective" keeps what matrix products
@@ -109,8 +110,6 @@ def main(
     told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
-    if decoding is not None:
-        decoding.to_json()  # what the final weights cannot carry is refused before the training
     state = launched()
     if (start_from is None) == (model is None):
         raise ValueError("give start_from, a model to start from, or model, the shape of a new one")
@@ -148,8 +147,11 @@ def main(
     learn_in_float32(denoiser)
     recompute_layers(denoiser, recompute)
 
+    layout = layout or layout_for(denoiser)
+    generation = generation_of(layout, folder, decoding)
+    words = with_chat_template(words, layout, data.sources)
     known = words_for(denoiser, words, pictures)
-    sources = read_sources(data, denoiser, known, layout or layout_for(denoiser))
+    sources = read_sources(data, denoiser, known, layout)
     loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
     if state.is_main_process and examples:
         show_examples(
@@ -173,7 +175,7 @@ def main(
         adapted=adapted,
         base=start_from or "",
         dtype=save_dtype,
-        decoding=decoding,
+        generation=generation,
     )
 
 

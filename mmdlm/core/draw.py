@@ -75,13 +75,14 @@ class Asked:
 class Range:
     """The ids `start` .. `stop` - 1, and which of them a position does not become.
 
-    suppressed, postponed  [n] int64, their columns
+    suppressed, postponed, ends  [n] int64, their columns
     """
 
     start: int
     stop: int
     suppressed: Tensor
     postponed: Tensor
+    ends: Tensor
 
     @classmethod
     def of(
@@ -91,18 +92,26 @@ class Range:
         *,
         suppressed: Sequence[int],
         postponed: Sequence[int],
+        ends: Sequence[int],
         device: torch.device,
     ) -> Range:
         """Of ids, some of which may lie elsewhere."""
         columns = (
             torch.tensor([i - start for i in ids if start <= i < stop], dtype=torch.int64)
-            for ids in (suppressed, postponed)
+            for ids in (suppressed, postponed, ends)
         )
         return cls(start, stop, *(sent(one, device) for one in columns))
 
-    def drawable(self, logits: Tensor) -> Tensor:
-        """[m, R] logits in which what is never drawn has no probability."""
-        return _without(logits, self.suppressed)
+    def drawable(self, logits: Tensor, early: Tensor) -> Tensor:
+        """[m, R] logits in which what is never drawn has no probability.
+
+        early  [n] int64 on the host, which of the m positions do not become an end
+        """
+        logits = _without(logits, self.suppressed)
+        if not len(early) or not len(self.ends):
+            return logits
+        places = sent(early, logits.device)[:, None], self.ends[None]
+        return logits.index_put(places, logits.new_tensor(-math.inf))
 
     def preferred(self, logits: Tensor) -> Tensor:
         """[m, R] logits in which what comes last has no probability."""
@@ -133,6 +142,12 @@ class Positions:
         """Those marked on the host."""
         number = numbers_of(marked)
         return cls(marked, number, sent(number, device), tuple(marked.numpy().sum(1).tolist()))
+
+    def early(self, targets: Tensor, count: int) -> Tensor:
+        """[M] bool on the host: those among the first `count` targets [R, L] of their row."""
+        if not count:
+            return torch.zeros(len(self.number), dtype=torch.bool)
+        return (targets.cumsum(1) <= count).ravel()[self.number]
 
     def candidates(self, progress: Progress) -> Candidates:
         """Where they stand, before there are logits; `progress` of the R rows."""

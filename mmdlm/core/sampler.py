@@ -21,7 +21,7 @@ from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.draw import Asked, Drawn, Positions, Range, joined
 from mmdlm.core.guidance import ClassifierFreeGuidance
 from mmdlm.core.linear import PackedLayers
-from mmdlm.core.marks import Marks
+from mmdlm.core.marks import Marks, numbers_of
 from mmdlm.core.noise import MaskNoise, Noise
 from mmdlm.core.order import Candidates, Confidence, Entropy, Order, gumbel_like
 from mmdlm.core.passes import Passes
@@ -85,7 +85,8 @@ class Sampler:
                     probability 0 and comes last (LLaDA's option for the end of a turn)
     stop_ids        ids that end a row's last text: once one is committed, with all targets before
                     it, the row is left as it is, noise behind the end included, and takes no more
-                    part in forward passes
+                    part in forward passes. With `remask` rows run on: the end may be taken back
+    min_new_tokens  `stop_ids` are not drawn at so many first targets of a row's text
 
     Logits are restricted to the id range of each position's modality, the mask token is never
     drawn, and the order looks at probabilities before temperature, top-k and top-p. These options
@@ -117,6 +118,7 @@ class Sampler:
     suppressed: tuple[int, ...] = ()
     postponed: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
     order_after_temperature: bool = False
     top_p_first: bool = False
     whole_vocabulary: bool = False
@@ -127,6 +129,10 @@ class Sampler:
             raise ValueError(f"sampler: steps must be at least 1, got {self.steps}")
         if self.block_length is not None and self.block_length < 1:
             raise ValueError(f"sampler: block_length must be at least 1, got {self.block_length}")
+        if self.min_new_tokens < 0:
+            raise ValueError(
+                f"sampler: min_new_tokens must not be negative, got {self.min_new_tokens}"
+            )
         if self.temperature < 0:
             raise ValueError(f"sampler: temperature must not be negative, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -315,7 +321,7 @@ class Sampler:
 
     def _stopped(self, x_t: Tensor, committed: Tensor, batch: Batch, stops: Tensor) -> Tensor:
         """[B] bool, whose last text has come to its end: to one of the ids `stops`."""
-        if not self.stop_ids:
+        if not self.stop_ids or self.remask is not None:
             return torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
         stop = torch.isin(x_t, stops)
         none_before = (batch.target & ~committed).cumsum(1) == 0
@@ -385,6 +391,7 @@ class Sampler:
                 stop,
                 suppressed=self.undrawable(vocabulary),
                 postponed=self.postponed,
+                ends=self.stop_ids if self.min_new_tokens and modality == Modality.TEXT else (),
                 device=device,
             )
         return ranges
@@ -406,11 +413,15 @@ class Sampler:
         still_open, progress = still_open[list(passes.rows)], progress.rows(passes.live)
         flat, values = [], []
         for modality, ids in ranges.items():
-            here = Positions.of(still_open & batch.marks.of_modality(modality), batch.ids.device)
+            marked = batch.marks.of_modality(modality)
+            here = Positions.of(still_open & marked, batch.ids.device)
+            early = here.early(batch.marks.target & marked, self.min_new_tokens)  # [M] bool
             candidates, runs = here.candidates(progress), chance.runs(here.of_row, passes.rows)
             drawing = runs if self.temperature else chance.together(runs)
             parts = [
-                self._read(logits, ids, candidates.some(places), generator)
+                self._read(
+                    logits, ids, candidates.some(places), generator, early=numbers_of(early[places])
+                )
                 for logits, places, generator in here.logits(passes, hidden, ids, drawing)
             ]
             token, log_prob, own, read = map(joined, zip(*parts, strict=True))
@@ -429,13 +440,21 @@ class Sampler:
         return drawn.among(passes.live, rows)
 
     def _read(
-        self, logits: Tensor, ids: Range, candidates: Candidates, generator: torch.Generator
+        self,
+        logits: Tensor,
+        ids: Range,
+        candidates: Candidates,
+        generator: torch.Generator,
+        *,
+        early: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits [m, R] -> drawn token, its log probability for the order and its own [m].
 
         And what the order reads of these logits, [m, ...].
+
+        early  [n] int64 on the host, which of them do not end a text
         """
-        drawable = ids.drawable(logits.float())
+        drawable = ids.drawable(logits.float(), early)
         token = self._categorical(drawable, generator)  # [m]
         own = _log_prob(drawable, token)
         logits = ids.preferred(drawable)

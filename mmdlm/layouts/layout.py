@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.sequence import Segment, Sequence, Views, text_segment
 from mmdlm.core.vocabulary import Modality
@@ -89,6 +90,9 @@ class Layout:
     longest     document that it was trained on, in tokens, where config.json says less
     generation  decoding that the family was published with, in the form of a generation.json;
                 guidance is in our convention, its published scale + 1
+    recorded    decoding that a recipe records with weights that it trained, in the same form
+    chat_template  that a recipe for conversations saves with a tokenizer that has none; None: the
+                family does not look at the tokenizer's
     """
 
     family: ClassVar[str]
@@ -98,22 +102,29 @@ class Layout:
     specials: ClassVar[Specials] = {}
     longest: ClassVar[int] = 0
     generation: ClassVar[Generation] = {}
+    recorded: ClassVar[Generation] = {}
+    chat_template: ClassVar[str | None] = None
 
     def ids(self, words: Words, *names: str) -> dict[str, int]:
         """The ids of `specials`, or of those named; ValueError names what the tokenizer lacks."""
         return words.special({name: self.specials[name] for name in names or self.specials})
 
-    def need(self, task: str) -> None:
-        """Raise ValueError unless the family has the task."""
-        if task not in self.tasks:
-            self.cannot(task)
+    def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+        """Return the tasks of a model of the family with this text tokenizer."""
+        return self.tasks
 
-    def cannot(self, task: str) -> NoReturn:
-        """Say that the family lacks a task, and which it has."""
-        *most, last = (name for name in self.tasks if name != "draw_trajectory")
+    def need(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Raise ValueError unless a model of the family with this tokenizer has the task."""
+        tasks = self.tasks_with(tokenizer)
+        if task not in tasks:
+            self.cannot(task, tasks)
+
+    def cannot(self, task: str, tasks: tuple[str, ...] = (), *, hint: str = "") -> NoReturn:
+        """Say that the family lacks a task, and which it has; those of `tasks` where given."""
+        *most, last = (name for name in tasks or self.tasks if name != "draw_trajectory")
         listed = f"{', '.join(most)} and {last}" if most else last
         raise ValueError(
-            f"this model ({self.family}) was not trained for {task}; it is for {listed}"
+            f"this model ({self.family}) was not trained for {task}; it is for {listed}{hint}"
         )
 
     # --- the tasks ---
@@ -174,6 +185,9 @@ class Layout:
             raise ValueError(
                 f"this model ({self.family}) learns the last answer of a conversation alone"
             )
+        if edited := self.image_edit(turns):
+            instruction, sources, image = edited
+            return self.edit(words, instruction, sources=sources, picture=image).sequence
         if drawn := self.drawing(turns):
             prompt, thought, picture = drawn
             if thought:
@@ -186,6 +200,49 @@ class Layout:
         ask = self.reply(words, tuple(asked), length=len(ids))
         (shown,) = ask.shown
         return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+
+    def teach_task(self, words: Words, turns: tuple[Turn, ...]) -> Sequence:
+        """Lay out one question and its answer as a task that is asked without a chat template.
+
+        A text and what follows it is learned as `complete` asks for it, a prompt and an image as
+        `draw` does.
+
+        Raises:
+            ValueError: For anything else.
+        """
+        if [turn.role for turn in turns] != ["user", "assistant"]:
+            raise ValueError(
+                f"its {len(turns)} messages are not one question and its answer, as they must be "
+                "without a template"
+            )
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if thought:
+                raise ValueError(
+                    f"without a template an answer is an image or a text, but this one has the "
+                    f"words {shortened(thought)!r} beside an image"
+                )
+            return self.draw(words, prompt, picture=picture).sequence
+        question, answer = turns
+        if any(not isinstance(part, str) for part in question.parts):
+            return self.teach_caption(words, question, answer)
+        # As it stands: what a text goes on with may begin with a space, or be indented.
+        beginning, rest = ("".join(map(str, turn.parts)) for turn in turns)
+        return self.teach_completion(words, beginning, rest)
+
+    def teach_completion(self, words: Words, beginning: str, rest: str) -> Sequence:
+        """Lay out a text to be learned from where its beginning ends, as `complete` asks for it."""
+        ids = [*words.spoken(rest), words.vocabulary.eos_id]
+        ask = self.complete(words, beginning, length=len(ids))
+        (shown,) = ask.shown
+        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+
+    def teach_caption(self, words: Words, question: Turn, answer: Turn) -> Sequence:
+        """Lay out an image and its caption, as `describe` asks for it."""
+        raise ValueError(
+            f"this model ({self.family}) is asked about images by its template; leave out "
+            "template: false"
+        )
 
     def drawing(self, turns: tuple[Turn, ...]) -> tuple[str, str, Codes] | None:
         """(prompt, words before it, picture to be learnt) of an answer that is a picture.
@@ -206,6 +263,24 @@ class Layout:
             )
         open_ = torch.ones(picture.ids.shape, dtype=torch.bool)
         return said(asked[0]), said(answer), replace(picture, open=open_)
+
+    def image_edit(self, turns: tuple[Turn, ...]) -> tuple[str, tuple[Codes, ...], Codes] | None:
+        """Return (instruction, images to edit, image to be learned) of a conversation that edits.
+
+        It is one message of the user with images of codes and words, and one image for an answer;
+        None for any other.
+        """
+        if [turn.role for turn in turns] != ["user", "assistant"]:
+            return None
+        asked, answer = turns
+        images = [part for part in asked.parts if isinstance(part, Codes)]
+        if not images or not said(asked) or len(answer.parts) != 1:
+            return None
+        (image,) = answer.parts
+        if not isinstance(image, Codes):
+            return None
+        open_ = torch.ones(image.ids.shape, dtype=torch.bool)
+        return said(asked), tuple(images), replace(image, open=open_)
 
     def closing(self, words: Words) -> tuple[int, ...]:
         """What a model writes at the end of an answer that it has learnt."""
@@ -235,9 +310,13 @@ class Layout:
 
     def decode(self, words: Words, ids: Tensor) -> str:
         """Generated ids [T] up to the first that ends a text -> words, as they are spaced."""
-        stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
-        kept = ids[: int(stop[0])] if len(stop) else ids
+        kept = self.written(words, ids)
         return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
+
+    def written(self, words: Words, ids: Tensor) -> Tensor:
+        """Generated ids [T] up to the first that ends a text."""
+        stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
+        return ids[: int(stop[0])] if len(stop) else ids
 
     def continued(self, words: Words, ids: Tensor) -> str:
         """Generated ids [T] that go on with a text -> words, with the space that they bring."""

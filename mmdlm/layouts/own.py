@@ -7,20 +7,27 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
+from mmdlm.layouts.chat_template import PLAIN, ChatTemplate, end_of_turn
 from mmdlm.layouts.layout import (
     Ask,
     Codes,
+    Generation,
     Layout,
     Picture,
     Sight,
     Turn,
     answer_segment,
-    said,
 )
+from mmdlm.layouts.pieces import answering, learnt_segments, segments_of
 from mmdlm.layouts.words import Words
+
+# A text grows from its beginning. Most texts do not fill their canvas, so that its end is likely at
+# every place: by confidence ends would be committed first, and leave nothing to say.
+WRITING = {"order": "left_to_right", "min_new_tokens": 1}
 
 
 class Own(Layout):
@@ -40,6 +47,31 @@ class Own(Layout):
         "infill",
         "complete",
     )
+    recorded: ClassVar[Generation] = {
+        "caption": {"num_inference_steps": 64, **WRITING},
+        "answer": {"num_inference_steps": 128, **WRITING},
+        "complete": {"num_inference_steps": 128, **WRITING},
+    }
+    chat_template: ClassVar[str | None] = PLAIN
+    spoken_tasks: ClassVar[tuple[str, ...]] = (
+        "answer",
+        "chat",
+        "edit",
+    )  # learned from conversations
+
+    def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+        """Add what needs a chat template, where the tokenizer has one."""
+        return self.tasks if tokenizer.chat_template is None else (*self.tasks, *self.spoken_tasks)
+
+    def need(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        """See `Layout.need`; say how a model learns to talk."""
+        if task in self.spoken_tasks and tokenizer.chat_template is None:
+            self.cannot(
+                task,
+                hint="; its text tokenizer has no chat template, which train.sft on conversations "
+                "gives it",
+            )
+        super().need(task, tokenizer)
 
     def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
         """The text is open; without the picture it is open too, in the other branch."""
@@ -57,6 +89,31 @@ class Own(Layout):
         against = words.closed(words.prompt(negative)) if negative.strip() else nothing
         document = _document(words, picture, text if prompt.strip() else nothing)
         return Ask(document, (_document(words, picture, against),), shown=(1,))
+
+    def edit(
+        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+    ) -> Ask:
+        """Lay out `images, instruction, end of text, image to be drawn`.
+
+        The first branch beside it lacks the instruction, the second the images: mask tokens stand
+        in their places.
+        """
+        text = torch.tensor(
+            [*words.checked(words.spoken(instruction), instruction), words.vocabulary.eos_id]
+        )
+        nothing = torch.full_like(text, words.vocabulary.mask_id)
+        unknown = tuple(Codes.blank(words, source.grid) for source in sources)
+        whole, *others = (
+            Sequence(
+                (
+                    *(segment for image in images for segment in _beside(words, image)),
+                    text_segment(said),
+                    *_beside(words, picture),
+                )
+            )
+            for images, said in ((sources, text), (sources, nothing), (unknown, text))
+        )
+        return Ask(whole, tuple(others), shown=(len(whole.segments) - 2,))
 
     def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
         """The holes are open; without the picture they are open too, in the other branch."""
@@ -77,27 +134,41 @@ class Own(Layout):
         )
         return Ask(Sequence(segments), (Sequence(segments),), shown=(len(segments) - 2,))
 
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """By the tokenizer's chat template; images stand where they are spoken of."""
+        prompt = self._template(words, turns).prompt()
+        return answering(words, segments_of(words, prompt), length=length)
+
     def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
-        """One question and what is to follow it, as `complete` and `draw` have it."""
-        if len(turns) != 2 or list(answers) != [1]:
-            raise ValueError(
-                f"this model ({self.family}) learns one question with its answer, not "
-                f"{len(turns)} messages"
-            )
-        if drawn := self.drawing(turns):
-            prompt, thought, picture = drawn
-            if thought:
-                self.cannot("words beside a picture")
-            return self.draw(words, prompt, picture=picture).sequence
-        if any(not isinstance(part, str) for part in turns[0].parts):
-            self.cannot("questions about pictures")
-        ids = [*words.spoken(said(turns[1])), words.vocabulary.eos_id]
-        sequence = self.complete(words, said(turns[0]), length=len(ids)).sequence
-        *before, answer, rest = sequence.segments
+        """See `Layout.teach`; an answer ends with the special token that ends it in the template.
+
+        An answer that is an image is learned as `edit` or `draw` ask for it.
+        """
+        if edited := self.image_edit(turns):
+            instruction, sources, image = edited
+            return self.edit(words, instruction, sources=sources, picture=image).sequence
+        if any(not isinstance(part, str) for part in turns[-1].parts):
+            return self.teach_task(words, turns)
+        script = self._template(words, turns).script(answers)
+        return Sequence(learnt_segments(words, script))
+
+    def _template(self, words: Words, turns: tuple[Turn, ...]) -> ChatTemplate:
+        self.need("chat", words.tokenizer)
+        return ChatTemplate.of(words, turns)
+
+    def teach_completion(self, words: Words, beginning: str, rest: str) -> Sequence:
+        """See `Layout.teach_completion`; ends that fill the slots, if any, are learned too."""
+        ids = [*words.spoken(rest), words.vocabulary.eos_id]
+        sequence = self.complete(words, beginning, length=len(ids)).sequence
+        *before, answer, tail = sequence.segments
         if len(answer.ids) < len(ids):
             raise ValueError(f"{len(ids)} tokens of an answer are too many for this model")
-        filled = text_segment([*ids, *rest.ids.tolist()], target=True)
-        return Sequence((*before, filled))
+        return Sequence((*before, text_segment([*ids, *tail.ids.tolist()], target=True)))
+
+    def ends(self, words: Words) -> tuple[int, ...]:
+        """The end of a text, and what ends an answer in the chat template."""
+        end = end_of_turn(words)
+        return tuple(dict.fromkeys((words.vocabulary.eos_id, *(() if end is None else (end,)))))
 
     def completion(self, words: Words, text: str, ids: Tensor) -> str:
         """A model is shown a text without space at its end: what follows brings its own."""
@@ -106,9 +177,7 @@ class Own(Layout):
 
     def decode(self, words: Words, ids: Tensor) -> str:
         """Special tokens that a text names are part of it."""
-        ended = (ids == words.vocabulary.eos_id).nonzero()
-        stop = int(ended[0]) if len(ended) else len(ids)
-        return str(words.tokenizer.decode(ids[:stop].tolist()))
+        return str(words.tokenizer.decode(self.written(words, ids).tolist()))
 
 
 def _write(words: Words, text: Tensor, hole: Tensor, picture: Codes | None) -> Ask:

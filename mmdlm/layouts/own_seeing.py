@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, picture_segment, text_segment
@@ -29,6 +28,7 @@ class OwnSeeing(Own):
     family: ClassVar[str] = "mmdlm-seeing"
     sees: ClassVar[Sight] = "features"
     tasks: ClassVar[tuple[str, ...]] = ("caption", "complete")
+    spoken_tasks: ClassVar[tuple[str, ...]] = ("answer", "chat")
 
     def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
         """The text is open; in the other branch it stands without the picture."""
@@ -37,13 +37,12 @@ class OwnSeeing(Own):
         sequence = Sequence((seen, answer_segment(words, length)))
         return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
-        """A picture and its caption; without a picture as `Own.teach`."""
-        pictures = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-        if not pictures:
-            return super().teach(words, turns, answers=answers)
-        if len(turns) != 2 or turns[0].parts != tuple(pictures) or len(pictures) > 1:
-            self.cannot("questions about pictures")
-        ids = [*words.spoken(said(turns[1])), words.vocabulary.eos_id]
-        seen, _ = self.describe(words, pictures[0], length=len(ids)).sequence.segments
+    def teach_caption(self, words: Words, question: Turn, answer: Turn) -> Sequence:
+        """An image without words, and its caption, as `describe` asks for it."""
+        if len(question.parts) > 1:
+            self.cannot("questions about images without a template")
+        (picture,) = question.parts
+        assert not isinstance(picture, str)
+        ids = [*words.spoken(said(answer)), words.vocabulary.eos_id]
+        seen, _ = self.describe(words, picture, length=len(ids)).sequence.segments
         return Sequence((seen, text_segment(ids, target=True)))

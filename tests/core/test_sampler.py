@@ -524,6 +524,24 @@ def test_suppressed_ids_are_never_drawn():
     assert order(Factorised(logits.expand(4, -1)), free_text(4), generator=rng()).ids.max() < TEXT
 
 
+@pytest.mark.parametrize("least", [0, 1, 3])
+def test_a_text_does_not_end_before_so_many_tokens(least: int):
+    """Codes before it do not count."""
+    logits = torch.zeros(30, VOCABULARY.size)
+    logits[:, [0, 4]] = 9.0  # both are ends, likely everywhere; 7 comes next
+    logits[:, 7] = 5.0
+    sampler = Sampler(steps=20, stop_ids=(0, 4), min_new_tokens=least, order=LeftToRight())
+    batch = copies(document(6, 5, prompt=2), 2)
+    out = sampler(Factorised(logits), batch, generator=rng())
+    text = batch.target & batch.of(Modality.TEXT)
+    for ids, steps in zip(out.ids[text].view(2, 6), out.steps[text].view(2, 6), strict=True):
+        assert ids[: least + 1].tolist() == [7] * least + [0]
+        assert (steps[least + 1 :] == -1).all()  # nothing is committed behind the end
+    taken_back = replace(sampler, remask=Remasking(0.2))(Factorised(logits), batch, generator=rng())
+    assert (taken_back.ids[text].view(2, 6)[:, :least] == 7).all()
+    assert (taken_back.steps[text] >= 0).all()
+
+
 def test_a_text_may_take_ids_of_the_whole_vocabulary():
     logits = torch.zeros(5, VOCABULARY.size)
     logits[:, VOCABULARY.image[0]] = 9.0

@@ -298,7 +298,7 @@ def test_what_a_family_cannot_do_is_said_with_what_it_can() -> None:
     with pytest.raises(ValueError, match=says):
         Llada().edit(words, "x", sources=(), picture=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(mmdlm\) was not trained for chat; it is for caption"):
-        Own().need("chat")
+        Own().need("chat", words.tokenizer)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.family)

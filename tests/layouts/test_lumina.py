@@ -7,7 +7,7 @@ import torch
 
 from mmdlm.core.vocabulary import Modality
 from mmdlm.layouts.conversation import turns_of
-from mmdlm.layouts.layout import Codes
+from mmdlm.layouts.layout import Codes, Turn
 from mmdlm.layouts.lumina import EDITS, Lumina, best_crop, crops
 from mmdlm.layouts.words import Words
 from tests.layouts.tiny import Script, ids_of, targets_of, words_of
@@ -102,6 +102,22 @@ def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Word
     assert ids_of(both.sequence).count(write.of("<boi>")[0]) == 3
     with pytest.raises(ValueError, match="editing 'paint' is not one of edit, dense"):
         Lumina(editing="paint")
+
+
+def test_an_edit_is_learned_as_it_is_asked_for(words: Words) -> None:
+    source, target = (
+        Codes.given(words.vocabulary.image_ids(torch.tensor(codes)), (1, 2))
+        for codes in ([5, 6], [7, 1])
+    )
+    turns = (Turn("user", (source, "night")), Turn("assistant", (target,)))
+    taught = Lumina().teach(words, turns, answers=[1])
+    blank = Codes.blank(words, (1, 2), drawn=True)
+    asked = Lumina().edit(words, "night", sources=(source,), picture=blank).sequence
+    learned = targets_of(taught)
+    assert learned == targets_of(asked)
+    assert [ids_of(taught)[n] for n in learned] == target.ids.tolist()
+    rest = [n for n in range(len(taught)) if n not in learned]
+    assert [ids_of(taught)[n] for n in rest] == [ids_of(asked)[n] for n in rest]
 
 
 def test_understanding(words: Words) -> None:

@@ -150,7 +150,7 @@ def own_words(**options: Any) -> Words:
 def test_ours_learns_what_it_completes(options: dict[str, Any]) -> None:
     words, layout = own_words(**options), LAYOUTS["mmdlm"]
     turns = (Turn("user", ("1+1=",)), Turn("assistant", ("2",)))
-    taught = layout.teach(words, turns, answers=[1])
+    taught = layout.teach_task(words, turns)
     asked = layout.complete(words, "1+1=", length=2).sequence
     assert len(ids_of(taught)) == len(ids_of(asked))
     first = targets_of(asked)[0]
@@ -158,18 +158,35 @@ def test_ours_learns_what_it_completes(options: dict[str, Any]) -> None:
     assert targets_of(taught) == list(range(first, len(ids_of(taught))))
     eos = words.vocabulary.eos_id
     assert [i for i in ids_of(taught)[first:] if i != eos] == Script(words).of("2")
-    with pytest.raises(ValueError, match="learns one question with its answer, not 4"):
-        layout.teach(words, turns + turns, answers=[3])
+    with pytest.raises(ValueError, match="its 4 messages are not one question and its answer"):
+        layout.teach_task(words, turns + turns)
+    with pytest.raises(ValueError, match="not trained for chat; .* has no chat template"):
+        layout.teach(words, turns, answers=[1])
+
+
+@pytest.mark.parametrize("family", ["mmdlm", "mmada"])
+def test_without_a_template_an_image_is_learned_as_it_is_drawn(family: str) -> None:
+    words = words_of("mmada") if family == "mmada" else own_words(slots=12, grid=(2, 2))
+    layout = LAYOUTS[family]
+    turns = (Turn("user", ("a cat",)), Turn("assistant", (picture(words, layout),)))
+    assert ids_of(layout.teach_task(words, turns)) == ids_of(
+        layout.teach(words, turns, answers=[1])
+    )
+    spoken = (turns[0], Turn("assistant", ("look: ", picture(words, layout))))
+    with pytest.raises(ValueError, match="has the words 'look:' beside an image"):
+        layout.teach_task(words, spoken)
 
 
 def test_ours_that_sees_learns_captions() -> None:
     words, layout = own_words(), LAYOUTS["mmdlm-seeing"]
     turns = (Turn("user", (Seen(3),)), Turn("assistant", ("hi",)))
-    taught = layout.teach(words, turns, answers=[1])
+    taught = layout.teach_task(words, turns)
     asked = layout.describe(words, Seen(3), length=3).sequence
     assert targets_of(taught) == targets_of(asked) == [3, 4, 5]
-    with pytest.raises(ValueError, match="questions about pictures"):
-        layout.teach(words, (Turn("user", (Seen(3), "how?")), turns[1]), answers=[1])
+    with pytest.raises(ValueError, match="questions about images"):
+        layout.teach_task(words, (Turn("user", (Seen(3), "how?")), turns[1]))
+    with pytest.raises(ValueError, match=r"\(llada_v\) is asked about images by its template"):
+        LAYOUTS["llada_v"].teach_task(words_of("llada_v"), turns)
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -31,6 +31,16 @@ SPECIALS = {
     "dimple": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     "lumina": ("<boi>", "<eoi>", "<uncondition>", "<|reserved_token_0|>", "<answer>", "</answer>"),
 }
+# Qwen's, with its default system message, and marks around what the assistant says.
+CHATML = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{- '<|im_start|>system\nYou are kind.<|im_end|>\n' -}}{%- endif -%}"
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] + '<|im_end|>' -}}{%- endif -%}{{- '\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
 MARKERS = {"mmada": ("<|soi|>", "<|eoi|>"), "lumina": ("<boi>", "<eoi>")}
 CODES = 16
 

@@ -36,10 +36,16 @@ def shaken(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def autoregressive(
-    kind: str, folder: Path, *, spare: int = 5, dtype: torch.dtype = torch.float32, **options: Any
+    kind: str,
+    folder: Path,
+    *,
+    spare: int = 5,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """A random model with `spare` rows that the tokenizer has no ids for."""
-    tokenizer = train_text_tokenizer(TEXTS, size=280)
+    tokenizer = tokenizer or train_text_tokenizer(TEXTS, size=280)
     config = AutoConfig.for_model(
         kind,
         **{

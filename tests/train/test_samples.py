@@ -52,7 +52,15 @@ def test_a_sheet_warns(
         text_to_image=lambda prompts: images, caption=lambda given: ["a"] * 2
     )
     nothing: Any = None
-    sheet = SampleSheet(nothing, nothing, nothing, ["a", "b"], tmp_path)
+    sheet = SampleSheet(
+        nothing,
+        nothing,
+        nothing,
+        tmp_path,
+        layout=nothing,
+        defaults=nothing,
+        prompts=["a", "b"],
+    )
     with caplog.at_level(logging.WARNING):
         sheet.write(7, model)
     assert ("step 7: 2 of 2 samples are nearly blank" in caplog.text) == warned

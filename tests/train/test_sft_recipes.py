@@ -136,6 +136,11 @@ def train(recipe: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_recipe_is_run() -> None:
-    """Those above, the smoke runs, and what `make rl` starts from."""
+    """Those above, the smoke runs, what `make rl` starts from, and test_chat.py."""
     ran = {"llada_s1k", "llava_llada_v", "llava_llada_v_projector", "mmada_cot"}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} - ran == {"smoke", "sudoku", "countdown"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - ran == {
+        "smoke",
+        "sudoku",
+        "countdown",
+        "chat",
+    }

@@ -1,0 +1,97 @@
+"""A model of one's own learns to talk: converted or from nothing, tuned, asked line by line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import PreTrainedTokenizerFast
+
+from data_pipelines.text_tokenizer import train_text_tokenizer
+from data_pipelines.write_shards import conversations
+from mmdlm import cli
+from tests.layouts.tiny import CHATML
+from tests.models import foreign
+from tests.train.tiny import Run, sft
+
+ROOT = Path(__file__).parents[2]
+SUBJECTS = "cat dog sun moon tree fish king rain"
+COLORS = "red blue green white black"
+
+
+def talk(number: int, subject: str) -> list[str]:
+    """Two questions with their answers; the second one cannot be answered without the first."""
+    color = COLORS.split()[number % 5]
+    return [f"say {subject}", f"a {subject}", "its color?", f"{subject} is {color}"]
+
+
+TALKS = [talk(number, subject) for number, subject in enumerate(SUBJECTS.split())]
+
+
+def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Each word of the conversations is a token."""
+    texts = [text for one in TALKS for text in one]
+    words = train_text_tokenizer([*texts, "user assistant You are kind."] * 3, size=400)
+    if template is not None:
+        names = ["<|im_start|>", "<|im_end|>"]
+        words.add_special_tokens({"additional_special_tokens": names})
+        words.chat_template = template
+    return words
+
+
+def recipe(folder: Path, **options: Any) -> Path:
+    """configs/sft/chat.yaml for a few short conversations, and as JSON lines in shards."""
+    roles = ("user", "assistant") * 2
+    lines = [
+        {"messages": [{"role": r, "content": t} for r, t in zip(roles, one, strict=False)]}
+        for whole in TALKS
+        for one in (whole[:2], whole)
+    ]
+    source = folder / "talks.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    conversations(str(source), folder / "talks")
+    config = yaml.safe_load((ROOT / "configs/sft/chat.yaml").read_text())
+    del config["out"]
+    config["data"] |= {"batch_size": 8, "length": 64, "packed": False}
+    config["data"]["sources"][0]["urls"] = str(folder / "talks")
+    config["data"]["sources"][0]["to_sequence"]["init_args"]["tail"]["init_args"]["longest"] = 3
+    config["fit_settings"] |= {"steps": 300, "accumulation": 1, "checkpoint_every": 1000}
+    config["fit_settings"]["optimizer"]["init_args"]["learning_rate"] = 3e-3
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps({**config, "save_dtype": "float32", "threads": 1, **options}))
+    return path
+
+
+def trained(path: Path, *more: str) -> Path:
+    out = path.parent / "out"
+    run = Run(sft, ["--config", str(path), "--out", str(out), *more], folder=path.parent)
+    assert run.exit_code() == 0, run.errors.read_text()[-3000:]
+    return out / "final"
+
+
+def said(
+    folder: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any, *more: str
+) -> list[str]:
+    """What `mmdlm chat` answers over a pipe."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    capsys.readouterr()
+    assert cli.main(["chat", "--model", str(folder), "--max-new-tokens", "6", *more]) == 0
+    return str(capsys.readouterr().out).splitlines()
+
+
+def test_a_converted_model_learns_to_talk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under its own chat template, turn after turn."""
+    foreign.autoregressive(
+        "qwen2", tmp_path / "theirs", tokenizer=tokenizer(CHATML), hidden_size=64
+    )
+    assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(tmp_path / "start")]) == 0
+    final = trained(recipe(tmp_path, start_from=str(tmp_path / "start")))
+    for asked, first, again, second in TALKS:
+        assert said(final, [asked, again], monkeypatch, capsys) == [first, second]
