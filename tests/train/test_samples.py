@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from train.samples import SampleSheet, lost_variety
+from data_pipelines.seen import SeenCaption
+from data_pipelines.shards import read_shard
+from data_pipelines.source import Source
+from mmdlm.vision.image_files import open_image
+from train.samples import SampleSheet, first_captions, lost_variety
+
+PICTURES = str(Path(__file__).parents[1] / "data/emoji_pictures.tar")
 
 
 def blank(seed: int) -> Image.Image:
@@ -42,6 +49,15 @@ def test_blank_ones_are_counted() -> None:
 
 def test_the_same_image_for_every_prompt() -> None:
     assert lost_variety([spot(2)] * 3) == "all 3 samples look alike, whatever their prompts"
+
+
+def test_the_first_images_of_each_source_are_shown_with_their_captions() -> None:
+    sources = [Source(PICTURES, SeenCaption(16)), Source(PICTURES, SeenCaption(16))]
+    samples = list(islice(read_shard(PICTURES), 3))
+    found = first_captions(sources, 3)
+    assert [text for _, text in found] == [one["txt"].decode() for one in samples] * 2
+    assert found[1][0].tobytes() == open_image(samples[1]["png"]).tobytes()
+    assert first_captions(sources, 0) == []
 
 
 @pytest.mark.parametrize("images, warned", [([blank(0)] * 2, True), (VARIED[:2], False)])

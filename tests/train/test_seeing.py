@@ -109,9 +109,13 @@ def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None
         assert sum(right) >= 15
 
     # as users ask for it
-    pictures = [open_image(one["png"]) for one in samples[:4]]
-    captions = mmdlm.load(tmp_path / "out" / "final").caption(pictures)
-    assert sum(map(str.__eq__, captions, names)) >= 3
+    pictures = [open_image(one["png"]) for one in samples]
+    loaded = mmdlm.load(tmp_path / "out" / "final")
+    assert sum(map(str.__eq__, loaded.caption(pictures), names)) >= 15
+    decoding = loaded.defaults.caption  # as the recipe records it
+    assert (decoding.order, decoding.min_new_tokens) == ("left_to_right", 1)
+    sheets = sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
+    assert sheets == [f"step_{step:08d}.png" for step in (100, 200, 300)]
 
 
 def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def data(tmp_path: Path) -> dict[str, str]:
     file = io.BytesIO()
     Image.new("RGB", (40, 28), "red").save(file, format="PNG")
     picture = {"png": file.getvalue()}
-    codes = {"codes.npy": encode_array(np.arange(4, dtype=np.uint16))}
+    codes = {"codes.npy": encode_array(np.arange(16, dtype=np.uint16))}
     thought = "<think> hm </think> red"
     return {
         "words": shards(tmp_path / "words", conversation("which?", thought)),
