@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from data_pipelines.write_shards import conversations
 from mmdlm import cli
+from mmdlm.layouts.chat_template import PLAIN
 from tests.layouts.tiny import CHATML
 from tests.models import foreign
 from tests.train.tiny import Run, sft
@@ -95,3 +96,22 @@ def test_a_converted_model_learns_to_talk(
     final = trained(recipe(tmp_path, start_from=str(tmp_path / "start")))
     for asked, first, again, second in TALKS:
         assert said(final, [asked, again], monkeypatch, capsys) == [first, second]
+
+
+def test_a_tokenizer_without_a_chat_template_is_saved_with_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And with decoding that writes from left to right, but for what the recipe says."""
+    foreign.autoregressive("qwen2", tmp_path / "theirs", tokenizer=tokenizer(None))
+    assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(tmp_path / "start")]) == 0
+    assert cli.main(["chat", "--model", str(tmp_path / "start")]) == 2
+    assert "has no chat template, which train.sft on conversations" in capsys.readouterr().err
+    few = ["--fit_settings.steps", "2", "--data.packed", "true"]
+    decoding = {"answer": {"num_inference_steps": 6}}
+    final = trained(recipe(tmp_path, start_from=str(tmp_path / "start"), decoding=decoding), *few)
+    words = PreTrainedTokenizerFast.from_pretrained(final)
+    assert words.chat_template == PLAIN
+    answer = json.loads((final / "generation.json").read_text())["answer"]
+    assert answer == {"num_inference_steps": 6, "order": "left_to_right", "min_new_tokens": 1}
+    (line,) = said(final, ["say cat"], monkeypatch, capsys)
+    assert line
