@@ -16,14 +16,19 @@ LIMITS = {
     "num_hidden_layers": 10**4,
 }
 THREADS = 1024
+# Below zero, training would make worse what it is to make better.
+WEIGHTS = (
+    *("coefficients.text", "coefficients.image", "loss.l1", "loss.l2", "loss.gradient"),
+    *("loss.sft", "loss.beta"),
+)
 ENDLESS = ("clip", "max_grad_norm")  # where infinity says: no limit
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, where each number in them, however deep, can be meant.
 
-    Raises ValueError that names one which is NaN, infinite or far too large, a number of threads
-    that no machine has, and an empty value where a class needs one.
+    Raises ValueError that names one which is NaN, infinite or far too large, a weight of the loss
+    below zero, a number of threads that no machine has, and an empty value where a class needs one.
     """
     for name, value in settings.items():
         _check(name, value)
@@ -37,6 +42,8 @@ def _check(name: str, value: Any) -> None:
     leaf = name.rpartition(".")[2]
     if isinstance(value, bool | str) or leaf == "seed":
         return
+    if name in WEIGHTS and isinstance(value, int | float) and value < 0:
+        raise ValueError(f"{name} is {value}; it must be 0 or more")
     if isinstance(value, float) and not math.isfinite(value):
         if math.isnan(value) or leaf not in ENDLESS:
             raise ValueError(f"{name} is {value}; it must be a finite number")
