@@ -65,6 +65,8 @@ class Data:
     num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
                  and none elsewhere. A run goes on with as many as it was begun with, and each
                  needs a sample of every source
+    urls         shards in place of those of the only source, which is read as before: a recipe
+                 for data of one's own
     """
 
     sources: list[Source]
@@ -74,6 +76,17 @@ class Data:
     num_workers: int | None = None
     shuffle_buffer: int = 4096
     max_broken: float = 0.01
+    urls: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.urls is None:
+            return
+        if len(self.sources) != 1:
+            raise ValueError(
+                f"urls {self.urls} are for a recipe of one source, but it has "
+                f"{len(self.sources)}; give the sources as a whole"
+            )
+        object.__setattr__(self, "sources", [replace(self.sources[0], urls=self.urls)])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from data_pipelines.conversations import Conversation
 from data_pipelines.image_text import ImageText
 from data_pipelines.source import Source
 from mmdlm.core.forward import Absorbing
@@ -113,3 +114,12 @@ def test_images_have_as_many_codes_as_the_image_tokenizer_makes() -> None:
     assert [source.to_sequence.codes_per_image for source in read] == [6, 4]
     unknown = read_sources(data, denoiser, replace(words, grid=None), Own())
     assert [source.to_sequence.codes_per_image for source in unknown] == [None, 4]
+
+
+def test_shards_of_ones_own_are_read_as_the_recipe_says() -> None:
+    read = Conversation(answers="last", cut_long_answers=True)
+    data = Data(sources=[Source("data/s1k", read, weight=2.0)], urls="data/chats")
+    assert data.sources == [Source("data/chats", read, weight=2.0)]
+    both = [Source("a", read), Source("b", read)]
+    with pytest.raises(ValueError, match="data/chats are for a recipe of one source, but it has 2"):
+        Data(sources=both, urls="data/chats")
