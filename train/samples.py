@@ -87,7 +87,7 @@ class SampleSheet:
 
 def lost_variety(images: list[Image.Image]) -> str | None:
     """Say that most images are nearly blank, or all nearly alike; None where they are neither."""
-    small = [image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR) for image in images]
+    small = [image.resize((32, 32), Image.Resampling.BILINEAR) for image in images]
     pixels = np.stack([np.asarray(one, dtype=np.float64) for one in small])  # [N, 32, 32, 3]
     blank = int((pixels.std(axis=(1, 2)).max(axis=-1) < CONTRAST).sum())
     if 2 * blank > len(images):

@@ -75,12 +75,14 @@ class Asked:
 class Range:
     """The ids `start` .. `stop` - 1, and which of them a position does not become.
 
-    suppressed, postponed, ends  [n] int64, their columns
+    suppressed, masks, postponed, ends  [n] int64, their columns; masks are never drawn either, but
+                                        count in what an order takes for the model's confidence
     """
 
     start: int
     stop: int
     suppressed: Tensor
+    masks: Tensor
     postponed: Tensor
     ends: Tensor
 
@@ -91,6 +93,7 @@ class Range:
         stop: int,
         *,
         suppressed: Sequence[int],
+        masks: Sequence[int],
         postponed: Sequence[int],
         ends: Sequence[int],
         device: torch.device,
@@ -98,12 +101,12 @@ class Range:
         """Of ids, some of which may lie elsewhere."""
         columns = (
             torch.tensor([i - start for i in ids if start <= i < stop], dtype=torch.int64)
-            for ids in (suppressed, postponed, ends)
+            for ids in (suppressed, masks, postponed, ends)
         )
         return cls(start, stop, *(sent(one, device) for one in columns))
 
-    def drawable(self, logits: Tensor, early: Tensor) -> Tensor:
-        """[m, R] logits in which what is never drawn has no probability.
+    def allowed(self, logits: Tensor, early: Tensor) -> Tensor:
+        """[m, R] logits in which suppressed ids have no probability.
 
         early  [n] int64 on the host, which of the m positions do not become an end
         """
@@ -112,6 +115,10 @@ class Range:
             return logits
         places = sent(early, logits.device)[:, None], self.ends[None]
         return logits.index_put(places, logits.new_tensor(-math.inf))
+
+    def drawable(self, logits: Tensor) -> Tensor:
+        """[m, R] allowed logits in which what is never drawn has no probability."""
+        return _without(logits, self.masks)
 
     def preferred(self, logits: Tensor) -> Tensor:
         """[m, R] logits in which what comes last has no probability."""

@@ -389,7 +389,8 @@ class Sampler:
             ranges[modality] = Range.of(
                 start,
                 stop,
-                suppressed=self.undrawable(vocabulary),
+                suppressed=self.suppressed,
+                masks=() if self.mask_drawn else (vocabulary.mask_id,),
                 postponed=self.postponed,
                 ends=self.stop_ids if self.min_new_tokens and modality == Modality.TEXT else (),
                 device=device,
@@ -454,12 +455,14 @@ class Sampler:
 
         early  [n] int64 on the host, which of them do not end a text
         """
-        drawable = ids.drawable(logits.float(), early)
+        allowed = ids.allowed(logits.float(), early)
+        drawable = ids.drawable(allowed)
         token = self._categorical(drawable, generator)  # [m]
         own = _log_prob(drawable, token)
-        logits = ids.preferred(drawable)
         if self.order_after_temperature:
-            logits = self._tempered(logits).float()
+            logits = self._tempered(ids.preferred(drawable)).float()
+        else:
+            logits = ids.preferred(allowed)
         log_prob = own if logits is drawable else _log_prob(logits, token)
         candidates = replace(candidates, logits=logits, log_prob=log_prob)
         return token, log_prob, own, self.order.read(candidates)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,11 +41,18 @@ def teach(model: nn.Module, denoiser: MmdlmForMaskedDiffusion, batch: Batch) -> 
     denoiser.hidden(batch.ids, batch).sum().backward()
 
 
+@pytest.fixture
+def _limit_of_torch() -> Iterator[None]:
+    """As torch has it, whatever ran before; monkeypatch would hide the setting afterwards."""
+    with torch._dynamo.config.patch(recompile_limit=8):
+        yield
+
+
+@pytest.mark.usefixtures("_limit_of_torch")
 def test_layers_stay_compiled_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under LoRA, dropout, recomputing and ragged prompts."""
     peft = pytest.importorskip("peft")
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     compiled, called = [0], [0]
 
     def backend(graph: torch.fx.GraphModule, given: Any) -> Callable[..., Any]:
