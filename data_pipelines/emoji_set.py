@@ -28,12 +28,14 @@ from data_pipelines.icon_sets import read_icon_sets
 from data_pipelines.origin import Given, is_done
 from data_pipelines.report import Report
 from data_pipelines.shards import INDEX, Sample
+from data_pipelines.sole_writer import sole_writer
 from data_pipelines.text_files import json_bytes
 from data_pipelines.write_shards import png_bytes, write_splits
 
 MEASURED_EDITS, MEASURED_QUESTIONS = 200, 100  # questions of each kind
 
 
+@sole_writer
 def main(
     icons: Path,
     out: Path,
