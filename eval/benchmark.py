@@ -350,6 +350,7 @@ def run(
     benchmark = replace(whole, problems=asked.of(whole.problems))
     benchmark.rubric.prepare()
     loaded = load(model, device=asked.device)
+    described = describe_model(model, loaded)
     loaded, passes = counted(asked.applied_to(loaded))
     asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
     asking.check(benchmark.problems)  # one that is too long is found before hours of others
@@ -377,7 +378,7 @@ def run(
             "problems": len(whole.problems),
             **benchmark.facts,
         },
-        "model": describe_model(model, loaded),
+        "model": described,
         "hardware": hardware,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds_of_answers": round(seconds, 1),

@@ -65,7 +65,7 @@ def main(
     and why it failed.
 
     Args:
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         data: A jsonl of HumanEval (prompt, test, entry_point) or MBPP (text, test_list).
         out: JSON file for the result.
         style: How a function is asked for: as d1 trains, or as a base model of LLaDA is, by a text

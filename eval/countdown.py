@@ -70,7 +70,7 @@ def main(
     Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl).
 
     Args:
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         data: A jsonl with input "30,100,93" and output "23"; default: problems that can be solved,
             made by the seed.
         out: JSON file for the result.

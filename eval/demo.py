@@ -149,7 +149,7 @@ def main(out: Path = Path("demo"), *, model: str = "emoji", seed: int = 0) -> No
 
     Args:
         out: Folder for the page, index.html, and its images.
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         seed: Of everything that is drawn at random.
     """
     began = time.perf_counter()

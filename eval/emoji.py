@@ -99,7 +99,7 @@ def main(
     answer, one emoji a line (.jsonl), and two sheets of pictures.
 
     Args:
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         out: JSON file for the result.
         sheet: PNG file for held-out pictures, drawn beside real; default: --out with .png. The
             tokenizer's reconstructions go beside it, with -tokenizer added to the name.
@@ -131,6 +131,7 @@ def main(
     if shards is None:
         font = font or find_font()
     loaded = load(model, device=device)
+    described = describe_model(model, loaded)
     own = Asked.of(loaded, steps, caption_steps, guidance_scale)
     asked = replace(own, drawings=drawings, seed=seed, batch_size=batch_size)
     began, hardware = time.perf_counter(), describe_hardware(loaded.device)
@@ -151,7 +152,7 @@ def main(
             "likelihood": {"items": likelihood_items, **asdict(ELBO)},
         },
         "data": gallery.describe(),
-        "model": describe_model(model, loaded),
+        "model": described,
         "hardware": hardware,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - began, 1),

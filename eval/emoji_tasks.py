@@ -123,7 +123,7 @@ def main(
 
     Args:
         images: Folder that `data_pipelines.emoji_set` wrote.
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         out: JSON file for the result.
         limit: Most edits, questions and images in a style; default: all.
         batch_size: Questions and drawings in one call of the model.
@@ -134,6 +134,7 @@ def main(
         raise ValueError(f"--limit {limit} is too small; give 1 or more")
     began = time.perf_counter()
     loaded = load(model, device=device)
+    described = describe_model(model, loaded)
     hardware = describe_hardware(loaded.device)
     known = Known.read(images)
     tasks = TaskSet.read(images, known)
@@ -148,7 +149,7 @@ def main(
     report = {
         "results": {**edited, **answered, **styled},
         "settings": {"limit": limit, "batch_size": batch_size, "seed": seed},
-        "model": describe_model(model, loaded),
+        "model": described,
         "hardware": hardware,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - began, 1),

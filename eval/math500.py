@@ -55,7 +55,7 @@ def main(
     Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl).
 
     Args:
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         data: A jsonl with problem and answer, or a solution with a \boxed answer.
         out: JSON file for the result.
         style: How a problem is asked: as d1 evaluates, as it trains, or as a base model of LLaDA

@@ -12,17 +12,25 @@ import torch
 from torch import nn
 
 from mmdlm.generate import Model
-from mmdlm.loading import find_checkpoint
 
 
 def describe_model(name: str, model: Model) -> dict[str, Any]:
-    """The checkpoint: its size, and sha256 of each file of weights, as `sha256sum` gives it."""
-    folder = find_checkpoint(name)
+    """The checkpoint: its size, and sha256 of each file of weights, as `sha256sum` gives it.
+
+    It is where the model was read from, not looked up again: a run that goes on has a newer step by
+    now, and may have dropped that one.
+
+    name  that was asked for; a run's stands for one of its checkpoints
+    """
+    origin = model.origin
+    if origin is None:
+        raise ValueError(f"the model {name!r} was read from no folder")
     return {
         "name": name,
+        **({} if origin.step is None else {"step": origin.step}),
         "sha256": {
-            path.relative_to(folder).as_posix(): sha256_of(path)
-            for path in sorted(folder.rglob("*.safetensors"))
+            _shown(path, origin.folder): digest or sha256_of(path)
+            for path, digest in origin.files.items()
         },
         "parameters": {
             "denoiser": _parameters(model.denoiser),
@@ -31,6 +39,14 @@ def describe_model(name: str, model: Model) -> dict[str, Any]:
         "codes": model.denoiser.vocabulary.image_codes,
         "text_ids": model.denoiser.vocabulary.text[1] - model.denoiser.vocabulary.text[0],
     }
+
+
+def _shown(path: Path, folder: Path) -> str:
+    """A file of weights by its place in the folder of the model; of a step, in that of its run."""
+    for near in (folder, folder.parent):
+        if path.is_relative_to(near):
+            return path.relative_to(near).as_posix()
+    return path.as_posix()
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:

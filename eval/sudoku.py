@@ -70,7 +70,7 @@ def main(
     Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl).
 
     Args:
-        model: Bundled name, or the folder of a checkpoint.
+        model: Bundled name, or the folder of a checkpoint or a run.
         data: A csv with the columns Puzzle and Solution, 16 characters each, 0 for an empty cell;
             default: puzzles with one solution, made by the seed.
         out: JSON file for the result.

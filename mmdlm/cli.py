@@ -538,10 +538,12 @@ def _command(
         default=bundled,
         required=bundled is None,
         metavar="NAME",
-        help="a bundled model, a checkpoint folder, or OWNER/NAME of the Hugging Face Hub "
+        help="a bundled model, a checkpoint folder, a training run (its final weights, or else "
+        "its newest step; RUN/step_100 names one), or OWNER/NAME of the Hugging Face Hub "
         "(default: %(default)s)"
         if bundled
-        else "a checkpoint folder, or OWNER/NAME of the Hugging Face Hub: "
+        else "a checkpoint folder, a training run (its final weights, or else its newest step; "
+        "RUN/step_100 names one), or OWNER/NAME of the Hugging Face Hub: "
         "GSAI-ML/LLaDA-8B-Instruct, for example",
     )
     command.add_argument(

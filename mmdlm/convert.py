@@ -16,6 +16,7 @@ from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.checkpoint import INDEX, WEIGHTS, Checkpoint, new_folder
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.families import family_named, family_of
+from mmdlm.models.run_steps import RunStep
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.checkpoint_files import check_stays
 
@@ -54,7 +55,13 @@ def convert(
     There and back gives the same tensors and the same config.json. Raises ValueError for a folder
     that cannot be read, an `out` that exists, and a model that the family cannot express.
     """
-    checkpoint = Checkpoint.open(find_checkpoint(source))
+    folder = find_checkpoint(source)
+    if RunStep.of(folder) is not None:
+        raise ValueError(
+            f"{folder} is a step of a run; write it as a folder of its own, which can be converted:"
+            f' python -c "import mmdlm; mmdlm.load({str(folder)!r}).save_pretrained(FOLDER)"'
+        )
+    checkpoint = Checkpoint.open(folder)
     out = Path(out)
     if out.resolve().is_relative_to(checkpoint.folder.resolve()):
         raise ValueError(f"{out} lies in {checkpoint.folder}, which is copied; name another place")

@@ -23,7 +23,7 @@ from mmdlm.layouts.layout import Ask, Codes, Layout, Picture
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.own import Own
 from mmdlm.layouts.words import Words
-from mmdlm.models.checkpoint import new_folder
+from mmdlm.models.checkpoint import Origin, new_folder
 from mmdlm.models.lora import has_adapter
 from mmdlm.vision.adapter import VisionAdapter
 from mmdlm.vision.image_files import WHITE
@@ -58,6 +58,7 @@ class Engine:
     device: torch.device = torch.device("cpu")
     layout: Layout = Own()
     packed: PackedLayers | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         if self.packed is None or self.packed.module is not self.denoiser:

@@ -53,6 +53,7 @@ class Model(Engine):
     layout           how its family lays out documents, with its chat template and special ids
     packed           what is kept of the denoiser's weights from call to call, in the order that is
                      fastest on a CPU; None: it is made, and takes as much memory as they do
+    origin           where the weights were read from; None: from no folder
 
     What the family was not trained for raises ValueError that says what it is for.
 

@@ -25,11 +25,12 @@ from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.generate import Model
 from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import layout_of
-from mmdlm.models.checkpoint import Checkpoint
+from mmdlm.models.checkpoint import Checkpoint, Origin
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families import family_named
 from mmdlm.models.lora import Lora
 from mmdlm.models.quantization import quantization_config
+from mmdlm.models.run_steps import FINAL, RunStep, find_in_run, open_checkpoint, parts_of
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
@@ -53,6 +54,10 @@ def load(
     task: str | None = None,
 ) -> Model:
     """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
+
+    The folder of a training run stands for its final weights, or else for its newest step; one of
+    its steps can be named as well: RUN/step_100. A step answers with its averaged weights, or with
+    the weights themselves where the run keeps no average. Which one it is, a line on stderr says.
 
     device           default: a CUDA GPU where there is one, else the CPU
     dtype            of the denoiser's computation; default: that of the weights for a published
@@ -80,8 +85,9 @@ def load(
         raise ValueError("merge_adapter=True has no adapter to merge; name one: adapter=FOLDER")
     folder = find_checkpoint(name_or_path)
     where = _device(device)
-    checkpoint = Checkpoint.open(folder)
-    text_tokenizer = load_text_tokenizer(folder)
+    checkpoint = open_checkpoint(folder)
+    parts = parts_of(folder)
+    text_tokenizer = load_text_tokenizer(parts)
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
     layout = layout or layout_of(
         (getattr(config, "published", None) or {}).get("family"),
@@ -89,7 +95,9 @@ def load(
     )
     if task is not None:
         layout.need(task, text_tokenizer)
-    defaults = Defaults.from_json(folder / GENERATION, generation=layout.generation)
+    defaults = Defaults.from_json(parts / GENERATION, generation=layout.generation)
+    origin = _origin(folder, checkpoint)
+    _say_which(name_or_path, folder)
     vocabulary = Vocabulary(**config.vocabulary)
     try:
         _check_mask_token(text_tokenizer, vocabulary)
@@ -108,7 +116,7 @@ def load(
         lora.onto(denoiser, merge=merge_adapter)
     pictures = None
     if vocabulary.image_codes:
-        pictures = load_image_tokenizer(_find_image_tokenizer(folder, config, image_tokenizer))
+        pictures = load_image_tokenizer(_find_image_tokenizer(parts, config, image_tokenizer))
         pictures = pictures.to(where)
     try:
         return Model(
@@ -120,6 +128,7 @@ def load(
             defaults=defaults,
             device=where,
             layout=layout,
+            origin=origin,
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {reason_of(error)}") from error
@@ -139,17 +148,19 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
-    """The folder behind a bundled name, a path or the name of a repository."""
+    """The folder behind a bundled name, a path, a run or the name of a repository."""
     name = str(name_or_path)
     bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
     if name in bundled:
         return BUNDLED / name
     path = Path(name_or_path).expanduser()
-    if name.strip() and path.is_dir():  # Path("") is the current folder
+    if name.strip() and (in_run := find_in_run(path)):  # Path("") is the current folder
+        return in_run
+    if name.strip() and path.is_dir():
         return path
     choice = (
         f"give a bundled name ({', '.join(bundled) or 'none is installed'}), the folder of a "
-        "checkpoint, or OWNER/NAME of the Hugging Face Hub"
+        "checkpoint or of a run, or OWNER/NAME of the Hugging Face Hub"
     )
     if path.is_file():
         raise ValueError(f"{name!r} is a file, not a model; {choice}")
@@ -164,11 +175,33 @@ def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
         ) from error
 
 
+def _say_which(asked: str | PathLike[str], folder: Path) -> None:
+    """Say on stderr which weights of a run answer, where it was not asked for its final ones."""
+    step = RunStep.of(folder)
+    if step is not None:
+        kind = "averaged weights" if step.is_averaged else "weights without an average"
+        print(f"answering from {folder} ({kind} of step {step.number})", file=sys.stderr)
+    elif folder.name == FINAL and Path(asked).expanduser() == folder.parent:
+        print(f"answering from {folder}, the weights of the finished run", file=sys.stderr)
+
+
+def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
+    """Where a model was read from, with the digests that are known already."""
+    step = RunStep.of(folder)
+    if step is None:
+        return Origin(folder, None, dict.fromkeys(sorted(folder.rglob("*.safetensors"))))
+    files: dict[Path, str | None] = dict.fromkeys(checkpoint.shards)
+    files |= {folder / name: digest for name, digest in step.files.items()}
+    files |= dict.fromkeys(sorted(step.setup.rglob("*.safetensors")))
+    return Origin(folder, step.number, files)
+
+
 def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The text tokenizer in the folder of a model; code that lies there is not run.
 
     Raises ValueError that names the file which is missing or damaged.
     """
+    folder = parts_of(folder)
     pieces = [folder / name for name in ("vocab.json", "merges.txt")]
     fast = folder / "tokenizer.json"
     # Those without tokenizer.json are Dream's, whose class is a copy of Qwen2's.
@@ -210,7 +243,7 @@ def _check_mask_token(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
 
 def _read_config(checkpoint: Checkpoint, *, tokenizer_size: int) -> PreTrainedConfig:
     """The config of the denoiser; ValueError names the file and what is wrong in it."""
-    path, content = checkpoint.folder / "config.json", checkpoint.config
+    path, content = parts_of(checkpoint.folder) / "config.json", checkpoint.config
     kind = content.get("model_type")
     ours = kind in (MmdlmConfig.model_type, MmdlmEncoderConfig.model_type)
     if ours and not isinstance(content.get("vocabulary"), dict):
@@ -270,7 +303,8 @@ def _load_denoiser(
             if kind is MmdlmForMaskedDiffusion:
                 options["read"] = read
             denoiser: PreTrainedModel = _reading(
-                checkpoint.shards[0], lambda: kind.from_pretrained(checkpoint.folder, **options)
+                checkpoint.shards[0],
+                lambda: kind.from_pretrained(checkpoint.folder, checkpoint=checkpoint, **options),
             )
             return denoiser if "device_map" in options else denoiser.to(where)
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -14,6 +14,7 @@ from data_pipelines.source import Source
 from mmdlm.decoding import GENERATION, Defaults
 from mmdlm.layouts.layout import Layout
 from mmdlm.models.checkpoint import read_json
+from mmdlm.models.run_steps import parts_of
 
 
 def with_chat_template(
@@ -45,7 +46,7 @@ def generation_of(
     Raises:
         ValueError: For an unknown key, a bad value, and a class of one's own.
     """
-    file = None if start_from is None else start_from / GENERATION
+    file = None if start_from is None else parts_of(start_from) / GENERATION
     before = read_json(file) if file is not None and file.is_file() else {}
     merged: dict[str, Any] = {}
     for given in (layout.recorded, before, decoding or {}):

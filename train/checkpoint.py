@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmdlm.models.run_steps import completed
+
 log = logging.getLogger(__name__)
-COMPLETE = re.compile(r"step_(\d+)")
 # Fills a folder. It may go on when it has returned: its result waits for that; None: it is done.
 Write = Callable[[Path], Callable[[], None] | None]
 
@@ -24,12 +24,6 @@ def latest(folder: Path) -> tuple[Path, int] | None:
         return None
     step, path = max(found)
     return path, step
-
-
-def completed(folder: Path) -> list[tuple[int, Path]]:
-    """The complete checkpoints of a run with their steps, in any order."""
-    matches = ((COMPLETE.fullmatch(path.name), path) for path in folder.iterdir())
-    return [(int(match[1]), path) for match, path in matches if match]
 
 
 class Checkpoints:

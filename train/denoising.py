@@ -1,8 +1,7 @@
-"""What recipes have in common that denoise documents: data, stage, how they start and end."""
+"""What recipes have in common that denoise documents: data, stage, how they start."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,24 +26,22 @@ from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED
-from mmdlm.decoding import GENERATION
 from mmdlm.engine import Engine
-from mmdlm.layouts.layout import Generation, Layout
+from mmdlm.layouts.layout import Layout
 from mmdlm.layouts.layouts import layout_of
 from mmdlm.layouts.words import Words
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.pretrained import PretrainedDenoiser, load_denoiser
+from mmdlm.models.run_steps import parts_of
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.checkpoint_files import read_json
-from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.image_tokenizer import ImageTokenizer
 from mmdlm.vision.tower_weights import load_tower
 from train.annealing import AttentionAnnealing
-from train.checkpoint import replace_folder
 from train.loop import Stage
-from train.low_rank import Adapted
 from train.meter import Load
 from train.optimizer import Rates
 from train.parts import Parts
@@ -319,14 +316,15 @@ def start(
 
     Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
     """
-    if not (folder / "config.json").is_file():
+    parts = parts_of(folder)
+    if not (parts / "config.json").is_file():
         raise ValueError(f"start_from {folder}: no config.json there; correct the path")
     if attention == "flex_attention" and not torch.cuda.is_available():
         raise ValueError(
             "attention flex_attention trains on a GPU alone, and there is none; take sdpa"
         )
     options = {"attn_implementation": attention, "dtype": dtype}
-    content = read_json(folder / "config.json")
+    content = read_json(parts / "config.json")
     if isinstance(content, dict) and content.get("model_type") != MmdlmEncoderConfig.model_type:
         options["config"] = read_config(content, tokenizer_size=len(tokenizer))
     denoiser = load_denoiser(folder, **options)
@@ -392,7 +390,7 @@ def _check_same_eyes(
 
 def image_tokenizer_of(folder: Path | None, given: Path | None) -> Path | None:
     """The folder of an image tokenizer: the given one, or that of the model in `folder`."""
-    own = None if folder is None else folder / "image_tokenizer"
+    own = None if folder is None else parts_of(folder) / "image_tokenizer"
     return own if given is None and own is not None and own.is_dir() else given
 
 
@@ -423,59 +421,3 @@ def _kept(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoint
     name = operation.name().split("::")[-1]
     dear = name in PRODUCTS or name.startswith("_scaled_dot_product")
     return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def save(
-    denoiser: PretrainedDenoiser,
-    weights: dict[str, Tensor],
-    words: PreTrainedTokenizerFast,
-    image_tokenizer: Path | None,
-    folder: Path,
-    *,
-    dtype: str = "float32",
-    generation: Generation | None = None,
-) -> None:
-    """Write all that `mmdlm.load` needs, beside and then renamed."""
-
-    def write(part: Path) -> None:
-        rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
-        denoiser.save_pretrained(part, state_dict=rounded)
-        words.save_pretrained(part)
-        if image_tokenizer is not None:
-            load_image_tokenizer(image_tokenizer).save_pretrained(part / "image_tokenizer")
-        if generation:
-            (part / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
-
-    replace_folder(folder, write)
-
-
-def finish(
-    denoiser: PretrainedDenoiser,
-    trained: dict[str, Tensor],
-    words: PreTrainedTokenizerFast,
-    image_tokenizer: Path | None,
-    out: Path,
-    *,
-    adapted: Adapted | None = None,
-    base: str = "",
-    dtype: Dtype = "float32",
-    generation: Generation | None = None,
-) -> None:
-    """Write what a stage has learnt to `out`/final, and matrices of low rank to `out`/adapter.
-
-    trained     state dict of a stage whose denoiser is called so
-    adapted     the denoiser with the matrices in it, where it has any
-    base        name of the model that they belong to
-    generation  what `out`/final holds as generation.json
-    """
-    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
-    if adapted is not None:
-        if adapted.is_all_that_learns:
-            own, matrices = adapted, weights
-            replace_folder(out / "adapter", lambda folder: own.save(matrices, folder, base=base))
-            print(f"adapter alone: {out / 'adapter'}")
-        weights = adapted.merged(weights)
-        adapted.remove()
-    final = out / "final"
-    save(denoiser, weights, words, image_tokenizer, final, dtype=dtype, generation=generation)
-    print(f"trained weights: {final}")

@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from train.checkpoint import Checkpoints, latest
+from mmdlm.models.run_steps import SETUP
+from train.checkpoint import Checkpoints, latest, replace_folder
 from train.manifest import check_newest
 from train.meter import Load, Meter
 from train.optimizer import (
@@ -165,11 +166,13 @@ def fit(
     out: Path,
     on_sample: Callable[[int], None] | None = None,
     told: Mapping[str, Any] = MappingProxyType({}),
+    setup: Callable[[Path], None] | None = None,
 ) -> dict[str, Tensor]:
     """Train until `settings.steps`, from the newest checkpoint in `out` where there is one.
 
     A stage whose budget is spent ends the run before that, as its last step would. `told` are the
-    settings of the whole recipe, which a run goes on with; see `Record`.
+    settings of the whole recipe, which a run goes on with; see `Record`. `setup` fills `out/setup`
+    on the main process, before the first step: all that the weights of any step are asked with.
 
     On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
     on the main process even where the weights are sharded. `on_sample(step)` is called on the main
@@ -225,6 +228,8 @@ def fit(
         for said in record.check(path, finished=done_before):
             accelerator.print(f"going on with another setting than {path}: {said}")
         accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
+    if setup is not None and accelerator.is_main_process:
+        replace_folder(out / SETUP, setup)
     log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
     if settings.trackers:
         accelerator.init_trackers(out.name)

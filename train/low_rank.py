@@ -47,6 +47,11 @@ class LowRank:
         if not self.targets:
             raise ValueError("lora: targets is empty; name layers, such as q_proj and v_proj")
 
+    @property
+    def scale(self) -> float:
+        """Return the factor of B A."""
+        return self.alpha / self.rank
+
     def onto(self, denoiser: PretrainedDenoiser, *, seed: int) -> Adapted:
         """Freeze the denoiser but for its vision adapter, and put the matrices beside its layers.
 
@@ -112,7 +117,7 @@ class Adapted:
 
         Where there are matrices their product is added, in float32.
         """
-        scale = self.low_rank.alpha / self.low_rank.rank
+        scale = self.low_rank.scale
         merged = {}
         for name, tensor in weights.items():
             if name.endswith((DOWN, UP)):

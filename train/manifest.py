@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from train.checkpoint import completed
+from mmdlm.models.run_steps import MANIFEST, THREADS, completed, damage_of, digest_of
 
-FILE = "manifest.json"
-THREADS = 4  # files that are digested at once
+FILE = MANIFEST
 
 
 def seal(folder: Path) -> None:
@@ -18,7 +16,7 @@ def seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in files if path != folder / FILE]
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(_digest, files))
+        digests = list(pool.map(digest_of, files))
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, digests, strict=True)
@@ -45,35 +43,3 @@ def check_newest(out: Path) -> None:
         else "the same command starts anew: no earlier checkpoint is intact"
     )
     raise ValueError(f"{newest} is damaged ({damage}); move it away, and {then}")
-
-
-def damage_of(folder: Path) -> str | None:
-    """What of a checkpoint is not as it was written; None: nothing."""
-    if not folder.is_dir():
-        return "it is no folder"
-    if not (folder / FILE).is_file():
-        return f"{FILE} is missing, or another version wrote the checkpoint"
-    try:
-        entries = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        sizes = {str(name): int(entry["bytes"]) for name, entry in entries.items()}
-        digests = {str(name): str(entry["sha256"]) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return f"{FILE} cannot be read: {type(error).__name__}"
-    for name, size in sizes.items():
-        path = folder / name
-        if ".." in Path(name).parts or not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes of {size}"
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(lambda name: _digest(folder / name), sizes))
-    except OSError as error:
-        return str(error)
-    changed = [name for name, digest in zip(sizes, found, strict=True) if digest != digests[name]]
-    return f"{changed[0]} has another content than was written" if changed else None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,7 +35,6 @@ from train.denoising import (
     Data,
     Dtype,
     Recompute,
-    finish,
     image_tokenizer_of,
     layout_for,
     learn_in_float32,
@@ -51,6 +50,7 @@ from train.loop import FitSettings, Stage, fit, launched
 from train.low_rank import LowRank
 from train.meter import Load
 from train.reference import Reference
+from train.saving import finish, setup_of
 from train.settings import checked
 
 
@@ -225,7 +225,15 @@ def main(
             folder=out,
         )
     stage = PreferenceStage(denoiser, reference, estimator, loss, loader)
-    trained = fit(stage, loader, settings=fit_settings, out=out, told=told)
+    setup = setup_of(
+        denoiser,
+        words,
+        image_tokenizer,
+        generation=generation,
+        adapted=adapted,
+        base=(start_from, folder),
+    )
+    trained = fit(stage, loader, settings=fit_settings, out=out, told=told, setup=setup)
     if state.is_main_process:
         finish(
             denoiser,

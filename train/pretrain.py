@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.command_line import run
 from data_pipelines.sole_writer import sole_writer
 from mmdlm.core.objective import Objective
+from mmdlm.models.run_steps import find_in_run
 from mmdlm.vision.adapter import VisionConfig
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from train.annealing import AttentionAnnealing
@@ -26,7 +27,6 @@ from train.denoising import (
     DenoisingStage,
     Dtype,
     Recompute,
-    finish,
     layout_for,
     load_batches,
     open_eyes,
@@ -38,6 +38,7 @@ from train.denoising import (
 from train.loop import FitSettings, fit, launched
 from train.parts import Parts
 from train.samples import OnSample, SampleSheet, first_captions
+from train.saving import finish, setup_of
 from train.settings import checked
 from train.shape import Shape
 
@@ -75,8 +76,9 @@ def main(
         text_tokenizer: Folder of a transformers tokenizer with an end-of-text token.
         objective: Forward process, losses and times.
         image_tokenizer: Folder of the tokenizer that made the codes; none for text alone.
-        start_from: Checkpoint to start from, in place of `model` and random weights; ours, of a
-            published family, or what `mmdlm convert` made of an autoregressive model or an encoder.
+        start_from: Checkpoint to start from, in place of `model` and random weights; ours, a run or
+            a step of one, of a published family, or what `mmdlm convert` made of an autoregressive
+            model or an encoder.
         model: Shape of a new Transformer.
         vision: Adapter through which a new model sees, or one to start from that did not see yet.
         tower_weights: Folder of transformers' SigLIP or of an open_clip model, for the tower of
@@ -114,6 +116,7 @@ def main(
     words = PreTrainedTokenizerFast.from_pretrained(text_tokenizer)
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     if start_from is not None:
+        start_from = find_in_run(start_from) or start_from
         denoiser = start(start_from, words, pictures, attention=attention)
     else:
         denoiser = model.build(words, pictures, seed=fit_settings.seed, attention=attention)
@@ -146,7 +149,11 @@ def main(
             on_sample=on_sample,
         )
     stage = DenoisingStage(denoiser, objective, coefficients, annealing=annealing, parts=parts)
-    trained = fit(stage, loader, settings=fit_settings, out=out, told=told, on_sample=sheet)
+    base = None if start_from is None else (str(start_from), start_from)
+    setup = setup_of(denoiser, words, image_tokenizer, generation=generation, base=base)
+    trained = fit(
+        stage, loader, settings=fit_settings, out=out, told=told, on_sample=sheet, setup=setup
+    )
     if state.is_main_process:
         finish(
             denoiser,

@@ -24,6 +24,7 @@ from mmdlm.generate import Model
 from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.models.run_steps import parts_of
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
@@ -35,7 +36,6 @@ from train.denoising import (
     Recompute,
     dropout,
     dropout_seed,
-    finish,
     image_tokenizer_of,
     layout_for,
     learn_in_float32,
@@ -51,6 +51,7 @@ from train.meter import Load
 from train.prompts import Prompts
 from train.reference import Reference
 from train.rollouts import Budget, Judging, Plan, Rollouts, logged
+from train.saving import finish, setup_of
 from train.settings import checked
 
 
@@ -256,7 +257,15 @@ def main(
         ),
     )
     stage = PolicyStage(denoiser, estimator, loss, rollouts, log_entropy=log_entropy)
-    trained = fit(stage, rollouts, settings=fit_settings, out=out, told=told)
+    setup = setup_of(
+        denoiser,
+        model.text_tokenizer,
+        image_tokenizer,
+        generation=asdict(model.defaults),
+        adapted=adapted,
+        base=(start_from, folder),
+    )
+    trained = fit(stage, rollouts, settings=fit_settings, out=out, told=told, setup=setup)
     if not state.is_main_process:
         return
     finish(
@@ -294,7 +303,7 @@ def _model(
         None if pictures is None else pictures.to(state.device),
         text_slots=getattr(denoiser.config, "text_slots", None),
         max_length=denoiser.config.max_position_embeddings,
-        defaults=Defaults.from_json(folder / GENERATION, generation=layout.generation),
+        defaults=Defaults.from_json(parts_of(folder) / GENERATION, generation=layout.generation),
         device=state.device,
         layout=layout,
     )

@@ -14,15 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmdlm.models.run_steps import AVERAGES, SHARDED, WEIGHTS
 from train.frozen import Frozen
 from train.manifest import seal
 from train.optimizer import ExponentialMovingAverage
 from train.record import Record
-from train.sharded import FOLDER as SHARDED
 from train.sharded import ShardedState
 
-WEIGHTS = "model.safetensors"
-AVERAGES = "averages.safetensors"
 SKIPPED = "skipped_steps.txt"
 
 

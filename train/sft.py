@@ -27,7 +27,6 @@ from train.denoising import (
     DenoisingStage,
     Dtype,
     Recompute,
-    finish,
     image_tokenizer_of,
     layout_for,
     learn_in_float32,
@@ -42,6 +41,7 @@ from train.examples import show_examples
 from train.loop import FitSettings, fit, launched
 from train.low_rank import LowRank
 from train.parts import Parts
+from train.saving import finish, setup_of
 from train.settings import checked
 from train.shape import Shape
 
@@ -163,7 +163,15 @@ def main(
             folder=out,
         )
     stage = DenoisingStage(denoiser, objective, coefficients, parts=parts)
-    trained = fit(stage, loader, settings=fit_settings, out=out, told=told)
+    setup = setup_of(
+        denoiser,
+        words,
+        image_tokenizer,
+        generation=generation,
+        adapted=adapted,
+        base=None if folder is None else (str(start_from), folder),
+    )
+    trained = fit(stage, loader, settings=fit_settings, out=out, told=told, setup=setup)
     if not state.is_main_process:
         return
     finish(

@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from mmdlm.models.run_steps import SHARDED
 from train.optimizer import ExponentialMovingAverage
 
-FOLDER = "sharded"
 RECORDS = (
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
@@ -58,7 +58,7 @@ class ShardedState:
         The result waits until every process has written its part; OSError where one could not.
         """
         writing = checkpoint.async_save(
-            self._state(), checkpoint_id=folder / FOLDER, process_group=self.talk
+            self._state(), checkpoint_id=folder / SHARDED, process_group=self.talk
         )
 
         def wait() -> None:
@@ -74,7 +74,7 @@ class ShardedState:
             self._check_has_no_more(folder, state)
             checkpoint.load(
                 state,
-                storage_reader=_Reader(folder / FOLDER),
+                storage_reader=_Reader(folder / SHARDED),
                 planner=_Planner(),
                 process_group=self.talk,
             )
@@ -84,7 +84,7 @@ class ShardedState:
 
     def _check_has_no_more(self, folder: Path, state: dict[str, Any]) -> None:
         """torch complains about what is missing, not about what is there besides."""
-        stored = _Reader(folder / FOLDER).read_metadata().state_dict_metadata
+        stored = _Reader(folder / SHARDED).read_metadata().state_dict_metadata
         own = f"{self._own_average}.averages."
         known = {f"model.{name}" for name in state["model"]}
         known |= {f"{own}{index}" for index in range(len(self.average.averages))}

@@ -54,7 +54,7 @@ class Checkpoint:
         shards, indexed = _shards(folder)
         tensors: dict[str, StoredTensor] = {}
         for shard in shards:
-            found = _header(shard)
+            found = tensors_of(shard)
             if twice := sorted(found.keys() & tensors.keys()):
                 raise ValueError(
                     f"{shard}: tensor {shown(twice[0])} is in {tensors[twice[0]].shard.name} too; "
@@ -172,6 +172,20 @@ class Checkpoint:
             (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a model were read from.
+
+    folder  of the checkpoint
+    step    of its run; None for a checkpoint that is no step
+    files   of weights, and the sha256 of those that were compared with it as they were read
+    """
+
+    folder: Path
+    step: int | None
+    files: Mapping[Path, str | None]
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `out` when all is written: whole or not at all.
@@ -251,7 +265,12 @@ def _shards(folder: Path) -> tuple[list[Path], set[str]]:
     return [folder / name for name in names], set(where)
 
 
-def _header(shard: Path) -> dict[str, StoredTensor]:
+def tensors_of(shard: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name, from its header.
+
+    Raises:
+        ValueError: For a file that is damaged.
+    """
     tensors = {}
     try:
         with safe_open(shard, framework="pt") as file:

@@ -33,6 +33,7 @@ from mmdlm.models.family import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
+from mmdlm.models.run_steps import RunStep, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -309,10 +310,14 @@ class MmdlmEncoder(PreTrainedModel):
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *args: Any,
+        config: PreTrainedConfig | None = None,
         output_loading_info: bool = False,
+        checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `from_pretrained`, except that no tensor is ever made up.
+
+        checkpoint  the folder's, where it was opened already; a step of a run is one, too
 
         Raises ValueError with the names of tensors that the checkpoint lacks, has beyond the model,
         or has in another shape; transformers would draw them at random and log a warning.
@@ -320,10 +325,17 @@ class MmdlmEncoder(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
             if folder.is_dir():  # before transformers follows what its files name
-                check_stored(Checkpoint.open(folder).config)
+                checkpoint = checkpoint or open_checkpoint(folder)
+                check_stored(checkpoint.config)
+        source = pretrained_model_name_or_path
+        if checkpoint is not None and RunStep.of(checkpoint.folder) is not None:
+            config = config or MmdlmEncoderConfig.from_dict(checkpoint.config)
+            kwargs["state_dict"] = {name: one[...] for name, one in checkpoint.tensors.items()}
+            source = None
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
+            source,
             *args,
+            config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they reach `info` by name
             **kwargs,

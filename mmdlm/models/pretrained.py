@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.run_steps import parts_of
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion
 from mmdlm.vision.checkpoint_files import read_json
 
@@ -14,14 +15,14 @@ PretrainedDenoiser = MmdlmForMaskedDiffusion | MmdlmEncoder
 
 
 def load_denoiser(folder: str | PathLike[str], **options: Any) -> PretrainedDenoiser:
-    """The denoiser of a local folder, ours or of a published family.
+    """The denoiser of a local folder, ours or of a published family; or of a step of a run.
 
     options  of transformers' `from_pretrained`: dtype, attn_implementation ...
 
     Raises ValueError for a file that is missing or damaged, a model that is none of these, and
     tensors that do not fit.
     """
-    config = read_json(Path(folder) / "config.json")
+    config = read_json(parts_of(Path(folder)) / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     is_encoder = kind == MmdlmEncoderConfig.model_type
     denoiser = MmdlmEncoder if is_encoder else MmdlmForMaskedDiffusion

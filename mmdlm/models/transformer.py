@@ -44,6 +44,7 @@ from mmdlm.models.places import Places
 from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
 from mmdlm.models.rope import check_rope_scaling, rope_type
+from mmdlm.models.run_steps import open_checkpoint, parts_of
 from mmdlm.vision.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.checkpoint_files import reason_of
 
@@ -733,11 +734,13 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         config: PreTrainedConfig | None = None,
         output_loading_info: bool = False,
         read: Callable[[int], None] | None = None,
+        checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `from_pretrained` for our checkpoints and for those of published families.
 
-        read  told the number of bytes that were read from the files, after each piece
+        read        told the number of bytes that were read from the files, after each piece
+        checkpoint  the folder's, where it was opened already; a step of a run is one, too
 
         No tensor is ever made up: raises ValueError with the names of tensors that the checkpoint
         lacks, has beyond the model, or has in another shape, before weights are read; transformers
@@ -749,8 +752,8 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         inside = kwargs.pop("subfolder", None) or ""
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if kwargs.get(name) is not None}
         folder = local_folder(pretrained_model_name_or_path, **hub) / inside
-        checkpoint = Checkpoint.open(folder)
-        config = _with_codes_behind(config or read_config(checkpoint.config), folder)
+        checkpoint = checkpoint or open_checkpoint(folder)
+        config = _with_codes_behind(config or read_config(checkpoint.config), parts_of(folder))
         names = checkpoint_names(checkpoint)
         _check_depth(config, checkpoint)
         if not _is_quantized(checkpoint):

@@ -1,0 +1,122 @@
+"""What a run writes for others to ask: the setup of its steps, an adapter, its final weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mmdlm.decoding import GENERATION
+from mmdlm.layouts.layout import Generation
+from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.models.run_steps import Base
+from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from train.checkpoint import replace_folder
+from train.denoising import Dtype
+from train.low_rank import Adapted
+
+
+def setup_of(
+    denoiser: PretrainedDenoiser,
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    *,
+    generation: Generation | None = None,
+    adapted: Adapted | None = None,
+    base: tuple[str, Path] | None = None,
+) -> Callable[[Path], None]:
+    """Return what fills a folder with all that the weights of a run's steps are asked with.
+
+    Args:
+        denoiser: Its config is written, and which of its weights are not trained.
+        words: The text tokenizer, with its chat template.
+        image_tokenizer: Folder of the image tokenizer, if any.
+        generation: What is written as generation.json.
+        adapted: The denoiser with matrices of low rank in it, where it has any.
+        base: Name and folder of the model that the run starts from; None: it starts from nothing.
+    """
+
+    def write(folder: Path) -> None:
+        denoiser.config.save_pretrained(folder)
+        _write_parts(folder, words, image_tokenizer, generation)
+        frozen = [
+            name.replace(".base_layer.", ".")
+            for name, parameter in denoiser.named_parameters()
+            if not parameter.requires_grad
+        ]
+        if frozen:
+            scale = None if adapted is None else adapted.low_rank.scale
+            name, place = base or ("", None)
+            Base.of(name, place, frozen=frozen, scale=scale).write(folder)
+
+    return write
+
+
+def _write_parts(
+    folder: Path,
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    generation: Generation | None,
+) -> None:
+    """Write what a model has beside its weights and their config."""
+    words.save_pretrained(folder)
+    if image_tokenizer is not None:
+        load_image_tokenizer(image_tokenizer).save_pretrained(folder / "image_tokenizer")
+    if generation:
+        (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def save(
+    denoiser: PretrainedDenoiser,
+    weights: dict[str, Tensor],
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    generation: Generation | None = None,
+) -> None:
+    """Write all that `mmdlm.load` needs, beside and then renamed."""
+
+    def write(part: Path) -> None:
+        rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+        denoiser.save_pretrained(part, state_dict=rounded)
+        _write_parts(part, words, image_tokenizer, generation)
+
+    replace_folder(folder, write)
+
+
+def finish(
+    denoiser: PretrainedDenoiser,
+    trained: dict[str, Tensor],
+    words: PreTrainedTokenizerFast,
+    image_tokenizer: Path | None,
+    out: Path,
+    *,
+    adapted: Adapted | None = None,
+    base: str = "",
+    dtype: Dtype = "float32",
+    generation: Generation | None = None,
+) -> None:
+    """Write what a stage has learnt to `out`/final, and matrices of low rank to `out`/adapter.
+
+    trained     state dict of a stage whose denoiser is called so
+    adapted     the denoiser with the matrices in it, where it has any
+    base        name of the model that they belong to
+    generation  what `out`/final holds as generation.json
+    """
+    weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
+    if adapted is not None:
+        if adapted.is_all_that_learns:
+            own, matrices = adapted, weights
+            replace_folder(out / "adapter", lambda folder: own.save(matrices, folder, base=base))
+            print(f"adapter alone: {out / 'adapter'}")
+        weights = adapted.merged(weights)
+        adapted.remove()
+    final = out / "final"
+    save(denoiser, weights, words, image_tokenizer, final, dtype=dtype, generation=generation)
+    print(f"trained weights: {final}")
