@@ -26,9 +26,10 @@ from mmdlm.loading import load, load_text_tokenizer
 from mmdlm.models import stored_tensor
 from mmdlm.models.checkpoint import INDEX, Checkpoint
 from mmdlm.models.families import family_of
-from mmdlm.models.quantization import quantization_config
+from mmdlm.models.quantization import quantization_config, take_back_layers
 from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from tests.models.tiny import tiny_config
 
 MASK, END = "<|mdm_mask|>", "<|endoftext|>"
 ROWS = 384  # of the embedding: more than the tokenizer has ids
@@ -461,6 +462,19 @@ def test_a_model_draws_with_fewer_bits(tiny_checkpoint: Path) -> None:
     needs("torchao")
     model = load(tiny_checkpoint, device="cpu", quantization="int8")
     model.text_to_image("red heart", num_inference_steps=2)
+
+
+def test_bitsandbytes_is_offered_layers_that_it_knows() -> None:
+    """transformers replaces no subclass of torch's layers, and only warns that it replaced none."""
+    plain = MmdlmForMaskedDiffusion(tiny_config())
+    assert type(plain.model.layers[0].mlp.up_proj) is Linear
+    config = tiny_config()
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    model = MmdlmForMaskedDiffusion(config)
+    assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    with pytest.raises(ValueError, match="no weight was quantized by bitsandbytes, though"):
+        take_back_layers(model)
+    assert type(model.model.layers[0].mlp.up_proj) is Linear
 
 
 def test_a_config_object_of_transformers_is_taken(publish: Any) -> None:

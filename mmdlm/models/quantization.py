@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
+from mmdlm.core.linear import Linear
 from mmdlm.vision.checkpoint_files import shown
 
 # name -> the library that does it
@@ -23,6 +25,7 @@ KINDS = {
 KEPT = ("lm_head", "vision")
 # Where the config objects of transformers name the modules that are left as they are.
 KEPT_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+TRAINABLE = tuple(kind for kind in KINDS if kind != "int4")  # torch's int4 product has no gradient
 
 
 def quantization_config(kind: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -52,6 +55,66 @@ def quantization_config(kind: Any, *, dtype: torch.dtype, device: torch.device) 
             f"{' '.join(missing)}"
         )
     return _bitsandbytes(kind, dtype) if KINDS[kind] == "bitsandbytes" else _torchao(kind, device)
+
+
+def check_widths(kind: Any, config: Any, *, device: torch.device) -> None:
+    """Raise ValueError where bitsandbytes has no kernel for the widths of a model on a CPU."""
+    widths = {getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
+    if kind == "4bit" and device.type == "cpu" and any(width % 64 for width in widths):
+        raise ValueError(
+            f"quantization '4bit' runs on a CPU for widths that are multiples of 64 alone, not "
+            f"{' and '.join(map(str, sorted(widths)))}; take 'int8'"
+        )
+
+
+def offer_layers(model: nn.Module) -> None:
+    """Make a model's layers torch's own where bitsandbytes is to replace them.
+
+    transformers replaces exactly `nn.Linear` by the layers of bitsandbytes, and no subclass of it.
+    """
+    if _method(model) == "bitsandbytes":
+        for module in model.modules():
+            if type(module) is Linear:
+                module.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+def take_back_layers(model: nn.Module) -> None:
+    """Make the layers that were offered and not replaced ours again.
+
+    Raises:
+        ValueError: Weights should be in fewer bits by now, and none are.
+    """
+    method = _method(model)
+    if method is None:
+        return
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and name.split(".")[0] != "vision":
+            module.__class__ = Linear
+    if not any(is_quantized(parameter) for parameter in model.parameters()):
+        raise ValueError(
+            f"no weight was quantized by {method}, though it was asked to; the installed version "
+            "of transformers does not know the layers of this model: install another"
+        )
+
+
+def is_quantized(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter is held in the format of bitsandbytes or torchao."""
+    module = type(parameter).__module__
+    return module.partition(".")[0] in KINDS.values() or parameter.dtype in (
+        torch.uint8,
+        torch.int8,
+    )
+
+
+def _method(model: nn.Module) -> str | None:
+    """The library that a model's config has its weights quantized by."""
+    given = getattr(getattr(model, "config", None), "quantization_config", None)
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        given = {"quant_method": getattr(given, "quant_method", None)}
+    method = given.get("quant_method")
+    return str(getattr(method, "value", method))
 
 
 def check_stored(config: Mapping[str, Any]) -> None:

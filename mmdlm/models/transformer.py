@@ -41,7 +41,7 @@ from mmdlm.models.families import MODEL_TYPES, family_of, our_config
 from mmdlm.models.family import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.places import Places
-from mmdlm.models.quantization import check_stored
+from mmdlm.models.quantization import check_stored, offer_layers, take_back_layers
 from mmdlm.models.resizing import padded, resized
 from mmdlm.models.rope import check_rope_scaling, rope_type
 from mmdlm.models.run_steps import open_checkpoint, parts_of
@@ -576,6 +576,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if config.vision is not None:
             self.vision = VisionAdapter(VisionConfig.from_dict(config.vision), config.hidden_size)
         self.post_init()
+        offer_layers(self)
 
     def see(self, batch: Batch) -> Batch:
         """The batch with the features of its pictures, computed once, before sampling or the loss.
@@ -775,6 +776,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             model, info = super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
             model.name_or_path = model.config.name_or_path = str(folder)
         refuse_strange_tensors(folder, info)
+        take_back_layers(model)
         return (model, info) if output_loading_info else model
 
     @classmethod
