@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -29,7 +30,7 @@ from mmdlm.models.checkpoint import Checkpoint, Origin
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families import family_named
 from mmdlm.models.lora import Lora
-from mmdlm.models.quantization import quantization_config
+from mmdlm.models.quantization import check_widths, quantization_config
 from mmdlm.models.run_steps import FINAL, RunStep, find_in_run, open_checkpoint, parts_of
 from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 from mmdlm.vision.checkpoint_files import reason_of
@@ -65,7 +66,8 @@ def load(
     quantization     "4bit" or "8bit" (bitsandbytes), "int8", "int4" or "float8" (torchao), or a
                      quantization config of transformers; the head and a vision tower keep `dtype`
     adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
-                     those that the model was published with
+                     those that the model was published with; its chat_template.jinja is for a
+                     model without one, its generation.json wins over the model's
     merge_adapter    add the adapter to the weights, instead of computing it beside them
     image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
                      model's folder, else the one that the family is published with
@@ -86,8 +88,11 @@ def load(
     folder = find_checkpoint(name_or_path)
     where = _device(device)
     checkpoint = open_checkpoint(folder)
+    lora = None if adapter is None else Lora.open(_find(adapter, "adapter"))
     parts = parts_of(folder)
     text_tokenizer = load_text_tokenizer(parts)
+    if lora is not None and text_tokenizer.chat_template is None:
+        text_tokenizer.chat_template = lora.chat_template()
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
     layout = layout or layout_of(
         (getattr(config, "published", None) or {}).get("family"),
@@ -96,6 +101,8 @@ def load(
     if task is not None:
         layout.need(task, text_tokenizer)
     defaults = Defaults.from_json(parts / GENERATION, generation=layout.generation)
+    if lora is not None:
+        defaults = Defaults.from_json(lora.folder / GENERATION, generation=asdict(defaults))
     origin = _origin(folder, checkpoint)
     _say_which(name_or_path, folder)
     vocabulary = Vocabulary(**config.vocabulary)
@@ -108,7 +115,6 @@ def load(
             f"{folder} has no image codes in its vocabulary; leave out image_tokenizer="
             f"{str(image_tokenizer)!r}"
         )
-    lora = None if adapter is None else Lora.open(_find(adapter, "adapter"))
     denoiser = _load_denoiser(
         checkpoint, config, dtype or _default_dtype(checkpoint, config), where, quantization
     )
@@ -282,12 +288,7 @@ def _load_denoiser(
                 f"{checkpoint.folder} holds weights that are quantized already; leave out "
                 f"quantization={quantization!r}"
             )
-        widths = {getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
-        if quantization == "4bit" and where.type == "cpu" and any(width % 64 for width in widths):
-            raise ValueError(
-                f"quantization '4bit' runs on a CPU for widths that are multiples of 64 alone, not "
-                f"{' and '.join(map(str, sorted(widths)))}; take 'int8'"
-            )
+        check_widths(quantization, config, device=where)
         options["quantization_config"] = quantization_config(
             quantization, dtype=dtype, device=where
         )

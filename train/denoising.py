@@ -45,11 +45,12 @@ from train.loop import Stage
 from train.meter import Load
 from train.optimizer import Rates
 from train.parts import Parts
+from train.quantized import FrozenBase
 
 Attention = Literal["sdpa", "flex_attention"]
 Recompute = bool | Literal["selective"]
-PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "flex_attention")
 Dtype = Literal["float32", "bfloat16", "float16"]
+PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "flex_attention")
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def load_batches(
     )
 
 
-# ---- start and end ------------------------------------------------------------------------------
+# ---- start ----------------------------------------------------------------------------------
 
 
 def start(
@@ -308,11 +309,13 @@ def start(
     attention: Attention,
     dtype: torch.dtype = torch.float32,
     needs_pictures: bool = True,
+    base: FrozenBase | None = None,
 ) -> PretrainedDenoiser:
     """The denoiser of a folder, ours or of a published family, to be trained further.
 
     dtype           of its weights, whatever was stored; in half precision small steps are lost
     needs_pictures  whether a model of image codes needs their tokenizer
+    base            for weights that stay as they are, beside an adapter: they may be quantized
 
     Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
     """
@@ -327,6 +330,13 @@ def start(
     content = read_json(parts / "config.json")
     if isinstance(content, dict) and content.get("model_type") != MmdlmEncoderConfig.model_type:
         options["config"] = read_config(content, tokenizer_size=len(tokenizer))
+    if isinstance(content, dict) and content.get("quantization_config"):
+        raise ValueError(
+            f"start_from {folder} holds quantized weights, which have no gradient; start from the "
+            "weights that they were made of (train.sft can quantize those beside `lora`)"
+        )
+    if base is not None:
+        options |= base.options(options.get("config"), dtype=dtype)
     denoiser = load_denoiser(folder, **options)
     known = denoiser.vocabulary
     codes = pictures.codebook_size if pictures is not None else 0

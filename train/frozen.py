@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 FILE = "frozen.json"
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numbers of so many bytes
@@ -27,8 +29,16 @@ class Frozen:
 
     @classmethod
     def of(cls, module: nn.Module) -> Frozen | None:
-        """Those of a module; None where all of it learns."""
-        frozen = {n: p for n, p in module.named_parameters() if not p.requires_grad}
+        """Those of a module; None where all of it learns.
+
+        What a quantizer keeps beside a weight, such as its scales, is frozen with it.
+        """
+        buffers = {id(buffer) for buffer in module.buffers()}
+        frozen, seen = {}, set(buffers)
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor) and id(tensor) not in seen and not tensor.requires_grad:
+                frozen[name] = tensor
+            seen.add(id(tensor))  # a tied tensor goes under its first name
         return cls(frozenset(frozen), fingerprint(frozen)) if frozen else None
 
     def write(self, folder: Path) -> None:
@@ -53,7 +63,17 @@ def fingerprint(parameters: dict[str, Any]) -> str:
     """A digest of names, shapes, and the sums of the bits, which no order of adding changes."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(parameters):
-        tensor = parameters[name].detach().contiguous()
-        total = tensor.view(WHOLE[tensor.element_size()]).sum(dtype=torch.int64)
-        digest.update(f"{name} {list(tensor.shape)} {int(total)};".encode())
+        for inner, tensor in _plain(name, parameters[name].detach()):
+            tensor = tensor.contiguous()
+            total = tensor.view(WHOLE[tensor.element_size()]).sum(dtype=torch.int64)
+            digest.update(f"{inner} {list(tensor.shape)} {int(total)};".encode())
     return digest.hexdigest()
+
+
+def _plain(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    """A tensor by its name, or the tensors that a quantized one (torchao) is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain(f"{name}.{part}", getattr(tensor, part))

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from mmdlm.models.quantization import is_quantized
 from mmdlm.models.run_steps import SETUP
 from train.checkpoint import Checkpoints, latest, replace_folder
 from train.manifest import check_newest
@@ -175,7 +176,8 @@ def fit(
     on the main process, before the first step: all that the weights of any step are asked with.
 
     On return the stage holds the averaged weights; the result is its state dict on the CPU, whole
-    on the main process even where the weights are sharded. `on_sample(step)` is called on the main
+    on the main process even where the weights are sharded, and without what stays as it is where
+    that is quantized. `on_sample(step)` is called on the main
     process with the averaged weights in place. Interrupt (Ctrl-C), SIGTERM or SIGHUP: the step is
     finished, a checkpoint written, and `Stopped` raised, with the status that a shell gives to the
     signal. `out/log.jsonl` holds a line per logged step; its `skipped_steps` counts those that left
@@ -224,7 +226,8 @@ def fit(
                 f"at least {first}, or train into another folder"
             )
         state.read(path)
-        done_before = (first == settings.steps or stage.is_spent) and (out / "final").is_dir()
+        written = any((out / name).is_dir() for name in ("final", "adapter"))
+        done_before = (first == settings.steps or stage.is_spent) and written
         for said in record.check(path, finished=done_before):
             accelerator.print(f"going on with another setting than {path}: {said}")
         accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
@@ -302,11 +305,18 @@ def fit(
                 raise stopped
         checkpoints.finish()
     ema.copy_to_parameters()
-    weights = get_model_state_dict(
-        stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    weights = _state_of(stage)
     accelerator.end_training()
     return weights
+
+
+def _state_of(stage: Stage) -> dict[str, Tensor]:
+    """The whole state dict of a stage on the CPU; of one with a quantized base what has learnt."""
+    if any(is_quantized(parameter) for parameter in stage.parameters()):
+        return {n: p.detach().cpu() for n, p in stage.named_parameters() if p.requires_grad}
+    return get_model_state_dict(
+        stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
 
 
 def launched() -> PartialState:

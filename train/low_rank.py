@@ -73,7 +73,10 @@ class LowRank:
         learns = [p for p in (vision.parameters() if vision else ()) if p.requires_grad]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            tuner = LoraModel(denoiser, {NAME: config}, NAME)
+            try:
+                tuner = LoraModel(denoiser, {NAME: config}, NAME)
+            except TypeError as error:  # PEFT's, for weights in a format that it has no layer for
+                raise ValueError(f"lora: the model's weights take no matrices ({error})") from error
         for parameter in learns:
             parameter.requires_grad_(True)
         return Adapted(self, tuner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdlm.decoding import GENERATION
 from mmdlm.layouts.layout import Generation
+from mmdlm.models.lora import TEMPLATE
 from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.models.quantization import is_quantized
 from mmdlm.models.run_steps import Base
 from mmdlm.vision.image_tokenizer import load_image_tokenizer
 from train.checkpoint import replace_folder
@@ -41,7 +44,12 @@ def setup_of(
     """
 
     def write(folder: Path) -> None:
-        denoiser.config.save_pretrained(folder)
+        config = copy.deepcopy(denoiser.config)
+        if hasattr(
+            config, "quantization_config"
+        ):  # of this run; steps are asked over whole weights
+            del config.quantization_config
+        config.save_pretrained(folder)
         _write_parts(folder, words, image_tokenizer, generation)
         frozen = [
             name.replace(".base_layer.", ".")
@@ -66,6 +74,10 @@ def _write_parts(
     words.save_pretrained(folder)
     if image_tokenizer is not None:
         load_image_tokenizer(image_tokenizer).save_pretrained(folder / "image_tokenizer")
+    _write_generation(folder, generation)
+
+
+def _write_generation(folder: Path, generation: Generation | None) -> None:
     if generation:
         (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
 
@@ -104,17 +116,28 @@ def finish(
 ) -> None:
     """Write what a stage has learnt to `out`/final, and matrices of low rank to `out`/adapter.
 
+    Beside a quantized base the matrices are all that is written: added to it they would be rounded.
+
     trained     state dict of a stage whose denoiser is called so
     adapted     the denoiser with the matrices in it, where it has any
     base        name of the model that they belong to
-    generation  what `out`/final holds as generation.json
+    generation  what `out`/final and `out`/adapter hold as generation.json
     """
     weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
     if adapted is not None:
         if adapted.is_all_that_learns:
             own, matrices = adapted, weights
-            replace_folder(out / "adapter", lambda folder: own.save(matrices, folder, base=base))
+
+            def write(folder: Path) -> None:
+                own.save(matrices, folder, base=base)
+                if isinstance(words.chat_template, str):  # for a base that has none
+                    (folder / TEMPLATE).write_text(words.chat_template, encoding="utf-8")
+                _write_generation(folder, generation)
+
+            replace_folder(out / "adapter", write)
             print(f"adapter alone: {out / 'adapter'}")
+        if any(map(is_quantized, denoiser.parameters())):
+            return
         weights = adapted.merged(weights)
         adapted.remove()
     final = out / "final"

@@ -41,6 +41,7 @@ from train.examples import show_examples
 from train.loop import FitSettings, fit, launched
 from train.low_rank import LowRank
 from train.parts import Parts
+from train.quantized import FrozenBase, check_adapter_is_all, check_base
 from train.saving import finish, setup_of
 from train.settings import checked
 from train.shape import Shape
@@ -61,6 +62,7 @@ def main(
     tower_weights: Path | None = None,
     parts: Parts = Parts(),
     lora: LowRank | None = None,
+    quantization: str | None = None,
     coefficients: Coefficients = Coefficients(),
     fit_settings: FitSettings = FitSettings(ema=0.0),
     examples: int = 2,
@@ -92,6 +94,8 @@ def main(
         parts: Which parts of a model that sees stay frozen, and the learning rates of others.
         lora: Train matrices of low rank in place of the denoiser's weights; they are written alone
             to `out`/adapter, and added to the weights in `out`/final.
+        quantization: Hold the weights beside `lora` in fewer bits while it learns: 4bit or 8bit by
+            bitsandbytes, int8 or float8 by torchao. `out`/adapter is then all that is written.
         coefficients: Weight of each modality.
         fit_settings: Steps, optimizer, checkpoints.
         examples: Documents of each source that are shown before training starts, with what of them
@@ -110,6 +114,12 @@ def main(
     told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
+    check_base(
+        quantization,
+        starts=start_from is not None,
+        adapts=lora is not None,
+        sees=vision is not None,
+    )
     state = launched()
     if (start_from is None) == (model is None):
         raise ValueError("give start_from, a model to start from, or model, the shape of a new one")
@@ -130,6 +140,7 @@ def main(
             attention=attention,
             dtype=getattr(torch, dtype),
             needs_pictures=False,
+            base=None if lora is None else FrozenBase(quantization, state.device),
         )
     denoiser.config.full_vocabulary = objective.full_vocabulary
     if vision is not None:
@@ -144,6 +155,7 @@ def main(
         if "denoiser" in parts.frozen:
             raise ValueError("lora trains the denoiser, which parts.frozen names; leave one out")
         adapted = lora.onto(denoiser, seed=fit_settings.seed)
+        check_adapter_is_all(adapted, denoiser)
     learn_in_float32(denoiser)
     recompute_layers(denoiser, recompute)
 

@@ -17,6 +17,7 @@ from mmdlm.models.families import FAMILIES
 from mmdlm.vision.checkpoint_files import check_stays, read_json, reason_of, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TEMPLATE = "chat_template.jinja"  # as transformers saves it with a tokenizer
 PREFIX = "base_model.model."
 PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
@@ -102,6 +103,23 @@ class Lora:
         if not parts:
             raise ValueError(f"{folder / WEIGHTS} holds no tensor of a LoRA; is it another method?")
         return cls(folder, config, parts, whole, base)
+
+    def chat_template(self) -> str | None:
+        """Return the chat template that the adapter was trained with, where it carries one.
+
+        Raises:
+            ValueError: The file is no text, or a link that leads elsewhere.
+        """
+        path = self.folder / TEMPLATE
+        if not path.exists():
+            return None
+        check_stays(path, self.folder)
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({reason_of(error)}); mend it or remove it"
+            ) from error
 
     @property
     def modules(self) -> list[str]:
