@@ -23,7 +23,7 @@ from data_pipelines.report import Report
 from data_pipelines.shard_job import sample_name, whole_samples
 from data_pipelines.shards import INDEX, BrokenShard, Sample, expand_urls, write_file, write_json
 from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import BROKEN_CONTENT
+from data_pipelines.source import BROKEN_CONTENT, letters_of
 from data_pipelines.stream import one_line
 from data_pipelines.text_files import decoded, parsed
 
@@ -58,17 +58,20 @@ def train_text_tokenizer(
 
 
 def token_counts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
-    """Count the tokens of each text, its end left out."""
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    """Count the tokens of each text as it is learned, its end left out; see `letters_of`."""
+    if not texts:
+        return []
+    found = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+    return [len(ids) for ids in found["input_ids"]]
 
 
 def shortened(tokenizer: PreTrainedTokenizerFast, text: str, most: int) -> str:
     """Cut a text to so many tokens at most."""
-    ids, count = tokenizer.encode(text, add_special_tokens=False), most
+    ids, count = letters_of(text, tokenizer), most
     while len(ids) > most:
         # A token may end within a character, and what is left of a text may be other tokens.
         text = tokenizer.decode(ids[:count]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
-        ids, count = tokenizer.encode(text, add_special_tokens=False), count - 1
+        ids, count = letters_of(text, tokenizer), count - 1
     return text
 
 
