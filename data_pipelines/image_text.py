@@ -62,7 +62,8 @@ class ImageText(ToSequence):
     decides itself where a text ends. An empty text is all eos.
 
     tasks           which of the two is target
-    text_slots      tokens of text, the closing eos included
+    text_slots      tokens of text, the closing eos included; None: `train.pretrain` computes it
+                    from the data
     drop_condition  share of drawing and captioning samples whose context is masked, as
                     `Batch.without_context` masks it for classifier-free guidance
     text            field of the text: "txt", or a place in a JSON field such as "json.names.de"
@@ -74,7 +75,7 @@ class ImageText(ToSequence):
     """
 
     tasks: Tasks = Tasks()
-    text_slots: int = 16
+    text_slots: int | None = None
     drop_condition: float = 0.1
     text: str = "txt"
     codes: str = "codes.npy"
@@ -82,8 +83,7 @@ class ImageText(ToSequence):
     cut_long_text: bool = False
 
     def __post_init__(self) -> None:
-        if self.text_slots < 1:
-            raise ValueError(f"text_slots is {self.text_slots}; at least 1 is needed for eos")
+        check_slots(self.text_slots)
         if not 0 <= self.drop_condition <= 1:
             raise ValueError(f"drop_condition is {self.drop_condition}; a share lies in [0, 1]")
 
@@ -144,9 +144,15 @@ def expect_codes(sources: Iterable[Source], count: int) -> list[Source]:
     ]
 
 
+def check_slots(text_slots: int | None) -> None:
+    """Raise ValueError for fewer text slots than one; None, which is not known yet, passes."""
+    if text_slots is not None and text_slots < 1:
+        raise ValueError(f"text_slots is {text_slots}; at least 1 is needed for eos")
+
+
 def slots_of(
     text: str,
-    text_slots: int,
+    text_slots: int | None,
     *,
     vocabulary: Vocabulary,
     tokenizer: TextTokenizer,
@@ -156,6 +162,8 @@ def slots_of(
 
     Raises ValueError for a text that needs more, unless it may be cut.
     """
+    if text_slots is None:
+        raise ValueError("text_slots is null, which train.pretrain alone computes; give a number")
     longest = LONGEST_TOKEN * text_slots  # characters; of a longer text no more is tokenized
     ids = letters_of(text[:longest], tokenizer)
     if len(ids) >= text_slots or len(text) > longest:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from data_pipelines.image_text import slots_of
+from data_pipelines.image_text import check_slots, slots_of
 from data_pipelines.shards import BrokenShard, Sample, read_shard
 from data_pipelines.source import (
     PICTURES,
@@ -214,19 +214,19 @@ class Through(ToSequence):
 class SeenCaption(Seeing):
     """`pictures, text_slots tokens of text`; the text is target, closed and filled up by eos.
 
-    text_slots     tokens of text, the closing eos included
+    text_slots     tokens of text, the closing eos included; None: `train.pretrain` computes it from
+                   the data
     text           field of the text: "txt", or a place in a JSON field such as "json.captions"
     cut_long_text  cut a text that needs more than text_slots; otherwise such a sample counts as
                    broken and is skipped
     """
 
-    text_slots: int = 64
+    text_slots: int | None = None
     text: str = "txt"
     cut_long_text: bool = False
 
     def __post_init__(self) -> None:
-        if self.text_slots < 1:
-            raise ValueError(f"text_slots is {self.text_slots}; at least 1 is needed for eos")
+        check_slots(self.text_slots)
 
     def sequence(
         self,

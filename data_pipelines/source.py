@@ -72,6 +72,38 @@ class ToSequence(ABC):
 
 
 @dataclass(frozen=True)
+class NoLonger(ToSequence):
+    """Another one's documents, where none has more tokens than a model has positions.
+
+    Documents that share a row have positions of their own, so that a row may be longer.
+    """
+
+    of: ToSequence
+    positions: int
+
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        return self.of.fields
+
+    def __call__(
+        self,
+        sample: Sample,
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        sequence = self.of(sample, vocabulary, tokenizer=tokenizer, generator=generator)
+        tokens = max(map(len, sequence.documents))
+        if tokens > self.positions:
+            raise ValueError(
+                f"a document of {tokens} tokens is longer than the {self.positions} positions of "
+                "the model (max_position_embeddings); shorten it"
+            )
+        return sequence
+
+
+@dataclass(frozen=True)
 class Source:
     """Shards (see `expand_urls`), how to read them, and how often relative to other sources.
 

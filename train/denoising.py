@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.conversations import speak
 from data_pipelines.image_text import expect_codes
 from data_pipelines.loader import build_loader
+from data_pipelines.preferences import Preference
 from data_pipelines.seen import see_through
-from data_pipelines.source import Source
+from data_pipelines.source import NoLonger, Source
 from data_pipelines.workers import Loader
 from mmdlm.core.forward import Corruption
 from mmdlm.core.objective import Objective
@@ -58,7 +59,8 @@ class Data:
     """Where the samples come from and how they make a batch; see `build_loader`.
 
     batch_size   rows a batch, per process
-    length       tokens a row
+    length       tokens a row; None: as many as the longest document has, see `train.row_lengths`;
+                 conversations, which are cut or left out by it, need a number
     packed       several documents a row
     num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
                  and none elsewhere. A run goes on with as many as it was begun with, and each
@@ -69,7 +71,7 @@ class Data:
 
     sources: list[Source]
     batch_size: int = 64
-    length: int = 82
+    length: int | None = None
     packed: bool = False
     num_workers: int | None = None
     shuffle_buffer: int = 4096
@@ -236,6 +238,11 @@ def layout_for(denoiser: PretrainedDenoiser) -> Layout:
     return layout_of(family, seeing=getattr(denoiser, "vision", None) is not None)
 
 
+def positions_of(denoiser: PretrainedDenoiser, layout: Layout) -> int:
+    """Return the tokens of the longest document that a model takes, as where it is asked."""
+    return max(denoiser.config.max_position_embeddings, layout.longest)
+
+
 def words_for(
     denoiser: PretrainedDenoiser,
     tokenizer: PreTrainedTokenizerFast,
@@ -263,9 +270,16 @@ def read_sources(
     """The sources of a data section, seen and spoken as the model does.
 
     Raises ValueError for what the model cannot see, and for rows that it has no positions for.
+    Documents that share a row have positions each: of those, one that is too long is no good.
     """
-    most = denoiser.config.max_position_embeddings
-    if data.length > most and not data.packed:  # documents that share a row have positions each
+    most = positions_of(denoiser, layout)
+    if data.length is None:
+        raise ValueError(
+            "data.length is null, but conversations are cut or left out by the length of a row; "
+            f"give it a number, up to the {most} tokens that the model takes"
+        )
+    shared = data.packed or all(isinstance(one.to_sequence, Preference) for one in data.sources)
+    if data.length > most and not shared:
         raise ValueError(
             f"data.length is {data.length}, but the model takes {most} tokens at most "
             "(max_position_embeddings); shorten the rows, or give a new model as many positions"
@@ -274,7 +288,10 @@ def read_sources(
     if words.grid is not None:
         sources = expect_codes(sources, prod(words.grid))
     spoken = speak(sources, layout, words, length=data.length, packed=data.packed)
-    return see_through(spoken, getattr(denoiser, "vision", None))
+    seen = see_through(spoken, getattr(denoiser, "vision", None))
+    if data.length <= most:
+        return seen
+    return [replace(one, to_sequence=NoLonger(one.to_sequence, most)) for one in seen]
 
 
 def load_batches(

@@ -62,6 +62,7 @@ from train.plan import (
     fit_settings,
     settings_for,
 )
+from train.row_lengths import row_length, slots_for
 from train.run_page import RunPage, Shown, held_out_losses, psnr
 
 Train = Callable[[Path, FitSettings, Callable[[int, Any], None]], None]
@@ -69,7 +70,6 @@ Look = Callable[[RunPage, int, Any], None]
 BUNDLED = find_checkpoint("emoji")
 SHOWN = {HELD_OUT: 8, TRAIN: 4}  # images that each look shows
 TRIAL, WARM_UP = 12, 4  # steps of a trial, and how many of them are not timed
-LEAST_SLOTS, MOST_SLOTS = 16, 64  # tokens of a caption, its end among them
 WEIGHT = "json.sampling_weight"  # of an image, see `image_set.split`
 LOOKED_AT = 256  # held-out images whose reconstruction is measured, at most
 
@@ -159,8 +159,7 @@ class OwnRun:
         if not self.from_bundled:
             text_tokenizer.main(str(self.data / TRAIN), self.words)
         lengths = token_counts(self.tokenizer, part_captions(self.data / TRAIN))
-        room = max(LEAST_SLOTS, max(lengths) + 1)
-        most = BUNDLED_SLOTS if self.from_bundled else min(MOST_SLOTS, room)
+        most = BUNDLED_SLOTS if self.from_bundled else slots_for(max(lengths) + 1, cut=True)
         slots = self.plan.once("text_slots", lambda: most)
         if cut := sum(length >= slots for length in lengths):
             print(f"{cut} of {len(lengths)} captions are longer than {slots - 1} tokens, and cut")
@@ -268,7 +267,7 @@ class OwnRun:
             ImageText(tasks=TASKS, text_slots=slots, text="json.captions", cut_long_text=True),
             sampling_weight=WEIGHT if part == TRAIN else None,
         )
-        return Data([source], batch_size=batch_size, length=self.grid.codes + 2 + slots)
+        return Data([source], batch_size=batch_size, length=row_length(self.grid.codes, slots))
 
     def train_model(self) -> None:
         """Train the model (step 5)."""

@@ -21,6 +21,7 @@ from mmdlm.models.costs import Costs, product_rate
 from mmdlm.models.transformer import MmdlmConfig
 from train.loop import FitSettings
 from train.optimizer import AdamW, Cosine, Muon
+from train.row_lengths import row_length
 from train.shape import Shape
 
 Start = Literal["auto", "emoji", "nothing"]
@@ -140,7 +141,7 @@ class Proportions:
 
     def step_flops(self, *, codes: int) -> float:
         """Return the floating-point operations of a training step."""
-        length = codes + 2 + BUNDLED_SLOTS
+        length = row_length(codes, BUNDLED_SLOTS)
         shape = asdict(self.shape(length=length, text_slots=BUNDLED_SLOTS))
         head = round(MASKED * codes) * math.prod(LEVELS)
         costs = Costs(MmdlmConfig(vocabulary=VOCABULARY.to_dict(), **shape))

@@ -37,6 +37,7 @@ from train.denoising import (
 )
 from train.loop import FitSettings, fit, launched
 from train.parts import Parts
+from train.row_lengths import settle
 from train.samples import OnSample, SampleSheet, first_captions
 from train.saving import finish, setup_of
 from train.settings import checked
@@ -128,12 +129,23 @@ def main(
     parts.freeze(denoiser)
     recompute_layers(denoiser, recompute)
 
-    known = words_for(denoiser, words, pictures)
     layout = layout_for(denoiser)
+    prompts = prompts if pictures is not None else None
+    shape = model if start_from is None else None
+    data, shape, said = settle(
+        data, shape, denoiser, words, pictures, layout, prompts=prompts or ()
+    )
+    told["data"] = data
+    if shape is None:
+        told.pop("model")  # it has no part in the run
+    else:
+        told["model"] = shape
+    if said and state.is_main_process:
+        print(said)
+    known = words_for(denoiser, words, pictures)
     generation = generation_of(layout, start_from, decoding)
     sources = read_sources(data, denoiser, known, layout)
     loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
-    prompts = prompts if pictures is not None else None
     shown = first_captions(data.sources, captions if fit_settings.sample_every else 0)
     sheet = None
     if prompts or shown or on_sample:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ from train.parts import Parts
 from train.quantized import FrozenBase, check_adapter_is_all, check_base
 from train.saving import finish, setup_of
 from train.settings import checked
-from train.shape import Shape
+from train.shape import USUAL_POSITIONS, Shape
 
 
 @sole_writer
@@ -131,6 +132,9 @@ def main(
     pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser: PretrainedDenoiser
     if model is not None:
+        if model.max_position_embeddings is None:
+            positions = max(USUAL_POSITIONS, data.length or 0)
+            told["model"] = model = replace(model, max_position_embeddings=positions)
         denoiser = model.build(words, pictures, seed=fit_settings.seed, attention=attention)
     else:
         denoiser = start(

@@ -12,10 +12,18 @@ from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.image_tokenizer import ImageTokenizer
 from train.denoising import Attention
 
+USUAL_POSITIONS = 2048
+
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of a new Transformer; the fields are those of `MmdlmConfig`."""
+    """Shape of a new Transformer; the fields are those of `MmdlmConfig`.
+
+    text_slots               None: as many as the sources have, where each of them has some, and
+                             otherwise any number; see `train.row_lengths`
+    max_position_embeddings  None: as many as a row of the data has tokens; `USUAL_POSITIONS` at
+                             least where texts have any length, since more is learned later
+    """
 
     hidden_size: int = 256
     intermediate_size: int = 704
@@ -23,7 +31,7 @@ class Shape:
     num_attention_heads: int = 4
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int | None = None
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -51,7 +59,8 @@ class Shape:
             eos_id=words.eos_token_id,
             image_codes=pictures.codebook_size if pictures is not None else 0,
         )
-        config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **asdict(self))
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **given)
         config._attn_implementation = attention
         with torch.random.fork_rng():  # the caller's state stays
             torch.manual_seed(seed)

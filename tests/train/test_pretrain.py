@@ -237,7 +237,7 @@ def test_an_unknown_key(
         (["--fit_settings.steps", "null"], "fit_settings.steps"),
         (["--fit_settings.optimizer", "null"], "fit_settings.optimizer"),
         (["--threads", "1000000"], "threads is 1000000"),
-        (["--data.packed", "false", "--model.max_position_embeddings", "82"], "takes 82 tokens"),
+        (["--data.packed", "false", "--model.max_position_embeddings", "82"], "the 82 positions"),
         (["--text_tokenizer", "nowhere"], "nowhere"),
         (["--image_tokenizer", "nowhere"], "nowhere"),
         (["--start_from", "nowhere"], "nowhere"),
