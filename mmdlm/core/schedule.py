@@ -93,7 +93,8 @@ class Polynomial(MaskSchedule):
 
     def weight(self, t: Tensor) -> Tensor:
         """power / t; written out, because t ** power underflows long before t does."""
-        return self.power / t.clamp_min(torch.finfo(t.dtype).tiny)
+        tiny = max(self.power, 1.0) * torch.finfo(t.dtype).tiny  # power / tiny may overflow
+        return self.power / t.clamp_min(tiny)
 
 
 @dataclass(frozen=True)

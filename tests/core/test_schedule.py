@@ -16,6 +16,7 @@ SCHEDULES = [
     Polynomial(0.5),
     Polynomial(2),
     Polynomial(3),
+    Polynomial(5),
     LogLinear(),
     LogLinear(eps=0.1),
     Shifted(),
