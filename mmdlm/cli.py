@@ -16,7 +16,6 @@ where they are used, so that `mmdlm --help` is instant.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import os
 import re
@@ -65,8 +64,6 @@ CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a user's error, 130 when interrupted."""
-    # Where torchao is installed, importing transformers makes torch warn of it at every command.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     forgive_encodings()
     try:
         options, unknown = _parser().parse_known_args(arguments)
