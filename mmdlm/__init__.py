@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmdlm.generate import Model
     from mmdlm.layouts.layout import Layout
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "load"]
 
 # transformers imports torchao wherever it is installed, of which torch then warns at every start.
