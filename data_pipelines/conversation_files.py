@@ -17,14 +17,14 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from data_pipelines.conversations import (
+from data_pipelines.folder import file_inside, files_below
+from data_pipelines.messages import (
     MESSAGE_KEYS,
     SYSTEMS,
     Message,
     all_messages,
     up_to_answer,
 )
-from data_pipelines.folder import file_inside, files_below
 from data_pipelines.report import Report
 from data_pipelines.row_files import ROW_FILES, BrokenRow, Row, rows_in
 from data_pipelines.shards import Sample

@@ -91,6 +91,16 @@ class ImageText(ToSequence):
     def fields(self) -> tuple[str, ...]:
         return (self.text.split(".")[0], self.codes)
 
+    def teaches(self, samples: Iterable[Sample]) -> frozenset[str]:
+        """Return what the shares of the tasks say; where texts are targets, holes in them are."""
+        shares = self.tasks
+        found = {"caption"} if shares.caption or shares.joint else set()
+        if found or shares.text:
+            found |= {"infill", "complete"}
+        if shares.draw or shares.joint:
+            found |= {"text_to_image", "inpaint"}
+        return frozenset(found)
+
     def __call__(
         self,
         sample: Sample,

@@ -9,15 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from data_pipelines.conversation_files import PICTURES, Images, packed, pictures_of
-from data_pipelines.conversations import (
-    SYSTEMS,
-    Conversation,
-    Spoken,
-    message_of,
-    messages_of,
-    system_of,
-)
+from data_pipelines.conversations import Conversation, Spoken
 from data_pipelines.end_of_text import NoTail, Tail
+from data_pipelines.messages import SYSTEMS, Message, message_of, messages_of, system_of
 from data_pipelines.report import Report
 from data_pipelines.row_files import Row
 from data_pipelines.seen import Seeing
@@ -58,6 +52,11 @@ class Preference(Conversation):
                 f"answers {self.answers!r}, drop_prompt {self.drop_prompt}: of a pair the last "
                 "answers are compared, given their prompt; leave both options out"
             )
+
+    def learned(self, content: Any) -> list[Message]:
+        """See `Conversation.learned`: with the chosen answer."""
+        pair = explicit(content, picture=self.picture)
+        return self.messages({"messages": [*pair["prompt"], *pair["chosen"]]})
 
     def spoken(self, layout: Layout, words: Words, *, length: int) -> Seeing:
         """See `Conversation.spoken`."""

@@ -228,6 +228,10 @@ class SeenCaption(Seeing):
     def __post_init__(self) -> None:
         check_slots(self.text_slots)
 
+    def teaches(self, samples: Iterable[Sample]) -> frozenset[str]:
+        """Return the one task there is."""
+        return frozenset({"caption"})
+
     def sequence(
         self,
         sample: Sample,

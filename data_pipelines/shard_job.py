@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from data_pipelines.conversations import SAID
+from data_pipelines.messages import SAID
 from data_pipelines.origin import file_state, is_same_file, of_unknown
 from data_pipelines.report import Report
 from data_pipelines.shards import (

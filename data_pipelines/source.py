@@ -7,6 +7,7 @@ import io
 import math
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -57,6 +58,16 @@ class ToSequence(ABC):
     @property
     def fields(self) -> tuple[str, ...] | None:
         """Extensions of the fields that are read, to spare the memory of others; None: all."""
+        return None
+
+    def teaches(self, samples: Iterable[Sample]) -> frozenset[str] | None:
+        """Return the tasks of `mmdlm.generate.Model` that its documents teach; None: unknown.
+
+        A model that is trained here records them, and refuses others.
+
+        Args:
+            samples: Some of the data, which are read where they tell.
+        """
         return None
 
     @abstractmethod

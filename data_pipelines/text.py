@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,10 @@ class Text(ToSequence):
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.text.split(".")[0],)
+
+    def teaches(self, samples: Iterable[Sample]) -> frozenset[str]:
+        """Return the tasks of texts."""
+        return frozenset({"infill", "complete"})
 
     def __call__(
         self,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines import command_line
-from data_pipelines.conversations import SAID, message_of
+from data_pipelines.messages import SAID, message_of
 from data_pipelines.origin import Given, is_done
 from data_pipelines.report import Report
 from data_pipelines.shard_job import sample_name, whole_samples

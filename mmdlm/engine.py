@@ -115,7 +115,8 @@ class Engine:
             )
         family = (getattr(denoiser.config, "published", None) or {}).get("family")
         seeing = getattr(denoiser.config, "vision", None) is not None
-        if self.layout != layout_of(family, seeing=seeing):
+        tasks = getattr(denoiser.config, "trained_tasks", None)
+        if self.layout != layout_of(family, seeing=seeing, tasks=tasks):
             raise ValueError(
                 f"a folder cannot hold the layout {self.layout!r}; save a model that was loaded "
                 "without `layout`, and give it again when you load that"

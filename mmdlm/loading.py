@@ -97,6 +97,7 @@ def load(
     layout = layout or layout_of(
         (getattr(config, "published", None) or {}).get("family"),
         seeing=getattr(config, "vision", None) is not None,
+        tasks=getattr(config, "trained_tasks", None),
     )
     if task is not None:
         layout.need(task, text_tokenizer)

@@ -232,10 +232,14 @@ def dropout(seed: int | None, device: torch.device) -> Iterator[None]:
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def layout_for(denoiser: PretrainedDenoiser) -> Layout:
-    """The layout of the tasks of a model: that of its family, where it was published."""
+def layout_for(denoiser: PretrainedDenoiser, *, asked: bool = False) -> Layout:
+    """The layout of the tasks of a model: that of its family, where it was published.
+
+    asked  of those alone that it was trained for; to be trained for, there are all
+    """
     family = (getattr(denoiser.config, "published", None) or {}).get("family")
-    return layout_of(family, seeing=getattr(denoiser, "vision", None) is not None)
+    tasks = denoiser.config.trained_tasks if asked else None
+    return layout_of(family, seeing=getattr(denoiser, "vision", None) is not None, tasks=tasks)
 
 
 def positions_of(denoiser: PretrainedDenoiser, layout: Layout) -> int:

@@ -52,6 +52,7 @@ from train.meter import Load
 from train.reference import Reference
 from train.saving import finish, setup_of
 from train.settings import checked
+from train.trained_tasks import record_tasks
 
 
 class PreferenceStage(Stage):
@@ -211,6 +212,8 @@ def main(
 
     layout = layout_for(denoiser)
     generation = generation_of(layout, folder, None)
+    if state.is_main_process:
+        record_tasks(denoiser, layout, words, data.sources, is_new=False)
     words = with_chat_template(words, layout, data.sources)
     known = words_for(denoiser, words, pictures)
     sources = read_sources(data, denoiser, known, layout)

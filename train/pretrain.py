@@ -42,6 +42,7 @@ from train.samples import OnSample, SampleSheet, first_captions
 from train.saving import finish, setup_of
 from train.settings import checked
 from train.shape import Shape
+from train.trained_tasks import record_tasks
 
 
 @sole_writer
@@ -145,6 +146,8 @@ def main(
     known = words_for(denoiser, words, pictures)
     generation = generation_of(layout, start_from, decoding)
     sources = read_sources(data, denoiser, known, layout)
+    if state.is_main_process:
+        record_tasks(denoiser, layout, words, data.sources, is_new=start_from is None)
     loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
     shown = first_captions(data.sources, captions if fit_settings.sample_every else 0)
     sheet = None

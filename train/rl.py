@@ -296,7 +296,7 @@ def _model(
     denoiser = start(
         folder, words, pictures, attention=attention, dtype=dtype, needs_pictures=False
     ).to(state.device)
-    layout = layout_for(denoiser)
+    layout = layout_for(denoiser, asked=True)
     return Model(
         denoiser,
         words,
@@ -312,7 +312,7 @@ def _model(
 def _context(model: Model, gallery: Shown | None) -> Mapping[str, Any]:
     """What rewards may ask for beside columns: `gallery`, and `describe`, the policy's captions."""
     context: dict[str, Any] = {} if gallery is None else {"gallery": gallery.read()}
-    if "caption" in model.layout.tasks and (
+    if "caption" in model.layout.tasks_with(model.text_tokenizer) and (
         model.image_tokenizer is not None or model.layout.sees == "features"
     ):
         context["describe"] = lambda pictures: model.caption(list(pictures))

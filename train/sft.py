@@ -46,6 +46,7 @@ from train.quantized import FrozenBase, check_adapter_is_all, check_base
 from train.saving import finish, setup_of
 from train.settings import checked
 from train.shape import USUAL_POSITIONS, Shape
+from train.trained_tasks import record_tasks
 
 
 @sole_writer
@@ -165,6 +166,8 @@ def main(
 
     layout = layout or layout_for(denoiser)
     generation = generation_of(layout, folder, decoding)
+    if state.is_main_process:
+        record_tasks(denoiser, layout, words, data.sources, is_new=folder is None)
     words = with_chat_template(words, layout, data.sources)
     known = words_for(denoiser, words, pictures)
     sources = read_sources(data, denoiser, known, layout)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mmdlm.layouts.dimple import Dimple
 from mmdlm.layouts.dream import Dream
@@ -40,13 +41,25 @@ GIVEN_EYES = {
 }
 
 
-def layout_of(family: str | None, *, seeing: bool = False) -> Layout:
+def layout_of(
+    family: str | None, *, seeing: bool = False, tasks: Sequence[str] | None = None
+) -> Layout:
     """The layout of a published family.
 
     A model that was born here has ours, and so has one that was made of an autoregressive model or
     an encoder, which brings no tasks of its own.
 
     seeing  whether the model has a vision adapter
+    tasks   those that a model which was trained here records; None: it records none
+
+    Raises ValueError for a record that is none.
     """
+    if tasks is not None and not (
+        isinstance(tasks, list | tuple) and all(isinstance(one, str) for one in tasks)
+    ):
+        raise ValueError(f"config.json has trained_tasks = {tasks!r}; a list of names is needed")
     name = Own.family if family not in LAYOUTS or family is None else family
-    return LAYOUTS[GIVEN_EYES.get(name, name) if seeing else name]
+    layout = LAYOUTS[GIVEN_EYES.get(name, name) if seeing else name]
+    if isinstance(layout, Own) and tasks is not None:
+        return replace(layout, trained=tuple(tasks))
+    return layout

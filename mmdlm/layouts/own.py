@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -29,13 +30,25 @@ from mmdlm.layouts.words import Words
 # every place: by confidence ends would be committed first, and leave nothing to say.
 WRITING = {"order": "left_to_right", "min_new_tokens": 1}
 
+# Of a record of tasks, beside methods of `mmdlm.generate.Model`: conversations about images.
+ABOUT_IMAGES = "answer_about_images"
+DESCRIBE = "Describe the image."
 
+
+@dataclass(frozen=True)
 class Own(Layout):
     """One layout for all tasks: a task is only the choice of which of its tokens are targets.
 
     What is not known (the picture of a text to be filled in, the words of a picture to be mended)
     stands there as mask tokens.
+
+    trained  tasks that the model was trained for, as its checkpoint records them: methods of
+             `mmdlm.generate.Model`, and `ABOUT_IMAGES`; None: nothing is recorded, and all tasks
+             are taken for trained that the layout has, those of conversations where the text
+             tokenizer has a chat template
     """
+
+    trained: tuple[str, ...] | None = None
 
     family: ClassVar[str] = "mmdlm"
     sees: ClassVar[Sight] = "codes"
@@ -60,21 +73,50 @@ class Own(Layout):
     )  # learned from conversations
 
     def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
-        """Add what needs a chat template, where the tokenizer has one."""
-        return self.tasks if tokenizer.chat_template is None else (*self.tasks, *self.spoken_tasks)
+        """Return the tasks that the model was trained for.
+
+        Those of conversations need a chat template. A model that learned to talk about images, but
+        not to caption them, captions when it is asked to.
+        """
+        spoken = () if tokenizer.chat_template is None else self.spoken_tasks
+        if self.trained is None:
+            return (*self.tasks, *spoken)
+        known = {*self.trained}
+        if "text_to_image" in known:
+            known.add("draw_trajectory")
+        if spoken and ABOUT_IMAGES in known:
+            known.add("caption")
+        return tuple(task for task in (*self.tasks, *spoken) if task in known)
 
     def need(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
         """See `Layout.need`; say how a model learns to talk."""
-        if task in self.spoken_tasks and tokenizer.chat_template is None:
+        if task in self.spoken_tasks:
+            self._need_template(task, tokenizer)
+        if not self.tasks_with(tokenizer):
+            raise ValueError(f"this model ({self.family}) was not trained yet, and not for {task}")
+        super().need(task, tokenizer)
+
+    def _need_template(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        if tokenizer.chat_template is None:
             self.cannot(
                 task,
+                self.tasks_with(tokenizer),
                 hint="; its text tokenizer has no chat template, which train.sft on conversations "
                 "gives it",
             )
-        super().need(task, tokenizer)
+
+    @property
+    def captions(self) -> bool:
+        """Return whether the model learned captions without words that ask for them."""
+        return self.trained is None or "caption" in self.trained
 
     def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """The text is open; without the picture it is open too, in the other branch."""
+        """The text is open; without the picture it is open too, in the other branch.
+
+        A model that learned to describe images in conversations alone is asked in one.
+        """
+        if not self.captions:
+            return self.reply(words, (Turn("user", (picture, DESCRIBE)),), length=length)
         assert isinstance(picture, Codes)
         text, everything = words.masks(length), torch.ones(length, dtype=torch.bool)
         return _ask(
@@ -153,7 +195,7 @@ class Own(Layout):
         return Sequence(learnt_segments(words, script))
 
     def _template(self, words: Words, turns: tuple[Turn, ...]) -> ChatTemplate:
-        self.need("chat", words.tokenizer)
+        self._need_template("chat", words.tokenizer)
         return ChatTemplate.of(words, turns)
 
     def teach_completion(self, words: Words, beginning: str, rest: str) -> Sequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, picture_segment, text_segment
@@ -15,10 +16,11 @@ from mmdlm.layouts.layout import (
     said,
     without_prompt,
 )
-from mmdlm.layouts.own import Own
+from mmdlm.layouts.own import DESCRIBE, Own
 from mmdlm.layouts.words import Words
 
 
+@dataclass(frozen=True)
 class OwnSeeing(Own):
     """`features, text`, as `data_pipelines.seen.SeenCaption` lays them out for training.
 
@@ -31,7 +33,9 @@ class OwnSeeing(Own):
     spoken_tasks: ClassVar[tuple[str, ...]] = ("answer", "chat")
 
     def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """The text is open; in the other branch it stands without the picture."""
+        """The text is open; in the other branch it stands without the picture; see `Own`."""
+        if not self.captions:
+            return self.reply(words, (Turn("user", (picture, DESCRIBE)),), length=length)
         assert not isinstance(picture, Codes)
         seen = picture_segment(picture, words.vocabulary)
         sequence = Sequence((seen, answer_segment(words, length)))

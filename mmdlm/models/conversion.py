@@ -29,6 +29,7 @@ MASK_TOKEN = "<|mask|>"
 SPREAD = 0.1  # noise of new rows, as a share of the rows' own standard deviation
 ROWS_AT_ONCE = 8192
 
+TEXT_ALONE = ("infill", "complete")  # what such a model was trained for
 # What a checkpoint may hold beyond the model: buffers, and heads of other tasks.
 NOT_NEEDED = re.compile(
     r".*\.position_ids|.*\.rotary_emb\.inv_freq|.*\.pooler\..*|cls\.seq_relationship\..*"
@@ -228,6 +229,7 @@ def _check_kind(checkpoint: Checkpoint) -> None:
 
 
 def _stored(config: PreTrainedConfig, source: Json) -> PreTrainedConfig:
+    config.trained_tasks = list(TEXT_ALONE)
     config.dtype = source.get("dtype") or source.get("torch_dtype")
     return config
 

@@ -79,6 +79,7 @@ class MmdlmEncoderConfig(PreTrainedConfig):
     encoder          config of the masked-language model, one of `ENCODERS`
     full_vocabulary  trained over all ids, not those of the position's modality
     text_slots       text positions of the layout it was trained on; None: any length
+    trained_tasks    what it was trained for, see `mmdlm.layouts.own.Own`; None: not recorded
     """
 
     model_type = "mmdlm_encoder"
@@ -88,6 +89,7 @@ class MmdlmEncoderConfig(PreTrainedConfig):
     encoder: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
     full_vocabulary: bool = False
     text_slots: int | None = None
+    trained_tasks: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder, dict):

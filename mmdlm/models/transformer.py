@@ -85,6 +85,7 @@ class MmdlmConfig(PreTrainedConfig):
     vision                 fields of `VisionConfig`, for a model that sees; None: it does not
     published              the family and the config.json that the weights were published with
     text_slots             text positions of the layout it was trained on; None: any length
+    trained_tasks          what it was trained for, see `mmdlm.layouts.own.Own`; None: not recorded
     """
 
     model_type = "mmdlm"
@@ -112,6 +113,7 @@ class MmdlmConfig(PreTrainedConfig):
     vision: dict | None = None  # type: ignore[type-arg]
     published: dict | None = None  # type: ignore[type-arg]
     text_slots: int | None = None
+    trained_tasks: list[str] | tuple[str, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in SIZES:

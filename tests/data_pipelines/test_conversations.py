@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.conversations import Conversation, Message, messages_of, speak
+from data_pipelines.conversations import Conversation, speak
 from data_pipelines.end_of_text import FilledTail, FixedTail, NoTail, RandomTail, Tail
 from data_pipelines.loader import build_loader
+from data_pipelines.messages import Message, messages_of
 from data_pipelines.seen import Eye, see_through
 from data_pipelines.shards import Sample, expand_urls, read_shard, write_shard
 from data_pipelines.source import Source, encode_array

@@ -1,0 +1,131 @@
+"""Messages of conversations, in any of the forms in which data sets have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from mmdlm.layouts.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
+from mmdlm.layouts.texts import shortened
+
+# Names that LLaVA and ShareGPT give the sides of a conversation -> ours.
+ROLES = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT}
+SYSTEMS = ("system", "system_prompt")  # where data sets keep a system message beside the others
+# Where the JSON of a sample has messages, or texts, of a conversation or of a pair of answers.
+SAID = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+LEARNT = ("weight", "train")  # how they say of an answer whether it is learnt
+MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `text` says with a mark where its pictures stand.
+
+    learnt  false for an answer that is context, and no target
+    """
+
+    role: str
+    text: str
+    learnt: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as `message_of` reads it."""
+        weight = {} if self.learnt else {"weight": 0}
+        return {"role": self.role, "content": self.text, **weight}
+
+
+def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
+    """A conversation in any of the forms that `Conversation` describes, up to its last answer.
+
+    That is the last which is learnt. Raises ValueError where it is none, starts with the assistant,
+    or has no answer to learn.
+    """
+    return up_to_answer(all_messages(content, picture=picture))
+
+
+def all_messages(content: Any, *, picture: str = IMAGE) -> list[Message]:
+    """The messages of a conversation in any form, the system's first; ValueError for none."""
+    messages = [message_of(one, picture=picture) for one in _given(content)]
+    if (system := system_of(content)) and all(one.role != SYSTEM for one in messages[:1]):
+        messages.insert(0, Message(SYSTEM, system))
+    return messages
+
+
+def up_to_answer(messages: list[Message]) -> list[Message]:
+    """The messages up to the last answer that is learnt; see `messages_of`."""
+    answers = [n for n, one in enumerate(messages) if one.role == ASSISTANT]
+    last = max((n for n in answers if messages[n].learnt), default=None)
+    if last is None and answers:
+        raise ValueError("all its answers have weight 0, so that there is nothing to learn")
+    if last is None:
+        names = ", ".join(sorted({repr(one.role) for one in messages}))
+        raise ValueError(
+            f"its {len(messages)} messages hold no answer of an assistant, but are of {names}"
+        )
+    asked, answer = messages[:last], messages[last]
+    for number, (before, here) in enumerate(pairwise(messages[: last + 1]), 2):
+        if before.role == here.role == ASSISTANT:
+            raise ValueError(f"message {number} is the second of the assistant in a row")
+    # What asks for the answer; the marks of pictures are counted where the pictures are.
+    plain = [{"role": one.role, "content": one.text.replace(IMAGE, "-")} for one in messages]
+    check_messages(plain[: last + all(one.role in (SYSTEM, ASSISTANT) for one in asked)], 0)
+    if not answer.text.strip():
+        raise ValueError(f"message {last + 1}, of the assistant, is empty; say something in it")
+    return [*asked, answer]
+
+
+def _given(content: Any) -> list[Any]:
+    if isinstance(content, dict):
+        if "prompt" in content and "completion" in content:
+            sides = ((USER, content["prompt"]), (ASSISTANT, content["completion"]))
+            return [
+                one
+                for role, side in sides
+                for one in (side if isinstance(side, list) else [{"role": role, "content": side}])
+            ]
+        for name in ("messages", "conversations"):
+            given = content.get(name)
+            if isinstance(given, list) and given:
+                return given
+    raise ValueError("it has neither messages nor conversations, nor a prompt with its completion")
+
+
+def system_of(content: Any) -> str:
+    """The system message beside the others; empty for none."""
+    for name in SYSTEMS:
+        text = content.get(name) if isinstance(content, dict) else None
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"its {name!r} is no text but {type(text).__name__}")
+        if text and text.strip():
+            return text
+    return ""
+
+
+def message_of(content: Any, *, picture: str = IMAGE) -> Message:
+    """A message in any of the forms; ValueError where it is none."""
+    if not isinstance(content, dict):
+        raise ValueError(f"a message is no object but {shortened(repr(content))}")
+    role = content.get("role", content.get("from"))
+    text = content.get("content", content.get("value"))
+    if isinstance(text, list):
+        text = "".join(_piece(piece, picture) for piece in text)
+    if not isinstance(role, str) or not isinstance(text, str):
+        raise ValueError(f"a message has no role and text: {shortened(repr(content))}")
+    return Message(ROLES.get(role, role), text, all(_is_learnt(content, key) for key in LEARNT))
+
+
+def _is_learnt(message: dict[str, Any], key: str) -> bool:
+    weight = message.get(key)
+    if weight is not None and weight not in (0, 1):
+        raise ValueError(f"a message has the {key} {weight!r}, but it is learnt (1) or not (0)")
+    return weight is None or bool(weight)
+
+
+def _piece(piece: Any, picture: str) -> str:
+    match piece:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image" | "image_url"}:
+            return picture
+    raise ValueError(f"a piece of a message is neither text nor image: {shortened(repr(piece))}")
