@@ -67,7 +67,8 @@ def load(
                      quantization config of transformers; the head and a vision tower keep `dtype`
     adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
                      those that the model was published with; its chat_template.jinja is for a
-                     model without one, its generation.json wins over the model's
+                     model without one, its generation.json and trained_tasks.json win over what
+                     the model has
     merge_adapter    add the adapter to the weights, instead of computing it beside them
     image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
                      model's folder, else the one that the family is published with
@@ -94,6 +95,8 @@ def load(
     if lora is not None and text_tokenizer.chat_template is None:
         text_tokenizer.chat_template = lora.chat_template()
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
+    if lora is not None:
+        config.trained_tasks = lora.trained_tasks()
     layout = layout or layout_of(
         (getattr(config, "published", None) or {}).get("family"),
         seeing=getattr(config, "vision", None) is not None,

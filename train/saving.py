@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdlm.decoding import GENERATION
 from mmdlm.layouts.layout import Generation
-from mmdlm.models.lora import TEMPLATE
+from mmdlm.models.lora import TASKS, TEMPLATE
 from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.models.quantization import is_quantized
 from mmdlm.models.run_steps import Base
@@ -133,6 +133,9 @@ def finish(
                 if isinstance(words.chat_template, str):  # for a base that has none
                     (folder / TEMPLATE).write_text(words.chat_template, encoding="utf-8")
                 _write_generation(folder, generation)
+                if denoiser.config.trained_tasks is not None:
+                    text = json.dumps(list(denoiser.config.trained_tasks)) + "\n"
+                    (folder / TASKS).write_text(text, encoding="utf-8")
 
             replace_folder(out / "adapter", write)
             print(f"adapter alone: {out / 'adapter'}")

@@ -17,6 +17,7 @@ from mmdlm.models.families import FAMILIES
 from mmdlm.vision.checkpoint_files import check_stays, read_json, reason_of, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TASKS = "trained_tasks.json"  # what the model is trained for, with the adapter
 TEMPLATE = "chat_template.jinja"  # as transformers saves it with a tokenizer
 PREFIX = "base_model.model."
 PART = re.compile(
@@ -120,6 +121,21 @@ class Lora:
             raise ValueError(
                 f"{path} cannot be read ({reason_of(error)}); mend it or remove it"
             ) from error
+
+    def trained_tasks(self) -> list[str] | None:
+        """Return what the model is trained for with the adapter, where it says so.
+
+        Raises:
+            ValueError: The file holds no names of tasks, or is a link that leads elsewhere.
+        """
+        path = self.folder / TASKS
+        if not path.exists():
+            return None
+        check_stays(path, self.folder)
+        tasks = read_json(path)
+        if not isinstance(tasks, list) or not all(isinstance(one, str) for one in tasks):
+            raise ValueError(f"{path} holds {shown(tasks)}; a list of names is needed")
+        return tasks
 
     @property
     def modules(self) -> list[str]:

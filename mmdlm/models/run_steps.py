@@ -283,6 +283,12 @@ class Base:
             raise ValueError(
                 f"{said}which is not at {self.folder} and cannot be had by its name; put it there"
             ) from error
+        if checkpoint.config.get("quantization_config"):
+            raise ValueError(
+                f"{said}which are stored quantized, so that nothing can be added to them; ask "
+                f"--model {self.name} with --adapter {step.run / 'adapter'}, which the end of the "
+                "run writes"
+            )
         if fingerprint(checkpoint) != self.fingerprint:
             raise ValueError(
                 f"{said}but {checkpoint.folder} holds other weights by now; put those back"

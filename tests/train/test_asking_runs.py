@@ -334,6 +334,11 @@ def test_another_model_in_the_place_of_the_start_is_noticed(
     stored[norms[0]] += 1
     save_file(stored, other / WEIGHTS, metadata={"format": "pt"})
     assert "holds other weights by now" in fails(run / "step_2", capsys)
+    config = json.loads((other / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (other / "config.json").write_text(json.dumps(config))
+    said = fails(run / "step_2", capsys)
+    assert f"ask --model theirs with --adapter {run / 'adapter'}" in said
     shutil.rmtree(other)
     said = fails(run / "step_2", capsys)
     assert f"those of 'theirs', which is not at {other}" in said

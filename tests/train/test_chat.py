@@ -12,10 +12,12 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+import mmdlm
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from data_pipelines.write_shards import conversations
 from mmdlm import cli
 from mmdlm.layouts.chat_template import PLAIN
+from mmdlm.models.lora import TASKS
 from tests.layouts.tiny import CHATML
 from tests.models import foreign
 from tests.train.tiny import Run, sft
@@ -115,3 +117,36 @@ def test_a_tokenizer_without_a_chat_template_is_saved_with_a_plain_one(
     assert answer == {"num_inference_steps": 6, "order": "left_to_right", "min_new_tokens": 1}
     (line,) = said(final, ["say cat"], monkeypatch, capsys)
     assert line
+
+
+def test_an_adapter_brings_what_its_base_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Template, decoding and tasks: base and adapter say what the final weights say."""
+    foreign.autoregressive("qwen2", tmp_path / "theirs", tokenizer=tokenizer(None))
+    start = tmp_path / "start"
+    assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(start)]) == 0
+    few = ["--fit_settings.steps", "2", "--lora", "{rank: 2, alpha: 4}"]
+    decoding = {"answer": {"num_inference_steps": 5}}
+    final = trained(recipe(tmp_path, start_from=str(start), decoding=decoding), *few)
+    adapter = tmp_path / "out" / "adapter"
+    lines = ["say cat", "its color?"]
+    both = said(start, lines, monkeypatch, capsys, "--adapter", str(adapter))
+    assert len(both) == 2
+    assert both == said(final, lines, monkeypatch, capsys)
+
+    merged = mmdlm.load(start, adapter=adapter, merge_adapter=True)
+    merged.save_pretrained(tmp_path / "saved")
+    for folder in (final, tmp_path / "saved"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["trained_tasks"] == ["infill", "complete", "answer", "chat"]
+        assert mmdlm.load(folder).defaults.answer.num_inference_steps == 5
+    with pytest.raises(ValueError, match="not trained for caption; it is for infill, complete, a"):
+        merged.layout.need("caption", merged.text_tokenizer)
+
+    for content, says in ((b"3", "holds 3; a list of names"), (b"[", "cannot be read")):
+        (adapter / TASKS).write_bytes(content)
+        with pytest.raises(ValueError, match=says):
+            mmdlm.load(start, adapter=adapter)
+    (adapter / TASKS).unlink()  # of another program's: nothing is known
+    assert "chat" in mmdlm.load(start, adapter=adapter).layout.tasks_with(merged.text_tokenizer)
