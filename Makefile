@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format train-emoji rl rl-sudoku rl-countdown rl-emoji rl-methods \
+.PHONY: help install demo test check docs format train-emoji rl rl-sudoku rl-countdown rl-emoji rl-methods \
   rl-table clean
 
 help:
 	@echo "make demo         draw, caption and inpaint with the bundled model: demo/index.html"
 	@echo "make test         run the tests"
 	@echo "make check        ruff and mypy"
+	@echo "make docs         build the documentation into build/site, strictly"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make train-emoji  train the bundled model from nothing into runs/emoji"
 	@echo "make rl           what reinforcement learning gains, on three tasks, with its curves: runs/rl"
@@ -30,7 +31,7 @@ $(INSTALLED): pyproject.toml
 	  echo "mmdlm: '$(PYTHON)' has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "mmdlm: installing into $(VENV); torch is large, so the first time takes minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[vision,train,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[vision,train,dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -38,6 +39,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=1800 docs/tutorials
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 check: $(INSTALLED)
 	$(BIN)/python -m ruff check .

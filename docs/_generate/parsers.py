@@ -1,0 +1,71 @@
+"""The parsers of the commands, as the commands themselves build them, without running anything."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import tomllib
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NoReturn
+from unittest import mock
+
+import jsonargparse
+
+from docs._generate.tree import ROOT, modules
+
+_GUARD = 'if __name__ == "__main__":'
+
+
+class _Built(BaseException):
+    """A parser is ready; nothing that catches errors of a command may catch this."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+@cache
+def mmdlm_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command `mmdlm`, which pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"]["mmdlm"].partition(":")
+    return _built(lambda: getattr(import_module(module), function)(["--version"]))
+
+
+@cache
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """Return the parser of a module that is run as `python -m MODULE`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it has been imported before it is run
+        return _built(lambda: runpy.run_module(module, run_name="__main__", alter_sys=False))
+
+
+def runnable(*roofs: str) -> list[str]:
+    """Return the modules below these folders that can be run."""
+    return [name for name, path in modules(*roofs) if _GUARD in (ROOT / path).read_text("utf-8")]
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of the subcommands by name; none for a parser that has none."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _built(call: Callable[[], Any]) -> argparse.ArgumentParser:
+    def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        raise _Built(self)
+
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop),
+        mock.patch.object(jsonargparse.ArgumentParser, "parse_args", stop),
+    ):
+        try:
+            call()
+        except _Built as built:
+            return built.parser
+    raise AssertionError("the command ended without parsing its options")
