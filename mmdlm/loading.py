@@ -191,7 +191,7 @@ def _say_which(asked: str | PathLike[str], folder: Path) -> None:
     if step is not None:
         kind = "averaged weights" if step.is_averaged else "weights without an average"
         print(f"answering from {folder} ({kind} of step {step.number})", file=sys.stderr)
-    elif folder.name == FINAL and Path(asked).expanduser() == folder.parent:
+    elif folder.name == FINAL and Path(asked).expanduser() != folder:
         print(f"answering from {folder}, the weights of the finished run", file=sys.stderr)
 
 

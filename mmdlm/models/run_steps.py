@@ -25,6 +25,7 @@ from mmdlm.models.stored_tensor import StoredTensor
 from mmdlm.vision.checkpoint_files import read_json
 
 SETUP, FINAL = "setup", "final"
+MODEL = "model"  # of what `train.own_images` writes, the run of the model
 STEP = re.compile(r"step_(\d+)")
 UNFINISHED = re.compile(r"step_(\d+)\.(?:part|old)")
 WEIGHTS, AVERAGES = "model.safetensors", "averages.safetensors"
@@ -45,8 +46,9 @@ def completed(run: Path) -> list[tuple[int, Path]]:
 def find_in_run(path: Path) -> Path | None:
     """Return the folder of weights that a path in a run stands for; None for a path in no run.
 
-    A run stands for its final weights, or else for its newest step. `step_100` is the step of that
-    number, however many zeros its folder's name has.
+    A run stands for its final weights, or else for its newest step; the folder of a run over one's
+    own images for the model in it. `step_100` is the step of that number, however many zeros its
+    folder's name has.
 
     Raises:
         ValueError: For a run without weights yet, a step that is not there, and one that was not
@@ -81,7 +83,7 @@ def find_in_run(path: Path) -> Path | None:
             f"{path} is a run without a checkpoint yet; the first one is written after "
             "fit_settings.checkpoint_every steps"
         )
-    return None
+    return find_in_run(path / MODEL) if (path / MODEL).is_dir() else None
 
 
 def parts_of(folder: Path) -> Path:
@@ -138,7 +140,7 @@ class RunStep:
         if not (setup / "config.json").is_file():
             raise ValueError(
                 f"{self.run} has no {SETUP}/config.json beside its steps, so that they cannot be "
-                "asked; start the run's command again, which writes it"
+                "asked; the command of a run that trains a model writes it when it is started again"
             )
         return setup
 

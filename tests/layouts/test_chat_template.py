@@ -10,7 +10,8 @@ import torch
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.layouts.chat_template import PLAIN
 from mmdlm.layouts.layout import Codes, Turn
-from mmdlm.layouts.layouts import LAYOUTS
+from mmdlm.layouts.layouts import LAYOUTS, layout_of
+from mmdlm.layouts.own import ABOUT_IMAGES, DESCRIBE
 from mmdlm.layouts.words import Words
 from tests.layouts.test_conversations import Seen
 from tests.layouts.tiny import CHATML, byte_tokenizer, ids_of, modality_of, targets_of
@@ -170,6 +171,26 @@ def test_images_stand_where_they_are_spoken_of(family: str) -> None:
     asked = layout.reply(words, talk[:3], length=3).sequence
     count = targets_of(asked)[0]
     assert ids_of(taught)[:count] == ids_of(asked)[:count]
+
+
+@pytest.mark.parametrize("family", ["mmdlm", "mmdlm-seeing"])
+def test_a_model_that_learned_to_describe_in_conversations_is_asked_in_one(family: str) -> None:
+    words = words_with(CHATML)
+    codes = Codes.given(words.vocabulary.image_ids(torch.tensor([5, 1, 2, 3])), (2, 2))
+    image: Any = codes if family == "mmdlm" else Seen(5)
+    spoken, both, unknown = (
+        layout_of(None, seeing=family != "mmdlm", tasks=tasks)
+        for tasks in (["chat", ABOUT_IMAGES], ["caption", "chat", ABOUT_IMAGES], None)
+    )
+    asked = spoken.reply(words, (Turn("user", (image, DESCRIBE)),), length=4).sequence
+    usual = unknown.describe(words, image, length=4).sequence
+    assert spoken.family == family
+    assert ids_of(spoken.describe(words, image, length=4).sequence) == ids_of(asked)
+    assert ids_of(both.describe(words, image, length=4).sequence) == ids_of(usual) != ids_of(asked)
+    for layout in (spoken, both, unknown):
+        layout.need("caption", words.tokenizer)
+    with pytest.raises(ValueError, match="not trained for caption; it is for chat"):
+        layout_of(None, seeing=family != "mmdlm", tasks=["chat"]).need("caption", words.tokenizer)
 
 
 def test_an_answer_that_is_an_image_is_learned_as_it_is_drawn() -> None:

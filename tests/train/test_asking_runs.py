@@ -121,9 +121,13 @@ def test_a_finished_run_answers_with_its_final_weights(
     train(recipe, mine)
     capsys.readouterr()
     found = weights(mine)
-    assert capsys.readouterr().err == (
-        f"answering from {mine / 'final'}, the weights of the finished run\n"
-    )
+    said = f"answering from {mine / 'final'}, the weights of the finished run\n"
+    assert capsys.readouterr().err == said
+    images = mine.with_name("images")  # as train.own_images has it
+    images.mkdir()
+    (images / "model").symlink_to(mine)
+    weights(images)
+    assert capsys.readouterr().err == said.replace(str(mine), str(images / "model"))
     last = weights(mine / "step_4")
     capsys.readouterr()
     for key, tensor in weights(mine / "final").items():
