@@ -17,11 +17,11 @@ from typing import Literal
 
 import torch
 
-from data_pipelines import command_line
-from data_pipelines.problems import D1_BEGUN, D1_FORM, Problem, Prompt
-from data_pipelines.row_files import Row, read_rows
-from data_pipelines.shards import write_file
-from data_pipelines.sole_writer import sole_writer
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import write_file
+from data_pipelines.sources.problems import D1_BEGUN, D1_FORM, Problem, Prompt
+from data_pipelines.sources.row_files import Row, read_rows
+from mmdlm.cli import recipe as command_line
 
 MOST_NUMBERS = 5  # that are searched: beyond, one search takes minutes
 HELD_OUT_SHARE = 10  # one problem in so many

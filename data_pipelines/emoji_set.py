@@ -13,10 +13,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipelines import command_line
-from data_pipelines.emoji import Emoji, draw_with_report, find_font, in_styles, sampling_weights
-from data_pipelines.emoji_facts import read_facts
-from data_pipelines.emoji_tasks import (
+from data_pipelines.jobs.origin import Given, is_done
+from data_pipelines.jobs.report import Report
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import INDEX, Sample
+from data_pipelines.sources.emoji import (
+    Emoji,
+    draw_with_report,
+    find_font,
+    in_styles,
+    sampling_weights,
+)
+from data_pipelines.sources.emoji_facts import read_facts
+from data_pipelines.sources.emoji_tasks import (
     balanced,
     chats,
     edits,
@@ -24,13 +33,10 @@ from data_pipelines.emoji_tasks import (
     samples_of,
     split_edits,
 )
-from data_pipelines.icon_sets import read_icon_sets
-from data_pipelines.origin import Given, is_done
-from data_pipelines.report import Report
-from data_pipelines.shards import INDEX, Sample
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.text_files import json_bytes
+from data_pipelines.sources.icon_sets import read_icon_sets
+from data_pipelines.sources.text_files import json_bytes
 from data_pipelines.write_shards import png_bytes, write_splits
+from mmdlm.cli import recipe as command_line
 
 MEASURED_EDITS, MEASURED_QUESTIONS = 200, 100  # questions of each kind
 

@@ -24,10 +24,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data_pipelines import command_line
-from data_pipelines.report import Report
-from data_pipelines.seen import PICTURE_FIELD, Eye, feature_fields, fingerprint
-from data_pipelines.shard_job import (
+from data_pipelines.jobs.report import Report
+from data_pipelines.jobs.shard_job import (
     Rewriter,
     batched,
     needs_no_image,
@@ -36,16 +34,18 @@ from data_pipelines.shard_job import (
     sample_name,
     whole_samples,
 )
-from data_pipelines.shards import Sample, expand_urls
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import BROKEN_CONTENT, field_names
-from data_pipelines.stream import one_line
-from mmdlm.models.checkpoint import Checkpoint
-from mmdlm.models.transformer import checkpoint_names, read_config
-from mmdlm.vision.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.crops import CropViews
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import Sample, expand_urls
+from data_pipelines.shards.stream import one_line
+from data_pipelines.sources.source import BROKEN_CONTENT, field_names
+from data_pipelines.sources.vision_samples import PICTURE_FIELD, Eye, feature_fields, fingerprint
+from mmdlm.cli import recipe as command_line
+from mmdlm.models.checkpoints.checkpoint import Checkpoint
+from mmdlm.models.modeling import checkpoint_names, read_config
+from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.encoders.crops import CropViews
+from mmdlm.vision.encoders.tower_weights import load_tower
 from mmdlm.vision.image_files import MAX_PIXELS
-from mmdlm.vision.tower_weights import load_tower
 
 RECORD = "features.json"  # which tower the features are of
 Floats = Literal["float32", "bfloat16", "float16"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from mmdlm.layouts.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
-from mmdlm.layouts.texts import shortened
+from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
+from mmdlm.templates.infill import shortened
 
 # Names that LLaVA and ShareGPT give the sides of a conversation -> ours.
 ROLES = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT}

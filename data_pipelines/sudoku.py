@@ -16,12 +16,12 @@ from typing import Literal
 
 import torch
 
-from data_pipelines import command_line
-from data_pipelines.problems import D1_BEGUN, Problem, Prompt
-from data_pipelines.row_files import Row, read_rows
-from data_pipelines.shards import write_file
-from data_pipelines.sole_writer import sole_writer
-from mmdlm.rl.rewards.sudoku import CELLS, grids, solutions
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import write_file
+from data_pipelines.sources.problems import D1_BEGUN, Problem, Prompt
+from data_pipelines.sources.row_files import Row, read_rows
+from mmdlm.cli import recipe as command_line
+from mmdlm.rl.rewards.answers.sudoku import CELLS, grids, solutions
 
 HELD_OUT = 48  # grids of 288; the other 240 are for training
 FEWEST_GIVENS = 4  # with fewer no puzzle has one solution
@@ -30,7 +30,8 @@ Split = Literal["train", "held_out"]
 Style = Literal["d1", "plain"]
 
 D1_SUDOKU = """
-Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading left-to-right, top-to-bottom, where '0' represents empty cells.
+Please solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string
+reading left-to-right, top-to-bottom, where '0' represents empty cells.
 
 Rules:
 - Fill empty cells with digits 1-4
@@ -38,7 +39,8 @@ Rules:
 - Each column must contain digits 1-4 exactly once
 - Each 2x2 box must contain digits 1-4 exactly once
 
-Important: Your solution must be a COMPLETE 16-character string with only the digits 1-4, representing your final solved grid.
+Important: Your solution must be a COMPLETE 16-character string with only the digits 1-4,
+    representing your final solved grid.
 
 Respond in this exact format:
 <reasoning>

@@ -16,16 +16,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines import command_line
+from data_pipelines.jobs.origin import Given, is_done
+from data_pipelines.jobs.report import Report
+from data_pipelines.jobs.shard_job import sample_name, whole_samples
+from data_pipelines.jobs.sole_writer import sole_writer
 from data_pipelines.messages import SAID, message_of
-from data_pipelines.origin import Given, is_done
-from data_pipelines.report import Report
-from data_pipelines.shard_job import sample_name, whole_samples
-from data_pipelines.shards import INDEX, BrokenShard, Sample, expand_urls, write_file, write_json
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import BROKEN_CONTENT, letters_of
-from data_pipelines.stream import one_line
-from data_pipelines.text_files import decoded, parsed
+from data_pipelines.shards.shards import (
+    INDEX,
+    BrokenShard,
+    Sample,
+    expand_urls,
+    write_file,
+    write_json,
+)
+from data_pipelines.shards.stream import one_line
+from data_pipelines.sources.source import BROKEN_CONTENT, letters_of
+from data_pipelines.sources.text_files import decoded, parsed
+from mmdlm.cli import recipe as command_line
 
 END_OF_TEXT = "<|endoftext|>"
 

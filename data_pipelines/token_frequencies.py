@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines import command_line
-from data_pipelines.origin import Given, file_state, is_done
-from data_pipelines.report import Report
-from data_pipelines.shards import expand_urls, write_file, write_json
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import letters_of
+from data_pipelines.jobs.origin import Given, file_state, is_done
+from data_pipelines.jobs.report import Report
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import expand_urls, write_file, write_json
+from data_pipelines.sources.source import letters_of
 from data_pipelines.text_tokenizer import shard_texts
+from mmdlm.cli import recipe as command_line
 
 
 def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Tensor:

@@ -20,10 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines import command_line
-from data_pipelines.report import Report
-from data_pipelines.seen import PICTURE_FIELD, numbered
-from data_pipelines.shard_job import (
+from data_pipelines.jobs.report import Report
+from data_pipelines.jobs.shard_job import (
     Rewriter,
     batched,
     needs_no_image,
@@ -32,13 +30,15 @@ from data_pipelines.shard_job import (
     sample_name,
     whole_samples,
 )
-from data_pipelines.shards import Sample, expand_urls
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import BROKEN_CONTENT, encode_array, field_names
-from data_pipelines.stream import one_line
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import Sample, expand_urls
+from data_pipelines.shards.stream import one_line
+from data_pipelines.sources.source import BROKEN_CONTENT, encode_array, field_names
+from data_pipelines.sources.vision_samples import PICTURE_FIELD, numbered
+from mmdlm.cli import recipe as command_line
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
-from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.pixels import Fit, to_pixels
+from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
 
 CODES = "codes.npy"
 RECORD = "codes.json"  # which tokenizer the codes are of

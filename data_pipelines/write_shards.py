@@ -11,27 +11,27 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipelines import command_line
-from data_pipelines import emoji as emoji_source
-from data_pipelines.coco import coco_entries, coco_samples
-from data_pipelines.conversation_files import (
+from data_pipelines.jobs.origin import Given, is_done
+from data_pipelines.jobs.report import Report
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import INDEX, Sample, write_json, write_shards
+from data_pipelines.sources import emoji as emoji_source
+from data_pipelines.sources.coco import coco_entries, coco_samples
+from data_pipelines.sources.conversation_files import (
     Columns,
     Images,
     conversation_samples,
     local_files,
     rows_of,
 )
-from data_pipelines.folder import files_below, folder_samples, picture_files, source_files
-from data_pipelines.image_set import scaled_samples
-from data_pipelines.origin import Given, is_done
-from data_pipelines.preferences import PairColumns
-from data_pipelines.report import Report
-from data_pipelines.shards import INDEX, Sample, write_json, write_shards
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import PICTURES, png_bytes
-from data_pipelines.text import count_lines, jsonl_samples
-from data_pipelines.text_files import json_bytes
-from mmdlm.layouts.conversation import IMAGE
+from data_pipelines.sources.folder import files_below, folder_samples, picture_files, source_files
+from data_pipelines.sources.image_set import scaled_samples
+from data_pipelines.sources.preferences import PairColumns
+from data_pipelines.sources.source import PICTURES, png_bytes
+from data_pipelines.sources.text import count_lines, jsonl_samples
+from data_pipelines.sources.text_files import json_bytes
+from mmdlm.cli import recipe as command_line
+from mmdlm.templates.conversation import IMAGE
 
 SHARD_BYTES = 1 << 30
 
@@ -43,7 +43,7 @@ def emoji(
     """Draw every emoji of a colour font, with its names in all languages.
 
     Writes out/train and out/held_out: png, txt (the English name) and json (all names, and the
-    weight of `data_pipelines.emoji.sampling_weights`).
+    weight of `data_pipelines.sources.emoji.sampling_weights`).
 
     Args:
         out: Folder for the shards.

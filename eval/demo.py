@@ -18,9 +18,8 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_pipelines import command_line
-from data_pipelines.emoji import fully_qualified, is_held_out
-from data_pipelines.shards import write_file
+from data_pipelines.shards.shards import write_file
+from data_pipelines.sources.emoji import fully_qualified, is_held_out
 from eval.demo_page import (
     Animation,
     Answer,
@@ -31,8 +30,9 @@ from eval.demo_page import (
     Origin,
     page,
 )
-from mmdlm.generate import Model
-from mmdlm.loading import load
+from mmdlm.cli import recipe as command_line
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
 from mmdlm.vision.image_files import open_image
 
 PAGE = "index.html"

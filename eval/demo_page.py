@@ -8,7 +8,7 @@ from enum import Enum
 from html import escape
 from string import Template
 
-from data_pipelines.page import STYLE
+from data_pipelines.html_page import STYLE
 
 
 class Origin(Enum):

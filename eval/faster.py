@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_pipelines import command_line
-from data_pipelines.shards import write_file
-from eval.benchmark import Faster
+from data_pipelines.shards.shards import write_file
+from eval.emoji.questions import Questions
 from eval.metrics import estimate
-from eval.passes import counted
 from eval.provenance import describe_hardware, describe_model
-from eval.questions import Questions
-from mmdlm.generate import Model
-from mmdlm.loading import load
+from eval.speed.forward_passes import counted
+from eval.tasks.benchmark import Faster
+from mmdlm.cli import recipe as command_line
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
 
 
 @dataclass(frozen=True)

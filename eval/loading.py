@@ -27,12 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from data_pipelines import command_line
-from data_pipelines.shards import write_file
-from mmdlm.models.checkpoint import INDEX
-from mmdlm.models.families import family_named
-from mmdlm.models.stored_tensor import DTYPES
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
+from data_pipelines.shards.shards import write_file
+from mmdlm.cli import recipe as command_line
+from mmdlm.models.checkpoints.checkpoint import INDEX
+from mmdlm.models.checkpoints.stored_tensor import DTYPES
+from mmdlm.models.families.auto import family_named
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
 
 STATUS = Path("/proc/self/status")
 PAGE = 4096  # bytes

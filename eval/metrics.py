@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdlm.rl.rewards.round_trip import word_f1
+from mmdlm.rl.rewards.images.round_trip import word_f1
 
 PERFECT_PSNR = 100.0  # dB, in place of infinity
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdlm.generate import Model
+from mmdlm.pipeline.model import Model
 
 
 def describe_model(name: str, model: Model) -> dict[str, Any]:

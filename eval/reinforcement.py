@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines import command_line
-from data_pipelines.shards import write_file
+from data_pipelines.shards.shards import write_file
+from mmdlm.cli import recipe as command_line
 
 SEED = "{seed}"  # stands in a path for the seeds of a comparison
 

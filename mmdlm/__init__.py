@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from mmdlm.generate import Model
-    from mmdlm.layouts.layout import Layout
+    from mmdlm.pipeline.model import Model
+    from mmdlm.templates.prompt_template import Layout
 
 __version__ = "0.2.0"
 __all__ = ["__version__", "load"]
@@ -38,11 +38,11 @@ def load(
     layout: Layout | None = None,
     task: str | None = None,
 ) -> Model:
-    """Load a model: see `mmdlm.loading.load`, which this is, imported at the first call.
+    """Load a model: see `mmdlm.pipeline.loading.load`, which this is, imported at the first call.
 
     So `import mmdlm` is instant: torch and transformers are loaded here.
     """
-    from mmdlm.loading import load as load_model
+    from mmdlm.pipeline.loading import load as load_model
 
     return load_model(
         name_or_path,

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import mmdlm
-from mmdlm import cli
+from mmdlm.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
@@ -471,7 +471,7 @@ def test_a_line_that_fails_ends_a_pipe_but_not_a_conversation(
 def test_a_task_that_the_family_lacks_is_refused_before_its_weights_are_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmdlm import loading
+    from mmdlm.pipeline import loading
 
     monkeypatch.setattr(loading, "_load_denoiser", lambda *_: pytest.fail("weights were read"))
     assert cli.main(["chat", "--model", "emoji"]) == 2
@@ -647,7 +647,7 @@ def test_help_is_instant_because_torch_stays_out(tmp_path: Path) -> None:
     seconds = time.perf_counter() - start
     assert seconds < 5  # 0.1 s on an idle machine; torch alone takes longer than this
     loaded = subprocess.run(
-        [sys.executable, "-c", "import mmdlm.cli, sys; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import mmdlm.cli.main, sys; print('torch' in sys.modules)"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -684,7 +684,7 @@ def test_kinds_of_quantization_are_those_that_there_are() -> None:
 
 
 def test_names_are_those_of_a_decoding() -> None:
-    from mmdlm.decoding import CacheName, OrderName, ScheduleName
+    from mmdlm.pipeline.generation_config import CacheName, OrderName, ScheduleName
 
     assert get_args(CacheName) == cli.CACHES
     assert get_args(OrderName) == cli.ORDERS
@@ -694,8 +694,8 @@ def test_names_are_those_of_a_decoding() -> None:
 OWN_PARTS = """
 from dataclasses import dataclass
 
-from mmdlm.core.commit import EvenSplit
-from mmdlm.core.order import Order
+from mmdlm.core.sampling.unmasking import EvenSplit
+from mmdlm.core.sampling.order import Order
 
 
 @dataclass(frozen=True)
@@ -737,10 +737,19 @@ def test_an_order_and_a_rule_of_ones_own_are_named_by_class_path(
     [
         ("backwards", "'backwards' is no Order that is known; give one of confidence"),
         ("nowhere.Order", "'nowhere.Order' cannot be imported (No module named 'nowhere')"),
-        ("mmdlm.core.order.Rnadom", "'mmdlm.core.order.Rnadom' cannot be imported"),
-        ("mmdlm.core.commit.EvenSplit", "'mmdlm.core.commit.EvenSplit' is no Order"),
+        (
+            "mmdlm.core.sampling.order.Rnadom",
+            "'mmdlm.core.sampling.order.Rnadom' cannot be imported",
+        ),
+        (
+            "mmdlm.core.sampling.unmasking.EvenSplit",
+            "'mmdlm.core.sampling.unmasking.EvenSplit' is no Order",
+        ),
         ("own_parts_of_cli.Needs", "'own_parts_of_cli.Needs' cannot be made without arguments"),
-        ("mmdlm.core.order.Order", "'mmdlm.core.order.Order' cannot be made without arguments"),
+        (
+            "mmdlm.core.sampling.order.Order",
+            "'mmdlm.core.sampling.order.Order' cannot be made without arguments",
+        ),
     ],
 )
 def test_what_is_no_order_is_named_before_a_model_is_loaded(
@@ -769,6 +778,6 @@ def test_places_for_pictures_are_counted_before_loading(
 
 
 def test_families_are_those_that_there_are() -> None:
-    from mmdlm.models.families import FAMILIES
+    from mmdlm.models.families.auto import FAMILIES
 
     assert set(cli.FAMILY_NAMES) == {family.name for family in FAMILIES}

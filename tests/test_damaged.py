@@ -16,15 +16,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 
 from data_pipelines.text_tokenizer import train_text_tokenizer
-from mmdlm.convert import convert
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.decoding import Defaults
-from mmdlm.loading import load
-from mmdlm.models.checkpoint import INDEX
+from mmdlm.models.checkpoints.checkpoint import INDEX
 from mmdlm.models.encoder import MmdlmEncoderConfig
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from mmdlm.vision.tower import _open_clip_model
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.pipeline.convert import convert
+from mmdlm.pipeline.generation_config import Defaults
+from mmdlm.pipeline.loading import load
+from mmdlm.vision.encoders.tower import _open_clip_model
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from tests.models.test_families import CONFIGS
 from tests.models.tiny import tiny_config
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mmdlm.core.cache import Delayed, Dual, Prefix, Stable
-from mmdlm.core.commit import (
+from mmdlm.core.diffusion.schedule import Cosine, Shifted
+from mmdlm.core.sampling.cache import Delayed, Dual, Prefix, Stable
+from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Random
+from mmdlm.core.sampling.unmasking import (
     Ancestral,
     CatchUp,
     EntropyBound,
@@ -21,9 +23,7 @@ from mmdlm.core.commit import (
     ScheduledCount,
     Threshold,
 )
-from mmdlm.core.order import Confidence, Entropy, LeftToRight, Random
-from mmdlm.core.schedule import Cosine, Shifted
-from mmdlm.decoding import Decoding, Defaults
+from mmdlm.pipeline.generation_config import Decoding, Defaults
 
 
 def written(folder: Path, content: object) -> Path:

@@ -21,18 +21,18 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 import mmdlm
-from data_pipelines.image_text import ImageText, Tasks
-from mmdlm import loading
-from mmdlm.core import linear
-from mmdlm.core.sampler import Sampler
+from data_pipelines.sources.image_text import ImageText, Tasks
+from mmdlm.core.kernels import linear
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.decoding import Decoding
-from mmdlm.generate import Model
-from mmdlm.loading import load
-from mmdlm.vision.patch_tokenizer import PatchTokenizer
+from mmdlm.pipeline import loading
+from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
 from mmdlm.vision.pixels import to_image, to_pixels
 from mmdlm.vision.tiles import GAP, TILE
+from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 
 FEW = {"num_inference_steps": 3}
 

@@ -19,16 +19,16 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 import mmdlm
 from data_pipelines.text_tokenizer import train_text_tokenizer
-from mmdlm import loading
-from mmdlm.core.linear import Linear
-from mmdlm.layouts.mmada import Mmada
-from mmdlm.loading import load, load_text_tokenizer
-from mmdlm.models import stored_tensor
-from mmdlm.models.checkpoint import INDEX, Checkpoint
-from mmdlm.models.families import family_of
+from mmdlm.core.kernels.linear import Linear
+from mmdlm.models.checkpoints import stored_tensor
+from mmdlm.models.checkpoints.checkpoint import INDEX, Checkpoint
+from mmdlm.models.families.auto import family_of
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
 from mmdlm.models.quantization import quantization_config, take_back_layers
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion, read_config
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from mmdlm.pipeline import loading
+from mmdlm.pipeline.loading import load, load_text_tokenizer
+from mmdlm.templates.mmada import Mmada
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from tests.models.tiny import tiny_config
 
 MASK, END = "<|mdm_mask|>", "<|endoftext|>"

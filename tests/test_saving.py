@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmdlm
-from mmdlm.layouts.mmada import Mmada
+from mmdlm.templates.mmada import Mmada
 
 
 def test_the_bundled_model_comes_back_whole(tmp_path: Path) -> None:

@@ -12,22 +12,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.convert import convert
 from mmdlm.core.sequence import Batch, collate, pack, text_segment
 from mmdlm.core.sequence import Sequence as Document
-from mmdlm.decoding import Decoding, Defaults
-from mmdlm.generate import Model
-from mmdlm.layouts.layout import Layout
-from mmdlm.layouts.layouts import LAYOUTS
-from mmdlm.layouts.llada import Llada
-from mmdlm.layouts.llada_v import LladaV
-from mmdlm.layouts.lumina import Lumina
-from mmdlm.layouts.mmada import Mmada
-from mmdlm.loading import load
-from mmdlm.vision.adapter import VisionConfig
-from mmdlm.vision.image_tokenizer import ImageTokenizer
-from mmdlm.vision.tiling import Anyres
-from tests.layouts.tiny import CODES, transformer, words_of
+from mmdlm.pipeline.convert import convert
+from mmdlm.pipeline.generation_config import Decoding, Defaults
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
+from mmdlm.templates.auto import LAYOUTS
+from mmdlm.templates.llada import Llada
+from mmdlm.templates.llada_v import LladaV
+from mmdlm.templates.lumina import Lumina
+from mmdlm.templates.mmada import Mmada
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.vision.encoders.adapter import VisionConfig
+from mmdlm.vision.encoders.tiling import Anyres
+from mmdlm.vision.tokenizers.base import ImageTokenizer
+from tests.templates.tiny import CODES, transformer, words_of
 
 CELL = 4
 FEW: dict[str, Any] = {"max_new_tokens": 6, "num_inference_steps": 3}

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmdlm.core.linear import Linear, PackedLayers
-from mmdlm.layouts.words import Words
-from mmdlm.loading import load
-from tests.layouts.tiny import words_of
+from mmdlm.core.kernels.linear import Linear, PackedLayers
+from mmdlm.pipeline.loading import load
+from mmdlm.templates.text_codec import Words
+from tests.templates.tiny import words_of
 
 THREADS = 8
 

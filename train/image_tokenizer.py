@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_pipelines.command_line import run
-from data_pipelines.pictures import picture_loader
-from data_pipelines.sole_writer import sole_writer
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.images import picture_loader
+from mmdlm.cli.recipe import run
 from mmdlm.vision.image_files import MAX_PIXELS
-from mmdlm.vision.image_tokenizer import CONFIG, ImageTokenizer, load_image_tokenizer
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from mmdlm.vision.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.pixels import Fit, to_image
+from mmdlm.vision.tokenizers.base import CONFIG, ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from train.loop import FitSettings, Stage, fit, launched
-from train.meter import Load
-from train.settings import checked
+from train.stages.meter import Load
+from train.stages.settings import checked
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
 SHOWN = 16  # pictures on a sample sheet

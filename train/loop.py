@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from mmdlm.models.quantization import is_quantized
 from mmdlm.models.run_steps import SETUP
-from train.checkpoint import Checkpoints, latest, replace_folder
-from train.manifest import check_newest
-from train.meter import Load, Meter
+from train.checkpoints.checkpoint import Checkpoints, latest, replace_folder
+from train.checkpoints.manifest import check_newest
+from train.checkpoints.record import Record
+from train.checkpoints.run_state import RunState
 from train.optimizer import (
     NO_RATES,
     AdamW,
@@ -39,8 +40,7 @@ from train.optimizer import (
     Optimizer,
     Rates,
 )
-from train.record import Record
-from train.run_state import RunState
+from train.stages.meter import Load, Meter
 
 LOG = "log.jsonl"
 NOT_FINITE = 10  # steps on end without a finite gradient, after which a run stops all the same

@@ -19,16 +19,16 @@ from typing import Any, NoReturn
 import torch
 
 from data_pipelines import write_shards
-from data_pipelines.command_line import run
-from data_pipelines.image_set import HELD_OUT, TRAIN, part_captions, split, spread
-from data_pipelines.shards import INDEX, expand_urls, write_file
-from data_pipelines.sole_writer import sole_writer
-from mmdlm.loading import load
-from train.gallery import Shown as Gallery
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.shards import INDEX, expand_urls, write_file
+from data_pipelines.sources.image_set import HELD_OUT, TRAIN, part_captions, split, spread
+from mmdlm.cli.recipe import run
+from mmdlm.pipeline.loading import load
+from train.image_folder.plan import MODEL_SHARE, Grid, Start
+from train.image_folder.run_page import NEAREST, model_card, psnr, share_near
+from train.image_folder.stages import OwnRun
 from train.loop import SIGNALS, Stopped
-from train.own_stages import OwnRun
-from train.plan import MODEL_SHARE, Grid, Start
-from train.run_page import NEAREST, model_card, psnr, share_near
+from train.rollouts.gallery import Shown as Gallery
 
 CARD = "README.md"  # of the final model, written last
 ASKED = 200  # captions of each part that are drawn for the figures at the end, at most
@@ -55,7 +55,8 @@ def main(
 
     Reads the images, trains an image tokenizer and the model for as long as you say, and shows in
     OUT/index.html what they have learned so far. The result is OUT/model/final: `python -m
-    mmdlm.cli draw "a caption" --model OUT/model/final`. After a stop or a kill the same command
+    mmdlm.cli.main draw "a caption" --model OUT/model/final`. After a stop or a kill the same
+    command
     continues.
 
     Args:

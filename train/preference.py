@@ -15,22 +15,25 @@ from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 
-from data_pipelines.command_line import run
-from data_pipelines.preferences import Preference
-from data_pipelines.sole_writer import sole_writer
-from data_pipelines.source import Source
-from data_pipelines.workers import Loader
-from mmdlm.core.likelihood import Elbo, LikelihoodEstimator
+from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.workers import Loader
+from data_pipelines.sources.preferences import Preference
+from data_pipelines.sources.source import Source
+from mmdlm.cli.recipe import run
+from mmdlm.core.likelihood.estimators import Elbo, LikelihoodEstimator
+from mmdlm.core.likelihood.noisy_view import View
 from mmdlm.core.sequence import Batch
-from mmdlm.core.view import View
-from mmdlm.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.models.compilation import compile_layers
-from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
 from mmdlm.rl.statistics import Statistics
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from train.carried import generation_of, with_chat_template
-from train.denoising import (
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from train.checkpoints.carried import generation_of, with_chat_template
+from train.loop import FitSettings, Stage, fit, launched
+from train.rollouts.reference import Reference
+from train.saving import finish, setup_of
+from train.stages.denoising import (
     Attention,
     Data,
     Dtype,
@@ -45,13 +48,10 @@ from train.denoising import (
     start,
     words_for,
 )
-from train.examples import show_examples
-from train.loop import FitSettings, Stage, fit, launched
-from train.low_rank import LowRank
-from train.meter import Load
-from train.reference import Reference
-from train.saving import finish, setup_of
-from train.settings import checked
+from train.stages.examples import show_examples
+from train.stages.low_rank import LowRank
+from train.stages.meter import Load
+from train.stages.settings import checked
 from train.trained_tasks import record_tasks
 
 
@@ -163,7 +163,8 @@ def main(
         out: Folder of checkpoints, log and examples; a run found there is continued.
         start_from: Model to start from, and the reference: a folder, a bundled name, or OWNER/NAME
             of the Hugging Face Hub; ours or of a published family.
-        data: Pairs of answers, read by `data_pipelines.preferences.Preference`. A row of `length`
+        data: Pairs of answers, read by `data_pipelines.sources.preferences.Preference`. A row of
+            `length`
             holds both answers of a pair, each with its prompt, or several pairs where it is packed.
         estimator: How likely a model holds an answer, and at which noise; by default eight times
             with a mask each.
@@ -257,7 +258,7 @@ def _check(sources: Sequence[Source], lora: LowRank | None) -> None:
         if not isinstance(source.to_sequence, Preference):
             raise ValueError(
                 f"{source.urls}: {type(source.to_sequence).__name__} makes no pairs of answers; "
-                "take data_pipelines.preferences.Preference"
+                "take data_pipelines.sources.preferences.Preference"
             )
     if lora is not None and lora.dropout:
         raise ValueError(

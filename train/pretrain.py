@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.command_line import run
-from data_pipelines.sole_writer import sole_writer
-from mmdlm.core.objective import Objective
+from data_pipelines.jobs.sole_writer import sole_writer
+from mmdlm.cli.recipe import run
+from mmdlm.core.losses.objective import Objective
 from mmdlm.models.run_steps import find_in_run
-from mmdlm.vision.adapter import VisionConfig
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from train.annealing import AttentionAnnealing
-from train.carried import defaults_of, generation_of
-from train.denoising import (
+from mmdlm.vision.encoders.adapter import VisionConfig
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from train.checkpoints.carried import defaults_of, generation_of
+from train.loop import FitSettings, fit, launched
+from train.row_lengths import settle
+from train.saving import finish, setup_of
+from train.stages.annealing import AttentionAnnealing
+from train.stages.denoising import (
     Attention,
     Coefficients,
     Data,
@@ -35,13 +38,10 @@ from train.denoising import (
     start,
     words_for,
 )
-from train.loop import FitSettings, fit, launched
-from train.parts import Parts
-from train.row_lengths import settle
-from train.samples import OnSample, SampleSheet, first_captions
-from train.saving import finish, setup_of
-from train.settings import checked
-from train.shape import Shape
+from train.stages.model_shape import Shape
+from train.stages.param_groups import Parts
+from train.stages.samples import OnSample, SampleSheet, first_captions
+from train.stages.settings import checked
 from train.trained_tasks import record_tasks
 
 

@@ -16,7 +16,7 @@ from mmdlm.models.quantization import (
     is_quantized,
     quantization_config,
 )
-from train.low_rank import Adapted
+from train.stages.low_rank import Adapted
 
 
 @dataclass(frozen=True)

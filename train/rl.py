@@ -16,21 +16,28 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
-from data_pipelines.command_line import run
-from data_pipelines.sole_writer import sole_writer
-from mmdlm.core.likelihood import LikelihoodEstimator
-from mmdlm.decoding import GENERATION, Defaults
-from mmdlm.generate import Model
-from mmdlm.loading import find_checkpoint, load_text_tokenizer
+from data_pipelines.jobs.sole_writer import sole_writer
+from mmdlm.cli.recipe import run
+from mmdlm.core.likelihood.estimators import LikelihoodEstimator
 from mmdlm.models.compilation import compile_layers
-from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.run_steps import parts_of
+from mmdlm.pipeline.generation_config import GENERATION, Defaults
+from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.pipeline.model import Model
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from train.answering import Answering
-from train.completions import CompletionsTable
-from train.denoising import (
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from train.loop import FitSettings, Stage, fit, launched, precision
+from train.rollouts.answering import Answering
+from train.rollouts.completions import CompletionsTable
+from train.rollouts.gallery import Shown
+from train.rollouts.loader import Budget, Judging, Plan, Rollouts, logged
+from train.rollouts.prompts import Prompts
+from train.rollouts.reference import Reference
+from train.rollouts.rollout_batch import Experience
+from train.saving import finish, setup_of
+from train.stages.denoising import (
     Attention,
     Dtype,
     Recompute,
@@ -43,16 +50,9 @@ from train.denoising import (
     recompute_layers,
     start,
 )
-from train.experience import Experience
-from train.gallery import Shown
-from train.loop import FitSettings, Stage, fit, launched, precision
-from train.low_rank import LowRank
-from train.meter import Load
-from train.prompts import Prompts
-from train.reference import Reference
-from train.rollouts import Budget, Judging, Plan, Rollouts, logged
-from train.saving import finish, setup_of
-from train.settings import checked
+from train.stages.low_rank import LowRank
+from train.stages.meter import Load
+from train.stages.settings import checked
 
 
 class PolicyStage(Stage):
@@ -174,7 +174,8 @@ def main(
         start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
             Hub; ours or of a published family.
         prompts: What the model is asked, with the columns that the rewards take.
-        answering: `train.answering.Write` or `Draw`: the task, how long an answer may be, and how
+        answering: `train.rollouts.answering.Write` or `Draw`: the task, how long an answer may be,
+            and how
             it is sampled.
         judging: Rewards, advantage, and which groups are learnt from.
         estimator: How likely the policy holds what it did, and at which noise.

@@ -13,20 +13,26 @@ from operator import itemgetter
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.conversations import Conversation
-from data_pipelines.image_text import ImageText, expect_codes
-from data_pipelines.seen import SeenCaption, see_through
-from data_pipelines.shards import Sample
-from data_pipelines.source import BROKEN_CONTENT, LONGEST_TOKEN, Source, ToSequence, field_value
-from data_pipelines.stream import Broken, ShardStream, one_line
+from data_pipelines.shards.shards import Sample
+from data_pipelines.shards.stream import Broken, ShardStream, one_line
+from data_pipelines.sources.conversations import Conversation
+from data_pipelines.sources.image_text import ImageText, expect_codes
+from data_pipelines.sources.source import (
+    BROKEN_CONTENT,
+    LONGEST_TOKEN,
+    Source,
+    ToSequence,
+    field_value,
+)
+from data_pipelines.sources.vision_samples import SeenCaption, see_through
 from data_pipelines.text_tokenizer import token_counts
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.layouts.layout import Layout
-from mmdlm.layouts.texts import check_whole, shortened
-from mmdlm.models.pretrained import PretrainedDenoiser
-from mmdlm.vision.image_tokenizer import ImageTokenizer
-from train.denoising import Data, positions_of
-from train.shape import USUAL_POSITIONS, Shape
+from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.templates.infill import check_whole, shortened
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.vision.tokenizers.base import ImageTokenizer
+from train.stages.denoising import Data, positions_of
+from train.stages.model_shape import USUAL_POSITIONS, Shape
 
 LOOKED_AT, LOOKED_BYTES = 10_000, 1 << 23  # documents of a source, and bytes of their fields
 LEAST_SLOTS = 16  # tokens of a text, its end among them, that are chosen at least

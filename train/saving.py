@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mmdlm.decoding import GENERATION
-from mmdlm.layouts.layout import Generation
+from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.lora import TASKS, TEMPLATE
-from mmdlm.models.pretrained import PretrainedDenoiser
 from mmdlm.models.quantization import is_quantized
 from mmdlm.models.run_steps import Base
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from train.checkpoint import replace_folder
-from train.denoising import Dtype
-from train.low_rank import Adapted
+from mmdlm.pipeline.generation_config import GENERATION
+from mmdlm.templates.prompt_template import Generation
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from train.checkpoints.checkpoint import replace_folder
+from train.stages.denoising import Dtype
+from train.stages.low_rank import Adapted
 
 
 def setup_of(

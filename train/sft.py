@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 import torch
 
-from data_pipelines.command_line import run
-from data_pipelines.sole_writer import sole_writer
-from mmdlm.core.objective import Objective
-from mmdlm.layouts.layout import Layout
-from mmdlm.loading import find_checkpoint, load_text_tokenizer
-from mmdlm.models.pretrained import PretrainedDenoiser
-from mmdlm.vision.adapter import VisionConfig
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from train.carried import generation_of, with_chat_template
-from train.denoising import (
+from data_pipelines.jobs.sole_writer import sole_writer
+from mmdlm.cli.recipe import run
+from mmdlm.core.losses.objective import Objective
+from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.vision.encoders.adapter import VisionConfig
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from train.checkpoints.carried import generation_of, with_chat_template
+from train.loop import FitSettings, fit, launched
+from train.quantized import FrozenBase, check_adapter_is_all, check_base
+from train.saving import finish, setup_of
+from train.stages.denoising import (
     Attention,
     Coefficients,
     Data,
@@ -38,14 +41,11 @@ from train.denoising import (
     start,
     words_for,
 )
-from train.examples import show_examples
-from train.loop import FitSettings, fit, launched
-from train.low_rank import LowRank
-from train.parts import Parts
-from train.quantized import FrozenBase, check_adapter_is_all, check_base
-from train.saving import finish, setup_of
-from train.settings import checked
-from train.shape import USUAL_POSITIONS, Shape
+from train.stages.examples import show_examples
+from train.stages.low_rank import LowRank
+from train.stages.model_shape import USUAL_POSITIONS, Shape
+from train.stages.param_groups import Parts
+from train.stages.settings import checked
 from train.trained_tasks import record_tasks
 
 
@@ -79,7 +79,8 @@ def main(
 
     Args:
         out: Folder of checkpoints, log and examples; a run found there is continued.
-        data: What to train on; `data_pipelines.conversations.Conversation` reads conversations.
+        data: What to train on; `data_pipelines.sources.conversations.Conversation` reads
+            conversations.
         objective: Forward process, losses and times.
         start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
             Hub; ours or of a published family.

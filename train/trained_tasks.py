@@ -7,13 +7,13 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.shards import BrokenShard, Sample, Unreachable, read_shard
-from data_pipelines.source import Source
-from mmdlm.layouts.layout import Layout
-from mmdlm.layouts.own import ABOUT_IMAGES, Own
-from mmdlm.models.pretrained import PretrainedDenoiser
+from data_pipelines.shards.shards import BrokenShard, Sample, Unreachable, read_shard
+from data_pipelines.sources.source import Source
+from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.templates.native import ABOUT_IMAGES, Own
+from mmdlm.templates.prompt_template import Layout
 
-# Methods of `mmdlm.generate.Model`, in the order in which they are recorded.
+# Methods of `mmdlm.pipeline.model.Model`, in the order in which they are recorded.
 TASKS = (
     *("caption", "text_to_image", "inpaint", "infill", "complete"),
     *("answer", "chat", "edit", ABOUT_IMAGES),

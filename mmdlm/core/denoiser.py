@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from mmdlm.core.memory import Memory
+from mmdlm.core.kv_cache import Memory
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from mmdlm.core.marks import Marks, on_host, sent
+from mmdlm.core.host_masks import Marks, on_host, sent
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 NO_DOCUMENT = -1

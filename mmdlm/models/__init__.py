@@ -8,6 +8,6 @@ Importing it tells transformers' Auto classes about all of them, so that no remo
 """
 
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
 
 __all__ = ["MmdlmConfig", "MmdlmEncoder", "MmdlmEncoderConfig", "MmdlmForMaskedDiffusion"]

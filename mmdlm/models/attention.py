@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from mmdlm.models.places import Places
+from mmdlm.models.token_subset import Places
 
 _MOST_PAIRS = 4096 * 4096  # of queries and keys whose mask is made at once
 # (batch, head, query, key) indices -> bool; torch's `mask_mod`

@@ -10,8 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from mmdlm.core.linear import linear
-from mmdlm.models.transformer import MmdlmConfig
+from mmdlm.core.kernels.linear import linear
+from mmdlm.models.modeling import MmdlmConfig
 
 Pass = tuple[float, float]  # floating-point operations, and bytes that are read
 

@@ -23,13 +23,13 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
-from mmdlm.core.marks import numbers_of, sent
-from mmdlm.core.memory import Memory
+from mmdlm.core.host_masks import numbers_of, sent
+from mmdlm.core.kv_cache import Memory
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
-from mmdlm.models.checkpoint import Checkpoint, refuse_strange_tensors
-from mmdlm.models.family import refuse_kernels
+from mmdlm.models.checkpoints.checkpoint import Checkpoint, refuse_strange_tensors
+from mmdlm.models.families.base import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
@@ -79,7 +79,7 @@ class MmdlmEncoderConfig(PreTrainedConfig):
     encoder          config of the masked-language model, one of `ENCODERS`
     full_vocabulary  trained over all ids, not those of the position's modality
     text_slots       text positions of the layout it was trained on; None: any length
-    trained_tasks    what it was trained for, see `mmdlm.layouts.own.Own`; None: not recorded
+    trained_tasks    what it was trained for, see `mmdlm.templates.native.Own`; None: not recorded
     """
 
     model_type = "mmdlm_encoder"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmdlm.models.families import FAMILIES
+from mmdlm.models.families.auto import FAMILIES
 from mmdlm.vision.checkpoint_files import check_stays, read_json, reason_of, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

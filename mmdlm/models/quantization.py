@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmdlm.core.linear import Linear
+from mmdlm.core.kernels.linear import Linear
 from mmdlm.vision.checkpoint_files import shown
 
 # name -> the library that does it

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmdlm.models.family import Json, number, refuse_unless
+from mmdlm.models.families.base import Json, number, refuse_unless
 
 LENGTH = "original_max_position_embeddings"
 # The types that do not depend on the longest row of a batch -> numbers that they need, and take.

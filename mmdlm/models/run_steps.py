@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdlm.models.checkpoint import Checkpoint, local_folder, tensors_of
-from mmdlm.models.families import family_of
-from mmdlm.models.stored_tensor import StoredTensor
+from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder, tensors_of
+from mmdlm.models.checkpoints.stored_tensor import StoredTensor
+from mmdlm.models.families.auto import family_of
 from mmdlm.vision.checkpoint_files import read_json
 
 SETUP, FINAL = "setup", "final"

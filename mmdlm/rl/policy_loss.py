@@ -1,7 +1,7 @@
 """Losses that make good answers likelier and bad ones less so, given rewards from outside.
 
-Each takes what an estimator of `mmdlm.core.likelihood` says of the covered tokens, whatever their
-modality, and one advantage a row; rows hold one rollout each.
+Each takes what an estimator of `mmdlm.core.likelihood.estimators` says of the covered tokens,
+whatever their modality, and one advantage a row; rows hold one rollout each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdlm.core.objective import LossTerms
-from mmdlm.core.token_scores import TokenScores
-from mmdlm.core.view import View
+from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.token_scores import TokenScores
+from mmdlm.core.losses.objective import LossTerms
 from mmdlm.rl.statistics import Statistics
 
 Level = Literal["token", "sequence", "product"]

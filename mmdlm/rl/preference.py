@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core.objective import LossTerms
+from mmdlm.core.losses.objective import LossTerms
 from mmdlm.rl.statistics import Statistics
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality
 from mmdlm.rl.statistics import Statistics

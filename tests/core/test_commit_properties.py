@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmdlm.core.commit import (
+from mmdlm.core.diffusion.schedule import Cosine, Linear, LogLinear, Polynomial, Shifted
+from mmdlm.core.sampling.order import Entropy
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import (
     Ancestral,
     CatchUp,
     CommitRule,
@@ -25,9 +28,6 @@ from mmdlm.core.commit import (
     Threshold,
     highest,
 )
-from mmdlm.core.order import Entropy
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Cosine, Linear, LogLinear, Polynomial, Shifted
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from tests import properties  # noqa: F401 (its settings)
 from tests.core.fakes import TEXT, VOCABULARY, TinyDenoiser, document, rng

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdlm.core.forward import Absorbing, Spindle, Uniform
-from mmdlm.core.objective import ModalityLoss, Objective, SpindleBound, UniformScoreEntropy
-from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.diffusion.forward import Absorbing, Spindle, Uniform
+from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.likelihood.token_scores import token_log_prob
+from mmdlm.core.losses.objective import ModalityLoss, Objective, SpindleBound, UniformScoreEntropy
 from mmdlm.core.sequence import collate
-from mmdlm.core.token_scores import token_log_prob
 from tests.core.fakes import VOCABULARY, Factorised, TinyDenoiser, copies, document, rng
 
 

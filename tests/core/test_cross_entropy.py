@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core import cross_entropy
-from mmdlm.core.cross_entropy import linear_cross_entropy, linear_log_prob
+from mmdlm.core.losses import fused_cross_entropy as cross_entropy
+from mmdlm.core.losses.fused_cross_entropy import linear_cross_entropy, linear_log_prob
 from tests.core.fakes import rng
 
 M, D, R = 37, 16, 50

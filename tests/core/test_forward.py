@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdlm.core.forward import (
+from mmdlm.core.diffusion.forward import (
     Absorbing,
     ForwardProcess,
     PerModality,
     TokenNeighbour,
     Uniform,
 )
-from mmdlm.core.schedule import Cosine, Linear, Polynomial
+from mmdlm.core.diffusion.schedule import Cosine, Linear, Polynomial
 from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import VOCABULARY, copies, document, ragged, rng

@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.cache import Dual, Stable
-from mmdlm.core.commit import Ancestral, CatchUp, EntropyBound, PlannedCount, Remasking, Threshold
-from mmdlm.core.linear import PackedLayers
-from mmdlm.core.noise import IdNeighbourhood, NeighbourNoise
-from mmdlm.core.order import Candidates, Entropy, LeftToRight, Margin, Order, Random
-from mmdlm.core.sampler import SampleOutput, Sampler
-from mmdlm.core.schedule import Shifted
+from mmdlm.core.diffusion.noise import IdNeighbourhood, NeighbourNoise
+from mmdlm.core.diffusion.schedule import Shifted
+from mmdlm.core.kernels.linear import PackedLayers
+from mmdlm.core.sampling.cache import Dual, Stable
+from mmdlm.core.sampling.order import Candidates, Entropy, LeftToRight, Margin, Order, Random
+from mmdlm.core.sampling.sampler import SampleOutput, Sampler
+from mmdlm.core.sampling.unmasking import (
+    Ancestral,
+    CatchUp,
+    EntropyBound,
+    PlannedCount,
+    Remasking,
+    Threshold,
+)
 from mmdlm.core.sequence import Batch, Sequence, collate
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, rng
 from tests.core.test_sampler import SAMPLERS

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmdlm.core.guidance import ClassifierFreeGuidance
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sequence import Batch, collate
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, with_features
 

@@ -8,7 +8,7 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from mmdlm.core.likelihood import (
+from mmdlm.core.likelihood.estimators import (
     BlockRandom,
     Coupled,
     Elbo,
@@ -18,10 +18,10 @@ from mmdlm.core.likelihood import (
     Trace,
     spread_timesteps,
 )
-from mmdlm.core.order import Random
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.likelihood.token_scores import token_log_prob
+from mmdlm.core.sampling.order import Random
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate, pack
-from mmdlm.core.token_scores import token_log_prob
 from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import (
     VOCABULARY,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from mmdlm.core import linear as module
-from mmdlm.core.linear import Linear, PackedLayers, linear, products
+from mmdlm.core.kernels import linear as module
+from mmdlm.core.kernels.linear import Linear, PackedLayers, linear, products
 from tests.core.fakes import rng
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.noise import (
+from mmdlm.core.diffusion.noise import (
     BitNeighbourhood,
     EmbeddingNeighbourhood,
     IdNeighbourhood,

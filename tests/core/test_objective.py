@@ -10,8 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core.forward import Absorbing, PerModality, TokenNeighbour, Uniform
-from mmdlm.core.objective import (
+from mmdlm.core.diffusion.forward import Absorbing, PerModality, TokenNeighbour, Uniform
+from mmdlm.core.diffusion.schedule import (
+    Cosine,
+    Linear,
+    LogLinear,
+    MaskSchedule,
+    Polynomial,
+    Shifted,
+)
+from mmdlm.core.losses.objective import (
     CrossEntropy,
     Independent,
     LowVariance,
@@ -24,7 +32,6 @@ from mmdlm.core.objective import (
     UniformScoreEntropy,
     WeightedCrossEntropy,
 )
-from mmdlm.core.schedule import Cosine, Linear, LogLinear, MaskSchedule, Polynomial, Shifted
 from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.commit import EvenSplit, Factor, Threshold
-from mmdlm.core.likelihood import Trace
-from mmdlm.core.order import Confidence, Entropy, LeftToRight, Order, Random
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.likelihood.estimators import Trace
+from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Order, Random
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import EvenSplit, Factor, Threshold
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import TinyDenoiser, rng

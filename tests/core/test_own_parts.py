@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mmdlm.core import likelihood
-from mmdlm.core.commit import CommitRule, EvenSplit, Progress, highest
-from mmdlm.core.forward import TokenNeighbour
-from mmdlm.core.likelihood import LikelihoodEstimator
-from mmdlm.core.noise import Neighbourhood
-from mmdlm.core.order import Candidates, Order
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Linear
+from mmdlm.core.diffusion.forward import TokenNeighbour
+from mmdlm.core.diffusion.noise import Neighbourhood
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.likelihood import estimators as likelihood
+from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.likelihood.noisy_view import View, masked_view, scored_targets
+from mmdlm.core.likelihood.token_scores import token_log_prob
+from mmdlm.core.sampling.order import Candidates, Order
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import CommitRule, EvenSplit, Progress, highest
 from mmdlm.core.sequence import Batch
-from mmdlm.core.token_scores import token_log_prob
-from mmdlm.core.view import View, masked_view, scored_targets
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 
@@ -105,7 +105,7 @@ def test_a_commit_rule_of_ones_own_changes_no_context():
 
 @dataclass(frozen=True)
 class LastHalf(LikelihoodEstimator):
-    """Each answer's second half, given the first: the example of `mmdlm.core.likelihood`."""
+    """Each answer's second half, given the first: the example of `mmdlm.core.likelihood.estimators`."""
 
     def draw(
         self,

@@ -15,14 +15,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.commit import Ancestral, CatchUp, PlannedCount, Progress, ScheduledCount, Threshold
-from mmdlm.core.guidance import ClassifierFreeGuidance
-from mmdlm.core.order import Confidence, Entropy, LeftToRight, Margin, Order, Probability, Random
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Cosine, Linear, Shifted
+from mmdlm.core.diffusion.schedule import Cosine, Linear, Shifted
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
+from mmdlm.core.sampling.order import (
+    Confidence,
+    Entropy,
+    LeftToRight,
+    Margin,
+    Order,
+    Probability,
+    Random,
+)
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import (
+    Ancestral,
+    CatchUp,
+    PlannedCount,
+    Progress,
+    ScheduledCount,
+    Threshold,
+)
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
-from mmdlm.decoding import Decoding
-from mmdlm.layouts.dream import DECODING as DREAM
+from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.templates.dream import DECODING as DREAM
 from tests.core.fakes import (
     TEXT,
     VOCABULARY,

@@ -11,7 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdlm.core.commit import (
+from mmdlm.core.diffusion.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
+from mmdlm.core.diffusion.schedule import Cosine, Linear, Shifted
+from mmdlm.core.sampling.order import (
+    Candidates,
+    Confidence,
+    Entropy,
+    LeftToRight,
+    Margin,
+    Probability,
+    Random,
+)
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import (
     Ancestral,
     CatchUp,
     EntropyBound,
@@ -23,18 +35,6 @@ from mmdlm.core.commit import (
     ScheduledCount,
     Threshold,
 )
-from mmdlm.core.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
-from mmdlm.core.order import (
-    Candidates,
-    Confidence,
-    Entropy,
-    LeftToRight,
-    Margin,
-    Probability,
-    Random,
-)
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (

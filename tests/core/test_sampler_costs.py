@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdlm.core import commit, draw, noise, passes
-from mmdlm.core.cache import Cache, Delayed, Dual, Stable
-from mmdlm.core.commit import CatchUp, PlannedCount, Remasking, Threshold
-from mmdlm.core.marks import Marks
-from mmdlm.core.noise import IdNeighbourhood, NeighbourNoise
-from mmdlm.core.order import Candidates, Confidence, Entropy, Margin, Random
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Shifted
+from mmdlm.core.diffusion import noise
+from mmdlm.core.diffusion.noise import IdNeighbourhood, NeighbourNoise
+from mmdlm.core.diffusion.schedule import Shifted
+from mmdlm.core.host_masks import Marks
+from mmdlm.core.sampling import forward_passes as passes
+from mmdlm.core.sampling import token_sampling as draw
+from mmdlm.core.sampling import unmasking as commit
+from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Stable
+from mmdlm.core.sampling.order import Candidates, Confidence, Entropy, Margin, Random
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import CatchUp, PlannedCount, Remasking, Threshold
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import VOCABULARY, document, rng

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from mmdlm.core.schedule import Cosine, Linear, LogLinear, MaskSchedule, Polynomial, Shifted
+from mmdlm.core.diffusion.schedule import (
+    Cosine,
+    Linear,
+    LogLinear,
+    MaskSchedule,
+    Polynomial,
+    Shifted,
+)
 
 SCHEDULES = [
     Linear(),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.forward import Absorbing, PerModality, Spindle
-from mmdlm.core.objective import (
+from mmdlm.core.diffusion.forward import Absorbing, PerModality, Spindle
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.losses.objective import (
     ModalityLoss,
     Objective,
     ScoreEntropy,
@@ -19,7 +20,6 @@ from mmdlm.core.objective import (
     Tokens,
     WeightedCrossEntropy,
 )
-from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import TEXT, VOCABULARY, TinyDenoiser, copies, document, ragged, rng

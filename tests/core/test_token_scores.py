@@ -12,11 +12,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdlm.core.likelihood import Coupled, Elbo, LikelihoodEstimator, MeanField, Trace
-from mmdlm.core.order import Random
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.likelihood.estimators import Coupled, Elbo, LikelihoodEstimator, MeanField, Trace
+from mmdlm.core.likelihood.token_scores import token_scores
+from mmdlm.core.sampling.order import Random
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
-from mmdlm.core.token_scores import token_scores
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import VOCABULARY, TinyDenoiser, copies, document, ragged, rng
 

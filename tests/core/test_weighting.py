@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmdlm.core.forward import Absorbing, Uniform
-from mmdlm.core.objective import (
+from mmdlm.core.diffusion.forward import Absorbing, Uniform
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.losses.objective import (
     Bound,
     ContextAdaptive,
     CrossEntropy,
@@ -16,7 +17,6 @@ from mmdlm.core.objective import (
     Objective,
     WeightedCrossEntropy,
 )
-from mmdlm.core.schedule import Linear
 from mmdlm.core.sequence import Batch, pack
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, rng
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines import command_line
-from data_pipelines.shards import Sample, write_shard
-from data_pipelines.source import encode_array
+from data_pipelines.shards.shards import Sample, write_shard
+from data_pipelines.sources.source import encode_array
+from mmdlm.cli import recipe as command_line
 from mmdlm.core.vocabulary import Vocabulary
 
 CODES = 4  # per picture

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from data_pipelines.write_shards import png_bytes
-from mmdlm.vision.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.tiling import Anyres, Square, Tiling
+from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.encoders.tiling import Anyres, Square, Tiling
 
 TOWER = {
     "model_type": "siglip_vision_model",

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.conversation_files import Columns, conversation_samples, rows_of
-from data_pipelines.report import Report
-from data_pipelines.row_files import Row
-from data_pipelines.shards import expand_urls, read_shard
-from data_pipelines.source import field_image
+from data_pipelines.jobs.report import Report
+from data_pipelines.shards.shards import expand_urls, read_shard
+from data_pipelines.sources.conversation_files import Columns, conversation_samples, rows_of
+from data_pipelines.sources.row_files import Row
+from data_pipelines.sources.source import field_image
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.vision.image_files import open_image
 from tests.data_pipelines.eyes import plain

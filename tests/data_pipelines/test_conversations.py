@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.conversations import Conversation, speak
-from data_pipelines.end_of_text import FilledTail, FixedTail, NoTail, RandomTail, Tail
-from data_pipelines.loader import build_loader
 from data_pipelines.messages import Message, messages_of
-from data_pipelines.seen import Eye, see_through
-from data_pipelines.shards import Sample, expand_urls, read_shard, write_shard
-from data_pipelines.source import Source, encode_array
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.shards import Sample, expand_urls, read_shard, write_shard
+from data_pipelines.sources.conversations import Conversation, speak
+from data_pipelines.sources.end_of_text import FilledTail, FixedTail, NoTail, RandomTail, Tail
+from data_pipelines.sources.source import Source, encode_array
+from data_pipelines.sources.vision_samples import Eye, see_through
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.core.sequence import Batch, Sequence
-from mmdlm.layouts.layout import Layout
-from mmdlm.layouts.layouts import LAYOUTS
-from mmdlm.layouts.words import Words
+from mmdlm.templates.auto import LAYOUTS
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.text_codec import Words
 from tests.data_pipelines.eyes import SQUARE, adapter, plain
-from tests.layouts.tiny import ids_of, targets_of, words_of
+from tests.templates.tiny import ids_of, targets_of, words_of
 
 SAID = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d e")]
 TALK = [{"role": role, "content": text} for role, text in SAID]
@@ -57,7 +57,7 @@ def spoken(
     (source,) = see_through(sources, None)
     through = source.to_sequence
     if eye is not None:
-        from data_pipelines.seen import Through
+        from data_pipelines.sources.vision_samples import Through
 
         through = Through(through.seeing, eye)
     generator = torch.Generator().manual_seed(seed)

@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 from data_pipelines import text_tokenizer, tokenize_images, write_shards
-from data_pipelines.conversations import Conversation
-from data_pipelines.end_of_text import NoTail
-from data_pipelines.image_text import ImageText
-from data_pipelines.loader import build_loader
-from data_pipelines.preferences import Preference
-from data_pipelines.shards import BrokenShard, Sample, expand_urls, read_shard, write_shard
-from data_pipelines.source import BROKEN_CONTENT, Source, encode_array, read_array
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.shards import BrokenShard, Sample, expand_urls, read_shard, write_shard
+from data_pipelines.sources.conversations import Conversation
+from data_pipelines.sources.end_of_text import NoTail
+from data_pipelines.sources.image_text import ImageText
+from data_pipelines.sources.preferences import Preference
+from data_pipelines.sources.source import BROKEN_CONTENT, Source, encode_array, read_array
 from data_pipelines.write_shards import png_bytes
-from mmdlm.layouts.layouts import LAYOUTS
-from tests.layouts.tiny import words_of
+from mmdlm.templates.auto import LAYOUTS
+from tests.templates.tiny import words_of
 
 REFUSALS = (ValueError, OSError)
 pytestmark = pytest.mark.timeout(120)  # nothing hangs

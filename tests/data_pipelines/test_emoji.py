@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import emoji as emoji_source
-from data_pipelines.emoji import (
+from data_pipelines.sources import emoji as emoji_source
+from data_pipelines.sources.emoji import (
     Emoji,
     LeftOut,
     alike_names,
@@ -15,7 +15,7 @@ from data_pipelines.emoji import (
     is_held_out,
     sampling_weights,
 )
-from data_pipelines.emoji_facts import without_skin_tones
+from data_pipelines.sources.emoji_facts import without_skin_tones
 
 FIREFIGHTER = "\U0001f469\U0001f3fe\u200d\U0001f692"
 UNKNOWN_PAIR = "\U0001f469\u200d\U0001f9a7"  # no font joins a woman and an orangutan

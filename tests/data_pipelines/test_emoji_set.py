@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from data_pipelines import emoji_set
-from data_pipelines.emoji import caption_of, in_styles
-from data_pipelines.emoji_facts import Edit, edits_of, read_facts
-from data_pipelines.emoji_tasks import balanced, chats, edits, questions, split_edits
-from data_pipelines.icon_sets import PACKAGES, IconSet, read_icon_sets
-from data_pipelines.shards import read_shard
+from data_pipelines.shards.shards import read_shard
+from data_pipelines.sources.emoji import caption_of, in_styles
+from data_pipelines.sources.emoji_facts import Edit, edits_of, read_facts
+from data_pipelines.sources.emoji_tasks import balanced, chats, edits, questions, split_edits
+from data_pipelines.sources.icon_sets import PACKAGES, IconSet, read_icon_sets
 from tests.data_pipelines.tiny_icons import NAMES, SQUARE, tiny_emoji, write_icons
 
 pytest.importorskip("resvg_py")
@@ -160,7 +160,7 @@ class TestStyles:
         assert caption_of("rocket", "fluent") == "rocket in fluent style"
 
     def test_what_is_held_out_in_a_style_is_fixed(self, icons, monkeypatch):
-        monkeypatch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 3)
+        monkeypatch.setattr("data_pipelines.sources.emoji.HELD_OUT_IN_A_STYLE", 3)
         sets: list[IconSet] = read_icon_sets(icons)
         chosen = {one.key for one in in_styles(tiny_emoji(), sets) if one.held_out_style}
         again = {one.key for one in in_styles(tiny_emoji()[::-1], sets[::-1]) if one.held_out_style}
@@ -172,7 +172,7 @@ class TestJob:
     def test_writes_images_and_tasks_once(self, icons, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(emoji_set, "find_font", lambda: Path(__file__))
         monkeypatch.setattr(emoji_set, "draw_with_report", lambda font, size: (tiny_emoji(), []))
-        monkeypatch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 2)
+        monkeypatch.setattr("data_pipelines.sources.emoji.HELD_OUT_IN_A_STYLE", 2)
         monkeypatch.setattr(emoji_set, "MEASURED_EDITS", 4)
         out = tmp_path / "images"
         emoji_set.main(icons, out)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_pipelines import command_line, extract_features
-from data_pipelines.seen import Eye, fingerprint
-from data_pipelines.shards import Sample, expand_urls, read_shard, write_shard
-from data_pipelines.source import read_array
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
-from mmdlm.vision.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.tower import SiglipTower
+from data_pipelines import extract_features
+from data_pipelines.shards.shards import Sample, expand_urls, read_shard, write_shard
+from data_pipelines.sources.source import read_array
+from data_pipelines.sources.vision_samples import Eye, fingerprint
+from mmdlm.cli import recipe as command_line
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.encoders.tower import SiglipTower
 from tests.data_pipelines.eyes import TILES, TOWER, plain
 from tests.models.tiny import tiny_config
 
@@ -243,7 +244,7 @@ def test_the_adapter_can_be_named_on_the_command_line(
         "vision": {
             "tower": TOWER,
             "tiling": {
-                "class_path": "mmdlm.vision.tiling.Anyres",
+                "class_path": "mmdlm.vision.encoders.tiling.Anyres",
                 "init_args": {"size": 8, "grid": 2, "shapes": [[2, 1], [1, 2], [2, 2]]},
             },
         },

@@ -6,9 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from data_pipelines.coco import coco_samples
-from data_pipelines.folder import files_below, folder_samples
-from data_pipelines.report import Report
+from data_pipelines.jobs.report import Report
+from data_pipelines.sources.coco import coco_samples
+from data_pipelines.sources.folder import files_below, folder_samples
 
 
 def put(path, number=0):

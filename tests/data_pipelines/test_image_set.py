@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_pipelines.image_set import (
+from data_pipelines.shards.shards import read_json, read_shard
+from data_pipelines.sources.image_set import (
     BLANK,
     HELD_OUT,
     ORIGIN,
@@ -20,8 +21,7 @@ from data_pipelines.image_set import (
     split,
     spread,
 )
-from data_pipelines.shards import read_json, read_shard
-from data_pipelines.source import field_image, png_bytes
+from data_pipelines.sources.source import field_image, png_bytes
 from data_pipelines.write_shards import folder
 
 ROTATE = 0x0112  # EXIF: orientation

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.image_text import ImageText, Tasks, expect_codes, slots_of
-from data_pipelines.source import Source, encode_array
+from data_pipelines.sources.image_text import ImageText, Tasks, expect_codes, slots_of
+from data_pipelines.sources.source import Source, encode_array
 from mmdlm.core.sequence import collate
 from mmdlm.core.vocabulary import Modality
-from tests.layouts.tiny import words_of
+from tests.templates.tiny import words_of
 
 CODES = [5, 0, 49, 7]
 SLOTS = 5

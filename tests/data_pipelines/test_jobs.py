@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines import write_shards
-from data_pipelines.shards import expand_urls, read_shard
+from data_pipelines.shards.shards import expand_urls, read_shard
 
 
 class TestWriteShards:

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data_pipelines import loader as loader_module
-from data_pipelines import workers
-from data_pipelines.image_text import ImageText, Tasks
-from data_pipelines.loader import build_loader
-from data_pipelines.pictures import picture_loader
-from data_pipelines.shards import write_shard
-from data_pipelines.source import Source
-from data_pipelines.stream import Reader
-from data_pipelines.text import Text
+from data_pipelines.shards import loader as loader_module
+from data_pipelines.shards import workers
+from data_pipelines.shards.images import picture_loader
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.shards.stream import Reader
+from data_pipelines.sources.image_text import ImageText, Tasks
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.text import Text
 from data_pipelines.write_shards import png_bytes
 from mmdlm.core.sequence import Batch
 

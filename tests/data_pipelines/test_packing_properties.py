@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import loader as loader_module
-from data_pipelines.loader import build_loader
-from data_pipelines.shards import write_shard
-from data_pipelines.source import Source
-from data_pipelines.text import Text
-from data_pipelines.workers import Loader
+from data_pipelines.shards import loader as loader_module
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.shards.workers import Loader
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.text import Text
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 from tests import properties  # noqa: F401 (its settings)

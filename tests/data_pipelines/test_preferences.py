@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.conversations import speak
-from data_pipelines.loader import build_loader
-from data_pipelines.preferences import Preference
-from data_pipelines.seen import see_through
-from data_pipelines.shards import expand_urls, read_shard, write_shard
-from data_pipelines.source import Source
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.shards import expand_urls, read_shard, write_shard
+from data_pipelines.sources.conversations import speak
+from data_pipelines.sources.preferences import Preference
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.vision_samples import see_through
 from data_pipelines.write_shards import preferences as write_preferences
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
-from mmdlm.layouts.layouts import LAYOUTS
-from mmdlm.layouts.words import Words
+from mmdlm.templates.auto import LAYOUTS
+from mmdlm.templates.text_codec import Words
 from tests.data_pipelines.eyes import plain
 from tests.data_pipelines.test_conversations import short
-from tests.layouts.tiny import words_of
+from tests.templates.tiny import words_of
 
 
 def turn(role: str, text: str) -> dict[str, str]:

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.code_problems import code_problem, read_code
-from data_pipelines.problems import Prompt, columns_of, drawn
-from data_pipelines.row_files import read_rows
-from data_pipelines.word_problems import (
+from data_pipelines.sources.code_problems import code_problem, read_code
+from data_pipelines.sources.problems import Prompt, columns_of, drawn
+from data_pipelines.sources.row_files import read_rows
+from data_pipelines.sources.word_problems import (
     gsm8k_problem,
     math500_problem,
     read_gsm8k,
     read_math500,
 )
-from train.prompts import Lines
+from train.rollouts.prompts import Lines
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:

@@ -12,8 +12,8 @@ import torch
 from data_pipelines import countdown, sudoku
 from data_pipelines.countdown import make_problems, reachable, read_countdown, solve
 from data_pipelines.sudoku import Puzzle, make_puzzles, read_puzzles, split_grids
-from mmdlm.rl.rewards.countdown import solves
-from mmdlm.rl.rewards.sudoku import grids, solutions
+from mmdlm.rl.rewards.answers.countdown import solves
+from mmdlm.rl.rewards.answers.sudoku import grids, solutions
 
 
 def seeded(seed: int = 0) -> torch.Generator:

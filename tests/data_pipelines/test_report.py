@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from data_pipelines.report import Report
+from data_pipelines.jobs.report import Report
 
 
 def test_reasons_are_told_apart_and_their_particulars_are_not() -> None:

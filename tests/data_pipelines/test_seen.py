@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.image_text import ImageText
-from data_pipelines.loader import build_loader
-from data_pipelines.seen import (
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.shards import Sample, read_shard, write_shard
+from data_pipelines.sources.image_text import ImageText
+from data_pipelines.sources.source import BROKEN_CONTENT, Source
+from data_pipelines.sources.vision_samples import (
     Eye,
     SeenCaption,
     Through,
@@ -22,12 +24,10 @@ from data_pipelines.seen import (
     numbered,
     see_through,
 )
-from data_pipelines.shards import Sample, read_shard, write_shard
-from data_pipelines.source import BROKEN_CONTENT, Source
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.vision.adapter import VisionAdapter
-from mmdlm.vision.crops import CropViews
+from mmdlm.vision.encoders.adapter import VisionAdapter
+from mmdlm.vision.encoders.crops import CropViews
 from tests.data_pipelines.eyes import SQUARE, TILES, adapter, plain
 
 EOS = 999

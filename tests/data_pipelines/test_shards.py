@@ -12,8 +12,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_pipelines import shards
-from data_pipelines.shards import (
+from data_pipelines.shards import shards
+from data_pipelines.shards.shards import (
     BrokenShard,
     Unreachable,
     expand_urls,

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.sole_writer import LOCK, sole_writer, writing
+from data_pipelines.jobs.sole_writer import LOCK, sole_writer, writing
 
 ROOT = Path(__file__).parents[2]
 # Holds an output until it is killed; with "fork" a worker of it lives on, as those of loaders do.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from data_pipelines.sole_writer import writing
+from data_pipelines.jobs.sole_writer import writing
 with writing(Path(sys.argv[1]), is_file=sys.argv[2] == "file"):
     if sys.argv[2] == "fork" and os.fork() == 0:
         time.sleep(30)

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.shards import write_shard
-from data_pipelines.source import Source, ToSequence
-from data_pipelines.stream import Broken, Reader, SequenceStream, ShardStream, Tally, permutation
-from data_pipelines.text import Text
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.shards.stream import (
+    Broken,
+    Reader,
+    SequenceStream,
+    ShardStream,
+    Tally,
+    permutation,
+)
+from data_pipelines.sources.source import Source, ToSequence
+from data_pipelines.sources.text import Text
 from mmdlm.core.sequence import Sequence, text_segment
 from tests.data_pipelines.conftest import number_sample
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data_pipelines.report import Report
-from data_pipelines.text import Text, count_lines, jsonl_samples
+from data_pipelines.jobs.report import Report
+from data_pipelines.sources.text import Text, count_lines, jsonl_samples
 from tests.data_pipelines.conftest import NumberTokenizer
-from tests.layouts.tiny import words_of
+from tests.templates.tiny import words_of
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_names_of_special_tokens_are_letters():
 
 
 def test_of_a_very_long_text_a_part_is_tokenized(vocabulary, monkeypatch):
-    monkeypatch.setattr("data_pipelines.text.LONG_TEXT", 1000)
+    monkeypatch.setattr("data_pipelines.sources.text.LONG_TEXT", 1000)
 
     class Counting(NumberTokenizer):
         longest = 0

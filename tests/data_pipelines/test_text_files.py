@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.row_files import BrokenRow, Row, read_rows, rows_in
-from data_pipelines.text_files import decoded, parsed, read_text
+from data_pipelines.sources.row_files import BrokenRow, Row, read_rows, rows_in
+from data_pipelines.sources.text_files import decoded, parsed, read_text
 
 TEXT = "a réd square\nand 🟥"
 

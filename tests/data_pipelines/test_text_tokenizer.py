@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from data_pipelines.report import Report
-from data_pipelines.shards import write_shard
+from data_pipelines.jobs.report import Report
+from data_pipelines.shards.shards import write_shard
 from data_pipelines.text_tokenizer import (
     END_OF_TEXT,
     main,

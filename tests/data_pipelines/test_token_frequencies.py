@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipelines.shards import write_shard
+from data_pipelines.shards.shards import write_shard
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from data_pipelines.token_frequencies import main
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from data_pipelines import tokenize_images
-from data_pipelines.shard_job import shard_names
-from data_pipelines.shards import BrokenShard, expand_urls, read_shard, write_shard
-from data_pipelines.source import read_array
+from data_pipelines.jobs.shard_job import shard_names
+from data_pipelines.shards.shards import BrokenShard, expand_urls, read_shard, write_shard
+from data_pipelines.sources.source import read_array
 from data_pipelines.write_shards import png_bytes
 
 

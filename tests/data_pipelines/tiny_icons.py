@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.emoji import Emoji
-from data_pipelines.emoji_facts import read_facts
-from data_pipelines.icon_sets import PACKAGES
+from data_pipelines.sources.emoji import Emoji
+from data_pipelines.sources.emoji_facts import read_facts
+from data_pipelines.sources.icon_sets import PACKAGES
 
 SQUARE = '<path fill="{colour}" d="M0 0h{side}v{side}h-{side}z"/>'
 PEOPLE = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmdlm.convert import convert
-from tests.layouts.tiny import transformer, words_of
+from mmdlm.pipeline.convert import convert
+from tests.templates.tiny import transformer, words_of
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-import eval.code
-from data_pipelines import command_line
+import eval.tasks.code
 from data_pipelines.countdown import Countdown
-from data_pipelines.problems import Prompt
+from data_pipelines.sources.problems import Prompt
+from data_pipelines.sources.word_problems import read_gsm8k, read_math500
 from data_pipelines.sudoku import Puzzle, make_puzzles
-from data_pipelines.word_problems import read_gsm8k, read_math500
-from eval import countdown, gsm8k, math500, sudoku
-from eval.benchmark import Asked, Asking, Benchmark, ask, rate, some_examples, summarize
-from mmdlm.layouts.words import Words
-from mmdlm.loading import load
-from mmdlm.rl.rewards import math_equivalence
-from mmdlm.rl.rewards.sudoku import grids, solutions
+from eval.tasks import countdown, gsm8k, math500, sudoku
+from eval.tasks.benchmark import Asked, Asking, Benchmark, ask, rate, some_examples, summarize
+from mmdlm.cli import recipe as command_line
+from mmdlm.pipeline.loading import load
+from mmdlm.rl.rewards.answers import math_equivalence
+from mmdlm.rl.rewards.answers.sudoku import grids, solutions
+from mmdlm.templates.text_codec import Words
 
 TWICE = "0034341200434321"
 
@@ -123,7 +123,9 @@ MBPP = {
 
 
 def test_code_of_both_kinds(tmp_path: Path) -> None:
-    rows = eval.code.read_code(lines(tmp_path / "a.jsonl", HUMAN_EVAL, HUMAN_EVAL, MBPP, MBPP))
+    rows = eval.tasks.code.read_code(
+        lines(tmp_path / "a.jsonl", HUMAN_EVAL, HUMAN_EVAL, MBPP, MBPP)
+    )
     g = "def g():\n    return math.pi\n"
     texts = [
         "    return x + 1\n\ndef other(",
@@ -131,14 +133,16 @@ def test_code_of_both_kinds(tmp_path: Path) -> None:
         f"def f(x):\n    return x + 1\n{g}[DONE]\n",
         "def f(x):\n    while True:\n        pass\n",
     ]
-    base = eval.code.benchmark(rows, style="llada", sandbox=eval.code.Sandbox(seconds=1))
+    base = eval.tasks.code.benchmark(
+        rows, style="llada", sandbox=eval.tasks.code.Sandbox(seconds=1)
+    )
     scored = score(base, said(*texts))
     assert scored.breakdown.rewards["pass@1"].tolist() == [1, 0, 1, 0]
     reasons = scored.breakdown.extras["code/reason"]
     assert reasons[0] == ""
     assert "AssertionError" in reasons[1]
     assert "more than 1 seconds" in reasons[3]
-    chat = eval.code.benchmark(rows[:1])
+    chat = eval.tasks.code.benchmark(rows[:1])
     answer = "Here:\n```python\ndef f(x):\n    return x + 1\n```"
     assert values(chat, said(answer)) == {"pass@1": 1}
 
@@ -233,7 +237,7 @@ def test_answers_are_kept_when_scoring_fails(
     def fails(*arguments: Any) -> Any:
         raise ValueError("reward 'grid' raised")
 
-    monkeypatch.setattr("eval.benchmark.rate", fails)
+    monkeypatch.setattr("eval.tasks.benchmark.rate", fails)
     out = tmp_path / "a.json"
     asked = Asked(max_new_tokens=4, num_inference_steps=1, device="cpu")
     with pytest.raises(ValueError, match="'grid'"):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import eval.code
-from data_pipelines import command_line
-from eval import countdown, gsm8k, math500
-from mmdlm.rl.rewards import math_equivalence
+import eval.tasks.code
+from eval.tasks import countdown, gsm8k, math500
+from mmdlm.cli import recipe as command_line
+from mmdlm.rl.rewards.answers import math_equivalence
 
 needs_math = pytest.mark.skipif(
     math_equivalence.find_spec("math_verify") is None, reason="the extra math is not installed"
@@ -175,7 +175,7 @@ def test_code(
     other = written(tmp_path / "train.jsonl", rows[3:])
     more = ["--style", style, "--shots", str(shots), "--examples", str(other)]
     more += ["--sandbox.seconds", "2"]
-    report, answers = command(eval.code, rows[:3], *more, count=3, kind=kind)
+    report, answers = command(eval.tasks.code, rows[:3], *more, count=3, kind=kind)
     assert report["results"]["measures"]["pass@1"]["value"] == 0
     data = report["data"]
     human_eval = rows is HUMAN_EVAL

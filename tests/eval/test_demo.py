@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.emoji import Emoji, draw_emoji, find_font
+from data_pipelines.sources.emoji import Emoji, draw_emoji, find_font
 from eval import demo
 from eval.demo_page import Completion, Origin, page
 

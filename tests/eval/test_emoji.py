@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import eval.emoji as benchmark
-from data_pipelines import command_line
-from data_pipelines.emoji import Emoji, LeftOut, find_font
-from data_pipelines.image_text import ImageText, Tasks
-from data_pipelines.shards import write_shard
-from data_pipelines.source import encode_array
+import eval.emoji.benchmark as benchmark
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.sources.emoji import Emoji, LeftOut, find_font
+from data_pipelines.sources.image_text import ImageText, Tasks
+from data_pipelines.sources.source import encode_array
 from data_pipelines.write_shards import png_bytes
-from eval.emoji import Asked, Gallery, Split, document, kind, likelihood, main, measure
-from mmdlm.decoding import Defaults
-from mmdlm.generate import Model
-from mmdlm.loading import load
+from eval.emoji.benchmark import Asked, Gallery, Split, document, kind, likelihood, main, measure
+from mmdlm.cli import recipe as command_line
+from mmdlm.pipeline.generation_config import Defaults
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "emoji_pictures.tar"
@@ -366,7 +366,7 @@ def refused(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
     """Run it as from a shell -> the one line that it answers with, at exit status 2."""
-    monkeypatch.setattr(sys, "argv", ["eval.emoji", *arguments])
+    monkeypatch.setattr(sys, "argv", ["eval.emoji.benchmark", *arguments])
     with pytest.raises(SystemExit) as stopped:
         command_line.run(main)
     assert stopped.value.code == 2
@@ -417,7 +417,7 @@ def test_without_a_font_it_says_how_to_get_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("data_pipelines.emoji.USUAL_FONTS", ())
+    monkeypatch.setattr("data_pipelines.sources.emoji.USUAL_FONTS", ())
     monkeypatch.setenv("PATH", "")  # no fc-list either
     monkeypatch.setattr(benchmark, "find_font", find_font)
     assert "apt-get install fonts-noto-color-emoji" in refused([], monkeypatch, capsys)

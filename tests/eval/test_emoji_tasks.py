@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines import command_line, emoji_set
-from eval import emoji_tasks
-from eval.emoji_tasks import Known, TaskSet, measure_edits, measure_questions, measure_styles
+from data_pipelines import emoji_set
+from eval.emoji import tasks as emoji_tasks
+from eval.emoji.tasks import Known, TaskSet, measure_edits, measure_questions, measure_styles
+from mmdlm.cli import recipe as command_line
 from tests.data_pipelines.tiny_icons import tiny_emoji, write_icons
 
 pytest.importorskip("resvg_py")
@@ -27,7 +28,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emoji_set, "find_font", lambda: Path(__file__))
         patch.setattr(emoji_set, "draw_with_report", lambda font, size: (tiny_emoji(icons), []))
-        patch.setattr("data_pipelines.emoji.HELD_OUT_IN_A_STYLE", 3)
+        patch.setattr("data_pipelines.sources.emoji.HELD_OUT_IN_A_STYLE", 3)
         patch.setattr(emoji_set, "MEASURED_EDITS", 8)
         emoji_set.main(icons, folder / "images")
     return folder / "images"

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.shards import write_shard
+from data_pipelines.shards.shards import write_shard
 from data_pipelines.write_shards import png_bytes
-from eval.benchmark import Faster
+from eval.emoji.questions import Captions, Countdown, Drawings, Pictured, Questions, Sudoku
 from eval.faster import Comparison, has_repeats, main, outcome, table
-from eval.passes import counted
-from eval.questions import Captions, Countdown, Drawings, Pictured, Questions, Sudoku
-from mmdlm.generate import Model
-from mmdlm.loading import load
+from eval.speed.forward_passes import counted
+from eval.tasks.benchmark import Faster
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from safetensors import safe_open
 
 from eval import loading
 from eval.loading import STATUS, Shape, main, measure_in_fresh_process, write_checkpoint
-from mmdlm.models.checkpoint import Checkpoint
-from mmdlm.models.families import family_of
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.checkpoints.checkpoint import Checkpoint
+from mmdlm.models.families.auto import family_of
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 SMALL = Shape(width=64, layers=2, heads=4, inner=128, vocabulary=500)
 needs_proc = pytest.mark.skipif(not STATUS.is_file(), reason=f"no {STATUS} here")

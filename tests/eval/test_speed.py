@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import plain
-from eval.speed import PLAIN, Bench, Growth, Variant, Work, main, peak, reset_peak, table
-from mmdlm.core.linear import Linear
+from eval.speed import reference_impl as plain
+from eval.speed.benchmark import PLAIN, Bench, Growth, Variant, Work, main, peak, reset_peak, table
+from mmdlm.core.kernels.linear import Linear
 from mmdlm.models.costs import Machine
 from tests.models.tiny import random_ids, tiny_model
 
@@ -96,7 +96,9 @@ def test_the_floor_is_that_of_the_machine_as_it_is_in_each_round(
     measured = iter([Machine(2e9, 1e9, 3e9), Machine(1e9, 1e9, 1e9), Machine(4e9, 1e9, 5e9)])
     monkeypatch.setattr(Machine, "measure", lambda *_: next(measured))
     clock = iter([0, 1, 1, 2, 2, 3, 3, 5, 5, 6, 6, 6.5])  # ours takes 1 s, 2 s and 0.5 s
-    monkeypatch.setattr("eval.speed.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(
+        "eval.speed.benchmark.time", SimpleNamespace(perf_counter=lambda: next(clock))
+    )
     run = Variant(lambda: torch.zeros(1), [(1e9, 0)])
     work = Work("work", {PLAIN: replace(run, floor=None), "ours": run}, "things", 1)
     (_, ours), machine = replace(bench, repeats=3).measure(work)

@@ -11,10 +11,10 @@ import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.models.compilation import compile_layers
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, rng
 from tests.models.tiny import tiny_model
 

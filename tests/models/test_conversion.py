@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from mmdlm.core.sequence import Sequence, collate, pack, text_segment
-from mmdlm.models.autoregressive import shape_of_autoregressive
-from mmdlm.models.conversion import convert_to_diffusion
+from mmdlm.models.checkpoints.autoregressive import shape_of_autoregressive
+from mmdlm.models.checkpoints.to_diffusion import convert_to_diffusion
 from mmdlm.models.encoder import MmdlmEncoder
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
 from tests.models.foreign import LLAMA3, autoregressive, encoder
 
 MODELS: list[tuple[str, dict[str, Any]]] = [

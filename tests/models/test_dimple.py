@@ -27,8 +27,8 @@ from mmdlm.core.sequence import (
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
-from mmdlm.models.families import family_named
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.families.auto import family_named
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 
 VISION = {
     "depth": 3,

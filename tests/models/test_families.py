@@ -16,16 +16,16 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from mmdlm.convert import convert
 from mmdlm.core.sequence import Sequence, collate, pack, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.families import FAMILIES, family_named, family_of
-from mmdlm.models.transformer import (
+from mmdlm.models.families.auto import FAMILIES, family_named, family_of
+from mmdlm.models.modeling import (
     MmdlmConfig,
     MmdlmForMaskedDiffusion,
     RotaryEmbedding,
     read_config,
 )
+from mmdlm.pipeline.convert import convert
 
 OLMO = {
     "model_type": "llada",

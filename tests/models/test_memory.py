@@ -9,18 +9,18 @@ import torch
 import torch._dynamo
 from accelerate.utils import send_to_device
 
-from mmdlm.core.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
-from mmdlm.core.commit import ScheduledCount, Threshold
-from mmdlm.core.forward import Absorbing
-from mmdlm.core.memory import Memory
-from mmdlm.core.objective import Objective
-from mmdlm.core.order import Confidence, Random
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.diffusion.forward import Absorbing
+from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.kv_cache import Memory
+from mmdlm.core.losses.objective import Objective
+from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
+from mmdlm.core.sampling.order import Confidence, Random
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import ScheduledCount, Threshold
 from mmdlm.core.sequence import Batch, collate, concatenate, pack
 from mmdlm.models.compilation import compile_layers
-from mmdlm.models.places import Places
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.models.token_subset import Places
 from tests.core.fakes import VOCABULARY, document, ragged, rng
 from tests.models.tiny import tiny_model
 

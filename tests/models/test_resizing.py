@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from mmdlm.core.linear import Linear
+from mmdlm.core.kernels.linear import Linear
 from mmdlm.core.sequence import Batch, pack
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig

@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from mmdlm.core import cross_entropy
-from mmdlm.core.forward import Absorbing
-from mmdlm.core.objective import ModalityLoss, Objective
-from mmdlm.core.schedule import Linear
+from mmdlm.core.diffusion.forward import Absorbing
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.likelihood.token_scores import token_scores
+from mmdlm.core.losses import fused_cross_entropy as cross_entropy
+from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.sequence import Sequence, collate, feature_segment, pack, text_segment
-from mmdlm.core.token_scores import token_scores
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.models.transformer import (
+from mmdlm.models.modeling import (
     MmdlmConfig,
     MmdlmForMaskedDiffusion,
     RotaryEmbedding,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood import (
+from mmdlm.core.likelihood.estimators import (
     BlockRandom,
     Coupled,
     Elbo,
@@ -18,11 +18,11 @@ from mmdlm.core.likelihood import (
     Structured,
     Trace,
 )
-from mmdlm.core.order import Random
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.token_scores import TokenScores
+from mmdlm.core.sampling.order import Random
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import collate
-from mmdlm.core.token_scores import TokenScores
-from mmdlm.core.view import View
 from mmdlm.rl.advantage import MeanBaseline, Standardised
 from mmdlm.rl.policy_loss import (
     ClippedSurrogate,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmdlm.core.likelihood import Elbo, MeanField
+from mmdlm.core.likelihood.estimators import Elbo, MeanField
 from mmdlm.core.sequence import collate
 from mmdlm.rl.preference import Answers, Vrpo
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, rng

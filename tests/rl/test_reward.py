@@ -13,8 +13,8 @@ import jsonargparse
 import pytest
 
 from mmdlm.rl.reward import RewardUnavailable, Rubric, needs, text_of
-from mmdlm.rl.rewards.countdown import Countdown
-from mmdlm.rl.rewards.form import Tagged
+from mmdlm.rl.rewards.answers.countdown import Countdown
+from mmdlm.rl.rewards.answers.form import Tagged
 
 
 def length(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
@@ -196,10 +196,10 @@ def test_yaml_names_rewards_by_class_path(tmp_path: Path) -> None:
 rubric:
   rewards:
     countdown:
-      class_path: mmdlm.rl.rewards.countdown.Countdown
+      class_path: mmdlm.rl.rewards.answers.countdown.Countdown
       init_args: {wrong: 0.2}
-    form: {class_path: mmdlm.rl.rewards.form.Tagged}
-    mine: mmdlm.rl.rewards.d1.sudoku
+    form: {class_path: mmdlm.rl.rewards.answers.form.Tagged}
+    mine: mmdlm.rl.rewards.answers.d1.sudoku
   weights: {countdown: 2.0}
 """
     )

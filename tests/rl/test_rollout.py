@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.commit import EvenSplit, Threshold
-from mmdlm.core.order import LeftToRight
-from mmdlm.core.sampler import Sampler
+from mmdlm.core.sampling.order import LeftToRight
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import EvenSplit, Threshold
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.rl.rollout import Rollout

@@ -10,9 +10,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from mmdlm.convert import convert
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from tests.layouts.tiny import transformer, words_of
+from mmdlm.pipeline.convert import convert
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
+from tests.templates.tiny import transformer, words_of
 
 
 @pytest.fixture(autouse=True)

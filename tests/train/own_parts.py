@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdlm.core.commit import CommitRule, Progress
-from mmdlm.core.likelihood import LikelihoodEstimator
-from mmdlm.core.order import Candidates, Order
+from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.likelihood.noisy_view import View, masked_view, scored_targets
+from mmdlm.core.sampling.order import Candidates, Order
+from mmdlm.core.sampling.unmasking import CommitRule, Progress
 from mmdlm.core.sequence import Batch
-from mmdlm.core.view import View, masked_view, scored_targets
 from mmdlm.core.vocabulary import Vocabulary
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.problems import Problem, Prompt
-from mmdlm.layouts.layouts import layout_of
-from tests.layouts.tiny import words_of
-from train.answering import _seen
+from data_pipelines.sources.problems import Problem, Prompt
+from mmdlm.templates.auto import layout_of
+from tests.templates.tiny import words_of
+from train.rollouts.answering import _seen
 
 
 def model_of(family: str) -> Any:

@@ -15,20 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mmdlm
-from data_pipelines.shards import write_shard
-from data_pipelines.source import encode_array
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.sources.source import encode_array
 from eval.provenance import describe_model
-from mmdlm import cli
-from mmdlm.convert import convert
+from mmdlm.cli import main as cli
 from mmdlm.models.run_steps import AVERAGES, BASE, MANIFEST, WEIGHTS
-from tests.layouts.tiny import transformer, words_of
+from mmdlm.pipeline.convert import convert
+from tests.templates.tiny import transformer, words_of
 from tests.train.tiny import Run, pretrain, sft
 from train.saving import setup_of
 
 OBJECTIVE = {
     "process": {
-        "class_path": "mmdlm.core.forward.Absorbing",
-        "init_args": {"schedule": "mmdlm.core.schedule.Linear"},
+        "class_path": "mmdlm.core.diffusion.forward.Absorbing",
+        "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
     }
 }
 
@@ -48,7 +48,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
     source = {
         "urls": str(folder / "codes"),
         "to_sequence": {
-            "class_path": "data_pipelines.image_text.ImageText",
+            "class_path": "data_pipelines.sources.image_text.ImageText",
             "init_args": {"text_slots": 16},
         },
     }
@@ -279,8 +279,8 @@ def adapting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = {
         "urls": str(folder / "talks"),
         "to_sequence": {
-            "class_path": "data_pipelines.conversations.Conversation",
-            "init_args": {"answers": "last", "tail": "data_pipelines.end_of_text.NoTail"},
+            "class_path": "data_pipelines.sources.conversations.Conversation",
+            "init_args": {"answers": "last", "tail": "data_pipelines.sources.end_of_text.NoTail"},
         },
     }
     config: dict[str, Any] = {

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerFast
 import mmdlm
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from data_pipelines.write_shards import conversations
-from mmdlm import cli
-from mmdlm.layouts.chat_template import PLAIN
+from mmdlm.cli import main as cli
 from mmdlm.models.lora import TASKS
-from tests.layouts.tiny import CHATML
+from mmdlm.templates.chat_template import PLAIN
 from tests.models import foreign
+from tests.templates.tiny import CHATML
 from tests.train.tiny import Run, sft
 
 ROOT = Path(__file__).parents[2]

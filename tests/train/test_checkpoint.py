@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from train import checkpoint
-from train.checkpoint import Checkpoints, Write
+from train.checkpoints import checkpoint
+from train.checkpoints.checkpoint import Checkpoints, Write
 
 FULL = Path("/dev/full")  # every write to it finds no space left
 

@@ -11,22 +11,22 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from data_pipelines.conversations import Conversation
-from data_pipelines.image_text import ImageText
-from data_pipelines.source import Source
-from mmdlm.core.forward import Absorbing
-from mmdlm.core.objective import Objective
-from mmdlm.core.schedule import Linear
+from data_pipelines.sources.conversations import Conversation
+from data_pipelines.sources.image_text import ImageText
+from data_pipelines.sources.source import Source
+from mmdlm.core.diffusion.forward import Absorbing
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Batch, pack
-from mmdlm.layouts.own import Own
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
-from tests.layouts.tiny import words_of
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.templates.native import Own
 from tests.models.tiny import VOCABULARY, document, tiny_model
+from tests.templates.tiny import words_of
 from tests.train.tiny import logged, settings
-from train.denoising import Coefficients, Data, DenoisingStage, read_sources
 from train.loop import fit
-from train.meter import MEASURED
 from train.optimizer import AdamW
+from train.stages.denoising import Coefficients, Data, DenoisingStage, read_sources
+from train.stages.meter import MEASURED
 
 
 class Again:

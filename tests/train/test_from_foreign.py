@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from data_pipelines.shards import write_shard
+from data_pipelines.shards.shards import write_shard
 from mmdlm.core.sequence import Sequence, collate, pack, text_segment
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.conversion import convert_to_diffusion
+from mmdlm.models.checkpoints.to_diffusion import convert_to_diffusion
 from tests.models import foreign
 from tests.train.tiny import Run, logged, pretrain, trajectory
-from train.annealing import AttentionAnnealing
+from train.stages.annealing import AttentionAnnealing
 
 WORDS = Vocabulary(size=12, text=(0, 12), image=(12, 12), mask_id=11, pad_id=0, eos_id=0)
 
@@ -36,7 +36,7 @@ def recipe(folder: Path, model: Path, **options: Any) -> Path:
                 {
                     "urls": str(folder / "texts.tar"),
                     "to_sequence": {
-                        "class_path": "data_pipelines.text.Text",
+                        "class_path": "data_pipelines.sources.text.Text",
                         "init_args": {"max_tokens": 20},
                     },
                 }
@@ -47,8 +47,8 @@ def recipe(folder: Path, model: Path, **options: Any) -> Path:
         },
         "objective": {
             "process": {
-                "class_path": "mmdlm.core.forward.Absorbing",
-                "init_args": {"schedule": "mmdlm.core.schedule.Linear"},
+                "class_path": "mmdlm.core.diffusion.forward.Absorbing",
+                "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             }
         },
         "fit_settings": {

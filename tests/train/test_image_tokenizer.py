@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.shards import write_shard
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from mmdlm.vision.patch_tokenizer import PatchTokenizer
+from data_pipelines.shards.shards import write_shard
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from tests.train.tiny import logged, settings, trajectory
 from train.image_tokenizer import Pictures, PixelLoss, ReconstructionStage, main
-from train.meter import MEASURED, Load
 from train.optimizer import AdamW
+from train.stages.meter import MEASURED, Load
 
 SMALL = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4], "seam_width": 4}
 
@@ -104,7 +104,7 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
 
     steps, load = [], ReconstructionStage.load
     pictures = replace(pictures, num_workers=num_workers)
-    monkeypatch.setattr("train.meter._rate", lambda *_: 1e9)
+    monkeypatch.setattr("train.stages.meter._rate", lambda *_: 1e9)
     run = settings(steps=6, checkpoint_every=3, sample_every=6, ema=0.9, optimizer=AdamW())
     options: dict[str, Any] = {"options": SMALL, "fit_settings": run, "threads": 1}
     main(tmp_path / "whole", pictures, **options)

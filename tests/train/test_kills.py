@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.command_line import run
-from data_pipelines.shards import write_shard
+from data_pipelines.shards.shards import write_shard
 from data_pipelines.write_shards import png_bytes
+from mmdlm.cli.recipe import run
 from tests.train.test_pretrain import recipe as pretrain_recipe  # noqa: F401
 from tests.train.test_rl import config as rl_recipe  # noqa: F401
 from tests.train.test_sft import recipe as sft_recipe  # noqa: F401

@@ -28,8 +28,8 @@ from tests.train.tiny import (
 )
 from train import loop
 from train.loop import LOG, SIGNALS, FitSettings, fit, step_generator
-from train.meter import MEASURED
 from train.optimizer import AdamW, Cosine, Optimizer
+from train.stages.meter import MEASURED
 
 
 class Crash(Exception):

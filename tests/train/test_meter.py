@@ -9,17 +9,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdlm.core.forward import Absorbing
-from mmdlm.core.objective import Objective
-from mmdlm.core.schedule import Linear
+from mmdlm.core.diffusion.forward import Absorbing
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import pack
 from mmdlm.core.vocabulary import GENERATED
 from mmdlm.models.costs import Costs, Machine
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from tests.core.fakes import VOCABULARY, document, ragged, rng
 from tests.models.tiny import tiny_model
-from train.denoising import load_of
-from train.meter import Load, Meter
+from train.stages.denoising import load_of
+from train.stages.meter import Load, Meter
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def network() -> MmdlmForMaskedDiffusion:
 
 
 def test_rates_are_over_all_steps_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.meter._rate", lambda *_: 1000.0)
+    monkeypatch.setattr("train.stages.meter._rate", lambda *_: 1000.0)
     meter = Meter(CPU, torch.float32, processes=2)
     meter.add(Load(100, 40, torch.tensor(300.0)), seconds=1.5, waited=0.5)
     meter.add(Load(60, 10, torch.tensor(700.0)), seconds=0.5, waited=0.3)

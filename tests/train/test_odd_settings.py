@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.command_line import run
+from mmdlm.cli.recipe import run
 from tests.train.test_image_tokenizer import pictures  # noqa: F401
 from tests.train.test_preference import config as preference_recipe  # noqa: F401
 from tests.train.test_pretrain import recipe as pretrain_recipe  # noqa: F401

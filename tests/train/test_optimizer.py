@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from mmdlm.vision.patch_tokenizer import PatchTokenizer
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from tests.models.tiny import tiny_model
 from train.optimizer import (
     AdamW,

@@ -18,13 +18,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import mmdlm
-from data_pipelines import shards
-from data_pipelines.command_line import run
-from mmdlm import cli
+from data_pipelines.shards import shards
+from mmdlm.cli import main as cli
+from mmdlm.cli.recipe import run
 from tests.data_pipelines.test_sole_writer import holder
 from tests.train.tiny import Run, logged, own_images
+from train.image_folder.stages import OwnRun
 from train.own_images import main
-from train.own_stages import OwnRun
 
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 SHAPES = ("square", "circle", "line", "ring")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
-from mmdlm.vision.adapter import VisionConfig
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.vision.encoders.adapter import VisionConfig
 from tests.data_pipelines.eyes import TILES, TOWER
 from tests.models.tiny import tiny_model
 from train.optimizer import AdamW, ExponentialMovingAverage, Muon, Optimizer
-from train.parts import Parts, parts_of
+from train.stages.param_groups import Parts, parts_of
 
 
 def seeing(**options: Any) -> MmdlmForMaskedDiffusion:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdlm.loading import load
-from train.plan import (
+from mmdlm.pipeline.loading import load
+from train.image_folder.plan import (
     BATCH,
     BUNDLED_SHAPE,
     BUNDLED_SIZE,
@@ -56,7 +56,7 @@ def test_more_time_and_more_images_make_a_larger_model():
 
 
 def test_the_bundled_model_is_the_start_where_it_fits(monkeypatch):
-    monkeypatch.setattr("train.plan.speed", lambda device: 5e10)
+    monkeypatch.setattr("train.image_folder.plan.speed", lambda device: 5e10)
     usual = {"images": 3000, "lengths": [5] * 100, "seconds": 3600.0, "device": CPU}
     assert choose("auto", Grid(64), **usual).start == "emoji"
     assert choose("nothing", Grid(64), **usual).start == "nothing"

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 import mmdlm
-from data_pipelines.shards import Sample, write_shard
-from mmdlm.core import linear
-from mmdlm.core.likelihood import Elbo, MeanField
+from data_pipelines.shards.shards import Sample, write_shard
+from mmdlm.core.kernels import linear
+from mmdlm.core.likelihood.estimators import Elbo, MeanField
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.rl.preference import Vrpo
 from tests.core.fakes import rng
-from tests.layouts.tiny import transformer, words_of
+from tests.templates.tiny import transformer, words_of
 from tests.train.tiny import Run, be_one_of_two, logged, preference, shard_weights, trajectory
-from train.low_rank import LowRank
-from train.meter import MEASURED
 from train.preference import PreferenceStage, answers
-from train.reference import Reference
+from train.rollouts.reference import Reference
+from train.stages.low_rank import LowRank
+from train.stages.meter import MEASURED
 
 TRL = ("chosen", "rejected", "accuracies", "margins")
 
@@ -181,7 +181,7 @@ def config(tmp_path: Path, start: Path) -> dict[str, Any]:
             "sources": [
                 {
                     "urls": str(tmp_path / "pairs"),
-                    "to_sequence": "data_pipelines.preferences.Preference",
+                    "to_sequence": "data_pipelines.sources.preferences.Preference",
                 }
             ],
             "batch_size": 2,
@@ -190,7 +190,7 @@ def config(tmp_path: Path, start: Path) -> dict[str, Any]:
             "shuffle_buffer": 5,
         },
         "estimator": {
-            "class_path": "mmdlm.core.likelihood.Elbo",
+            "class_path": "mmdlm.core.likelihood.estimators.Elbo",
             "init_args": {"repeats": 2, "strata": 1, "at_once": 2},
         },
         "fit_settings": {
@@ -309,8 +309,14 @@ def test_pairs_that_cannot_be_used_are_counted(config: dict[str, Any], tmp_path:
     "changes, says",
     [
         ({"lora": {"dropout": 0.1}}, "the policy would differ from its reference by noise"),
-        ({"estimator": "mmdlm.core.likelihood.Trace"}, "it replays a rollout, and none was given"),
-        ({"to_sequence": "data_pipelines.conversations.Conversation"}, "makes no pairs of answers"),
+        (
+            {"estimator": "mmdlm.core.likelihood.estimators.Trace"},
+            "it replays a rollout, and none was given",
+        ),
+        (
+            {"to_sequence": "data_pipelines.sources.conversations.Conversation"},
+            "makes no pairs of answers",
+        ),
     ],
 )
 def test_a_bad_recipe(

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from data_pipelines.shards import write_shard
-from data_pipelines.source import encode_array
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.sources.source import encode_array
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from tests.train.tiny import Run, logged, pretrain, trajectory
 from train.loop import LOG
-from train.meter import MEASURED
+from train.stages.meter import MEASURED
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -54,7 +54,7 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
                 {
                     "urls": str(tmp_path / "codes"),
                     "to_sequence": {
-                        "class_path": "data_pipelines.image_text.ImageText",
+                        "class_path": "data_pipelines.sources.image_text.ImageText",
                         "init_args": {
                             "tasks": {"draw": 1, "caption": 1, "joint": 1, "text": 1},
                             "text_slots": 24,
@@ -79,12 +79,12 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
         },
         "objective": {
             "process": {
-                "class_path": "mmdlm.core.forward.Absorbing",
-                "init_args": {"schedule": "mmdlm.core.schedule.Cosine"},
+                "class_path": "mmdlm.core.diffusion.forward.Absorbing",
+                "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Cosine"},
             },
             "text": {"normaliser": "answer"},
             "times": {
-                "class_path": "mmdlm.core.objective.LowVariance",
+                "class_path": "mmdlm.core.losses.objective.LowVariance",
                 "init_args": {"per": "segment"},
             },
         },

@@ -23,9 +23,9 @@ from tests.train.tiny import (
     settings,
     trajectory,
 )
-from train.checkpoint import latest
+from train.checkpoints.checkpoint import latest
+from train.checkpoints.manifest import seal
 from train.loop import fit
-from train.manifest import seal
 from train.optimizer import AdamW
 
 pytestmark = pytest.mark.skipif(

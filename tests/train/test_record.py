@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.train.tiny import Plain, Regression, Rows, logged, settings
+from train.checkpoints.record import Record
 from train.loop import fit
 from train.optimizer import AdamW, WarmupStableDecay
-from train.record import Record
 
 
 def run(out: Path, *, told: dict[str, Any] | None = None, **options: Any) -> None:

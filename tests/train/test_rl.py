@@ -20,24 +20,24 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mmdlm
-from data_pipelines.command_line import run
 from data_pipelines.countdown import Countdown as CountdownProblem
-from data_pipelines.shards import write_shard
+from data_pipelines.shards.shards import write_shard
 from data_pipelines.sudoku import split_grids
-from mmdlm.core.likelihood import LikelihoodEstimator, Structured
-from mmdlm.models.pretrained import PretrainedDenoiser
+from mmdlm.cli.recipe import run
+from mmdlm.core.likelihood.estimators import LikelihoodEstimator, Structured
+from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.rl.advantage import AccuracyFilter
 from mmdlm.rl.rollout import Rollout
 from mmdlm.rl.statistics import Statistics
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import Run, logged
-from train.answering import Write
-from train.experience import Flight
-from train.meter import MEASURED
-from train.prompts import Countdown, Lines, Names, Sudoku
 from train.rl import main
-from train.rollouts import Rollouts, _statistics
-from train.rollouts import logged as written
+from train.rollouts.answering import Write
+from train.rollouts.loader import Rollouts, _statistics
+from train.rollouts.loader import logged as written
+from train.rollouts.prompts import Countdown, Lines, Names, Sudoku
+from train.rollouts.rollout_batch import Flight
+from train.stages.meter import MEASURED
 
 ROOT = Path(__file__).parents[2]
 TRL = (
@@ -65,12 +65,12 @@ TRL = (
 )
 TIMINGS = (*MEASURED, "rollout_share", "scoring_share")
 WRITE = {
-    "class_path": "train.answering.Write",
+    "class_path": "train.rollouts.answering.Write",
     "init_args": {"max_new_tokens": 6, "num_inference_steps": 3},
 }
-DRAW = {"class_path": "train.answering.Draw", "init_args": {"num_inference_steps": 2}}
-STRUCTURED = {"class_path": "mmdlm.core.likelihood.Structured"}
-MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.MeanField"}
+DRAW = {"class_path": "train.rollouts.answering.Draw", "init_args": {"num_inference_steps": 2}}
+STRUCTURED = {"class_path": "mmdlm.core.likelihood.estimators.Structured"}
+MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.estimators.MeanField"}
 
 
 def surrogate(**options: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> dict[str, Any]:
         "out": str(tmp_path / "run"),
         "start_from": str(tiny_checkpoint),
         "prompts": {
-            "class_path": "train.prompts.Lines",
+            "class_path": "train.rollouts.prompts.Lines",
             "init_args": {"path": str(prompts), "chat": False},
         },
         "answering": WRITE,
@@ -459,7 +459,7 @@ def test_an_order_and_a_rule_of_ones_own_are_lines_of_yaml(config: dict[str, Any
 
     def losses(name: str, **sampler: Any) -> list[str]:
         init_args = {"sampler": {"num_inference_steps": 3, "temperature": 1.0, **sampler}}
-        answering = {"class_path": "train.answering.Write", "init_args": init_args}
+        answering = {"class_path": "train.rollouts.answering.Write", "init_args": init_args}
         out = Path(config["out"]) / name
         return trajectory(rl(config, out=str(out), answering=answering, fit_settings={"steps": 2}))
 
@@ -495,8 +495,11 @@ def test_scores_are_over_what_the_sampler_can_draw(
     sampler = {"num_inference_steps": 3, "temperature": 1.0, "suppressed": [3, 5, 8]}
     rl(
         config,
-        answering={"class_path": "train.answering.Write", "init_args": {"sampler": sampler}},
-        estimator={"class_path": "mmdlm.core.likelihood.Trace"},
+        answering={
+            "class_path": "train.rollouts.answering.Write",
+            "init_args": {"sampler": sampler},
+        },
+        estimator={"class_path": "mmdlm.core.likelihood.estimators.Trace"},
         iterations=2,
         fit_settings={"steps": 2, "accumulation": 1},
     )
@@ -541,7 +544,7 @@ def test_pictures_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: 
     out = rl(
         config,
         answering=DRAW,
-        estimator={**STRUCTURED, "init_args": {"schedule": "mmdlm.core.schedule.Cosine"}},
+        estimator={**STRUCTURED, "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Cosine"}},
         judging={"rubric": {"rewards": {"bright": reward("Brightness")}}},
         lora={"rank": 2},
         fit_settings={"steps": 30, "accumulation": 1},
@@ -602,7 +605,9 @@ def test_a_budget_of_seconds_is_of_all_starts_together(
         return rl(config, table_every=0, **changes)
 
     monkeypatch.setattr(Rollouts, "_flight", slow)
-    monkeypatch.setattr("train.rollouts.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        "train.rollouts.loader.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
     often = {"checkpoint_every": 2}
     out = go_on(budget={"seconds": 100}, fit_settings={**often, "steps": 4})
     assert torch.load(out / "step_00000004" / "loader_0.pt")["seconds"] == 40
@@ -656,7 +661,7 @@ def test_code_that_never_ends_is_worth_nothing_and_the_run_survives(
     path = Path(config["prompts"]["init_args"]["path"])
     path.write_text(json.dumps({"prompt": "red", "tests": ["assert x == 1"]}) + "\n")
     code = {
-        "class_path": "mmdlm.rl.rewards.code.CodeTests",
+        "class_path": "mmdlm.rl.rewards.code.unit_tests.CodeTests",
         "init_args": {"workers": 3, "sandbox": {"seconds": 1.0}},
     }
     out = rl(
@@ -773,7 +778,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
         (
             {
                 "answering": {
-                    "class_path": "train.answering.Write",
+                    "class_path": "train.rollouts.answering.Write",
                     "init_args": {
                         "sampler": {
                             "num_inference_steps": 3,
@@ -788,25 +793,25 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
         (
             {
                 "answering": {
-                    "class_path": "train.answering.Write",
+                    "class_path": "train.rollouts.answering.Write",
                     "init_args": {
                         "sampler": {"num_inference_steps": 3, "temperature": 1.0, "remask": 0.1}
                     },
                 },
-                "estimator": {"class_path": "mmdlm.core.likelihood.Trace"},
+                "estimator": {"class_path": "mmdlm.core.likelihood.estimators.Trace"},
             },
             "remask is 0.1, but Trace replays tokens that stay",
         ),
         (
             {
                 "answering": {
-                    "class_path": "train.answering.Write",
+                    "class_path": "train.rollouts.answering.Write",
                     "init_args": {
                         "sampler": {"num_inference_steps": 3, "temperature": 1.0, "top_p": 0.9}
                     },
                 },
                 "estimator": {
-                    "class_path": "mmdlm.core.likelihood.Trace",
+                    "class_path": "mmdlm.core.likelihood.estimators.Trace",
                     "init_args": {"with_order": True},
                 },
             },
@@ -815,7 +820,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
         (
             {
                 "estimator": {
-                    "class_path": "mmdlm.core.likelihood.Structured",
+                    "class_path": "mmdlm.core.likelihood.estimators.Structured",
                     "init_args": {"full_vocabulary": True},
                 }
             },

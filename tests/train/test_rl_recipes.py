@@ -13,10 +13,10 @@ import torch
 import yaml
 from PIL import Image, ImageStat
 
-from data_pipelines.command_line import run
 from data_pipelines.write_shards import preferences
-from mmdlm.rl.rewards import image_reward
-from mmdlm.rl.rewards.clip_score import load_judge
+from mmdlm.cli.recipe import run
+from mmdlm.rl.rewards.images import image_reward
+from mmdlm.rl.rewards.images.clip_score import load_judge
 from tests.rl.rewards.test_pictures import fake_open_clip
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged

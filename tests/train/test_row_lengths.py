@@ -15,21 +15,21 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.command_line import run
-from data_pipelines.conversations import Conversation
-from data_pipelines.image_text import ImageText, Tasks
-from data_pipelines.shards import write_shard
-from data_pipelines.source import Source, encode_array
-from data_pipelines.stream import SequenceStream
-from data_pipelines.text import Text
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.shards.stream import SequenceStream
+from data_pipelines.sources.conversations import Conversation
+from data_pipelines.sources.image_text import ImageText, Tasks
+from data_pipelines.sources.source import Source, encode_array
+from data_pipelines.sources.text import Text
 from data_pipelines.text_tokenizer import token_counts
-from mmdlm.models.pretrained import PretrainedDenoiser
-from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from mmdlm.cli.recipe import run
+from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
 from tests.train.test_pretrain import recipe  # noqa: F401
 from train import pretrain, row_lengths
-from train.denoising import Data, layout_for, read_sources, words_for
 from train.row_lengths import settle, slots_for
-from train.shape import Shape
+from train.stages.denoising import Data, layout_for, read_sources, words_for
+from train.stages.model_shape import Shape
 
 ROOT = Path(__file__).parents[2]
 CODES = 16  # of an image of the tiny image tokenizer

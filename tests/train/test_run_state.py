@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.train.tiny import Evil, Plain, Regression, Rows, settings, trajectory
+from train.checkpoints.manifest import FILE, damage_of, seal
+from train.checkpoints.run_state import AVERAGES, WEIGHTS
 from train.loop import fit
-from train.manifest import FILE, damage_of, seal
 from train.optimizer import AdamW
-from train.run_state import AVERAGES, WEIGHTS
 
 OPTIONS: dict[str, Any] = {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "steps": 6}
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data_pipelines.seen import SeenCaption
-from data_pipelines.shards import read_shard
-from data_pipelines.source import Source
+from data_pipelines.shards.shards import read_shard
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.vision_samples import SeenCaption
 from mmdlm.vision.image_files import open_image
-from train.samples import SampleSheet, first_captions, lost_variety
+from train.stages.samples import SampleSheet, first_captions, lost_variety
 
 PICTURES = str(Path(__file__).parents[1] / "data/emoji_pictures.tar")
 

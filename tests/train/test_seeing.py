@@ -16,21 +16,21 @@ from transformers import PreTrainedTokenizerFast
 
 import mmdlm
 from data_pipelines import extract_features
-from data_pipelines.seen import Eye, SeenCaption, Through
-from data_pipelines.shards import read_shard
-from mmdlm.core.forward import Absorbing, Corruption
-from mmdlm.core.objective import Objective
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Linear
+from data_pipelines.shards.shards import read_shard
+from data_pipelines.sources.vision_samples import Eye, SeenCaption, Through
+from mmdlm.core.diffusion.forward import Absorbing, Corruption
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.losses.objective import Objective
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Sequence, collate, picture_segment
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.image_files import open_image
 from tests.data_pipelines.eyes import plain
 from tests.models.tiny import VOCABULARY, document
 from tests.train.test_parts import part_of, seeing
 from tests.train.tiny import Run, pretrain, trajectory
-from train.denoising import Coefficients, DenoisingStage
-from train.parts import Parts
+from train.stages.denoising import Coefficients, DenoisingStage
+from train.stages.param_groups import Parts
 
 ROOT = Path(__file__).parents[2]
 PICTURES = str(ROOT / "tests/data/emoji_pictures.tar")
@@ -172,7 +172,7 @@ def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None
             {
                 "urls": PICTURES,
                 "to_sequence": {
-                    "class_path": "data_pipelines.text.Text",
+                    "class_path": "data_pipelines.sources.text.Text",
                     "init_args": {"max_tokens": 16},
                 },
             }

@@ -9,8 +9,8 @@ import pytest
 
 from train.loop import FitSettings
 from train.optimizer import AdamW, WarmupStableDecay
-from train.settings import checked
-from train.shape import Shape
+from train.stages.model_shape import Shape
+from train.stages.settings import checked
 
 
 @dataclass(frozen=True)

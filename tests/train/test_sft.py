@@ -20,29 +20,35 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmdlm
-from data_pipelines.conversations import Conversation, speak
-from data_pipelines.end_of_text import FilledTail, NoTail
-from data_pipelines.seen import see_through
-from data_pipelines.shards import Sample, write_shard
-from data_pipelines.source import Source
-from mmdlm.core import linear
-from mmdlm.core.forward import Absorbing
-from mmdlm.core.objective import CrossEntropy, ModalityLoss, Objective, WeightedCrossEntropy
-from mmdlm.core.schedule import Linear
+from data_pipelines.shards.shards import Sample, write_shard
+from data_pipelines.sources.conversations import Conversation, speak
+from data_pipelines.sources.end_of_text import FilledTail, NoTail
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.vision_samples import see_through
+from mmdlm.core.diffusion.forward import Absorbing
+from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.kernels import linear
+from mmdlm.core.losses.objective import CrossEntropy, ModalityLoss, Objective, WeightedCrossEntropy
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.layouts.layouts import LAYOUTS
-from mmdlm.models.transformer import MmdlmConfig, MmdlmForMaskedDiffusion
-from mmdlm.vision.adapter import VisionConfig
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.templates.auto import LAYOUTS
+from mmdlm.vision.encoders.adapter import VisionConfig
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
-from tests.layouts.tiny import words_of
 from tests.models.tiny import tiny_model
+from tests.templates.tiny import words_of
 from tests.train.tiny import Run, be_one_of_two, logged, sft, shard_weights, trajectory
-from train.denoising import PRODUCTS, Coefficients, DenoisingStage, open_eyes, recompute_layers
-from train.examples import described
-from train.low_rank import LowRank
-from train.meter import MEASURED
+from train.stages.denoising import (
+    PRODUCTS,
+    Coefficients,
+    DenoisingStage,
+    open_eyes,
+    recompute_layers,
+)
+from train.stages.examples import described
+from train.stages.low_rank import LowRank
+from train.stages.meter import MEASURED
 
 TALKS = [("hi", "yes"), ("no?", "so."), ("2+2", "4.0"), ("name", "Bob")]
 
@@ -102,10 +108,10 @@ def recipe(tmp_path: Path, start: Path) -> Path:
                 {
                     "urls": str(tmp_path / "talks"),
                     "to_sequence": {
-                        "class_path": "data_pipelines.conversations.Conversation",
+                        "class_path": "data_pipelines.sources.conversations.Conversation",
                         "init_args": {
                             "answers": "one",
-                            "tail": "data_pipelines.end_of_text.RandomTail",
+                            "tail": "data_pipelines.sources.end_of_text.RandomTail",
                         },
                     },
                 }
@@ -117,8 +123,8 @@ def recipe(tmp_path: Path, start: Path) -> Path:
         },
         "objective": {
             "process": {
-                "class_path": "mmdlm.core.forward.Absorbing",
-                "init_args": {"schedule": "mmdlm.core.schedule.Linear"},
+                "class_path": "mmdlm.core.diffusion.forward.Absorbing",
+                "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             },
             "text": {"normaliser": "answer"},
             "complementary": True,
@@ -173,12 +179,18 @@ LEFT_TO_RIGHT: Any = {"max_new_tokens": 8, "num_inference_steps": 8, "block_leng
 
 def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
     """All weights; asked through the library, by the template that it was trained with."""
-    tail = {"class_path": "data_pipelines.end_of_text.FilledTail", "init_args": {"longest": 4}}
+    tail = {
+        "class_path": "data_pipelines.sources.end_of_text.FilledTail",
+        "init_args": {"longest": 4},
+    }
     learn = changed(
         recipe,
         "learn.yaml",
         lora=None,
-        objective__text={"loss": "mmdlm.core.objective.CrossEntropy", "normaliser": "masked"},
+        objective__text={
+            "loss": "mmdlm.core.losses.objective.CrossEntropy",
+            "normaliser": "masked",
+        },
         data__packed=False,
         data__batch_size=8,
         data__length=96,
@@ -274,10 +286,10 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
     ]
     write_shard(tmp_path / "talks" / "0.tar", samples)
     all_masked = {
-        "class_path": "mmdlm.core.schedule.Linear",
+        "class_path": "mmdlm.core.diffusion.schedule.Linear",
         "init_args": {"eps": 0.9999999},
     }
-    tail = "data_pipelines.end_of_text.NoTail"
+    tail = "data_pipelines.sources.end_of_text.NoTail"
     options: dict[str, Any] = {
         "lora": None,
         "data__batch_size": 1,
@@ -285,7 +297,10 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
         "data__shuffle_buffer": 0,
         "data__sources__0__to_sequence__init_args": {"answers": "last", "tail": tail},
         "objective__process__init_args__schedule": all_masked,
-        "objective__text": {"loss": "mmdlm.core.objective.CrossEntropy", "normaliser": "masked"},
+        "objective__text": {
+            "loss": "mmdlm.core.losses.objective.CrossEntropy",
+            "normaliser": "masked",
+        },
         "objective__complementary": False,
         "fit_settings__steps": 3,
         "fit_settings__ema": 0.0,
@@ -371,7 +386,7 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     config["vision"] = {
         "tower": TOWER,
         "tiling": {
-            "class_path": "mmdlm.vision.tiling.Square",
+            "class_path": "mmdlm.vision.encoders.tiling.Square",
             "init_args": {"size": 8, "grid": 2},
         },
     }
@@ -583,7 +598,7 @@ def test_documents_are_shown_with_what_is_learnt() -> None:
 
 
 def test_a_person_sees_colours(recipe: Path, tmp_path: Path) -> None:
-    from train.examples import show_examples
+    from train.stages.examples import show_examples
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from data_pipelines.command_line import run
-from data_pipelines.shards import Sample, write_shard
-from data_pipelines.source import encode_array
+from data_pipelines.shards.shards import Sample, write_shard
+from data_pipelines.sources.source import encode_array
+from mmdlm.cli.recipe import run
 from tests.train.tiny import logged
 from train.sft import main
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import countdown, sudoku, text_tokenizer, write_shards
-from data_pipelines.command_line import run
-from eval import countdown as ask_countdown
-from eval import sudoku as ask_sudoku
+from eval.tasks import countdown as ask_countdown
+from eval.tasks import sudoku as ask_sudoku
+from mmdlm.cli.recipe import run
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged
 from train import rl, sft

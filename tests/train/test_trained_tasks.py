@@ -14,23 +14,23 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 import mmdlm
-from data_pipelines.conversations import Conversation
-from data_pipelines.image_text import ImageText, Tasks
-from data_pipelines.preferences import Preference
-from data_pipelines.seen import SeenCaption
-from data_pipelines.shards import write_shard
-from data_pipelines.source import Source, ToSequence, encode_array
-from data_pipelines.text import Text
-from mmdlm import cli
-from mmdlm.arguments import open_picture
-from mmdlm.layouts.chat_template import PLAIN
-from mmdlm.layouts.layout import Turn
-from mmdlm.layouts.layouts import LAYOUTS, layout_of
-from mmdlm.layouts.own import ABOUT_IMAGES, DESCRIBE
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from tests.layouts.tiny import ids_of, transformer, words_of
+from data_pipelines.shards.shards import write_shard
+from data_pipelines.sources.conversations import Conversation
+from data_pipelines.sources.image_text import ImageText, Tasks
+from data_pipelines.sources.preferences import Preference
+from data_pipelines.sources.source import Source, ToSequence, encode_array
+from data_pipelines.sources.text import Text
+from data_pipelines.sources.vision_samples import SeenCaption
+from mmdlm.cli import main as cli
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.pipeline.inputs import open_picture
+from mmdlm.templates.auto import LAYOUTS, layout_of
+from mmdlm.templates.chat_template import PLAIN
+from mmdlm.templates.native import ABOUT_IMAGES, DESCRIBE
+from mmdlm.templates.prompt_template import Turn
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from tests.models import foreign
+from tests.templates.tiny import ids_of, transformer, words_of
 from tests.train.tiny import Run, sft
 from train.trained_tasks import SAMPLES, SHARDS, record_tasks, some_samples
 
@@ -182,7 +182,10 @@ def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
             }
         )
     write_shard(folder / "talks" / "0.tar", samples)
-    tail = {"class_path": "data_pipelines.end_of_text.FilledTail", "init_args": {"longest": 4}}
+    tail = {
+        "class_path": "data_pipelines.sources.end_of_text.FilledTail",
+        "init_args": {"longest": 4},
+    }
     config: dict[str, Any] = {
         "text_tokenizer": str(tiny_checkpoint),
         "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
@@ -197,7 +200,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
                 {
                     "urls": str(folder / "talks"),
                     "to_sequence": {
-                        "class_path": "data_pipelines.conversations.Conversation",
+                        "class_path": "data_pipelines.sources.conversations.Conversation",
                         "init_args": {"tail": tail},
                     },
                 }
@@ -207,8 +210,8 @@ def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
         },
         "objective": {
             "process": {
-                "class_path": "mmdlm.core.forward.Absorbing",
-                "init_args": {"schedule": "mmdlm.core.schedule.Linear"},
+                "class_path": "mmdlm.core.diffusion.forward.Absorbing",
+                "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             },
             "text": {"normaliser": "answer"},
             "complementary": True,

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 
 from train.loop import LOG, FitSettings, Stage, fit
-from train.meter import MEASURED
 from train.optimizer import NO_RATES, Optimizer, Rates
+from train.stages.meter import MEASURED
 
 WIDTH = 3
 KINDS = ("text", "image")
@@ -198,7 +198,7 @@ def own_images(arguments: list[str], killed_before: str | None = None) -> None:
 
 
 def _recipe(main: Callable[..., None], arguments: list[str], killed_before: str | None) -> None:
-    from data_pipelines.command_line import run
+    from mmdlm.cli.recipe import run
 
     replace = os.replace
 

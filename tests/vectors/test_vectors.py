@@ -19,11 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
 
-from mmdlm.convert import convert
-from mmdlm.core.commit import Ancestral, ScheduledCount
-from mmdlm.core.order import Confidence, Entropy, Margin, Order
-from mmdlm.core.sampler import Sampler
-from mmdlm.core.schedule import Cosine, Linear
+from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.sampling.order import Confidence, Entropy, Margin, Order
+from mmdlm.core.sampling.sampler import Sampler
+from mmdlm.core.sampling.unmasking import Ancestral, ScheduledCount
 from mmdlm.core.sequence import (
     NO_DOCUMENT,
     Batch,
@@ -34,10 +33,11 @@ from mmdlm.core.sequence import (
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
-from mmdlm.models.transformer import MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.pipeline.convert import convert
 from mmdlm.vision.image_files import open_image
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")

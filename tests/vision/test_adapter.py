@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from mmdlm.core.sequence import Sequence, collate, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.vision.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.crops import CropViews, Layout
-from mmdlm.vision.pooling import Pooling
-from mmdlm.vision.tiling import Anyres, Natural, Square
+from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.encoders.crops import CropViews, Layout
+from mmdlm.vision.encoders.pooling import Pooling
+from mmdlm.vision.encoders.tiling import Anyres, Natural, Square
 
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")

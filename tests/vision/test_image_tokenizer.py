@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdlm.vision.image_tokenizer import ImageTokenizer, load_image_tokenizer
-from mmdlm.vision.magvit2 import Magvit2Tokenizer
-from mmdlm.vision.patch_tokenizer import PatchTokenizer
+from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
+from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 
 SIZE = 16
 
@@ -37,7 +37,7 @@ def tiny_patches() -> ImageTokenizer:
 
 def tiny_vq() -> ImageTokenizer:
     pytest.importorskip("diffusers")
-    from mmdlm.vision.vq_model import VQModelTokenizer
+    from mmdlm.vision.tokenizers.vq_model import VQModelTokenizer
 
     tokenizer = VQModelTokenizer.from_config(
         {
@@ -315,7 +315,7 @@ class TestFullDisk:
 
 def test_diffusers_is_not_imported_without_need() -> None:
     code = (
-        "import sys, mmdlm.vision.image_tokenizer, mmdlm.vision.magvit2, mmdlm.vision.vq_model;"
+        "import sys, mmdlm.vision.tokenizers.base, mmdlm.vision.tokenizers.magvit2, mmdlm.vision.tokenizers.vq_model;"
         "sys.exit('diffusers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

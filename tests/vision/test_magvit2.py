@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmdlm.vision.magvit2 import LookupFreeQuantizer, Magvit2Tokenizer
+from mmdlm.vision.tokenizers.magvit2 import LookupFreeQuantizer, Magvit2Tokenizer
 
 
 def tiny(**options) -> Magvit2Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdlm.vision.patch_tokenizer import FiniteScalarQuantizer, PatchTokenizer
+from mmdlm.vision.tokenizers.patch_tokenizer import FiniteScalarQuantizer, PatchTokenizer
 
 
 def tiny(**options) -> PatchTokenizer:

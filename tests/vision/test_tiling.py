@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from mmdlm.vision.crops import CropViews, Layout
-from mmdlm.vision.pooling import Pooling
-from mmdlm.vision.tiling import Anyres, Natural, Rounded, Square, Tiling
+from mmdlm.vision.encoders.crops import CropViews, Layout
+from mmdlm.vision.encoders.pooling import Pooling
+from mmdlm.vision.encoders.tiling import Anyres, Natural, Rounded, Square, Tiling
 
 LLADA_V = Anyres(
     size=384, grid=27, shapes=Anyres.shapes_of("(1x1),...,(6x6)", size=384), max_tiles=4

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
-from mmdlm.vision.tower import Tower, build_tower
-from mmdlm.vision.tower_weights import load_tower
+from mmdlm.vision.encoders.tower import Tower, build_tower
+from mmdlm.vision.encoders.tower_weights import load_tower
 
 FIELDS = {
     "hidden_size": 8,

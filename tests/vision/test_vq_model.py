@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from mmdlm.vision.image_tokenizer import load_image_tokenizer
-from mmdlm.vision.vq_model import VQModelTokenizer
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.vq_model import VQModelTokenizer
 
 OPTIONS = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mmdlm.rl.reward import RewardUnavailable, Rubric
-from mmdlm.rl.rewards.code import CodeTests, code_of, separate_tests
-from mmdlm.rl.rewards.sandbox import LAYERS, Sandbox
+from mmdlm.rl.rewards.code.sandbox import LAYERS, Sandbox
+from mmdlm.rl.rewards.code.unit_tests import CodeTests, code_of, separate_tests
 
 QUICK = Sandbox(seconds=1.5, megabytes=512)
 TEST = ["assert f(1) == 2"]
@@ -115,7 +115,7 @@ def test_code_that_does_nothing_is_stopped_by_the_clock() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="processor time is read on Linux")
 def test_a_busy_machine_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work passes that takes half of the time, on a core that three other processes use."""
-    monkeypatch.setattr("mmdlm.rl.rewards.sandbox.PATIENCE", 60)
+    monkeypatch.setattr("mmdlm.rl.rewards.code.sandbox.PATIENCE", 60)
     work = "import time\ndef f(x):\n    until = time.process_time() + 0.3\n"
     work += "    while time.process_time() < until:\n        pass\n    return x + 1\n"
     core = min(os.sched_getaffinity(0))

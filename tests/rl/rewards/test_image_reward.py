@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from mmdlm.rl.reward import RewardUnavailable
-from mmdlm.rl.rewards import image_reward
-from mmdlm.rl.rewards.image_reward import ImageRewardModel, ImageRewardScore, pixels_of
+from mmdlm.rl.rewards.images import image_reward
+from mmdlm.rl.rewards.images.image_reward import ImageRewardModel, ImageRewardScore, pixels_of
 
 # What the published code (image-reward 1.5) gives for the weights, prompts and pictures below.
 PUBLISHED = [-133.48492432, -124.16718292, -112.08592987]

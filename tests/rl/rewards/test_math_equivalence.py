@@ -8,8 +8,8 @@ import time
 import pytest
 
 from mmdlm.rl.reward import RewardUnavailable, Rubric
-from mmdlm.rl.rewards import d1, math_equivalence
-from mmdlm.rl.rewards.math_equivalence import MathEquivalence
+from mmdlm.rl.rewards.answers import d1, math_equivalence
+from mmdlm.rl.rewards.answers.math_equivalence import MathEquivalence
 
 needs_math = pytest.mark.skipif(
     math_equivalence.find_spec("math_verify") is None, reason="the extra math is not installed"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.rl.rewards.neighbours import first_alike, nearest_neighbours
+from mmdlm.rl.rewards.images.neighbors import first_alike, nearest_neighbours
 
 
 def levels(count: int, *, seed: int = 0, size: int = 4) -> Tensor:

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdlm.rl.reward import RewardUnavailable, Rubric
-from mmdlm.rl.rewards import clip_score
-from mmdlm.rl.rewards.clip_score import ClipScore, Hps, load_hps
-from mmdlm.rl.rewards.nearest_name import Gallery, NearestName, levels_of
-from mmdlm.rl.rewards.round_trip import RoundTrip, word_f1
+from mmdlm.rl.rewards.images import clip_score
+from mmdlm.rl.rewards.images.clip_score import ClipScore, Hps, load_hps
+from mmdlm.rl.rewards.images.nearest_name import Gallery, NearestName, levels_of
+from mmdlm.rl.rewards.images.round_trip import RoundTrip, word_f1
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 
@@ -298,7 +298,7 @@ def test_an_absent_package_stops_the_run_with_a_sentence(monkeypatch: pytest.Mon
 
 
 def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
-    from eval import emoji
+    from eval.emoji import benchmark as emoji
 
     read = emoji.Gallery.read(str(Path(__file__).parents[2] / "data" / "emoji_pictures.tar"))
     one = Gallery(read.right, read.levels, lambda pictures: emoji.to_levels(pictures, emoji.SIZE))

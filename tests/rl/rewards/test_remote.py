@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmdlm.rl.rewards.code import CodeTests, separate_tests
-from mmdlm.rl.rewards.sandbox import Sandbox
+from mmdlm.rl.rewards.code.sandbox import Sandbox
+from mmdlm.rl.rewards.code.unit_tests import CodeTests, separate_tests
 
 BOX = Sandbox(seconds=3, megabytes=1024)
 EQUAL = """

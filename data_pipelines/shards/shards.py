@@ -1,0 +1,372 @@
+"""Tar shards in webdataset's layout: found, opened, read sample by sample, and written.
+
+A sample is a dict of bytes by file extension ("png", "txt", "json", "codes.npy"), with its name in
+"__key__" and its shard in "__url__".
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import glob
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import webdataset
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from data_pipelines.sources.text_files import parsed
+
+Sample = dict[str, Any]
+ATTEMPTS = 3
+PAUSE = 1.0  # seconds before the next attempt, doubled each time
+END_MARK = bytes(1024)
+INDEX = "index.json"  # of a folder of shards, written last: where it is, they are whole
+COMPRESSED: dict[bytes, Any] = {
+    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
+
+
+class BrokenShard(Exception):
+    """A shard that ends too early or is no tar; what came before in it is good."""
+
+
+class Unreachable(OSError):
+    """A shard that cannot be opened or read to its end: nothing is known about what it holds."""
+
+    is_final = False
+
+
+def expand_urls(urls: str | Path | Iterable[str | Path], *, allow_pipe: bool = False) -> list[str]:
+    """Patterns -> shards, in order. Raises ValueError where a pattern matches nothing.
+
+    Braces count and choose ("shards/{000..127}.tar"), `*` and `?` match local files and those of
+    fsspec ("s3://bucket/*.tar"), a local folder means the *.tar in it. `pipe:COMMAND` runs a shell
+    command whose output is the shard: only with `allow_pipe`.
+    """
+    patterns = [urls] if isinstance(urls, str | Path) else list(urls)
+    if not patterns:
+        raise ValueError("the list of shards is empty; name at least one, such as data/train/*.tar")
+    found = []
+    for pattern in map(str, patterns):
+        braced = [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern)
+        for url in braced:
+            if not url.startswith("pipe:"):
+                # A file may have such a name, and is no command.
+                found += [f"./{one}" if one.startswith("pipe:") else one for one in _matches(url)]
+            elif allow_pipe:
+                found.append(url)
+            else:
+                raise ValueError(
+                    f"shards {pattern}: this command is run only where allow_pipe is true; set it "
+                    "for a list that you trust, or name files"
+                )
+    return found
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    try:
+        return list(webdataset.shardlists.expand_urls(pattern))
+    except ValueError as error:
+        raise ValueError(f"shards {pattern}: the braces do not match ({error})") from None
+
+
+def _matches(url: str) -> list[str]:
+    if url.startswith(("http://", "https://")):
+        return [url]
+    path = url.removeprefix("file://")
+    if "://" in path:
+        if not glob.has_magic(path):
+            return [path]
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        found = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(inner))
+    elif os.path.isdir(path):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+    elif glob.has_magic(path):
+        found = sorted(glob.glob(path))
+    else:
+        found = [path] if os.path.isfile(path) else []
+    if not found:
+        raise ValueError(f"shards {url}: no such file; write them first or correct the pattern")
+    return found
+
+
+def open_shard(url: str) -> BinaryIO:
+    """A shard as a byte stream: local path, `pipe:command`, http(s), or what fsspec knows (s3).
+
+    Raises Unreachable, with the url, after another attempt or two where a server does not answer.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            if url.startswith("pipe:"):
+                return webdataset.gopen(url)
+            if url.startswith(("http://", "https://")):
+                return urllib.request.urlopen(url, timeout=60)
+            if "://" in url:
+                return fsspec.open(url, "rb").open()
+            return open(url, "rb")
+        # what stores raise is up to their libraries
+        except Exception as error:
+            lasting = isinstance(
+                error, FileNotFoundError | PermissionError | IsADirectoryError | ValueError
+            ) or (isinstance(error, urllib.error.HTTPError) and error.code < 500)
+            if lasting or isinstance(error, ImportError) or attempt + 1 == ATTEMPTS:
+                raise Unreachable(f"shard {url} cannot be opened: {error}") from error
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError
+
+
+class _Download(io.RawIOBase):
+    """A stream whose failures to deliver are told apart from damage in what it delivers."""
+
+    def __init__(self, stream: BinaryIO, url: str) -> None:
+        self.stream = stream
+        self.url = url
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self.stream.read(len(buffer))
+            missing = 0 if data else getattr(self.stream, "length", None)  # of an HTTP response
+        except Exception as error:  # stores raise what their libraries please
+            raise Unreachable(f"shard {self.url}: {error}") from error
+        if missing:
+            raise Unreachable(f"shard {self.url}: the connection closed {missing} bytes too early")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Tail(io.RawIOBase):
+    """Passes a stream on and remembers its last bytes, where a tar has its end mark."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.last = (self.last + data)[-len(END_MARK) :]
+        return data
+
+
+def read_shard(url: str) -> Iterator[Sample]:
+    """Samples of a shard, in order.
+
+    Raises BrokenShard where the tar is damaged or ends before its end mark (which tarfile itself
+    passes over in silence); the sample that the break cuts is not given out. Where a connection
+    breaks, the shard is opened again and what was given out is passed over; Unreachable follows
+    when that does not help.
+    """
+    given = failures = 0
+    while True:
+        try:
+            for number, sample in enumerate(_read_once(url)):
+                if number == given:
+                    yield sample
+                    given += 1
+            return
+        except Unreachable as error:
+            failures += 1
+            if error.is_final or failures == ATTEMPTS:
+                raise
+            time.sleep(PAUSE * 2**failures)
+
+
+def _read_once(url: str) -> Iterator[Sample]:
+    try:
+        stream = open_shard(url)
+    except Unreachable as error:
+        error.is_final = True
+        raise
+    try:
+        download = io.BufferedReader(_Download(stream, url), buffer_size=1 << 18)
+        start = download.peek(6)
+        decompress = next((d for magic, d in COMPRESSED.items() if start.startswith(magic)), None)
+        tail = _Tail(decompress(download) if decompress else download)
+        held: Sample | None = None  # one behind, because the end decides whether it is whole
+        try:
+            files = ({**file, "__url__": url} for file in tar_file_iterator(tail))
+            for sample in group_by_keys(files):
+                if held is not None:
+                    yield held
+                held = sample
+            while tail.read(1 << 18):
+                pass
+        except Unreachable:
+            raise
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as e:
+            if url.startswith("pipe:"):
+                _close(stream, url)  # a command that failed is no damage to the tar
+            after = f", after sample {held['__key__']}" if held else ""
+            raise BrokenShard(f"damaged tar: {_reason(e)}{after}") from e
+        if url.startswith("pipe:"):
+            _close(stream, url)
+        if tail.last != END_MARK:
+            at = f"in or after sample {held['__key__']}" if held else "before the first sample"
+            raise BrokenShard(f"truncated tar: it ends without its end mark, {at}")
+        if held is not None:
+            yield held
+    finally:
+        with contextlib.suppress(OSError):  # a command whose output was not read to its end
+            stream.close()
+
+
+def _reason(error: Exception) -> str:
+    """The message without the stream objects that webdataset appends to it."""
+    return str(error.args[0] if error.args else error).split(" @ ")[0] or type(error).__name__
+
+
+def _close(stream: BinaryIO, url: str) -> None:
+    try:
+        stream.close()
+    except OSError as error:
+        raise Unreachable(f"shard {url}: the command failed: {error}") from error
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object], *, part: str = ".part") -> None:
+    """Write beside, then rename: `path` is either whole or as it was before.
+
+    part  ending of the file beside; several processes that write one path need one each
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"folder {path.parent} cannot be made: {error.strerror}") from error
+    beside = path.with_name(path.name + part)
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        if isinstance(error, Unreachable) or error.filename not in (None, str(beside)):
+            raise  # where the samples come from has failed, and says so itself
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> int:
+    """Samples -> one tar, the same bytes for the same samples; returns how many there were."""
+    count = 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal count
+        with webdataset.TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
+            for sample in samples:
+                tar.write(sample)
+                count += 1
+
+    write_file(path, write)
+    return count
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    folder: Path,
+    *,
+    samples_per_shard: int,
+    bytes_per_shard: int,
+) -> dict[str, int]:
+    """Samples -> folder/000000.tar, 000001.tar ...; returns the number of samples of each."""
+    leftover = set(folder.glob("*.tar"))  # of a run that was interrupted
+    counts: dict[str, int] = {}
+    iterator = iter(samples)
+    pending = next(iterator, None)
+
+    def one_shard() -> Iterator[Sample]:
+        nonlocal pending
+        count = size = 0
+        while pending is not None and count < samples_per_shard and size < bytes_per_shard:
+            count += 1
+            size += sum(len(v) for k, v in pending.items() if not k.startswith("_"))
+            yield pending
+            pending = next(iterator, None)
+
+    while pending is not None:
+        name = f"{len(counts):06d}.tar"
+        counts[name] = write_shard(folder / name, one_shard())
+    for path in sorted(leftover - {folder / name for name in counts}):
+        path.rename(aside := path.with_name(f"{path.name}.leftover"))
+        print(f"{path} is of another run, and none of these shards; it is {aside.name} now")
+    return counts
+
+
+def write_json(path: Path, value: object, *, part: str = ".part") -> None:
+    """JSON that people read, whole or not at all; `part` as in `write_file`."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    write_file(path, lambda file: file.write(text.encode(errors="backslashreplace")), part=part)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote of a dict; ValueError where it is damaged."""
+    try:
+        value = parsed(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no object but {type(value).__name__}; delete it")
+    return value
+
+
+# ---- what indexes say of a shard ----------------------------------------------------------------
+
+
+def stats_of(shard: Path) -> Path:
+    """The file that says of what a shard was made, written after it."""
+    return shard.with_name(f"{shard.name.removesuffix('.tar')}_stats.json")
+
+
+def missing_samples(url: str, count: int) -> str:
+    """What is to be said of a shard of which `count` samples were read; empty where all were.
+
+    Nothing is known of a shard without an index.
+    """
+    there = indexed_samples(url)
+    if there is None or there[0] == count:
+        return ""
+    said, index = there
+    missing = f": {said - count} are missing" if said > count else ""
+    return f"; {count} samples could be read, {index} says {said}{missing}"
+
+
+def indexed_samples(url: str) -> tuple[int, Path] | None:
+    """How many samples a local shard was written with, and where that stands; None: unknown."""
+    if "://" in url or url.startswith("pipe:"):
+        return None
+    shard = Path(url)
+    folder = shard.parent
+    for index, place in (
+        (stats_of(shard), ("report", "written")),
+        (stats_of(shard), ("successes",)),  # of img2dataset
+        (folder / INDEX, ("shards", "", shard.name)),
+        (folder.parent / INDEX, ("shards", folder.name, shard.name)),
+    ):
+        found: Any = None
+        if index.is_file():
+            with contextlib.suppress(ValueError):  # of others, or damaged: it says nothing
+                found = read_json(index)
+        for name in place:
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, int):
+            return found, index
+    return None

@@ -1,0 +1,342 @@
+"""Conversations: messages in turns, with pictures wherever they are mentioned; answers are learnt.
+
+How they are laid out is the model's own affair: `mmdlm.layouts` asks and teaches by one template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from data_pipelines.messages import Message, messages_of
+from data_pipelines.shards.shards import Sample
+from data_pipelines.sources.end_of_text import FilledTail, Tail
+from data_pipelines.sources.source import (
+    BROKEN_CONTENT,
+    LONGEST_TOKEN,
+    Source,
+    TextTokenizer,
+    field_codes,
+    field_names,
+    read_array,
+)
+from data_pipelines.sources.text_files import parsed
+from data_pipelines.sources.vision_samples import PICTURE_FIELD, Seeing, numbered
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER
+from mmdlm.templates.native import ABOUT_IMAGES
+from mmdlm.templates.prompt_template import Codes, Layout, Picture, Turn, said
+from mmdlm.templates.text_codec import Words
+from mmdlm.vision.encoders.crops import CropViews
+
+THOUGHT = "<think>"  # how an answer begins that was thought about
+CODES = re.compile(r"(?:(\d+)\.)?codes\.npy")
+
+
+@dataclass(frozen=True)
+class Conversation(Seeing):
+    """A conversation in the layout of the model that is trained; answers are targets.
+
+    The JSON has {"messages": [{"role", "content"}]}, whose content is a text or a list of
+    {"type": "text", "text"} and {"type": "image"}; LLaVA's {"conversations": [{"from", "value"}]};
+    or {"prompt", "completion"}, each a text or messages. A "system" beside them is their first
+    message, where they have none; an answer with "weight" 0 (or "train" false) is context.
+    `data_pipelines.write_shards conversations` writes such shards. What follows the last answer
+    that is learnt is left out.
+
+    answers   "every" answer at once, under full attention, as LLaDA-V trains them
+              (arXiv:2505.16933, section 3.2); "one" at random, with all that was said before it, as
+              LaViDa (arXiv:2505.16839, section 3.3; its code forgets what was said before); or the
+              "last" alone
+    tail      what follows the last answer
+    system    first message of conversations that have no system message; empty for none but what
+              the layout has
+    thinking  an answer in words that begins with <think> is asked for in the way in which the
+              layout asks to think; otherwise questions stay as they are
+    cut_long_answers  cut the last answer where the row ends, without what ends it; otherwise a
+              conversation that needs a longer row counts as broken and is skipped
+    drop_prompt  share of answers that are a picture alone whose prompt is left out, for
+              classifier-free guidance
+    template  false: a question and its answer are learned as a task without conversation: a text
+              that goes on as `Model.complete` asks, a prompt and its image as `text_to_image` does,
+              an image and its caption as `caption` does
+    picture   the mark of a picture in a text
+    field     of the JSON
+    """
+
+    answers: Literal["every", "one", "last"] = "every"
+    tail: Tail = FilledTail()
+    system: str = ""
+    thinking: bool = False
+    cut_long_answers: bool = False
+    drop_prompt: float = 0.0
+    template: bool = True
+    picture: str = IMAGE
+    field: str = "json"
+
+    needs_eyes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.picture:
+            raise ValueError("picture is empty; name the mark of a picture, such as <image>")
+        if self.answers not in ("every", "one", "last"):
+            raise ValueError(f"answers {self.answers!r} is not one of every, one, last")
+        if not 0 <= self.drop_prompt <= 1:
+            raise ValueError(f"drop_prompt is {self.drop_prompt}; a share lies in [0, 1]")
+
+    def sequence(
+        self,
+        sample: Sample,
+        views: list[CropViews],
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        raise AssertionError("`speak` gives conversations the layout of a model")
+
+    def teaches(self, samples: Iterable[Sample]) -> frozenset[str]:
+        """Return what the last answers of some conversations are: texts or images, and of what."""
+        found: set[str] = set()
+        for sample in samples:
+            with suppress(*BROKEN_CONTENT):  # the loader reports it
+                found |= self.taught_by(self.learned(self.content(sample)))
+        return frozenset(found)
+
+    def learned(self, content: Any) -> list[Message]:
+        """A conversation whose last message is learned; ValueError where there is none."""
+        return self.messages(content)
+
+    def taught_by(self, messages: list[Message]) -> frozenset[str]:
+        """Return the tasks that one conversation teaches."""
+        *asked, answer = messages
+        before = "".join(one.text for one in asked)
+        about_images = self.picture in before
+        if self.picture in answer.text:
+            edits = self.template and about_images and before.replace(self.picture, "").strip()
+            return frozenset({"edit"} if edits else {"text_to_image", "inpaint"})
+        if not self.template:
+            return frozenset({"caption"} if about_images else {"complete"})
+        return frozenset({"answer", "chat", *([ABOUT_IMAGES] if about_images else [])})
+
+    def spoken(self, layout: Layout, words: Words, *, length: int) -> Seeing:
+        """The same in the layout of one model, for rows of one length."""
+        return Spoken(self, layout, words, length)
+
+    def content(self, sample: Sample) -> Any:
+        """The JSON of a sample; ValueError where it has none."""
+        if self.field not in sample:
+            raise ValueError(
+                f"no {self.field!r} among its fields ({', '.join(field_names(sample))})"
+            )
+        return parsed(sample[self.field])
+
+    def messages(self, content: Any) -> list[Message]:
+        """Messages up to the last answer, the system's first; ValueError where they are none."""
+        messages = messages_of(content, picture=self.picture)
+        if self.system and messages[0].role != SYSTEM:
+            messages.insert(0, Message(SYSTEM, self.system))
+        return messages
+
+
+@dataclass(frozen=True)
+class Spoken(Seeing):
+    """Conversations in the layout of one model, in rows of one length."""
+
+    conversation: Conversation
+    layout: Layout
+    words: Words
+    length: int
+
+    needs_eyes: ClassVar[bool] = False
+
+    def sequence(
+        self,
+        sample: Sample,
+        views: list[CropViews],
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        messages = self.conversation.messages(self.conversation.content(sample))
+        return self.document(messages, self.pictures(sample, views), generator=generator)
+
+    def document(
+        self, messages: list[Message], pictures: list[Picture], *, generator: torch.Generator
+    ) -> Sequence:
+        """A conversation laid out, with what is learnt of it and what follows."""
+        turns = self._turns(messages, pictures)
+        learnt = [n for n, one in enumerate(messages) if one.role == ASSISTANT and one.learnt]
+        turns, answers = self._learnt(turns, learnt, generator=generator)
+        turns = self._bounded(turns)
+        if self.conversation.template:
+            taught = self._taught(turns, answers, generator=generator)
+        else:
+            taught = self.layout.teach_task(self.words, turns)
+        if self.conversation.cut_long_answers:
+            taught = _cut(taught, self.length)
+        answer = _trailing_targets(taught)
+        if not answer:  # it ends in a picture, which no end of text follows
+            return taught
+        room = self.length - len(taught)
+        count = self.conversation.tail.count(answer=answer, room=room, generator=generator)
+        tail = text_segment([self.words.vocabulary.eos_id] * max(0, min(count, room)), target=True)
+        return Sequence((*taught.segments, tail))
+
+    def _taught(
+        self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
+    ) -> Sequence:
+        """Turns by the template; of an edit, now and then, a branch of its guidance."""
+        if self.conversation.drop_prompt and (edited := self.layout.image_edit(turns)):
+            instruction, sources, image = edited
+            ask = self.layout.edit(self.words, instruction, sources=sources, picture=image)
+            if float(torch.rand((), generator=generator)) < self.conversation.drop_prompt:
+                branch = int(torch.randint(len(ask.opposite), (), generator=generator))
+                return ask.opposite[branch]
+            return ask.sequence
+        return self.layout.teach(self.words, turns, answers=answers)
+
+    def _learnt(
+        self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
+    ) -> tuple[tuple[Turn, ...], list[int]]:
+        """The turns up to the last that is learnt, and the numbers of those that are.
+
+        answers  numbers of those that may be learnt
+        """
+        match self.conversation.answers:
+            case "one":
+                drawn = int(torch.randint(len(answers), (), generator=generator))
+                answers = [answers[drawn]]
+            case "last":
+                answers = answers[-1:]
+        turns = turns[: answers[-1] + 1]
+        if self.conversation.thinking:
+            for number in answers:
+                in_words = all(isinstance(part, str) for part in turns[number].parts)
+                if in_words and said(turns[number]).startswith(THOUGHT):
+                    asked = self.layout.thinking(turns[:number], True)
+                    turns = (*asked, *turns[number:])
+        is_edit = self.layout.image_edit(turns) is not None
+        if self.conversation.drop_prompt and not is_edit and (drawn := self.layout.drawing(turns)):
+            chance = float(torch.rand((), generator=generator))
+            if not drawn[1] and chance < self.conversation.drop_prompt:
+                turns = (Turn(USER, ()), turns[-1])
+        return turns, answers
+
+    def _turns(self, messages: list[Message], pictures: list[Picture]) -> tuple[Turn, ...]:
+        """Messages with the pictures in their places."""
+        mark = self.conversation.picture
+        marks = sum(message.text.count(mark) for message in messages)
+        if marks != len(pictures):
+            raise ValueError(
+                f"its messages mention {marks} pictures by {mark!r}, but it has {len(pictures)}"
+            )
+        rest = iter(pictures)
+        turns = []
+        for message in messages:
+            text = message.text.strip() if self.conversation.template else message.text
+            first, *others = text.split(mark)
+            parts: list[str | Picture] = [first]
+            for text in others:
+                parts += [next(rest), text]
+            turns.append(Turn(message.role, tuple(part for part in parts if part != "")))
+        return tuple(turns)
+
+    def _bounded(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """The turns, with no more to tokenize than a row may hold; ValueError where it is more."""
+        most = LONGEST_TOKEN * self.length  # characters
+        if self.conversation.cut_long_answers:
+            parts = (part[:most] if isinstance(part, str) else part for part in turns[-1].parts)
+            turns = (*turns[:-1], replace(turns[-1], parts=tuple(parts)))
+        for some in (turns[:-1], turns[-1:]):
+            characters = sum(len(said(turn)) for turn in some)
+            if characters > most:
+                raise ValueError(
+                    f"{characters} characters of its messages do not fit in a row of "
+                    f"{self.length} tokens; shorten them or raise length"
+                )
+        return turns
+
+    def pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
+        """The pictures of a sample as the model sees them; ValueError where it sees none."""
+        if self.layout.sees == "features" and views:
+            return list(views)
+        codes = numbered(sample, CODES)
+        found = codes or numbered(sample, PICTURE_FIELD)
+        if found and self.layout.sees != "codes":
+            raise ValueError(
+                f"it has pictures ({', '.join(found)}), but this model ({self.layout.family}) sees "
+                "none; give it `vision`, or train on conversations without"
+            )
+        if found and not codes:
+            raise ValueError(
+                f"it has pictures ({', '.join(found)}), but no codes of them; "
+                "data_pipelines.tokenize_images adds them"
+            )
+        return [self._codes(sample, name) for name in codes]
+
+    def _codes(self, sample: Sample, name: str) -> Codes:
+        """Codes with their grid: that of the array, or a square."""
+        shape = read_array(sample[name]).shape
+        codes = field_codes(sample, self.words.vocabulary, field=name)
+        grid = shape if len(shape) == 2 else (isqrt(len(codes)),) * 2
+        if grid[0] * grid[1] != len(codes):
+            raise ValueError(
+                f"its {name} has {len(codes)} codes, no square; store them in rows and columns"
+            )
+        if self.layout.square and self.words.grid not in (None, grid):
+            raise ValueError(
+                f"its {name} has {grid[0]} x {grid[1]} codes, but an image of this model "
+                f"({self.layout.family}) has {' x '.join(map(str, self.words.grid or ()))}"
+            )
+        return Codes.given(self.words.vocabulary.image_ids(codes), (grid[0], grid[1]))
+
+
+def speak(
+    sources: Iterable[Source], layout: Layout, words: Words, *, length: int, packed: bool
+) -> list[Source]:
+    """The same sources, conversations among them in the layout of the model that is trained.
+
+    length  of a row
+
+    Raises ValueError for a tail that the rows have no room for.
+    """
+    spoken = []
+    for source in sources:
+        if isinstance(source.to_sequence, Conversation):
+            source.to_sequence.tail.check(packed=packed)
+            to_sequence = source.to_sequence.spoken(layout, words, length=length)
+            source = replace(source, to_sequence=to_sequence)
+        spoken.append(source)
+    return spoken
+
+
+def _trailing_targets(sequence: Sequence) -> int:
+    """Tokens of the answer that ends a document."""
+    target = torch.cat([segment.target for segment in sequence.segments])
+    context = (~target).nonzero()
+    return len(target) - (int(context[-1]) + 1 if len(context) else 0)
+
+
+def _cut(sequence: Sequence, length: int) -> Sequence:
+    """The document without what of its last answer lies behind `length`.
+
+    One whose answer begins behind it stays as it is.
+    """
+    excess = len(sequence) - length
+    if excess <= 0 or excess >= _trailing_targets(sequence):
+        return sequence
+    segments = list(sequence.segments)
+    while excess >= len(segments[-1].ids):
+        excess -= len(segments.pop().ids)
+    if excess:
+        segments[-1] = text_segment(segments[-1].ids[:-excess], target=True)
+    return Sequence(tuple(segments))

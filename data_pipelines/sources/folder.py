@@ -1,0 +1,261 @@
+"""A folder of images, with their texts in metadata.jsonl, beside them, or in their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.jobs.report import Report
+from data_pipelines.shards.shards import Sample
+from data_pipelines.shards.stream import one_line
+from data_pipelines.sources.row_files import BrokenRow, Row, rows_in
+from data_pipelines.sources.source import BROKEN_CONTENT, PICTURES
+from data_pipelines.sources.text_files import json_bytes, parsed, read_text
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+OTHER_IMAGES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jxl")
+FILE_NAME = "file_name"  # its column that names the image, from the folder of the metadata on
+TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "label")  # the first that is there
+
+
+# ---- files of a folder ---------------------------------------------------------------------------
+
+
+def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """Return all files with one of the endings below a folder, in order.
+
+    Hidden files and folders are left out; links are followed, but into no folder twice. A link to
+    what is not there is a file that cannot be read.
+    Raises ValueError where there is no such folder, OSError where one may not be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder}: no such folder")
+    found: list[Path] = []
+    seen: set[str] = set()
+    starts = [str(folder)]
+    for start in starts:  # links join behind, so that a folder has its own name where it can
+        for place, folders, names in os.walk(start, onerror=_refuse):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
+            below = (os.path.join(place, name) for name in folders)
+            starts += [path for path in below if os.path.islink(path)]
+            found += [
+                Path(place, name)
+                for name in names
+                if name.lower().endswith(tuple(endings)) and not name.startswith(".")
+            ]
+    return sorted(path for path in found if path.is_file() or not path.exists())
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def path_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
+    """Return the path that data names; ValueError where it leads out of the folder.
+
+    allow_outside  also where the name, or a link, leads out of it
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"the path of its image is no text but {type(name).__name__}")
+    path = folder / name
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if not allow_outside and os.path.commonpath([real, root]) != root:
+        raise ValueError(
+            f"its image {name!r} is outside of the folder {str(folder)!r}; name another folder of "
+            "images, or set allow_outside to true for data that you trust"
+        )
+    return path
+
+
+def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
+    """Return the path of a file that data names, as `path_inside`; ValueError for no file."""
+    path = path_inside(folder, name, allow_outside=allow_outside)
+    if not path.is_file():
+        raise ValueError(f"its image {name!r} is missing: no such file in {str(folder)!r}")
+    return path
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """All images below a folder, in order; ValueError where there is none."""
+    found = files_below(folder, [f".{extension}" for extension in PICTURES])
+    if not found:
+        raise ValueError(f"folder {folder}: no images in it ({', '.join(PICTURES)})")
+    return found
+
+
+# ---- samples -------------------------------------------------------------------------------------
+
+
+def folder_samples(
+    folder: Path, *, report: Report, text: str | None = None, allow_outside: bool = False
+) -> Iterator[Sample]:
+    """Every image below a folder as a sample, in the order of their paths; `__file__` names it.
+
+    Where there is a metadata.jsonl or metadata.csv, its rows are the samples: all their columns
+    become json, and `text` (else the first of `TEXT_COLUMNS`) becomes txt. Otherwise the text of an
+    image stands beside it (name.txt, name.json). Where no image has one, and all lie equally deep
+    in several folders, the name of its folder is the text; else its file name.
+    """
+    images = picture_files(folder)
+    if described := _metadata_of(folder):
+        yield from _described(images, described, report, text=text, allow_outside=allow_outside)
+        return
+    if text is not None:
+        raise ValueError(f"text {text!r}: {folder} has no {' or '.join(METADATA)} with columns")
+    _leave_out_others(folder, images, report)
+    by_class = _is_by_class(folder, images)
+    for number, path in enumerate(images):
+        report.read += 1
+        try:
+            yield _sample(path, f"{number:09d}", report, by_class=by_class)
+        except BROKEN_CONTENT as error:
+            report.add_broken(str(path), one_line(error))
+
+
+def _leave_out_others(folder: Path, images: list[Path], report: Report) -> None:
+    """Count what seems to be meant: other images, texts of no image, links to nothing."""
+    known = {path.with_suffix("") for path in images}
+    for path in sorted({*files_below(folder, [""])} - {*images}):
+        ending = path.suffix.lower()
+        if not path.exists():
+            reason = "a link to what is not there"
+        elif ending in OTHER_IMAGES:
+            reason = f"its format is none of {', '.join(PICTURES)}"
+        elif ending == ".txt" and path.with_suffix("") not in known:
+            reason = "a text without its image"
+        else:
+            continue
+        report.read += 1
+        report.leave_out(str(path), reason)
+
+
+def source_files(folder: Path) -> list[Path]:
+    """All files that `folder_samples` may read."""
+    return files_below(folder, (*(f".{one}" for one in PICTURES), ".txt", ".json", *METADATA))
+
+
+def image_field(path: Path) -> str:
+    """The field of an image file: its ending. ValueError for one that shards do not hold."""
+    extension = path.suffix.lower().removeprefix(".")
+    if extension not in PICTURES:
+        raise ValueError(f"its image {path.name!r} is none of {', '.join(PICTURES)}")
+    return extension
+
+
+# ---- texts beside, or in names -------------------------------------------------------------------
+
+
+def _sample(path: Path, key: str, report: Report, *, by_class: bool) -> Sample:
+    """An image and its text: name.txt and name.json beside it, else of a name."""
+    sample: Sample = {"__key__": key, "__file__": str(path), image_field(path): path.read_bytes()}
+    text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
+    if text.is_file():
+        sample["txt"] = _text_of(text).strip().encode()
+    if notes.is_file():
+        sample["json"] = _text_of(notes, parsed).encode()
+    if "txt" not in sample and "json" not in sample:
+        label = path.parent.name if by_class else path.stem
+        sample["txt"] = label.replace("_", " ").encode()
+        if by_class:
+            sample["json"] = json_bytes({"label": label, FILE_NAME: path.name})
+        kind = "folder" if by_class else "file"
+        report.change(str(path), f"no text of its own; the name of its {kind} is taken")
+    return sample
+
+
+def _text_of(path: Path, check: Callable[[str], object] = len) -> str:
+    """The text of a file; ValueError that names the file where it is none, or `check` raises it."""
+    try:
+        text = read_text(path)
+        check(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name!r}: {error}") from None
+    return text
+
+
+def _is_by_class(folder: Path, images: list[Path]) -> bool:
+    """No image has a text, and all lie equally deep in folders of several names."""
+    depths = {len(path.relative_to(folder).parts) for path in images}
+    labels = {path.parent.name for path in images}
+    if len(depths) > 1 or depths == {1} or len(labels) < 2:
+        return False
+    return not any(path.with_suffix(end).is_file() for path in images for end in (".txt", ".json"))
+
+
+# ---- texts in metadata ---------------------------------------------------------------------------
+
+
+def _metadata_of(folder: Path) -> list[Path]:
+    """The files with metadata; ValueError for two in one folder, or another format."""
+    if parquet := files_below(folder, ["metadata.parquet"]):
+        raise ValueError(f"{parquet[0]} is not read; write it as metadata.jsonl")
+    found = [path for path in files_below(folder, METADATA) if path.name in METADATA]
+    for one, other in pairwise(found):
+        if one.parent == other.parent:
+            raise ValueError(f"{one.parent} has both {one.name} and {other.name}; remove one")
+    return found
+
+
+def _described(
+    images: list[Path],
+    described: list[Path],
+    report: Report,
+    *,
+    text: str | None,
+    allow_outside: bool,
+) -> Iterator[Sample]:
+    """The rows of metadata as samples; images that no row names are left out."""
+    named = set()
+    rows = chain.from_iterable(
+        ((metadata.parent, row) for row in rows_in(metadata)) for metadata in described
+    )
+    for number, (place, row) in enumerate(rows):
+        report.read += 1
+        if isinstance(row, BrokenRow):
+            report.add_broken(row.where, row.reason)
+            continue
+        column = text or _text_column(row)
+        try:
+            path = file_inside(place, row[FILE_NAME], allow_outside=allow_outside)
+            named.add(os.path.realpath(path))
+            captions = captions_of(row[column])
+            if not captions:
+                report.leave_out(row.where, f"no caption: its {column!r} is empty")
+                continue
+            content = {image_field(path): path.read_bytes()}
+            sample = {"__key__": f"{number:09d}", "__file__": str(path), **content}
+        except BROKEN_CONTENT as error:
+            report.add_broken(row.where, one_line(error))
+            continue
+        values = dict(row.values)
+        yield {**sample, "txt": captions[0].encode(), "json": json_bytes(values)}
+    for path in images:
+        if os.path.realpath(path) not in named:
+            report.read += 1
+            report.leave_out(str(path), "no row of the metadata names it")
+
+
+def captions_of(value: Any) -> list[str]:
+    """A caption or a list of them -> those that are not empty; ValueError for anything else."""
+    given = value if isinstance(value, list) else [value]
+    if wrong := [one for one in given if one is not None and not isinstance(one, str)]:
+        raise ValueError(f"its caption is no text but {type(wrong[0]).__name__}")
+    return [one.strip() for one in given if one and one.strip()]
+
+
+def _text_column(row: Row) -> str:
+    column = next((name for name in TEXT_COLUMNS if name in row.values), None)
+    if column is None:
+        raise ValueError(
+            f"{row.where} has the columns {', '.join(row.values)}: none of "
+            f"{', '.join(TEXT_COLUMNS)}; name the one with the captions with --text"
+        )
+    return column

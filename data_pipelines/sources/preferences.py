@@ -1,0 +1,192 @@
+"""Pairs of answers to one prompt, of which one is preferred: two conversations in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from data_pipelines.jobs.report import Report
+from data_pipelines.messages import SYSTEMS, Message, message_of, messages_of, system_of
+from data_pipelines.shards.shards import Sample
+from data_pipelines.sources.conversation_files import PICTURES, Images, packed, pictures_of
+from data_pipelines.sources.conversations import Conversation, Spoken
+from data_pipelines.sources.end_of_text import NoTail, Tail
+from data_pipelines.sources.row_files import Row
+from data_pipelines.sources.source import TextTokenizer
+from data_pipelines.sources.vision_samples import Seeing
+from mmdlm.core.sequence import Sequence
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.text_codec import Words
+from mmdlm.vision.encoders.crops import CropViews
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Preference(Conversation):
+    """Two answers to one prompt in the layout of the model that is trained; both are targets.
+
+    The JSON has {"prompt", "chosen", "rejected"} as data sets of TRL have them: each a text or
+    messages; or {"chosen", "rejected"} as whole conversations that differ in their last message.
+    `data_pipelines.write_shards preferences` writes such shards. Pictures are counted through the
+    prompt, then the chosen answer, then the rejected one.
+
+    The chosen conversation is a document and the rejected one its partner: they share a row and do
+    not see each other. Options are those of `Conversation`, but that the last answer alone is
+    learnt. Tails, and answers that are cut, have half a row each; by default no ends of text follow
+    an answer, as LLaDA 1.5 leaves them out of its loss (arXiv:2505.19223).
+    """
+
+    answers: Literal["every", "one", "last"] = "last"
+    tail: Tail = NoTail()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answers != "last" or self.drop_prompt:
+            raise ValueError(
+                f"answers {self.answers!r}, drop_prompt {self.drop_prompt}: of a pair the last "
+                "answers are compared, given their prompt; leave both options out"
+            )
+
+    def learned(self, content: Any) -> list[Message]:
+        """See `Conversation.learned`: with the chosen answer."""
+        pair = explicit(content, picture=self.picture)
+        return self.messages({"messages": [*pair["prompt"], *pair["chosen"]]})
+
+    def spoken(self, layout: Layout, words: Words, *, length: int) -> Seeing:
+        """See `Conversation.spoken`."""
+        return SpokenPair(self, Spoken(self, layout, words, length // 2))
+
+
+@dataclass(frozen=True)
+class SpokenPair(Seeing):
+    """Pairs in the layout of one model."""
+
+    preference: Preference
+    side: Spoken
+
+    needs_eyes: ClassVar[bool] = False
+
+    def sequence(
+        self,
+        sample: Sample,
+        views: list[CropViews],
+        vocabulary: Vocabulary,
+        *,
+        tokenizer: TextTokenizer,
+        generator: torch.Generator,
+    ) -> Sequence:
+        pair = explicit(self.preference.content(sample), picture=self.preference.picture)
+        chosen, rejected = (
+            self.preference.messages({"messages": [*pair["prompt"], *pair[side]]}) for side in SIDES
+        )
+        pictures = self.side.pictures(sample, views)
+        marks = [message.text.count(self.preference.picture) for message in chosen]
+        shared, own = sum(marks[:-1]), sum(marks)
+        return replace(
+            self.side.document(chosen, pictures[:own], generator=generator),
+            partner=self.side.document(
+                rejected, [*pictures[:shared], *pictures[own:]], generator=generator
+            ),
+        )
+
+
+def explicit(content: Any, *, picture: str = IMAGE) -> dict[str, list[Any]]:
+    """A pair in any form -> its prompt, chosen and rejected answer, as lists of messages as given.
+
+    Raises ValueError where it is none, or prefers nothing.
+    """
+    if not isinstance(content, Mapping) or any(content.get(side) is None for side in SIDES):
+        raise ValueError("it has no chosen answer with a rejected one")
+    system = system_of(content)
+    chosen, rejected = (
+        _conversation(content.get("prompt"), content[side], side, picture, system=system)
+        for side in SIDES
+    )
+    if chosen[:-1] != rejected[:-1]:
+        raise ValueError("its chosen and rejected answers are not to the same prompt")
+    if chosen == rejected and picture not in message_of(chosen[-1], picture=picture).text:
+        raise ValueError("its chosen and rejected answers are the same")
+    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+
+
+def _conversation(
+    prompt: Any, answer: Any, side: str, picture: str, *, system: str = ""
+) -> list[Any]:
+    """The messages up to an answer, which is a text, or messages with their prompt or without.
+
+    system  first message of those that have none
+    """
+    messages = _up_to_answer(prompt, answer, side, picture)
+    if not message_of(messages[-1], picture=picture).learnt:
+        raise ValueError(f"its {side} answer has weight 0, so that there is nothing to compare")
+    if system and message_of(messages[0], picture=picture).role != SYSTEM:
+        return [{"role": SYSTEM, "content": system}, *messages]
+    return messages
+
+
+def _up_to_answer(prompt: Any, answer: Any, side: str, picture: str) -> list[Any]:
+    said = [{"role": ASSISTANT, "content": answer}] if isinstance(answer, str) else answer
+    if not isinstance(said, list) or not said:
+        raise ValueError(f"its {side} answer is neither a text nor messages")
+    if message_of(said[-1], picture=picture).role != ASSISTANT:
+        raise ValueError(f"its {side} messages do not end with an answer of the assistant")
+    if message_of(said[0], picture=picture).role != ASSISTANT:
+        return said  # the prompt is in it, also where a column repeats it
+    asked = [{"role": USER, "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(asked, list) or not asked:
+        raise ValueError("its prompt is neither a text nor messages")
+    return [*asked, *said]
+
+
+# ---- rows of files -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairColumns:
+    """Where a row has its pair.
+
+    prompt, chosen, rejected  columns; none of `prompt` is needed where the others are conversations
+    """
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    images: Images = Images()
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The columns that a sample is made of."""
+        return frozenset({self.prompt, self.chosen, self.rejected, *PICTURES})
+
+    def check(self, row: Row, *, source: str) -> None:
+        """Raise ValueError that names the columns of a data set without pairs."""
+        needed = [self.chosen, self.rejected]
+        if isinstance(row.get(self.chosen), str):
+            needed.insert(0, self.prompt)
+        if missing := [name for name in needed if name not in row.values]:
+            raise ValueError(
+                f"{source} has the columns {', '.join(row.values)}, but no "
+                f"{' and no '.join(missing)}; name columns with --prompt, --chosen and --rejected"
+            )
+
+    def sample(self, row: Row, key: str, report: Report) -> Sample:
+        """A row as a sample: json, and its pictures; ValueError where it is no pair."""
+        names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        given = {name: row.values.get(column) for name, column in names.items()}
+        given |= {name: row.values.get(name) for name in SYSTEMS}
+        mark = self.images.mark
+        pair = explicit(given, picture=mark)
+        said = {
+            name: [message_of(one, picture=mark) for one in part] for name, part in pair.items()
+        }
+        for side in SIDES:  # what training would find wrong
+            messages_of({"messages": [*pair["prompt"], *pair[side]]}, picture=mark)
+        return packed(
+            said, pictures_of(pair, row.values), key, self.images, where=row.where, report=report
+        )

@@ -1,0 +1,55 @@
+"""How many forward passes an answer took, and over how many tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdlm.core.kv_cache import Memory
+from mmdlm.core.sequence import Batch
+from mmdlm.pipeline.model import Model
+
+
+class CountedDenoiser(nn.Module):
+    """A denoiser that counts, and is in all else the one it was given.
+
+    rows    that went through it, one for each row of each pass, be it over a few of its places;
+            each branch of guidance is a row
+    tokens  of these rows that were computed, padding included
+    """
+
+    def __init__(self, denoiser: Any) -> None:
+        super().__init__()
+        self._denoiser = denoiser
+        self.rows = self.tokens = 0
+
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Of the denoiser."""
+        some = at is not None and memory is not None and memory.hidden is not None
+        self.rows += len(x_t)
+        self.tokens += int(at.sum()) if at is not None and some else x_t.numel()
+        states: Tensor = self._denoiser.hidden(x_t, batch, at=at, memory=memory)
+        return states
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_denoiser":
+                raise
+            return getattr(self._denoiser, name)
+
+
+def counted(model: Model) -> tuple[Model, CountedDenoiser]:
+    """The model, and what counts the passes of its denoiser from now on."""
+    counting = CountedDenoiser(model.denoiser)
+    return replace(model, denoiser=counting), counting

@@ -1,0 +1,443 @@
+"""Ask a model a list of problems, score what it says, and write down how it was asked.
+
+The scoring needs no model: only a function from prompts to completions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data_pipelines.shards.shards import write_file
+from data_pipelines.sources.problems import Problem, Prompt, columns_of, drawn
+from data_pipelines.sources.row_files import Row
+from eval.metrics import estimate, wilson_interval
+from eval.provenance import describe_hardware, describe_model, sha256_of
+from eval.speed.forward_passes import counted
+from mmdlm.core.sequence import Sequence as Document
+from mmdlm.core.sequence import text_segment
+from mmdlm.pipeline.generation_config import CacheName, Decoding
+from mmdlm.pipeline.loading import load
+from mmdlm.pipeline.model import Model
+from mmdlm.rl.reward import Breakdown, Rubric
+from mmdlm.templates.conversation import turns_of
+from mmdlm.templates.prompt_template import Ask
+
+Completer = Callable[[Sequence[Prompt]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Problems, and what is measured of the answers.
+
+    rubric   measure -> reward; each is reported by itself, weights do not matter
+    measures measure -> what it says
+    facts    of the problems, for the report
+    groups   column by whose values the measures are reported as well; "" for none
+    """
+
+    name: str
+    problems: tuple[Problem, ...]
+    rubric: Rubric
+    measures: Mapping[str, str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    groups: str = ""
+
+
+@dataclass(frozen=True)
+class Faster:
+    """Arguments of `Model.faster`; all None: the usual way."""
+
+    cache: CacheName | None = None
+    cache_refresh: int | None = None
+    threshold: float | None = None
+    factor: float | None = None
+    entropy_bound: float | None = None
+    in_order: bool | None = None
+    distinct: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        given = [
+            name.replace("_", " ") + ("" if value is True else f" {value}")
+            for name, value in self._given().items()
+            if value is not None
+        ]
+        return ", ".join(given) or "usual"
+
+    def applied_to(self, model: Model) -> Model:
+        """The model, so decoded."""
+        return model.faster(**self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(Faster)}
+
+
+@dataclass(frozen=True)
+class Asked(Faster):
+    """How the model is asked; what is not given is the model's own.
+
+    Attributes:
+        max_new_tokens: Room for an answer.
+        num_inference_steps: Denoising steps of an answer; default: the model's tokens per step.
+        block_length: Finish so many tokens before the next.
+        temperature: Of the draw of tokens; 0 takes the likeliest.
+        guidance_scale: Classifier-free guidance; 1 is off.
+        think: Give reasons first, or not, where the model was trained for either.
+        cache: What a step remembers of the steps before: prompt, prefix, dual, delayed or stable.
+        cache_refresh: Compute all anew every so many steps.
+        threshold: Commit every token of at least this probability.
+        factor: The same, but the more tokens at once the surer each has to be.
+        entropy_bound: The same, by entropies, in nats.
+        in_order: Of the tokens so found sure, those that stand in the order before all others.
+        distinct: Of several sure tokens of one word the first alone.
+        limit: Problems to ask, chosen at random by the seed; default: all.
+        seed: Of everything that is drawn at random.
+        batch_size: Problems in one call of the model.
+        device: "cpu", "cuda" and so on; default: a GPU where there is one.
+    """
+
+    max_new_tokens: int | None = None
+    num_inference_steps: int | None = None
+    block_length: int | None = None
+    temperature: float | None = None
+    guidance_scale: float | None = None
+    think: bool | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value} is too small; give {least} or more")
+
+    def of(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        """As many as are to be asked, in their order."""
+        if self.limit is None or self.limit >= len(problems):
+            return tuple(problems)
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(problems), generator=generator)[: self.limit]
+        return tuple(problems[int(i)] for i in chosen.sort().values)
+
+
+def some_examples(
+    examples: Path | None,
+    shots: int,
+    *,
+    data: Path,
+    seed: int,
+    read: Callable[[Path], list[Row]],
+) -> list[Row]:
+    """The examples that stand before each question, drawn by the seed; none for 0 shots.
+
+    Raises ValueError where there is no file to draw from, or it is the one that is asked.
+    """
+    if shots < 0:
+        raise ValueError(f"shots {shots} is below 0")
+    if not shots:
+        return []
+    if examples is None:
+        raise ValueError(f"{shots} shots need a file to draw examples from; give --examples")
+    if examples.resolve() == data.resolve():
+        raise ValueError(f"--examples {examples} is the file that is asked; give another")
+    return drawn(read(examples), shots, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- asking --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A model as a function from prompts to completions, which draws from one generator."""
+
+    model: Model
+    asked: Asked
+    generator: torch.Generator
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
+        """What it says to each, as it says it."""
+        found: dict[int, str] = {}
+        for kind in (self._continued, self._answered, self._gone_on):
+            chosen = [n for n, one in enumerate(prompts) if self._kind(one) == kind]
+            if chosen:
+                found |= zip(chosen, kind([prompts[n] for n in chosen]), strict=True)
+        return [found[n] for n in range(len(prompts))]
+
+    def _kind(self, prompt: Prompt) -> Callable[[list[Prompt]], list[str]]:
+        if not prompt.chat:
+            return self._continued
+        return self._gone_on if prompt.begun else self._answered
+
+    def _continued(self, prompts: list[Prompt]) -> list[str]:
+        return self.model.complete(
+            [one.text for one in prompts], generator=self.generator, **self._options()
+        )
+
+    def _answered(self, prompts: list[Prompt]) -> list[str]:
+        return self.model.answer(
+            [one.text for one in prompts],
+            generator=self.generator,
+            think=self.asked.think,
+            **self._options(),
+        )
+
+    @torch.no_grad()
+    def _gone_on(self, prompts: list[Prompt]) -> list[str]:
+        self.model.layout.need("chat", self.model.text_tokenizer)
+        suppressed = self.model.layout.suppressed(self.model.words)
+        return self.model.written(
+            [self._laid_out(one) for one in prompts],
+            self.decoding(chat=True),
+            self.generator,
+            suppressed=suppressed,
+        )
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise ValueError that names the first problem that the model cannot be asked."""
+        for task in sorted({self._task(one.prompt) for one in problems}):
+            self.model.layout.need(task, self.model.text_tokenizer)
+        for one in problems:
+            try:
+                self._laid_out(one.prompt)
+            except ValueError as error:
+                raise ValueError(f"{one.name}: {error}") from error
+
+    def _task(self, prompt: Prompt) -> str:
+        if not prompt.chat:
+            return "complete"
+        return "chat" if prompt.begun else "answer"
+
+    def _laid_out(self, prompt: Prompt) -> Ask:
+        """A prompt and room for the answer, whose beginning, if written, stands before the rest."""
+        model, length = self.model, self.length
+        if not prompt.chat:
+            return model.fitting(
+                model.layout.complete(model.words, prompt.text, length=length), length
+            )
+        turns = model.layout.thinking(turns_of(prompt.messages, []), self.asked.think)
+        ask = model.layout.reply(model.words, turns, length=length)
+        if prompt.begun:
+            first = ask.shown[0]
+            begun = text_segment(model.words.spoken(prompt.begun))
+            segments = ask.sequence.segments
+            sequence = Document((*segments[:first], begun, *segments[first:]))
+            ask = Ask(sequence, ask.opposite, tuple(n + 1 for n in ask.shown))
+        return model.fitting(ask, length)
+
+    @property
+    def length(self) -> int:
+        """Tokens of an answer."""
+        given = self.asked.max_new_tokens
+        return self.model.defaults.max_new_tokens if given is None else given
+
+    def decoding(self, *, chat: bool) -> Decoding:
+        """The sampler's settings, as the model makes them of what was asked for."""
+        usual = self.model.defaults.answer if chat else self.model.defaults.complete
+        return self.model.writing(usual, self.length, **self._steps())
+
+    def _steps(self) -> dict[str, Any]:
+        names = ("num_inference_steps", "block_length", "temperature", "guidance_scale")
+        return {name: getattr(self.asked, name) for name in names}
+
+    def _options(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.asked.max_new_tokens, **self._steps()}
+
+
+# ---- scoring -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """N problems, what was said, and what each answer is worth."""
+
+    problems: tuple[Problem, ...]
+    completions: tuple[str, ...]
+    breakdown: Breakdown
+
+
+def ask(
+    problems: Sequence[Problem], complete: Completer, *, batch_size: int = 16, title: str = ""
+) -> tuple[str, ...]:
+    """The completions of all prompts, a batch at a time.
+
+    title  of a bar; "": none is drawn
+
+    Raises ValueError for the wrong number of completions.
+    """
+    completions: list[str] = []
+    with tqdm(total=len(problems), desc=title, unit=" problems", disable=not title) as bar:
+        for start in range(0, len(problems), batch_size):
+            prompts = [one.prompt for one in problems[start : start + batch_size]]
+            said = complete(prompts)
+            if len(said) != len(prompts):
+                raise ValueError(f"{len(said)} completions of {len(prompts)} prompts")
+            completions += said
+            bar.update(len(prompts))
+    return tuple(completions)
+
+
+def rate(benchmark: Benchmark, completions: Sequence[str]) -> Scored:
+    """Score the whole texts; ValueError for a reward that fails, or no problems at all."""
+    problems = benchmark.problems
+    if not problems:
+        raise ValueError(f"{benchmark.name}: there are no problems to ask")
+    pairs = zip(problems, completions, strict=True)
+    breakdown = benchmark.rubric(
+        [one.prompt.messages for one in problems],
+        [one.prompt.whole(said) for one, said in pairs],
+        columns=columns_of(problems),
+    )
+    return Scored(problems, tuple(completions), breakdown)
+
+
+def summarize(benchmark: Benchmark, scored: Scored) -> dict[str, Any]:
+    """Each measure over all problems, and over those of each group."""
+    found: dict[str, Any] = {"count": len(scored.problems), "measures": _summary(scored, None)}
+    if benchmark.groups:
+        values = [str(one.columns[benchmark.groups]) for one in scored.problems]
+        found[f"by_{benchmark.groups}"] = {
+            value: _summary(scored, torch.tensor([one == value for one in values]))
+            for value in sorted(set(values))
+        }
+    return found
+
+
+def _summary(scored: Scored, rows: Tensor | None) -> dict[str, Any]:
+    """Mean, standard error and count of each; of hits and misses the 95 % interval as well."""
+    found = {}
+    for name, values in scored.breakdown.rewards.items():
+        given = values if rows is None else values[rows]
+        given = given[~given.isnan()]
+        if not len(given):
+            continue
+        one: dict[str, Any] = asdict(estimate(given))
+        if bool(((given == 0) | (given == 1)).all()):
+            one["interval_95"] = wilson_interval(given == 1)
+        if math.isnan(one["standard_error"]):  # one problem alone: JSON knows no NaN
+            one["standard_error"] = None
+        found[name] = one
+    return found
+
+
+# ---- the whole run -------------------------------------------------------------------------------
+
+
+def run(
+    make: Callable[[], Benchmark], model: str, *, asked: Asked, out: Path, data: Path | None
+) -> dict[str, Any]:
+    """Load a model, ask it, score it, print the table, and write the report and every answer.
+
+    make  the benchmark, all of it: `asked` says how many of its problems are asked
+    data  the file that it was read from; None: it was made here
+    """
+    answers = _check_out(out)
+    whole = make()  # a file that cannot be read is found before a model is loaded
+    benchmark = replace(whole, problems=asked.of(whole.problems))
+    benchmark.rubric.prepare()
+    loaded = load(model, device=asked.device)
+    described = describe_model(model, loaded)
+    loaded, passes = counted(asked.applied_to(loaded))
+    asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
+    asking.check(benchmark.problems)  # one that is too long is found before hours of others
+    hardware, began = describe_hardware(loaded.device), time.perf_counter()
+    completions = ask(benchmark.problems, asking, batch_size=asked.batch_size, title=benchmark.name)
+    seconds = time.perf_counter() - began
+    unscored = Scored(benchmark.problems, completions, Breakdown(torch.zeros(0), {}, {}))
+    _write_answers(answers, unscored)  # hours of answers are not lost to a reward that fails
+    scored = rate(benchmark, completions)
+    kinds = {one.prompt.chat for one in benchmark.problems}
+    report = {
+        "benchmark": benchmark.name,
+        "results": summarize(benchmark, scored),
+        "settings": {
+            **asdict(asked),
+            "max_new_tokens": asking.length,
+            "decoding": {
+                "answer" if chat else "complete": asdict(asking.decoding(chat=chat))
+                for chat in sorted(kinds)
+            },
+        },
+        "data": {
+            "file": None if data is None else data.name,
+            "sha256": None if data is None else sha256_of(data),
+            "problems": len(whole.problems),
+            **benchmark.facts,
+        },
+        "model": described,
+        "hardware": hardware,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds_of_answers": round(seconds, 1),
+        "forwards_per_answer": round(passes.rows / max(1, len(completions)), 2),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    print(table(benchmark, report))
+    write_file(out, lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    _write_answers(answers, scored)
+    print("", out, answers, sep="\n")
+    return report
+
+
+def table(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
+    """What was measured, as text."""
+    results = report["results"]
+    lines = [f"{benchmark.name}, {results['count']} problems, {report['model']['name']}"]
+    for name, one in results["measures"].items():
+        error = one["standard_error"]
+        spread = "" if error is None else f" +- {100 * error:.1f}"
+        says = benchmark.measures.get(name, name)
+        lines.append(f"  {100 * one['value']:5.1f} %{spread:8}  {says} ({one['count']})")
+    lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in benchmark.facts.items()]
+    return "\n".join(lines)
+
+
+def _write_answers(path: Path, scored: Scored) -> None:
+    write_file(path, lambda file: file.write("".join(_lines(scored)).encode()))
+
+
+def _lines(scored: Scored) -> list[str]:
+    """Every problem with its answer and its scores, one a line."""
+    lines = []
+    for n, (problem, said) in enumerate(zip(scored.problems, scored.completions, strict=True)):
+        scores = {name: float(one[n]) for name, one in scored.breakdown.rewards.items()}
+        extras = {name: values[n] for name, values in scored.breakdown.extras.items()}
+        line = {
+            "problem": problem.name,
+            "prompt": problem.prompt.text,
+            "begun": problem.prompt.begun,
+            "completion": said,
+            "columns": dict(problem.columns),
+            "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
+            **extras,
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _check_out(out: Path) -> Path:
+    """The file of answers beside it; ValueError, before the slow work, where it cannot be."""
+    if out.suffix != ".json":
+        raise ValueError(f"--out {out} does not end in .json; try {out.with_suffix('.json')}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {out.parent} may not be written to; name another place")
+    return out.with_suffix(".jsonl")

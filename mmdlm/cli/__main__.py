@@ -1,0 +1,6 @@
+"""The command `mmdlm` as a module: `python -m mmdlm.cli`."""
+
+from mmdlm.cli.main import main
+
+if __name__ == "__main__":
+    main()

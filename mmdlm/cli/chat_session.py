@@ -1,0 +1,110 @@
+"""A conversation in a terminal, or over a pipe: a line in, an answer out."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+COMMANDS = "/image PATH, /new and /quit"
+COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
+
+
+def forgive_encodings() -> None:
+    """Write and read text whatever the encoding of the standard streams: nothing is lost by it.
+
+    What an output cannot show is escaped ("\\u2192"); bytes of the input that are no text become
+    halves of characters, which are refused where they are used.
+    """
+    for stream, errors in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+class Speaker(Protocol):
+    """Goes on with a conversation."""
+
+    def __call__(self, messages: list[dict[str, str]], images: list[Image.Image]) -> str:
+        """The assistant's next turn; ValueError where there is none."""
+        ...
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and the pictures that were shown.
+
+    `/image PATH` shows a picture with the next message, `/new` forgets what was said, `/quit` ends
+    it. A line that fails leaves the conversation as it was, and may be said otherwise.
+
+    speak   the model
+    system  a message that comes first, and stays
+    max_pixels  as `open_image` has it
+    """
+
+    speak: Speaker
+    system: str | None = None
+    max_pixels: int | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
+    waiting: list[Image.Image] = field(default_factory=list)  # shown with the next message
+
+    def run(self, lines: Iterable[str]) -> Iterator[str | None]:
+        """One item for each line that is not empty: the answer, or None for a command.
+
+        Raises ValueError for a command that is not known, a picture that cannot be read and what
+        the model refuses; `say` goes on after that.
+        """
+        for line in lines:
+            if line.strip() == "/quit":
+                return
+            if line.strip():
+                yield self.say(line.strip())
+
+    def say(self, line: str) -> str | None:
+        """A message -> the answer; a command -> None."""
+        command = COMMAND.fullmatch(line)
+        if command is None:
+            return self._answered(line)
+        name, argument = command[1], (command[2] or "").strip()
+        if name == "image" and argument:
+            self._show(argument)
+        elif name == "new" and not argument:
+            self.messages, self.images, self.waiting = [], [], []
+        else:
+            raise ValueError(f"there is no command {line!r}; there are {COMMANDS}")
+        return None
+
+    def _answered(self, line: str) -> str:
+        from mmdlm.templates.conversation import IMAGE
+        from mmdlm.templates.infill import check_whole
+
+        check_whole(line)
+        places = " ".join([IMAGE] * len(self.waiting))
+        # `<image>` in a line says where the pictures stand; otherwise they come before it.
+        text = line if IMAGE in line or not self.waiting else f"{places}\n{line}"
+        messages = [*self.messages, {"role": "user", "content": text}]
+        images = [*self.images, *self.waiting]
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        answer = self.speak([*first, *messages], images)
+        if answer:  # nothing said is nothing to remember
+            messages.append({"role": "assistant", "content": answer})
+            self.messages, self.images, self.waiting = messages, images, []
+        return answer
+
+    def _show(self, path: str) -> None:
+        from mmdlm.vision.image_files import open_image
+        from mmdlm.vision.pixels import check_visible
+
+        picture = open_image(path, max_pixels=self.max_pixels)
+        check_visible(*picture.size)  # or every line after it would fail
+        self.waiting.append(picture)

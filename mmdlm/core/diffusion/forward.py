@@ -1,0 +1,444 @@
+"""The forward process: from clean tokens x_0 to noisy tokens x_t, at target positions only."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.diffusion.noise import (
+    IdNeighbourhood,
+    MaskNoise,
+    Neighbourhood,
+    NeighbourNoise,
+    Noise,
+    UniformNoise,
+)
+from mmdlm.core.diffusion.schedule import MaskSchedule
+from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import Modality, Vocabulary
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """x_t and what a loss needs to know about it; all [B, L].
+
+    x_t     int64, noisy ids; equal to the clean ids wherever nothing was noised
+    masked  bool, positions whose token was noised and which the loss covers
+    t       time in [0, 1] of each position
+    p_mask  share of noised targets at that time: the probability, or the exact share
+    slope   p_mask'(t), the rate at which tokens are noised at that time
+    weight  slope / p_mask, the factor of a covered token's cross-entropy in the bound
+    """
+
+    x_t: Tensor
+    masked: Tensor
+    t: Tensor
+    p_mask: Tensor
+    slope: Tensor
+    weight: Tensor
+
+
+class ForwardProcess(ABC):
+    """q(x_t | x_0), independent from token to token given the time."""
+
+    def of(self, modality: Modality) -> ForwardProcess:
+        """The process that noises tokens of a modality."""
+        return self
+
+    def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor | None:
+        """Weights that tokens of `ids` would have at times [M] -> [M, R]; None: all the same."""
+        return None
+
+    @abstractmethod
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        """Noise the targets of a batch at times t, [B] (one a row) or [B, L]."""
+
+    @abstractmethod
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        """Noise exactly the targets that `corruption` left clean.
+
+        Between the two every target is covered once. The weight is p_mask'(t) / (1 - p_mask): for a
+        schedule that is linear, the bound's own weight at 1 - t. So both copies estimate the bound.
+
+        A schedule that begins with p_mask(0) = eps above 0 bounds the weights of the first copy;
+        those of the second are bounded alike, by p_mask'(t) / eps. It biases them: of the bound of
+        a model whose tokens do not depend on each other the first copy has 1 - eps under
+        `Linear(eps)`, the second 1 - 3/2 eps.
+
+        With `exact_count`, k of n targets leave n - k; where k = n all are noised once more, so
+        that the second copy's count is uniform on 1 .. n as the first one's is.
+
+        Source: arXiv:2505.16839, section 2.3 (complementary masking), which leaves the weight out.
+        """
+
+
+class _Filling(ForwardProcess):
+    """What is noised becomes `noise`."""
+
+    @property
+    @abstractmethod
+    def noise(self) -> Noise:
+        """What a noised token becomes."""
+
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        masked, share = self._left(batch, corruption)
+        least = max(self._least_share, torch.finfo(share.dtype).tiny)
+        return Corruption(
+            x_t=self._fill(batch, masked, share, vocabulary, generator),
+            masked=masked,
+            t=corruption.t,
+            p_mask=share,
+            slope=corruption.slope,
+            weight=corruption.slope / share.clamp_min(least),
+        )
+
+    @property
+    def _least_share(self) -> float:
+        """The share that targets of a complement are counted as, where it is smaller."""
+        return 0.0
+
+    def _left(self, batch: Batch, corruption: Corruption) -> tuple[Tensor, Tensor]:
+        """[B, L] the targets that a complement noises, and their share."""
+        return batch.target & ~corruption.masked, 1 - corruption.p_mask
+
+    def _fill(
+        self,
+        batch: Batch,
+        masked: Tensor,
+        p_mask: Tensor,
+        vocabulary: Vocabulary,
+        generator: torch.Generator,
+    ) -> Tensor:
+        return self.noise.fill(
+            batch.ids,
+            masked,
+            p_mask=p_mask,
+            modality=batch.modality,
+            vocabulary=vocabulary,
+            generator=generator,
+        )
+
+
+@dataclass(frozen=True)
+class _TokenNoising(_Filling):
+    """Choose which targets to noise, then fill them with noise.
+
+    By default each target is noised with probability p_mask(t), independently (LLaDA's text).
+
+    With `exact_count` a random subset of fixed size is: k of the n targets that belong to the same
+    document and modality and share a time. `rounding` "up" takes k = ceil(n p_mask), which makes k
+    uniform on 1..n when p_mask is uniform, so that the weight p_mask'(t) n / k gives the bound
+    exactly (arXiv:2502.09992, appendix A.2). "nearest" takes k = max(1, round(n p_mask)), as
+    MaskGIT and MMaDA do: 1 comes more often, n less often, and it is not the bound.
+    """
+
+    schedule: MaskSchedule
+    exact_count: bool = False
+    rounding: Literal["up", "nearest"] = "up"
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        t = _per_token(t, batch)
+        p_mask, slope = self.schedule.p_mask(t), self.schedule.slope(t)  # [B, L]
+        draw = torch.rand(t.shape, generator=generator, device=t.device)
+        if self.exact_count:
+            masked, share = exact_count(
+                batch.target,
+                p_mask,
+                draw,
+                group=_document_and_modality(batch),
+                t=t,
+                nearest=self.rounding == "nearest",
+            )
+            weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
+        else:
+            masked, share = batch.target & (draw < p_mask), p_mask
+            weight = self.schedule.weight(t)
+        x_t = self._fill(batch, masked, share, vocabulary, generator)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, slope=slope, weight=weight)
+
+    @property
+    def _least_share(self) -> float:
+        return float(self.schedule.p_mask(torch.zeros(())))
+
+    def _left(self, batch: Batch, corruption: Corruption) -> tuple[Tensor, Tensor]:
+        masked, share = super()._left(batch, corruption)
+        if not self.exact_count:
+            return masked, share
+        none = share <= 0  # k = n
+        return masked | (batch.target & none), share.masked_fill(none, 1.0)
+
+
+@dataclass(frozen=True)
+class Absorbing(_TokenNoising):
+    """Noised tokens become the mask token. Source: arXiv:2107.03006, section 3.1 (absorbing)."""
+
+    @property
+    def noise(self) -> Noise:
+        return MaskNoise()
+
+
+@dataclass(frozen=True)
+class Uniform(_TokenNoising):
+    """Noised tokens become any token of their modality, by chance the same one.
+
+    By default the loss covers the noised positions: a noised token says nothing of x_0, so there
+    the network learns p(x_0 | all other tokens), which is what the sampler asks for at open
+    positions. Weighted cross-entropy is then a reweighted x_0-prediction loss, not the bound.
+
+    With `cover_all` the loss covers every target, noised or not: what `UniformScoreEntropy`, which
+    is the bound, needs, and D3PM's auxiliary loss.
+
+    Source: arXiv:2107.03006, section 3.1 (uniform) and 3.4 (auxiliary loss).
+    """
+
+    cover_all: bool = False
+
+    @property
+    def noise(self) -> Noise:
+        return UniformNoise()
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        corruption = super().corrupt(batch, t, vocabulary, generator=generator)
+        return replace(corruption, masked=batch.target) if self.cover_all else corruption
+
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        if self.cover_all:
+            raise ValueError("Uniform: complementary masks need cover_all=False")
+        return super().complement(batch, corruption, vocabulary, generator=generator)
+
+
+@dataclass(frozen=True)
+class TokenNeighbour(_TokenNoising):
+    """Noised tokens drift to similar ones first and are forgotten in the end (`NeighbourNoise`).
+
+    Sample from a model of it with the same noise. Source: arXiv:2107.03006, section 3.1.
+    """
+
+    neighbourhood: Neighbourhood = IdNeighbourhood()
+    uniform: float = 0.25
+
+    @property
+    def noise(self) -> Noise:
+        return NeighbourNoise(self.neighbourhood, uniform=self.uniform)
+
+
+@dataclass(frozen=True)
+class Spindle(_Filling):
+    """DiffusionBERT's schedule: tokens that say much are masked early, frequent ones late.
+
+        p_mask(t, v) = t + strength sin(pi t) h(v),    h(v) = 1 - H / H(v)
+
+    where H(v) = -log f(v) is the information of token v, of relative frequency f(v) (one is added
+    to every count), and H its mean over the corpus. Ids without a count have h = 0: p_mask = t.
+
+    frequencies  file that data_pipelines.token_frequencies wrote: counts [V] of the text ids
+    strength     lambda; 0 is the linear schedule
+
+    The weight of a token is its own p_mask' / p_mask. As it differs from token to token,
+    `WeightedCrossEntropy` is no longer the bound, and teaches p(x_0 | x_t) times that weight;
+    `SpindleBound` is the bound.
+
+    Source: arXiv:2211.15029, section on the spindle noise schedule. Two departures: the mean is
+    over the corpus and not over the sentence, so that what happens to a token follows from the
+    token alone; and h is limited to +-1 / (pi strength), beyond which p_mask would fall, too.
+    """
+
+    frequencies: str | os.PathLike[str]
+    strength: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"Spindle: strength must be 0 or more, got {self.strength}")
+
+    @property
+    def noise(self) -> Noise:
+        return MaskNoise()
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        t = _per_token(t, batch)
+        bend = self._bend(vocabulary, t)[batch.ids]  # [B, L]
+        p_mask = _bent(t, bend)
+        draw = torch.rand(t.shape, generator=generator, device=t.device)
+        masked = batch.target & (draw < p_mask)
+        x_t = self._fill(batch, masked, p_mask, vocabulary, generator)
+        slope, weight = _bent_slope(t, bend), _bent_weight(t, bend)
+        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=p_mask, slope=slope, weight=weight)
+
+    def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor:
+        return _bent_weight(t[:, None], self._bend(vocabulary, t)[slice(*ids)])
+
+    def _bend(self, vocabulary: Vocabulary, like: Tensor) -> Tensor:
+        """strength h(v) of all ids, [V], in the dtype and on the device of `like`."""
+        path = os.fspath(self.frequencies)
+        return _bend(path, self.strength, vocabulary, like.device, like.dtype)
+
+
+@lru_cache(maxsize=8)
+def _bend(
+    path: str, strength: float, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    try:
+        counts = torch.load(path, weights_only=True).double()
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"frequencies {path} cannot be read ({reason}); write them with "
+            "data_pipelines.token_frequencies"
+        ) from error
+    start, stop = vocabulary.text
+    if counts.ndim != 1 or not 0 < len(counts) <= stop - start:
+        raise ValueError(
+            f"frequencies {path}: counts of shape {tuple(counts.shape)}, but the vocabulary has "
+            f"{stop - start} text ids; count with the tokenizer of the model"
+        )
+    frequency = (counts + 1) / (counts + 1).sum()
+    information = -frequency.log()
+    mean = (frequency * information).sum()
+    most = 1 / math.pi  # of strength * h, or p_mask would not rise
+    bend = torch.zeros(vocabulary.size, dtype=torch.float64)
+    bend[start : start + len(counts)] = (strength * (1 - mean / information)).clamp(-most, most)
+    return bend.to(device=device, dtype=dtype)
+
+
+def _bent(t: Tensor, bend: Tensor) -> Tensor:
+    return (t + bend * torch.sin(math.pi * t)).clamp(0, 1)  # sin(pi) is not quite 0
+
+
+def _bent_slope(t: Tensor, bend: Tensor) -> Tensor:
+    return (1 + math.pi * bend * torch.cos(math.pi * t)).clamp_min(0)
+
+
+def _bent_weight(t: Tensor, bend: Tensor) -> Tensor:
+    return _bent_slope(t, bend) / _bent(t, bend).clamp_min(torch.finfo(t.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class PerModality(ForwardProcess):
+    """A process for text and another for image codes, so that each keeps its published schedule."""
+
+    text: ForwardProcess
+    image: ForwardProcess
+
+    def of(self, modality: Modality) -> ForwardProcess:
+        return self.image if modality == Modality.IMAGE else self.text
+
+    def corrupt(
+        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
+    ) -> Corruption:
+        text = self.text.corrupt(batch.only(Modality.TEXT), t, vocabulary, generator=generator)
+        image = self.image.corrupt(batch.only(Modality.IMAGE), t, vocabulary, generator=generator)
+        return _merge(text, image, batch)
+
+    def complement(
+        self,
+        batch: Batch,
+        corruption: Corruption,
+        vocabulary: Vocabulary,
+        *,
+        generator: torch.Generator,
+    ) -> Corruption:
+        text, image = (
+            process.complement(batch.only(modality), corruption, vocabulary, generator=generator)
+            for process, modality in ((self.text, Modality.TEXT), (self.image, Modality.IMAGE))
+        )
+        return _merge(text, image, batch)
+
+
+def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
+    """The image corruption at image positions, the text corruption everywhere else."""
+    is_image = batch.of(Modality.IMAGE)
+    return Corruption(
+        x_t=torch.where(is_image, image.x_t, text.x_t),
+        masked=torch.where(is_image, image.masked, text.masked),
+        t=torch.where(is_image, image.t, text.t),
+        p_mask=torch.where(is_image, image.p_mask, text.p_mask),
+        slope=torch.where(is_image, image.slope, text.slope),
+        weight=torch.where(is_image, image.weight, text.weight),
+    )
+
+
+def _per_token(t: Tensor, batch: Batch) -> Tensor:
+    """Times [B] or [B, L] -> [B, L]."""
+    if t.shape == batch.ids.shape:
+        return t
+    if t.shape == batch.ids.shape[:1]:
+        return t[:, None].expand(batch.ids.shape)
+    raise ValueError(
+        f"corrupt: times of shape {tuple(t.shape)} do not fit a batch of {tuple(batch.ids.shape)}; "
+        "give one a row or one a token"
+    )
+
+
+def _document_and_modality(batch: Batch) -> Tensor:
+    """[B, L] a number for each document and modality of the batch."""
+    row = torch.arange(len(batch), device=batch.ids.device)[:, None]
+    return (row * batch.ids.shape[1] + batch.document) * len(Modality) + batch.modality
+
+
+def exact_count(
+    target: Tensor, p_mask: Tensor, draw: Tensor, *, group: Tensor, t: Tensor, nearest: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Choose k of the n targets in each group that share a time t -> chosen, share k / n; [B, L].
+
+    draw     U(0, 1), the order in which the targets of a group are chosen
+    group    int64, not negative at targets
+    nearest  k = max(1, round(n p_mask)) instead of ceil(n p_mask)
+
+    One sort puts the groups side by side, each in random order; the first k of a group are chosen.
+    """
+    group = group.masked_fill(~target, -1).flatten()
+    order = draw.flatten().argsort()
+    order = order[t.flatten()[order].argsort(stable=True)]
+    order = order[group[order].argsort(stable=True)]  # by group, then time, then draw
+
+    group, time = group[order], t.flatten()[order]
+    first = torch.ones_like(group, dtype=torch.bool)
+    first[1:] = (group[1:] != group[:-1]) | (time[1:] != time[:-1])
+    run = first.cumsum(0) - 1  # [N] number of the run of each place in sorted order
+    place = torch.arange(len(run), device=run.device)
+    start = torch.zeros_like(place).scatter_reduce(0, run, place, "amin", include_self=False)
+    n = torch.zeros_like(place).scatter_add(0, run, torch.ones_like(place))[run]
+    expected = n * p_mask.flatten()[order]
+    k = expected.round().clamp_min(1) if nearest else expected.ceil()
+    chosen = (place - start[run] < k) & (group >= 0)
+
+    chosen = torch.zeros_like(chosen).scatter(0, order, chosen)
+    share = torch.zeros_like(expected).scatter(0, order, k / n)
+    return chosen.view_as(target), share.view_as(p_mask)

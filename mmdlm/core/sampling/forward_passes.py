@@ -1,0 +1,147 @@
+"""The forward passes of a sampler: guided, with a memory at will, of the rows that need one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.host_masks import on_host, sent
+from mmdlm.core.kv_cache import Memory
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance, GuidedDenoiser
+from mmdlm.core.sequence import Batch
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The rows of a batch that are not finished, and the denoiser under guidance that they share.
+
+    rows    R numbers of rows in the batch that sampling began with
+    batch   those rows, marked
+    others  the unconditional batches of guidance, of the same rows; empty: guidance makes its own
+    memory  what cached passes remember; None: nothing
+    """
+
+    denoiser: Denoiser
+    guidance: ClassifierFreeGuidance
+    rows: tuple[int, ...]
+    batch: Batch
+    others: tuple[Batch, ...]
+    memory: Memory | None
+
+    @classmethod
+    def of(
+        cls,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        guidance: ClassifierFreeGuidance,
+        unconditional: Batch | tuple[Batch, ...] | None,
+        remembering: bool,
+    ) -> Passes:
+        """All rows of a batch."""
+        if unconditional is None:
+            unconditional = ()
+        elif isinstance(unconditional, Batch):
+            unconditional = (unconditional,)
+        memory = Memory() if remembering else None
+        others = tuple(one.marked() for one in unconditional)
+        return cls(denoiser, guidance, tuple(range(len(batch))), batch.marked(), others, memory)
+
+    @cached_property
+    def live(self) -> Tensor:
+        """[R] int64, `rows` where the batch lies."""
+        return sent(torch.tensor(self.rows, dtype=torch.int64), self.batch.ids.device)
+
+    @cached_property
+    def guided(self) -> Denoiser:
+        """The denoiser of these rows."""
+        return self.guidance(self.denoiser, self.batch, unconditional=self.others or None)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[R] on the host, tokens of each row and of what stands against it, without padding."""
+        lengths = [one.marks.length for one in (self.batch, *self.others)]
+        return torch.stack(lengths).amax(0)
+
+    @property
+    def branches(self) -> int:
+        """Logits of so many batches make those of one."""
+        return self.guided.branches if isinstance(self.guided, GuidedDenoiser) else 1
+
+    def only(self, unfinished: Tensor) -> Passes:
+        """Without the rows that are finished by now; `unfinished` is [B] bool, of all rows."""
+        going_on = unfinished.numpy().tolist()
+        kept = [number for number, row in enumerate(self.rows) if going_on[row]]
+        return self if len(kept) == len(self.rows) else self._rows(kept)
+
+    def hidden(self, x_t: Tensor, at: Tensor) -> Tensor:
+        """Noisy ids [B, L] of all rows -> hidden states [R, L, D] of the live ones.
+
+        at  [B, L] bool on the host. Without a memory: what will be read; with one: what is
+            computed anew
+        """
+        return self.guided.hidden(
+            x_t[self.live], self.batch, at=at[list(self.rows)], memory=self.memory
+        )
+
+    def first_hidden(self, x_t: Tensor, at: Tensor) -> Tensor:
+        """The same before anything is drawn, when the answers of a group are still one question.
+
+        Rows that are alike go through the network once.
+        """
+        alike = self._alike(x_t)
+        if alike is None:
+            return self.hidden(x_t, at)
+        first, of_row = alike
+        some = self._rows(first)
+        inverse = sent(torch.tensor(of_row), x_t.device)
+        hidden = some.hidden(x_t, at)[inverse]
+        if self.memory is not None and some.memory is not None:
+            known = some.memory.rows(inverse, of=len(first))
+            self.memory.keys, self.memory.values = known.keys, known.values
+            self.memory.hidden = known.hidden
+        return hidden
+
+    def _alike(self, x_t: Tensor) -> tuple[list[int], list[int]] | None:
+        """Rows [U] no two of which are alike, and which of them each row [R] is like.
+
+        None where all differ, and where pictures would have to be compared.
+        """
+        batches = (self.batch, *self.others)
+        if len(self.rows) < 2 or any(
+            one.features is not None or one.views is not None for one in batches
+        ):
+            return None
+        columns = [x_t[self.live]]
+        for one in batches:
+            columns += [one.ids, one.modality, one.target.long(), one.document, one.position]
+            if one.axes is not None:
+                columns.append(one.axes.flatten(1))
+            if one.ahead is not None:
+                columns.append(one.ahead[:, None])
+        first: dict[bytes, int] = {}  # number of the row that is seen first, among such rows
+        kept: list[int] = []
+        of_row: list[int] = []
+        for row, content in enumerate(on_host(torch.cat(columns, 1)).numpy()):
+            seen = first.setdefault(content.tobytes(), len(kept))
+            if seen == len(kept):
+                kept.append(row)
+            of_row.append(seen)
+        return None if len(kept) == len(of_row) else (kept, of_row)
+
+    def _rows(self, kept: list[int]) -> Passes:
+        index = torch.tensor(kept, dtype=torch.int64)
+        memory = self.memory
+        if memory is not None:
+            memory = memory.rows(sent(index, self.batch.ids.device), of=len(self.rows))
+        return replace(
+            self,
+            rows=tuple(self.rows[number] for number in kept),
+            batch=self.batch.rows(index),
+            others=tuple(one.rows(index) for one in self.others),
+            memory=memory,
+        )

@@ -1,0 +1,175 @@
+"""Classifier-free guidance: two branches or more, one forward pass, one set of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.host_masks import numbers_of, on_host, sent
+from mmdlm.core.kv_cache import Memory
+from mmdlm.core.sequence import Batch, concatenate
+from mmdlm.core.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """logits = uncond + scale * (cond - uncond).
+
+    1 is off and costs no second branch; 0 is the unconditional model; above 1 the condition is
+    exaggerated. LLaDA's and MMaDA's published scales are this one less 1.
+    Source: arXiv:2207.12598, equation 6 with scale = w + 1.
+
+    Several scales need as many unconditional batches, each without another part of the condition:
+    logits = cond + sum_k (scale_k - 1) * (cond - uncond_k), the formula above where k is one.
+    Source: published code of arXiv:2510.06308 (Lumina-DiMOO, editing: text 2.5 + 1, image 4 + 1).
+    """
+
+    scale: float | tuple[float, ...] = 1.0
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        unconditional: Batch | tuple[Batch, ...] | None = None,
+    ) -> Denoiser:
+        """The denoiser of `batch` under guidance.
+
+        unconditional  the other branch, or one for each scale, with the same targets in the same
+                       order; the context before them may be of another length, or be a negative
+                       prompt. Default: `batch` without its context
+        """
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if all(scale == 1.0 for scale in scales):
+            return denoiser
+        if unconditional is None:
+            unconditional = batch.without_context(denoiser.vocabulary)
+        others = unconditional if isinstance(unconditional, tuple) else (unconditional,)
+        if len(others) != len(scales):
+            raise ValueError(
+                f"guidance: {len(scales)} scales {scales} but {len(others)} unconditional batches; "
+                "give one for each scale"
+            )
+        used = [pair for pair in zip(scales, others, strict=True) if pair[0] != 1.0]
+        for _, other in used:
+            there, here = (one.marks.target.numpy().sum(1) for one in (other, batch))
+            if there.tolist() != here.tolist():
+                raise ValueError(
+                    "guidance: the unconditional batch must have as many targets in each row as "
+                    f"the batch; it has {int(other.target.sum())} in {tuple(other.ids.shape)}, "
+                    f"the batch {int(batch.target.sum())} in {tuple(batch.ids.shape)}"
+                )
+        return GuidedDenoiser(
+            denoiser,
+            batch,
+            unconditional=tuple(other for _, other in used),
+            scales=tuple(scale for scale, _ in used),
+        )
+
+
+class GuidedDenoiser:
+    """A denoiser of one batch; its hidden states are those of all K + 1 branches, [B, L, (K+1) D].
+
+    A target has its own place in each branch; ids and positions are carried over from place to
+    place in reading order.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        *,
+        unconditional: tuple[Batch, ...],
+        scales: tuple[float, ...],
+    ) -> None:
+        self._denoiser = denoiser
+        self._batch = batch
+        self._contexts = [branch.ids for branch in unconditional]
+        self._branches = concatenate([batch, *unconditional])
+        self._scales = scales
+        # Numbers of places, row * L + column, on the host and where the batch lies.
+        marks, *others = (branch.marks for branch in (batch, *unconditional))
+        self._context = ~marks.target
+        self._behind = [one.behind for one in others]
+        self._targets, *self._places = (numbers_of(one.target) for one in (marks, *others))
+        device = batch.ids.device
+        self._targets_there = sent(self._targets, device)
+        self._places_there = [sent(places, device) for places in self._places]
+
+    @property
+    def branches(self) -> int:
+        """Batches that go through the denoiser together."""
+        return len(self._scales) + 1
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._denoiser.vocabulary
+
+    def hidden(
+        self,
+        x_t: Tensor,
+        batch: Batch,
+        *,
+        at: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids.
+
+        at  targets stand for themselves in each branch, context behind them for all that there is
+        """
+        assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
+        noisy = x_t.flatten()[self._targets_there]
+        rows = [
+            context.flatten().index_put((places,), noisy).view_as(context)
+            for context, places in zip(self._contexts, self._places_there, strict=True)
+        ]
+        if at is not None:
+            at = on_host(at)
+            at = torch.cat([at, *self._at_in_branches(at)])
+        hidden = self._denoiser.hidden(
+            torch.cat([x_t, *rows]), self._branches, at=at, memory=memory
+        )
+        return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
+
+    def _at_in_branches(self, at: Tensor) -> list[Tensor]:
+        """The places `at` of the batch, in each of the other branches; on the host."""
+        whole = at.all(1, keepdim=True)
+        others = (at & self._context).any(1, keepdim=True)  # context behind a target
+        return [
+            marked | (others & behind) | whole
+            for marked, behind in zip(self._in_branches(at), self._behind, strict=True)
+        ]
+
+    def _in_branches(self, marked: Tensor) -> list[Tensor]:
+        """Marked targets [B, L] of the batch, where they stand in each of the other branches."""
+        marks = marked.flatten()[self._targets]
+        return [
+            torch.zeros(behind.numel(), dtype=torch.bool)
+            .index_put((places,), marks)
+            .view_as(behind)
+            for places, behind in zip(self._places, self._behind, strict=True)
+        ]
+
+    def head_weight(self) -> None:
+        """None: guided logits are not linear in one state."""
+
+    def logits_at(
+        self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
+    ) -> Tensor:
+        """[M, V] or [M, stop - start], guided; `positions` [B, L] of the batch are targets."""
+        first, *others = hidden.chunk(len(self._scales) + 1, dim=-1)
+        positions = on_host(positions)
+        cond = self._denoiser.logits_at(first, positions, ids=ids)
+        uncond, *more = (
+            partial(self._denoiser.logits_at, branch, marks, ids=ids)
+            for branch, marks in zip(others, self._in_branches(positions), strict=True)
+        )
+        without = uncond()
+        guided = (cond - without).mul_(self._scales[0]).add_(without)
+        for scale, uncond in zip(self._scales[1:], more, strict=True):
+            guided += (cond - uncond()).mul_(scale - 1)
+        return guided

@@ -1,0 +1,294 @@
+"""From an autoregressive model or an encoder to a denoiser, before any training.
+
+The weights stay what they were. What changes is the config, which from now on means attention to
+both sides, and the vocabulary, which gets a mask token and, at will, image codes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.checkpoints.autoregressive import AUTOREGRESSIVE, shape_of_autoregressive
+from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder, new_folder
+from mmdlm.models.encoder import ENCODERS, MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.families.base import Json, required
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+
+MASK_TOKEN = "<|mask|>"
+SPREAD = 0.1  # noise of new rows, as a share of the rows' own standard deviation
+ROWS_AT_ONCE = 8192
+
+TEXT_ALONE = ("infill", "complete")  # what such a model was trained for
+# What a checkpoint may hold beyond the model: buffers, and heads of other tasks.
+NOT_NEEDED = re.compile(
+    r".*\.position_ids|.*\.rotary_emb\.inv_freq|.*\.pooler\..*|cls\.seq_relationship\..*"
+)
+
+
+def convert_to_diffusion(
+    source: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    mask_token: str = MASK_TOKEN,
+    shift: bool = True,
+    image_codes: int = 0,
+    seed: int = 0,
+) -> Iterator[tuple[int, int]]:
+    """Write an autoregressive model or an encoder as a denoiser -> (shards written, shards).
+
+    source       a folder or a repository of the Hugging Face Hub, with safetensors and a tokenizer
+    out          a folder that does not exist yet; it appears whole or not at all
+    mask_token   what the tokenizer gets as its mask, unless it has one; a token that it knows is
+                 taken over
+    shift        each state goes on predicting the next token, as Dream's do; False is refused for
+                 encoders, whose states predict their own
+    image_codes  ids of an image tokenizer, appended with a begin and an end marker
+    seed         of the noise in rows that are appended for images
+
+    A new mask takes the first free row where the embedding has more rows than the tokenizer ids (as
+    Dream's does), and is left as it is. Otherwise embedding and head grow by one row, the mean of
+    the others. Rows for images are that mean with a tenth of the others' spread. All else is copied
+    bit for bit, in its dtype, with one shard in memory at a time.
+
+    Source: arXiv:2508.15487, section 3 (weights and shift of Qwen2.5 are kept).
+
+    Raises ValueError for a model or an option that is not known here, a tokenizer without an end of
+    text, and tensors that do not fit config.json.
+    """
+    checkpoint = Checkpoint.open(local_folder(source))
+    out = Path(out)
+    if image_codes < 0:
+        raise ValueError(f"image_codes is {image_codes}; it must be 0 or more")
+    _check_kind(checkpoint)
+    tokenizer = load_source_tokenizer(checkpoint.folder)
+    rows = int(required(checkpoint.config, "vocab_size"))
+    vocabulary = give_mask(tokenizer, rows, mask_token=mask_token, image_codes=image_codes)
+    config, model = _denoiser(checkpoint, vocabulary, shift=shift)
+    plan = _plan(checkpoint, model)
+
+    growth = _Growth(vocabulary.mask_id + 1, torch.Generator().manual_seed(seed))
+
+    def grown(name: str, tensor: Tensor) -> Tensor:
+        return growth(tensor, plan.shapes[name][0])
+
+    with new_folder(out) as part:
+        yield from checkpoint.rewrite(
+            part, names=plan.names, change=grown, metadata={"format": "pt"}
+        )
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+
+
+# ---- the vocabulary -----------------------------------------------------------------------------
+
+
+def load_source_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a foreign folder, with the special tokens that its own class would have.
+
+    The file tokenizer.json says how text is cut; what only the class knows (BERT's [MASK]) is taken
+    from there.
+    """
+    names = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+    if not any((folder / name).is_file() for name in names):
+        raise ValueError(
+            f"{folder} has no text tokenizer (none of {', '.join(names)}); copy or download it"
+        )
+    try:
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if not (folder / "tokenizer.json").is_file():
+            return own
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({reason})") from error
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        attribute = f"{name}_token"
+        if getattr(tokenizer, attribute) is None and getattr(own, attribute, None) is not None:
+            setattr(tokenizer, attribute, getattr(own, attribute))
+    return tokenizer
+
+
+def give_mask(
+    tokenizer: PreTrainedTokenizerFast, rows: int, *, mask_token: str, image_codes: int
+) -> Vocabulary:
+    """The vocabulary of the denoiser; the tokenizer gets what it lacks of mask and end of text.
+
+    rows  of the embedding
+    """
+    if tokenizer.eos_token is None:
+        if tokenizer.sep_token is None:
+            raise ValueError("the tokenizer has no end of text; set its eos_token")
+        tokenizer.eos_token = tokenizer.sep_token  # an encoder's texts end there
+    known = max(tokenizer.get_vocab().values()) + 1
+    if known > rows:
+        raise ValueError(
+            f"the tokenizer has ids up to {known - 1}, but the embedding {rows} rows; give the "
+            "tokenizer that the model was trained with"
+        )
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": mask_token})
+    mask_id, eos_id = int(tokenizer.mask_token_id), int(tokenizer.eos_token_id)
+    pad_id = tokenizer.pad_token_id
+    size = max(rows, mask_id + 1)
+    begin, end = (size, size + 1) if image_codes else (None, None)
+    first_code = size + 2 if image_codes else size
+    return Vocabulary(
+        size=first_code + image_codes,
+        text=(0, max(known, mask_id + 1)),
+        image=(first_code, first_code + image_codes),
+        mask_id=mask_id,
+        pad_id=eos_id if pad_id is None else int(pad_id),
+        eos_id=eos_id,
+        begin_image_id=begin,
+        end_image_id=end,
+    )
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """New rows of tensors that have one for each id.
+
+    mean_rows  rows up to here are the mean of the old ones, later ones have noise
+    generator  of the noise
+    """
+
+    mean_rows: int
+    generator: torch.Generator
+
+    def __call__(self, tensor: Tensor, rows: int) -> Tensor:
+        """[R, ...] -> [rows, ...]; the old rows stay as they are."""
+        missing = rows - len(tensor)
+        if missing == 0:
+            return tensor
+        mean, spread = _moments(tensor)
+        new = mean.expand(missing, *tensor.shape[1:]).clone()
+        noisy = min(missing, rows - max(self.mean_rows, len(tensor)))
+        if noisy > 0:
+            noise = torch.randn(noisy, *tensor.shape[1:], generator=self.generator)
+            new[missing - noisy :] += SPREAD * spread * noise
+        return torch.cat((tensor, new.to(tensor.dtype)))
+
+
+def _moments(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the rows, float32, without a float32 copy of them all."""
+    total = torch.zeros(tensor.shape[1:], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for rows in tensor.split(ROWS_AT_ONCE):
+        total += rows.double().sum(0)
+        squares += rows.double().square().sum(0)
+    mean = total / len(tensor)
+    variance = (squares / len(tensor) - mean.square()).clamp_min(0)
+    return mean.float(), variance.sqrt().float()
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+def _denoiser(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, *, shift: bool
+) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    """Our config, and the model that it describes, without weights."""
+    source = checkpoint.config
+    kind = source.get("model_type")
+    config: PreTrainedConfig
+    with torch.device("meta"):
+        if kind in AUTOREGRESSIVE:
+            shape = shape_of_autoregressive(source)
+            config = MmdlmConfig(vocabulary=vocabulary.to_dict(), shift=shift, **shape)
+            return _stored(config, source), MmdlmForMaskedDiffusion(config)
+        if not shift:
+            raise ValueError(
+                f"shift=False has no meaning for a model of type {kind!r}, whose states predict "
+                "their own tokens already; leave it out"
+            )
+        encoder = {k: v for k, v in source.items() if k not in ("dtype", "torch_dtype")}
+        encoder["vocab_size"] = vocabulary.size
+        config = MmdlmEncoderConfig(vocabulary=vocabulary.to_dict(), encoder=encoder)
+        return _stored(config, source), MmdlmEncoder(config)
+
+
+def _check_kind(checkpoint: Checkpoint) -> None:
+    kind = checkpoint.config.get("model_type")
+    if kind not in (*AUTOREGRESSIVE, *ENCODERS):
+        raise ValueError(
+            f"{checkpoint.folder}: a model of type {kind!r} cannot become a denoiser, unless it is "
+            f"one already; known are {', '.join((*AUTOREGRESSIVE, *ENCODERS))}"
+        )
+
+
+def _stored(config: PreTrainedConfig, source: Json) -> PreTrainedConfig:
+    config.trained_tasks = list(TEXT_ALONE)
+    config.dtype = source.get("dtype") or source.get("torch_dtype")
+    return config
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """names  theirs -> ours, of the tensors to be copied; shapes  of ours"""
+
+    names: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def _plan(checkpoint: Checkpoint, model: PreTrainedModel) -> _Plan:
+    """Which tensors go where; ValueError where the checkpoint does not fit its config.json."""
+    tied: dict[str, str] = dict(model.all_tied_weights_keys)
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied
+    }
+    prefix = "encoder." if isinstance(model, MmdlmEncoder) else ""
+    names: dict[str, str] = {}
+    strange = []
+    for theirs, shape in checkpoint.shapes.items():
+        ours = prefix + re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", theirs)
+        ours = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", ours)  # BERT's first names
+        if ours in shapes:
+            _check_shape(theirs, shape, shapes[ours], rows=checkpoint.config["vocab_size"])
+            names[theirs] = ours
+        elif ours in tied:
+            _check_tied(checkpoint, theirs, tied[ours].removeprefix(prefix))
+        elif not NOT_NEEDED.fullmatch(theirs):
+            strange.append(theirs)
+    lost = sorted(shapes.keys() - set(names.values()))
+    for what, listed in (("lacks", lost), ("has beyond the model", sorted(strange))):
+        if listed:
+            raise ValueError(
+                f"{checkpoint.folder} {what} {len(listed)} tensors "
+                f"({', '.join(name.removeprefix(prefix) for name in listed[:5])}); it does not fit "
+                "its config.json"
+            )
+    return _Plan(names=names, shapes=shapes)
+
+
+def _check_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], *, rows: int) -> None:
+    """The same shape, or one with a row for each id of their smaller vocabulary."""
+    if theirs != ours and (theirs[:1] != (rows,) or theirs[1:] != ours[1:] or ours[0] < rows):
+        raise ValueError(
+            f"tensor {name} is of shape {theirs}, which does not fit config.json ({ours})"
+        )
+
+
+def _check_tied(checkpoint: Checkpoint, name: str, other: str) -> None:
+    """A tensor that the config calls the same as another one has to be."""
+    found: dict[str, Any] = {}
+    for shard in checkpoint.shards:
+        with safe_open(shard, framework="pt") as file:
+            for key in {name, other} & set(file.keys()):
+                found[key] = file.get_tensor(key)
+    if other in found and not torch.equal(found[name], found[other]):
+        raise ValueError(
+            f"{checkpoint.folder}: config.json says tie_word_embeddings, but {name} and {other} "
+            "differ; set it to false"
+        )

@@ -1,0 +1,346 @@
+"""From tasks that are laid out to what becomes of them: the machine room below `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.kernels.linear import PackedLayers
+from mmdlm.core.sampling.generators import Generators, check_generators
+from mmdlm.core.sequence import Batch, Sequence, collate
+from mmdlm.models.checkpoints.checkpoint import Origin, new_folder
+from mmdlm.models.lora import has_adapter
+from mmdlm.pipeline.generation_config import GENERATION, Decoding, Defaults
+from mmdlm.pipeline.generation_run import Filling
+from mmdlm.templates.auto import layout_of
+from mmdlm.templates.native import Own
+from mmdlm.templates.prompt_template import Ask, Codes, Layout, Picture
+from mmdlm.templates.text_codec import Words
+from mmdlm.vision.encoders.adapter import VisionAdapter
+from mmdlm.vision.image_files import WHITE
+from mmdlm.vision.pixels import check_visible, to_image, to_pixels
+from mmdlm.vision.tiles import tiled
+from mmdlm.vision.tokenizers.base import ImageTokenizer
+
+SEED = 0  # of every call that is given no generator, so that its output can be had again
+
+
+@runtime_checkable
+class Seeing(Protocol):
+    """A denoiser that looks at pictures."""
+
+    vision: VisionAdapter | None
+
+    def see(self, batch: Batch) -> Batch:
+        """The batch with the features of its pictures in place of their views."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """The parts of a model, and the steps that all tasks share; `Model` describes the fields."""
+
+    denoiser: Denoiser
+    text_tokenizer: PreTrainedTokenizerFast
+    image_tokenizer: ImageTokenizer | None = None
+    text_slots: int | None = None
+    max_length: int = 2048
+    defaults: Defaults = Defaults()
+    device: torch.device = torch.device("cpu")
+    layout: Layout = Own()
+    packed: PackedLayers | None = None
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        if self.packed is None or self.packed.module is not self.denoiser:
+            object.__setattr__(self, "packed", PackedLayers(self.denoiser))
+        vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer
+        # A tokenizer may give out the end of a turn for that of a text (Dimple's).
+        if tokenizer.eos_token_id != vocabulary.eos_id and (
+            tokenizer.eos_token_id not in self.layout.ends(Words(tokenizer, vocabulary))
+        ):
+            has = (
+                "no end of text (eos_token)"
+                if tokenizer.eos_token_id is None
+                else f"the end of text {tokenizer.eos_token!r} with id {tokenizer.eos_token_id}"
+            )
+            raise ValueError(
+                f"the text tokenizer has {has}, but the model's end of text is id "
+                f"{vocabulary.eos_id}; give it the tokenizer that it was trained with"
+            )
+        if len(tokenizer) > vocabulary.text[1]:
+            raise ValueError(
+                f"the text tokenizer has {len(tokenizer)} ids, but the model knows text ids up to "
+                f"{vocabulary.text[1]} only; give it the tokenizer that it was trained with"
+            )
+        codes = None if self.image_tokenizer is None else self.image_tokenizer.codebook_size
+        if codes is not None and codes != vocabulary.image_codes:
+            raise ValueError(
+                f"the image tokenizer has {codes} codes, but the model's vocabulary has "
+                f"{vocabulary.image_codes}; give it the tokenizer that it was trained with"
+            )
+        if not isinstance(self.text_slots, int | None):
+            raise ValueError(f"text_slots must be a whole number or None, got {self.text_slots!r}")
+        if self.longest_text < 1:
+            raise ValueError(
+                f"text_slots {self.text_slots} and max_length {self.max_length} leave no room for "
+                "text; at least one token and the end of text are needed"
+            )
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write all that `mmdlm.load` reads into a new folder, which appears whole or not at all.
+
+        Weights and config.json, the text tokenizer, the image tokenizer and the defaults of
+        generation.
+
+        Raises ValueError for a folder that exists, and for what a folder cannot hold: an adapter
+        beside the weights, a layout of one's own.
+        """
+        denoiser = self.denoiser
+        if not isinstance(denoiser, PreTrainedModel):
+            raise ValueError(f"a {type(denoiser).__name__} is no model of transformers to be saved")
+        if has_adapter(denoiser):
+            raise ValueError(
+                "the model has an adapter beside its weights; load it with merge_adapter=True, or "
+                "save the adapter alone: model.denoiser.save_pretrained(FOLDER)"
+            )
+        family = (getattr(denoiser.config, "published", None) or {}).get("family")
+        seeing = getattr(denoiser.config, "vision", None) is not None
+        tasks = getattr(denoiser.config, "trained_tasks", None)
+        if self.layout != layout_of(family, seeing=seeing, tasks=tasks):
+            raise ValueError(
+                f"a folder cannot hold the layout {self.layout!r}; save a model that was loaded "
+                "without `layout`, and give it again when you load that"
+            )
+        generation = self.defaults.to_json()
+        with new_folder(Path(folder)) as part:
+            denoiser.save_pretrained(part)
+            self.text_tokenizer.save_pretrained(part)
+            if self.image_tokenizer is not None:
+                self.image_tokenizer.save_pretrained(part / "image_tokenizer")
+            (part / GENERATION).write_text(generation, encoding="utf-8")
+
+    # --- documents --------------------------------------------------------------------------------
+
+    @property
+    def words(self) -> Words:
+        """The text tokenizer over the vocabulary, with the lengths of this model."""
+        return Words(
+            self.text_tokenizer,
+            self.denoiser.vocabulary,
+            slots=self.text_slots,
+            longest=self.longest_text,
+            grid=self.square,
+        )
+
+    def filling(
+        self,
+        asks: list[Ask],
+        *,
+        decoding: Decoding,
+        generator: Generators | None,
+        grid: tuple[int, int] | None = None,
+        suppressed: tuple[int, ...] = (),
+    ) -> Filling:
+        """Lay out the documents, and those of the other branches of guidance in rows as long."""
+        vocabulary = self.denoiser.vocabulary
+        documents = [ask.sequence for ask in asks]
+        branches = list(zip(*(ask.opposite for ask in asks), strict=True))
+        length = max(map(len, [*documents, *(one for branch in branches for one in branch)]))
+
+        def laid_out(rows: Iterable[Sequence]) -> Batch:
+            return self._seen(collate(rows, vocabulary, length=length).to(self.device))
+
+        return Filling(
+            sampler=decoding.sampler(suppressed=suppressed),
+            denoiser=self.denoiser,
+            batch=laid_out(documents),
+            unconditional=tuple(laid_out(branch) for branch in branches),
+            generator=self.generators(generator, len(asks)),
+            shown=tuple(ask.shown for ask in asks),
+            grid=grid,
+            packed=self.packed,
+        )
+
+    def _seen(self, batch: Batch) -> Batch:
+        """The batch with its pictures looked at."""
+        if batch.views is None:
+            return batch
+        assert isinstance(self.denoiser, Seeing), "views were cut for a model that sees"
+        return self.denoiser.see(batch)
+
+    def generators(self, given: Generators | None, count: int) -> Generators:
+        """Return those of so many outputs on the device of the model; None: a fresh one of seed 0.
+
+        Raises ValueError, see `check_generators`.
+        """
+        if given is None:
+            return torch.Generator(self.device).manual_seed(SEED)
+        check_generators(given, count)
+        if isinstance(given, torch.Generator):
+            return self._here(given)
+        return [self._here(one) for one in given]
+
+    def _here(self, generator: torch.Generator) -> torch.Generator:
+        if generator.device.type == self.device.type:
+            return generator
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    # --- generated text ---------------------------------------------------------------------------
+
+    @property
+    def longest_text(self) -> int:
+        """Most tokens of a text, its end not counted."""
+        if self.text_slots is not None:
+            return self.text_slots - 1
+        square = self.square
+        return self.max_length - (0 if square is None else square[0] * square[1] + 2) - 1
+
+    def written(
+        self,
+        asks: list[Ask],
+        decoding: Decoding,
+        generator: Generators | None,
+        *,
+        suppressed: tuple[int, ...] = (),
+    ) -> list[str]:
+        """The texts that become of tasks."""
+        rows = self.generated(asks, decoding, generator, suppressed=suppressed)
+        return [self.layout.decode(self.words, ids) for ids in rows]
+
+    def generated(
+        self,
+        asks: list[Ask],
+        decoding: Decoding,
+        generator: Generators | None,
+        *,
+        suppressed: tuple[int, ...] = (),
+    ) -> list[Tensor]:
+        """The ids of the results of tasks whose results are texts."""
+        filling = self.filling(asks, decoding=decoding, generator=generator, suppressed=suppressed)
+        ends = self.layout.ends(self.words)
+        filling = replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
+        return [ids.cpu() for ids in filling.results(filling.run())]
+
+    def fitting(self, ask: Ask, length: int = 0) -> Ask:
+        """The task, unless it is longer than the model takes; `length` of it is new text."""
+        tokens, most = len(ask.sequence), max(self.max_length, self.layout.longest)
+        if tokens > most and length:
+            raise ValueError(
+                f"the prompt takes {tokens - length} of the {most} tokens of this model "
+                f"and leaves no room for {length} new ones; shorten it, or lower max_new_tokens"
+            )
+        if tokens > most:
+            raise ValueError(
+                f"this takes {tokens} tokens, but the model takes {most} at most; shorten the text "
+                "or make the picture smaller"
+            )
+        return ask
+
+    # --- pictures as the model meets them ---------------------------------------------------------
+
+    def need_pictures(self) -> ImageTokenizer:
+        if self.image_tokenizer is not None:
+            return self.image_tokenizer
+        if self.denoiser.vocabulary.image_codes:
+            raise ValueError(
+                "this model has no image tokenizer here, though its vocabulary has "
+                f"{self.denoiser.vocabulary.image_codes} image codes; put the one that it was "
+                "published with into its folder as image_tokenizer/"
+            )
+        raise ValueError("this model knows text alone; take one with an image tokenizer")
+
+    @property
+    def square(self) -> tuple[int, int] | None:
+        """(rows, columns) of the codes of a picture of the image tokenizer's own size."""
+        if self.image_tokenizer is None:
+            return None
+        edge = self.image_tokenizer.image_size // self.image_tokenizer.downsampling
+        return edge, edge
+
+    def look(self, images: list[list[Image.Image]], task: str) -> list[list[Picture]]:
+        """Pictures of each document -> what its layout puts into it."""
+        if not any(images):
+            return [[] for _ in images]
+        if self.layout.sees == "nothing":
+            number = sum(map(len, images))
+            raise ValueError(
+                f"this model ({self.layout.family}) reads text alone and was given {number} "
+                f"picture{'s' * (number > 1)}; take one that sees, or leave out what it cannot see"
+            )
+        if self.layout.sees == "features":
+            return [self._views(some) for some in images]
+        codes = iter(self.encode([one for some in images for one in some], task))
+        return [[next(codes) for _ in some] for some in images]
+
+    def _views(self, images: list[Image.Image]) -> list[Picture]:
+        """The pictures of one document, cut as the vision adapter wants them."""
+        if not images:
+            return []
+        if not isinstance(self.denoiser, Seeing) or self.denoiser.vision is None:
+            raise ValueError(
+                f"this model ({self.layout.family}) was loaded without its vision adapter and "
+                f"cannot look at {len(images)} pictures; load it with its vision tower"
+            )
+        return [*self.denoiser.vision.config.tiling.views(images)]
+
+    def encode(self, images: list[Image.Image], task: str) -> list[Codes]:
+        """Pictures -> their codes; those of one size in one pass."""
+        tokenizer = self.need_pictures()
+        for one in images:
+            check_visible(*one.size)
+        sizes = [
+            self.layout.canvas(one.size, edge=tokenizer.image_size, task=task) for one in images
+        ]
+        found: dict[int, Codes] = {}
+        for size in dict.fromkeys(sizes):
+            here = [n for n, other in enumerate(sizes) if other == size]
+            pixels = torch.stack(
+                [to_pixels(images[n], size, fit=self.defaults.fit) for n in here]
+            ).to(self.device)
+            ids = self.denoiser.vocabulary.image_ids(tokenizer.encode(pixels))
+            grid = size[0] // tokenizer.downsampling, size[1] // tokenizer.downsampling
+            found |= {n: Codes.given(one, grid) for n, one in zip(here, ids.cpu(), strict=True)}
+        return [found[n] for n in range(len(images))]
+
+    def codes(self, filling: Filling, ids: Tensor) -> Tensor:
+        """Codes [B, K] of the pictures drawn in rows [B, L]."""
+        return self.denoiser.vocabulary.codes(torch.stack(filling.results(ids)))
+
+    def decode(
+        self, codes: Tensor, grid: tuple[int, int] | None, *, alone: bool = False
+    ) -> list[Image.Image]:
+        """Codes [B, K] -> B images; `alone`: to the last bit what each is without the others."""
+        tokenizer = self.need_pictures()
+        parts = codes.split(1) if alone else [codes]
+        return [to_image(one) for part in parts for one in tokenizer.decode(part, grid=grid)]
+
+    @torch.no_grad()
+    def frames(self, filling: Filling) -> Iterator[list[Image.Image]]:
+        """The pictures after each step, with tiles where codes are open."""
+        tokenizer, grid = self.need_pictures(), filling.grid
+        assert grid is not None
+        blank = Image.new(
+            "RGB", (grid[1] * tokenizer.downsampling, grid[0] * tokenizer.downsampling), WHITE
+        )
+        # decoding needs valid codes everywhere
+        paper = tokenizer.encode(to_pixels(blank)[None].to(self.device))  # [1, K]
+        for state in filling.trajectory():
+            still_open = ~torch.stack(filling.results(state.committed))  # [B, K]
+            codes = torch.where(still_open, paper, self.codes(filling, state.ids))
+            yield [
+                tiled(picture, cells.tolist(), tokenizer.downsampling)
+                for picture, cells in zip(
+                    self.decode(codes, grid, alone=filling.alone), still_open, strict=True
+                )
+            ]

@@ -1,0 +1,164 @@
+"""What callers hand in, in any accepted form -> the one form that is worked with."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import abc
+from dataclasses import replace
+from os import PathLike
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.templates.conversation import IMAGE
+from mmdlm.vision.image_files import open_image, open_mask, to_rgb
+from mmdlm.vision.pixels import to_image
+
+Part = TypeVar("Part")
+ImageLike = Image.Image | str | PathLike[str] | Tensor
+
+
+def pictures_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
+    """One picture or several -> (all of them, whether it was one)."""
+    if isinstance(image, Tensor) and image.ndim == 4:
+        return list(image), False
+    if isinstance(image, Image.Image | str | PathLike | Tensor | bytes):
+        return [image], True  # bytes, too, are no pictures: `open_picture` says so
+    return (list(image), False) if isinstance(image, abc.Iterable) else ([image], True)
+
+
+def open_picture(image: ImageLike, *, whole: bool = False) -> Image.Image:
+    """An image in any accepted form -> RGB; `whole` as in `open_image`."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, Tensor):
+        if image.is_floating_point() and image.numel() and not bool(image.abs().max() <= 1.001):
+            raise ValueError(
+                f"a picture's tensor has values from {image.min():.3g} to {image.max():.3g}; "
+                "pixels lie in [-1, 1]"
+            )
+        if not image.is_floating_point():
+            raise ValueError(f"a picture's tensor is {image.dtype}; pixels are floats in [-1, 1]")
+        return to_image(image)
+    if isinstance(image, str | PathLike):
+        return open_image(image, whole=whole)
+    raise ValueError(
+        f"{type(image).__name__} is no picture; give a Pillow image, a path, or a tensor "
+        "[3, H, W] in [-1, 1]"
+    )
+
+
+def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask for a picture of `size` (width, height) -> [H, W] bool, True where it is repainted."""
+    if isinstance(mask, Image.Image):
+        hole = torch.from_numpy(np.asarray(open_mask(mask)) > 0)
+    elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
+        hole = (mask if mask.ndim == 2 else mask.squeeze(0)).cpu() >= 0.5
+    else:
+        raise ValueError(
+            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor [H, W] of bool or "
+            "of floats in [0, 1]"
+        )
+    width, height = size
+    if hole.shape != (height, width):
+        shape = " x ".join(str(side) for side in reversed(hole.shape))
+        raise ValueError(
+            f"the mask is {shape} but the picture is {width} x {height}; give a mask of the "
+            "picture's size"
+        )
+    if not bool(hole.any()):
+        raise ValueError("the mask has no hole; make white what is to be drawn anew")
+    return hole
+
+
+def decoding_with(
+    decoding: Decoding,
+    *,
+    num_inference_steps: int | None = None,
+    block_length: int | None = None,
+    temperature: float | None = None,
+    guidance_scale: float | None = None,
+) -> Decoding:
+    """The decoding with what the caller gave; None leaves the default."""
+    given: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps,
+        "block_length": block_length,
+        "temperature": temperature,
+        "guidance_scale": guidance_scale,
+    }
+    return replace(decoding, **{name: value for name, value in given.items() if value is not None})
+
+
+def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Part:
+    """Return a known name as it is, and for the class path of a part of one's own such a part.
+
+    The path is that of a class `kind` that needs no arguments: "my_module.MyOrder". It runs code of
+    that module: pass only what the user has typed, never what a checkpoint says.
+    """
+    if given in names:
+        return given
+    module, _, name = given.rpartition(".")
+    known = f"give one of {', '.join(names)}, or the class path of a {kind.__name__} of your own"
+    if not module:
+        raise ValueError(f"{given!r} is no {kind.__name__} that is known; {known}")
+    here = os.getcwd()
+    sys.path.insert(0, here)  # an installed command does not look for modules where it is started
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{given!r} cannot be imported ({error}); {known}") from error
+    finally:
+        sys.path.remove(here)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{given!r} is no {kind.__name__}; {known}")
+    try:
+        return found()
+    except TypeError as error:
+        raise ValueError(
+            f"{given!r} cannot be made without arguments ({error}); give each field a default"
+        ) from error
+
+
+def pictures_of_each(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
+    """The pictures of each document: None, one or several; where not `single`, a list of these."""
+    each = [images] if single else [None] * count if images is None else list(images)
+    if len(each) != count:
+        raise ValueError(
+            f"{count} {what} but {len(each)} entries of pictures; give one for each: a picture, a "
+            "list of them, or None"
+        )
+    return [[] if some is None else pictures_of(some)[0] for some in each]
+
+
+def with_places(question: str, pictures: int) -> str:
+    """The question with a placeholder for each picture: where it has them, or else before it."""
+    if IMAGE in question or not pictures:
+        return question
+    return " ".join([IMAGE] * pictures) + "\n" + question
+
+
+def negatives_of(
+    negative_prompt: str | abc.Sequence[str] | None, *, count: int, guided: bool
+) -> list[str]:
+    """One negative prompt for each prompt; "" stands for none."""
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives = [negative_prompt or ""] * count
+    else:
+        negatives = list(negative_prompt)
+    if len(negatives) != count:
+        raise ValueError(
+            f"{len(negatives)} negative prompts for {count} prompts; give one for all, or one "
+            "for each"
+        )
+    if not guided and any(one.strip() for one in negatives):
+        raise ValueError(
+            f"negative_prompt {negative_prompt!r} has no effect at guidance_scale 1, which is "
+            "no guidance; raise it, for example to 3"
+        )
+    return negatives

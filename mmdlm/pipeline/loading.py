@@ -1,0 +1,416 @@
+"""From a name or a folder to a model; what is missing, damaged or does not fit is named."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.checkpoints.checkpoint import Checkpoint, Origin
+from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.families.auto import family_named
+from mmdlm.models.lora import Lora
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.quantization import check_widths, quantization_config
+from mmdlm.models.run_steps import FINAL, RunStep, find_in_run, open_checkpoint, parts_of
+from mmdlm.pipeline.generation_config import GENERATION, Defaults
+from mmdlm.pipeline.model import Model
+from mmdlm.templates.auto import layout_of
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.vision.checkpoint_files import reason_of
+from mmdlm.vision.tokenizers.base import load_image_tokenizer
+
+BUNDLED = Path(__file__).parent / "checkpoints"
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # never code
+LARGE = 10**9  # parameters, from which on the dtype that is stored is kept; bytes to show a bar for
+
+
+def load(
+    name_or_path: str | PathLike[str] = "emoji",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: Any = None,
+    adapter: str | PathLike[str] | None = None,
+    merge_adapter: bool = False,
+    image_tokenizer: str | PathLike[str] | None = None,
+    layout: Layout | None = None,
+    task: str | None = None,
+) -> Model:
+    """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
+
+    The folder of a training run stands for its final weights, or else for its newest step; one of
+    its steps can be named as well: RUN/step_100. A step answers with its averaged weights, or with
+    the weights themselves where the run keeps no average. Which one it is, a line on stderr says.
+
+    device           default: a CUDA GPU where there is one, else the CPU
+    dtype            of the denoiser's computation; default: that of the weights for a published
+                     model and for more than a billion parameters, else float32
+    quantization     "4bit" or "8bit" (bitsandbytes), "int8", "int4" or "float8" (torchao), or a
+                     quantization config of transformers; the head and a vision tower keep `dtype`
+    adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
+                     those that the model was published with; its chat_template.jinja is for a
+                     model without one, its generation.json and trained_tasks.json win over what
+                     the model has
+    merge_adapter    add the adapter to the weights, instead of computing it beside them
+    image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
+                     model's folder, else the one that the family is published with
+    layout           how documents are laid out, where that is another than the family's usual one:
+                     `Mmada(attend_pads=True)`, `Lumina(editing="style")`
+    task             a method of `Model` that is wanted; a family that lacks it is refused before
+                     its weights are read
+
+    The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
+    tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
+    pictures, and at will generation.json (see `mmdlm.pipeline.generation_config.Defaults`). Code in
+    it is never run.
+
+    Raises ValueError when it is not found, a file is missing or damaged, a tensor is missing,
+    unexpected or misshapen, the tokenizers or the adapter do not fit, or a package is missing.
+    """
+    if merge_adapter and adapter is None:
+        raise ValueError("merge_adapter=True has no adapter to merge; name one: adapter=FOLDER")
+    folder = find_checkpoint(name_or_path)
+    where = _device(device)
+    checkpoint = open_checkpoint(folder)
+    lora = None if adapter is None else Lora.open(_find(adapter, "adapter"))
+    parts = parts_of(folder)
+    text_tokenizer = load_text_tokenizer(parts)
+    if lora is not None and text_tokenizer.chat_template is None:
+        text_tokenizer.chat_template = lora.chat_template()
+    config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
+    if lora is not None:
+        config.trained_tasks = lora.trained_tasks()
+    layout = layout or layout_of(
+        (getattr(config, "published", None) or {}).get("family"),
+        seeing=getattr(config, "vision", None) is not None,
+        tasks=getattr(config, "trained_tasks", None),
+    )
+    if task is not None:
+        layout.need(task, text_tokenizer)
+    defaults = Defaults.from_json(parts / GENERATION, generation=layout.generation)
+    if lora is not None:
+        defaults = Defaults.from_json(lora.folder / GENERATION, generation=asdict(defaults))
+    origin = _origin(folder, checkpoint)
+    _say_which(name_or_path, folder)
+    vocabulary = Vocabulary(**config.vocabulary)
+    try:
+        _check_mask_token(text_tokenizer, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {reason_of(error)}") from error
+    if image_tokenizer is not None and not vocabulary.image_codes:
+        raise ValueError(
+            f"{folder} has no image codes in its vocabulary; leave out image_tokenizer="
+            f"{str(image_tokenizer)!r}"
+        )
+    denoiser = _load_denoiser(
+        checkpoint, config, dtype or _default_dtype(checkpoint, config), where, quantization
+    )
+    if lora is not None:
+        lora.onto(denoiser, merge=merge_adapter)
+    pictures = None
+    if vocabulary.image_codes:
+        pictures = load_image_tokenizer(_find_image_tokenizer(parts, config, image_tokenizer))
+        pictures = pictures.to(where)
+    try:
+        return Model(
+            denoiser=denoiser.eval(),
+            text_tokenizer=text_tokenizer,
+            image_tokenizer=pictures,
+            text_slots=config.text_slots,
+            max_length=config.max_position_embeddings,
+            defaults=defaults,
+            device=where,
+            layout=layout,
+            origin=origin,
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {reason_of(error)}") from error
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The device to load to; ValueError for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch's, for unknown and for absent ones
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({_reason(error)}); take 'cpu', or leave "
+            "it out"
+        ) from error
+
+
+def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
+    """The folder behind a bundled name, a path, a run or the name of a repository."""
+    name = str(name_or_path)
+    bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
+    if name in bundled:
+        return BUNDLED / name
+    path = Path(name_or_path).expanduser()
+    if name.strip() and (in_run := find_in_run(path)):  # Path("") is the current folder
+        return in_run
+    if name.strip() and path.is_dir():
+        return path
+    choice = (
+        f"give a bundled name ({', '.join(bundled) or 'none is installed'}), the folder of a "
+        "checkpoint or of a run, or OWNER/NAME of the Hugging Face Hub"
+    )
+    if path.is_file():
+        raise ValueError(f"{name!r} is a file, not a model; {choice}")
+    if not HUB_NAME.fullmatch(name):
+        raise ValueError(f"no model {name!r}; {choice}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+        raise ValueError(
+            f"no folder {name!r}, and the Hugging Face Hub does not give it ({_reason(error)}); "
+            f"{choice}"
+        ) from error
+
+
+def _say_which(asked: str | PathLike[str], folder: Path) -> None:
+    """Say on stderr which weights of a run answer, where it was not asked for its final ones."""
+    step = RunStep.of(folder)
+    if step is not None:
+        kind = "averaged weights" if step.is_averaged else "weights without an average"
+        print(f"answering from {folder} ({kind} of step {step.number})", file=sys.stderr)
+    elif folder.name == FINAL and Path(asked).expanduser() != folder:
+        print(f"answering from {folder}, the weights of the finished run", file=sys.stderr)
+
+
+def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
+    """Where a model was read from, with the digests that are known already."""
+    step = RunStep.of(folder)
+    if step is None:
+        return Origin(folder, None, dict.fromkeys(sorted(folder.rglob("*.safetensors"))))
+    files: dict[Path, str | None] = dict.fromkeys(checkpoint.shards)
+    files |= {folder / name: digest for name, digest in step.files.items()}
+    files |= dict.fromkeys(sorted(step.setup.rglob("*.safetensors")))
+    return Origin(folder, step.number, files)
+
+
+def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The text tokenizer in the folder of a model; code that lies there is not run.
+
+    Raises ValueError that names the file which is missing or damaged.
+    """
+    folder = parts_of(folder)
+    pieces = [folder / name for name in ("vocab.json", "merges.txt")]
+    fast = folder / "tokenizer.json"
+    # Those without tokenizer.json are Dream's, whose class is a copy of Qwen2's.
+    kind = PreTrainedTokenizerFast if fast.is_file() else Qwen2Tokenizer
+    if not fast.is_file() and not all(path.is_file() for path in pieces):
+        raise ValueError(
+            f"{fast} is missing, and there are no vocab.json and merges.txt in its place; copy or "
+            "download the text tokenizer (AutoModel.from_pretrained loads a network without one; "
+            "save_pretrained of what mmdlm.load returns writes all)"
+        )
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} is missing; copy or download the folder again"
+        )
+    with _quiet_transformers():
+        tokenizer: PreTrainedTokenizerFast = _reading(
+            fast if fast.is_file() else pieces[0], lambda: kind.from_pretrained(folder)
+        )
+    return tokenizer
+
+
+def _check_mask_token(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> None:
+    """A mask among the text ids is a token of the tokenizer; ours stand behind them."""
+    mask = vocabulary.mask_id
+    if not vocabulary.text[0] <= mask < vocabulary.text[1]:
+        return
+    if tokenizer.mask_token_id not in (None, mask):
+        raise ValueError(
+            f"the text tokenizer's mask token {tokenizer.mask_token!r} has id "
+            f"{tokenizer.mask_token_id}, but the model's mask is id {mask}; give it the tokenizer "
+            "that it was trained with"
+        )
+    if tokenizer.backend_tokenizer.id_to_token(mask) is None:
+        raise ValueError(
+            f"the text tokenizer has no mask token: none of its {len(tokenizer)} ids is the "
+            f"model's mask, {mask}; give it the tokenizer that it was trained with"
+        )
+
+
+def _read_config(checkpoint: Checkpoint, *, tokenizer_size: int) -> PreTrainedConfig:
+    """The config of the denoiser; ValueError names the file and what is wrong in it."""
+    path, content = parts_of(checkpoint.folder) / "config.json", checkpoint.config
+    kind = content.get("model_type")
+    ours = kind in (MmdlmConfig.model_type, MmdlmEncoderConfig.model_type)
+    if ours and not isinstance(content.get("vocabulary"), dict):
+        raise ValueError(f"{path}: vocabulary is missing; mend it or download it again")
+    try:
+        if ours:
+            Vocabulary(**content["vocabulary"])
+        if kind == MmdlmEncoderConfig.model_type:
+            return MmdlmEncoderConfig.from_dict(content)
+        return read_config(content, tokenizer_size=tokenizer_size)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        reason = reason_of(error).replace("Vocabulary.__init__()", "vocabulary")
+        raise ValueError(f"{path}: {reason.removeprefix('config.json ')}") from error
+
+
+def _default_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtype:
+    """Small models of ours compute in float32, however they are stored."""
+    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    if getattr(config, "published", None) or parameters > LARGE:
+        return checkpoint.dtype
+    return torch.float32
+
+
+def _load_denoiser(
+    checkpoint: Checkpoint,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    where: torch.device,
+    quantization: Any,
+) -> PreTrainedModel:
+    """The network on its device, with a bar where that takes a while and somebody looks."""
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if quantization is not None:
+        if checkpoint.config.get("quantization_config"):
+            raise ValueError(
+                f"{checkpoint.folder} holds weights that are quantized already; leave out "
+                f"quantization={quantization!r}"
+            )
+        check_widths(quantization, config, device=where)
+        options["quantization_config"] = quantization_config(
+            quantization, dtype=dtype, device=where
+        )
+    # Straight to where they are needed; transformers asks accelerate for that.
+    if find_spec("accelerate") and (where.type != "cpu" or quantization is not None):
+        options["device_map"] = str(where)
+    size = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    kind = MmdlmForMaskedDiffusion
+    if config.model_type == MmdlmEncoderConfig.model_type:
+        kind = MmdlmEncoder
+    try:
+        with _quiet_transformers(), _progress(checkpoint.folder.name, size) as read:
+            if kind is MmdlmForMaskedDiffusion:
+                options["read"] = read
+            denoiser: PreTrainedModel = _reading(
+                checkpoint.shards[0],
+                lambda: kind.from_pretrained(checkpoint.folder, checkpoint=checkpoint, **options),
+            )
+            return denoiser if "device_map" in options else denoiser.to(where)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} does not fit into the memory of {where} in {dtype}; its files "
+            f"hold {size / 1e9:.1f} GB: load it elsewhere, or with quantization='4bit'"
+        ) from error
+
+
+def _find_image_tokenizer(
+    folder: Path, config: PreTrainedConfig, given: str | PathLike[str] | None
+) -> Path:
+    """The image tokenizer that was given, the model's own, or the one its family is used with.
+
+    A published family keeps it in another repository, or in a folder of its own.
+    """
+    if given is not None:
+        return _find(given, "image_tokenizer")
+    own = folder / "image_tokenizer"
+    if own.is_dir():
+        return own
+    family = (getattr(config, "published", None) or {}).get("family")
+    source = None if family is None else family_named(family).image_tokenizer
+    if source is None:
+        return own  # whose absence is said by its reader
+    inside = folder.joinpath(*source.split("/")[2:])
+    if inside != folder and inside.is_dir():
+        return inside
+    return _find(source, "image_tokenizer")
+
+
+def _find(name_or_path: str | PathLike[str], what: str) -> Path:
+    """A folder, or one of the Hugging Face Hub: OWNER/NAME, OWNER/NAME/FOLDER."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name_or_path)
+    owner_and_name, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if not HUB_NAME.fullmatch(owner_and_name) or path.is_absolute():
+        raise ValueError(
+            f"{what}: no folder {name!r}; give a folder, or OWNER/NAME of the Hugging Face Hub"
+        )
+    patterns = [f"{inside}/{pattern}" if inside else pattern for pattern in HUB_FILES]
+    try:
+        return Path(snapshot_download(owner_and_name, allow_patterns=patterns)) / inside
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{what}: no folder {name!r}, and the Hugging Face Hub does not give it "
+            f"({_reason(error)}); name a folder: {what}=FOLDER"
+        ) from error
+
+
+@contextmanager
+def _progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes for large files on a terminal -> what is told the bytes of each piece."""
+    shown = size >= LARGE and sys.stderr.isatty()
+    lock = threading.Lock()  # several threads read
+    with tqdm(
+        total=size, desc=f"loading {name}", unit="B", unit_scale=True, disable=not shown
+    ) as bar:
+
+        def read(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        yield read
+
+
+def _reading(path: Path, read: Callable[[], Any]) -> Any:
+    """What `read` returns; what libraries raise on damaged files becomes one sentence."""
+    try:
+        return read()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # nothing is wrong with the file
+    except Exception as error:
+        # transformers raises OSError, safetensors its own, tokenizers bare Exception
+        if type(error) is ValueError and str(path.parent) in str(error):
+            raise  # it says what is wrong and where
+        raise ValueError(
+            f"{path} is damaged or does not fit its config ({reason_of(error)}); "
+            "copy or download the folder again"
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and reports of transformers on the user's terminal; then everything as it was."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of an error of the hub."""
+    return reason_of(error).split(". ")[0]

@@ -1,0 +1,184 @@
+"""Rewards for a picture by models of the CLIP family: how well it fits its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdlm.rl.reward import RewardUnavailable, text_of
+from mmdlm.rl.rewards.images.images import pictures_of
+
+HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model of open_clip with its picture transform and its tokenizer."""
+
+    model: Any
+    transform: Any
+    tokenizer: Any
+    device: torch.device
+
+    @torch.no_grad()
+    def cosine(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """[N] pictures and a text for each -> [N] float32 on the CPU."""
+        pixels = torch.stack([self.transform(one) for one in pictures])
+        seen = self.model.encode_image(pixels.to(self.device)).float()
+        read = self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
+        return torch.cosine_similarity(seen, read).cpu()
+
+
+@cache
+def load_judge(model: str, pretrained: str | None, device: str) -> Judge:
+    """An open_clip model, in evaluation mode; loaded once. Needs the extra `open_clip`.
+
+    model       a name that open_clip knows, "hf-hub:..." or "local-dir:..."
+    pretrained  its tag of open_clip, or a file of weights; None where the name has them
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise RewardUnavailable(
+            "this reward needs the package open_clip_torch; install it with: pip install "
+            "'mmdlm[open_clip]'"
+        ) from error
+    try:
+        network, _, transform = open_clip.create_model_and_transforms(
+            model, pretrained=pretrained, device=device
+        )
+        tokenizer = open_clip.get_tokenizer(model)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise RewardUnavailable(
+            f"open_clip does not load the model {model!r} with the weights {pretrained!r}: "
+            f"{' '.join(str(error).split())[:120]}"
+        ) from error
+    return Judge(network.eval().requires_grad_(False), transform, tokenizer, torch.device(device))
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """`scale` times the cosine of picture and prompt in CLIP's space, and not below 0.
+
+    model, pretrained  see `load_judge`
+    scale              2.5 is the published CLIPScore; 100 is what some repositories print
+    batch_size         pictures at a time
+    column             of the data set that says what is drawn; "": the prompt itself
+
+    Source: arXiv:2104.08718, section 3.
+    """
+
+    model: str = "ViT-B-32-quickgelu"  # as OpenAI trained it
+    pretrained: str | None = "openai"
+    scale: float = 2.5
+    batch_size: int = 32
+    column: str = ""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.pretrained is None and ":" not in self.model:
+            raise ValueError(
+                f"{self.model!r} without `pretrained` has random weights; name them, or a model of "
+                "hf-hub: or local-dir:"
+            )
+
+    def prepare(self) -> None:
+        """Load the model; see `Rubric.prepare`."""
+        load_judge(self.model, self.pretrained, self.device)
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """[N] scores."""
+        pictures = pictures_of(completions)
+        texts = texts_of(prompts, columns, self.column)
+        judge = load_judge(self.model, self.pretrained, self.device)
+        scores = in_batches(judge.cosine, pictures, texts, self.batch_size)
+        return [max(0.0, self.scale * float(one)) for one in scores]
+
+
+@dataclass(frozen=True)
+class Hps:
+    """Human Preference Score v2.1: a CLIP ViT-H/14 trained on what people prefer; about .2 to .35.
+
+    weights  the published file (4 GB); None: from the Hub, xswu/HPSv2
+    column   as in `ClipScore`
+
+    It is the cosine of that model, so that open_clip runs it, and the package of the authors, which
+    asks for old libraries, is not needed. Source: arXiv:2306.09341.
+    """
+
+    weights: Path | None = None
+    batch_size: int = 8
+    column: str = ""
+    device: str = "cpu"
+
+    def prepare(self) -> None:
+        """Load the model; see `Rubric.prepare`."""
+        load_hps(self.weights, self.device)
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """[N] scores."""
+        pictures = pictures_of(completions)
+        texts = texts_of(prompts, columns, self.column)
+        judge = load_hps(self.weights, self.device)
+        return [float(one) for one in in_batches(judge.cosine, pictures, texts, self.batch_size)]
+
+
+@cache
+def load_hps(weights: Path | None, device: str, model: str = "ViT-H-14") -> Judge:
+    """The model of `Hps`; loaded once."""
+    judge = load_judge(model, None, device)
+    if weights is None:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            weights = Path(hf_hub_download(HPS_REPOSITORY, HPS_FILE))
+        except (OSError, ValueError) as error:
+            raise RewardUnavailable(
+                f"{HPS_FILE} of {HPS_REPOSITORY} cannot be downloaded here; give its path as "
+                "`weights`"
+            ) from error
+    if not weights.is_file():
+        raise RewardUnavailable(f"there is no file {str(weights)!r}; give the weights of HPS v2.1")
+    try:
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+        judge.model.load_state_dict(stored.get("state_dict", stored))
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise RewardUnavailable(
+            f"{str(weights)!r} does not hold a {model} of open_clip; give the weights of HPS v2.1"
+        ) from error
+    return judge
+
+
+def texts_of(prompts: Sequence[Any], columns: dict[str, Any], column: str) -> list[str]:
+    """What each picture should show: the prompts, or a column of the data set."""
+    if not column:
+        return [text_of(one) for one in prompts]
+    if column not in columns:
+        raise ValueError(f"the data set has no column {column!r} to compare the picture with")
+    return [str(one) for one in columns[column]]
+
+
+def in_batches(
+    score: Callable[[Sequence[Image.Image], Sequence[str]], Tensor],
+    pictures: list[Image.Image],
+    texts: list[str],
+    size: int,
+) -> list[float]:
+    """[N] scores of pictures, each with its text."""
+    found: list[float] = []
+    for start in range(0, len(pictures), size):
+        some = slice(start, start + size)
+        found += score(pictures[some], texts[some]).tolist()
+    return found

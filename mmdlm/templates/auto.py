@@ -1,0 +1,65 @@
+"""All layouts, by the name of the family that a checkpoint stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mmdlm.templates.dimple import Dimple
+from mmdlm.templates.dream import Dream
+from mmdlm.templates.lavida import LavidaDream, LavidaLlada
+from mmdlm.templates.llada import Llada
+from mmdlm.templates.llada_v import LladaV
+from mmdlm.templates.lumina import Lumina
+from mmdlm.templates.mmada import Mmada
+from mmdlm.templates.native import Own
+from mmdlm.templates.native_vision import OwnSeeing
+from mmdlm.templates.prompt_template import Layout
+
+LAYOUTS: Mapping[str, Layout] = {
+    layout.family: layout
+    for layout in (
+        Own(),
+        OwnSeeing(),
+        Llada(),
+        Mmada(),
+        LladaV(),
+        LavidaLlada(),
+        Dream(),
+        LavidaDream(),
+        Dimple(),
+        Lumina(),
+    )
+}
+
+
+# A model of text that was given a vision adapter speaks as the one of its kind that sees.
+GIVEN_EYES = {
+    Own.family: OwnSeeing.family,
+    Llada.family: LladaV.family,
+    Dream.family: LavidaDream.family,
+}
+
+
+def layout_of(
+    family: str | None, *, seeing: bool = False, tasks: Sequence[str] | None = None
+) -> Layout:
+    """The layout of a published family.
+
+    A model that was born here has ours, and so has one that was made of an autoregressive model or
+    an encoder, which brings no tasks of its own.
+
+    seeing  whether the model has a vision adapter
+    tasks   those that a model which was trained here records; None: it records none
+
+    Raises ValueError for a record that is none.
+    """
+    if tasks is not None and not (
+        isinstance(tasks, list | tuple) and all(isinstance(one, str) for one in tasks)
+    ):
+        raise ValueError(f"config.json has trained_tasks = {tasks!r}; a list of names is needed")
+    name = Own.family if family not in LAYOUTS or family is None else family
+    layout = LAYOUTS[GIVEN_EYES.get(name, name) if seeing else name]
+    if isinstance(layout, Own) and tasks is not None:
+        return replace(layout, trained=tuple(tasks))
+    return layout

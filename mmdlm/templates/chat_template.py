@@ -1,0 +1,170 @@
+"""Lay out conversations by the chat template of a text tokenizer, as transformers renders it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from mmdlm.templates.prompt_template import Picture, Turn
+from mmdlm.templates.segments import Piece
+from mmdlm.templates.text_codec import Words
+
+# For a tokenizer without a template: `role, end of text, content, end of text`, turn after turn.
+# It needs no token that a tokenizer may lack, and no message can end its own turn.
+PLAIN = (
+    "{%- for message in messages -%}"
+    "{{- message['role'] + eos_token -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] + eos_token -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'assistant' + eos_token -}}{%- endif -%}"
+)
+PRIVATE = range(0xF0000, 0xFFFFE)  # Unicode's private use plane A
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a tokenizer, applied to some turns.
+
+    Special tokens are those that the template writes: their names in a message are letters. To tell
+    them apart, the template is given one character, which no text has, in place of each name and of
+    each image, and one at the end of what the assistant says.
+
+    turns  of the conversation
+    words  the tokenizer, which has a chat template
+    marks  what stands for what: such characters -> letters or an image
+    end    the one at the end of what the assistant says
+    """
+
+    turns: tuple[Turn, ...]
+    words: Words
+    marks: dict[str, str | Picture]
+    end: str
+
+    @classmethod
+    def of(cls, words: Words, turns: tuple[Turn, ...]) -> ChatTemplate:
+        """Choose the characters."""
+        texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
+        free = _unused([*texts, words.tokenizer.get_chat_template()])
+        names = [name for name in special_names(words.tokenizer) if any(name in t for t in texts)]
+        images = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+        return cls(turns, words, dict(zip(free, [*names, *images], strict=False)), next(free))
+
+    def prompt(self) -> list[Piece]:
+        """The conversation up to where the assistant's next turn begins."""
+        return list(self._pieces(self._rendered(len(self.turns), asks=True)))
+
+    def script(self, answers: Collection[int]) -> list[tuple[Piece, bool]]:
+        """The conversation piece by piece, each with whether it is learned.
+
+        An answer is learned from where the prompt that asks for it ends up to the special token
+        that ends it. What follows the last of them is left out.
+
+        Args:
+            answers: Numbers of the turns that are learned.
+
+        Raises:
+            ValueError: Where the template shows the model another prompt than the one that asks for
+                an answer, or does not end an answer with a special token.
+        """
+        whole = self._rendered(len(self.turns))
+        pieces: list[tuple[Piece, bool]] = []
+        done = 0
+        for number in sorted(answers):
+            asked = self._rendered(number, asks=True)
+            if not whole.startswith(asked):
+                raise ValueError(
+                    f"the chat template lays out the messages before answer {number + 1} in "
+                    "another way once it is given, so that the model would learn it under a prompt "
+                    "that nobody asks with; learn the last answer only, or mend the template"
+                )
+            stop = self._end_of_turn(whole, len(asked))
+            if stop is None:
+                raise ValueError(
+                    "the chat template ends an answer with no special token, so that a model "
+                    "cannot learn where to stop; let it write eos_token or another one there"
+                )
+            pieces += [(piece, False) for piece in self._pieces(whole[done : len(asked)])]
+            pieces += [(piece, True) for piece in self._pieces(whole[len(asked) : stop])]
+            done = stop
+        return pieces
+
+    def end_of_turn(self) -> int | None:
+        """Return the id of the special token that ends the last turn, which is the assistant's."""
+        whole = self._rendered(len(self.turns))
+        stop = self._end_of_turn(whole, 0)
+        *_, last = [None, *self._pieces(whole[:stop])] if stop else [None]
+        return last if isinstance(last, int) else None
+
+    def _end_of_turn(self, text: str, start: int) -> int | None:
+        """Where the special token stops that ends what the assistant says from `start` on."""
+        names = "|".join(map(re.escape, special_names(self.words.tokenizer)))
+        found = re.compile(rf"[^{self.end}]*{self.end}\s*({names})").match(text, start)
+        return None if found is None else found.end()
+
+    def _rendered(self, count: int, *, asks: bool = False) -> str:
+        """The first turns as the template has them; `asks`: and the header of the next one."""
+        messages = [
+            {"role": turn.role, "content": self._content(turn)} for turn in self.turns[:count]
+        ]
+        try:
+            rendered = self.words.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=asks
+            )
+        except TemplateError as error:
+            reason = " ".join(str(error).split())
+            roles = ", ".join(turn.role for turn in self.turns[:count])
+            raise ValueError(
+                f"the chat template of the text tokenizer refuses messages of {roles}: {reason}"
+            ) from error
+        return str(rendered)
+
+    def _content(self, turn: Turn) -> str:
+        """What is said, with marks in place of names of special tokens and of images."""
+        text, rest = "", list(self.marks.items())
+        for part in turn.parts:
+            if not isinstance(part, str):
+                part = next(mark for mark, image in rest if image is part)
+            else:
+                for mark, name in rest:
+                    part = part.replace(name, mark) if isinstance(name, str) else part
+            text += part
+        return text + self.end if turn.role == "assistant" else text
+
+    def _pieces(self, text: str) -> Iterator[Piece]:
+        """Rendered text -> ids of special tokens, text, images."""
+        tokenizer = self.words.tokenizer
+        names = special_names(tokenizer)
+        pattern = "|".join(map(re.escape, [*names, *self.marks]))
+        for piece in re.split(f"({pattern})", text.replace(self.end, "")):
+            if piece in self.marks:
+                yield self.marks[piece]
+            elif piece in names:
+                yield int(tokenizer.convert_tokens_to_ids(piece))
+            elif piece:
+                yield piece
+
+
+def end_of_turn(words: Words) -> int | None:
+    """Return the id of the special token that ends an answer in the chat template, if any."""
+    if words.tokenizer.chat_template is None:
+        return None
+    turns = (Turn("user", ("-",)), Turn("assistant", ("-",)))
+    return ChatTemplate.of(words, turns).end_of_turn()
+
+
+def special_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Names of the special tokens, longer ones first."""
+    known = tokenizer.added_tokens_decoder.values()
+    return sorted((token.content for token in known if token.special), key=len, reverse=True)
+
+
+def _unused(texts: Sequence[str]) -> Iterator[str]:
+    """Characters that are in none of the texts."""
+    used = set().union(*texts)
+    return (one for one in map(chr, PRIVATE) if one not in used)

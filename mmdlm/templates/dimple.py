@@ -1,0 +1,98 @@
+"""Dimple: Dream's conversation, with Qwen2-VL's markers around each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import ClassVar
+
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.templates.dream import Dream
+from mmdlm.templates.prompt_template import (
+    Ask,
+    Generation,
+    Picture,
+    Sight,
+    Specials,
+    Turn,
+    without_prompt,
+)
+from mmdlm.templates.segments import Piece, segments_of
+from mmdlm.templates.text_codec import Words
+
+CAPTION = "Describe this image."
+# Confident decoding: all tokens that the model is sure of, or one at random where there is none.
+# Source: arXiv:2505.16990, section 3.3; the numbers are those of its model card. The published
+# benchmarks were decoded in another way: 8 tokens in 8 steps, the most likely ones first.
+DECODING = {
+    "num_inference_steps": 64,
+    "schedule": "catch_up",
+    "order": "random",
+    "threshold": 0.95,
+    "threshold_alone": True,
+    "temperature": 0.2,
+    "top_p": 0.95,
+    "top_p_first": True,
+}
+
+
+class Dimple(Dream):
+    """A picture stands between the begin and the end of vision.
+
+    It was trained to end an answer with the end of text, and to leave out the end of the turn,
+    which the published template has all the same.
+    """
+
+    family: ClassVar[str] = "dimple"
+    sees: ClassVar[Sight] = "features"
+    tasks: ClassVar[tuple[str, ...]] = ("caption", "answer", "chat", "complete", "infill")
+    specials: ClassVar[Specials] = {
+        **Dream.specials,
+        "vision_start": (("<|vision_start|>",), 151652),
+        "vision_end": (("<|vision_end|>",), 151653),
+    }
+    generation: ClassVar[Generation] = {
+        "caption": DECODING,
+        "answer": DECODING,
+        "complete": DECODING,
+        "infill": DECODING,
+        "max_text_tokens": 64,
+        "max_new_tokens": 64,
+    }
+
+    def script(
+        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+    ) -> list[tuple[Piece, bool]]:
+        """See `Dream.script`; the end of a turn is not learnt."""
+        special = self.ids(words)
+        pieces: list[tuple[Piece, bool]] = []
+        for piece, learnt in super().script(words, turns, answers=answers):
+            if isinstance(piece, int | str):
+                pieces.append((piece, learnt and piece != special["im_end"]))
+            else:
+                around = (special["vision_start"], piece, special["vision_end"])
+                pieces += [(one, False) for one in around]
+        return pieces
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """See `Layout.teach`; the end of the text is learnt behind the last answer alone."""
+        taught = super().teach(words, turns, answers=answers)
+        end = text_segment([words.vocabulary.eos_id], target=True)
+        return Sequence((*taught.segments, end))
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """See `Layout.describe`."""
+        return self.reply(words, (_asked(picture),), length=length)
+
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+        """With a picture the text is the assistant's description of it."""
+        if picture is None:
+            return super().infill(words, text)
+        ids, hole = words.template(text)
+        before = segments_of(words, self.prompt(words, (_asked(picture),)))
+        end = text_segment([words.vocabulary.eos_id])
+        sequence = Sequence((*before, text_segment(ids, target=hole), end))
+        return Ask(sequence, (without_prompt(sequence, words),), shown=(len(before),))
+
+
+def _asked(picture: Picture) -> Turn:
+    return Turn("user", (picture, CAPTION))

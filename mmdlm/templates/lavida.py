@@ -1,0 +1,129 @@
+"""LaViDa: LLaDA's or Dream's conversation under LLaVA's system prompt, pictures in five views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.templates.dream import Dream
+from mmdlm.templates.llada import Llada
+from mmdlm.templates.llada_v import SYSTEM
+from mmdlm.templates.prompt_template import (
+    Ask,
+    Generation,
+    Picture,
+    Sight,
+    Specials,
+    Turn,
+    without_prompt,
+)
+from mmdlm.templates.segments import Piece, segments_of
+from mmdlm.templates.text_codec import Words
+
+CAPTION = "Describe the image in detail."
+TASKS = ("caption", "answer", "chat", "complete", "infill")
+# Half as many steps as tokens, more of them unmasked at first. Source: arXiv:2505.16839, section
+# 3.4. That its prompt may attend to itself alone is a cache, and does not change the layout.
+DECODING = {"num_inference_steps": 64, "schedule": "shifted", "shift": 1 / 3}
+GENERATION = {
+    "caption": DECODING,
+    "answer": DECODING,
+    "complete": DECODING,
+    "infill": {"num_inference_steps": 128},
+    "max_text_tokens": 128,
+    "max_new_tokens": 128,
+}
+
+
+@dataclass(frozen=True)
+class LavidaLlada(Llada):
+    """LaViDa on LLaDA.
+
+    flexible  each hole of a text to fill in is followed by [FIM], before which the model may leave
+              tokens over as [S]; for the checkpoint that was trained to (its name ends in -fim)
+    """
+
+    flexible: bool = False
+
+    family: ClassVar[str] = "lavida_llada"
+    sees: ClassVar[Sight] = "features"
+    tasks: ClassVar[tuple[str, ...]] = TASKS
+    specials: ClassVar[Specials] = {
+        **Llada.specials,
+        "fim": (("[FIM]", "<|reserved_token_1|>"), 126085),
+        "s": (("[S]", "<|reserved_token_2|>"), 126086),
+    }
+    generation: ClassVar[Generation] = GENERATION
+    system: ClassVar[str | None] = SYSTEM
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """See `Layout.describe`."""
+        return self.reply(words, (_asked(picture),), length=length)
+
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+        """With a picture the text is the assistant's description of it."""
+        if picture is None and not self.flexible:
+            return super().infill(words, text)
+        ids, hole = words.template(text)
+        if self.flexible:
+            ids, hole = _followed(ids, hole, self.ids(words, "fim")["fim"])
+        prompt = () if picture is None else (_asked(picture),)
+        pieces = self.prompt(words, prompt) if prompt else []
+        return _filled(words, pieces, ids, hole, end=self.ids(words, "eot")["eot"])
+
+    def decode(self, words: Words, ids: Tensor) -> str:
+        """Without [FIM] and [S], where holes may be filled in part."""
+        if self.flexible:
+            left = torch.tensor(list(self.ids(words, "fim", "s").values()))
+            ids = ids[~torch.isin(ids, left)]
+        return super().decode(words, ids)
+
+
+class LavidaDream(Dream):
+    """LaViDa on Dream, whose answers are written in the order of its published benchmarks."""
+
+    family: ClassVar[str] = "lavida_dream"
+    sees: ClassVar[Sight] = "features"
+    tasks: ClassVar[tuple[str, ...]] = TASKS
+    generation: ClassVar[Generation] = {
+        **GENERATION,
+        "caption": {**DECODING, "order": "margin"},
+        "answer": {**DECODING, "order": "margin"},
+    }
+    system: ClassVar[str] = SYSTEM
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """See `Layout.describe`."""
+        return self.reply(words, (_asked(picture),), length=length)
+
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+        """With a picture the text is the assistant's description of it."""
+        if picture is None:
+            return super().infill(words, text)
+        ids, hole = words.template(text)
+        pieces = self.prompt(words, (_asked(picture),))
+        return _filled(words, pieces, ids, hole, end=self.ids(words, "im_end")["im_end"])
+
+
+def _asked(picture: Picture) -> Turn:
+    return Turn("user", (picture, "\n" + CAPTION))
+
+
+def _filled(words: Words, prompt: list[Piece], ids: Tensor, hole: Tensor, *, end: int) -> Ask:
+    before = segments_of(words, prompt)
+    sequence = Sequence((*before, text_segment(ids, target=hole), text_segment([end])))
+    return Ask(sequence, (without_prompt(sequence, words),), shown=(len(before),))
+
+
+def _followed(ids: Tensor, hole: Tensor, mark: int) -> tuple[Tensor, Tensor]:
+    """The text [T] with a mark after each of its holes."""
+    last = hole & ~torch.cat([hole[1:], torch.zeros(1, dtype=torch.bool)])
+    places = torch.arange(len(ids)) + last.cumsum(0) - last.int()
+    marked = torch.full((len(ids) + int(last.sum()),), mark)
+    open_ = torch.zeros(marked.shape, dtype=torch.bool)
+    marked[places], open_[places] = ids, hole
+    return marked, open_

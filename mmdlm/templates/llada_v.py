@@ -1,0 +1,70 @@
+"""LLaDA-V: LLaDA's conversation under LLaVA's system prompt, pictures where they are spoken of."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmdlm.core.sequence import Sequence, text_segment
+from mmdlm.templates.llada import Llada
+from mmdlm.templates.prompt_template import Ask, Generation, Picture, Sight, Turn, without_prompt
+from mmdlm.templates.segments import segments_of
+from mmdlm.templates.text_codec import Words
+
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+CAPTION = "Please describe the image in detail."
+
+
+class LladaV(Llada):
+    """Multi-turn, any number of pictures, each as the slots of its features.
+
+    Its loss also covers headers and `bos`, so that it would generate them; they are suppressed, and
+    so is the end of text, which leaves the end of the turn. Source: published code of
+    arXiv:2505.16933.
+    """
+
+    family: ClassVar[str] = "llada_v"
+    sees: ClassVar[Sight] = "features"
+    tasks: ClassVar[tuple[str, ...]] = ("caption", "answer", "chat", "complete", "infill")
+    generation: ClassVar[Generation] = {
+        "caption": {"num_inference_steps": 128},
+        "answer": {"num_inference_steps": 128},
+        "complete": {"num_inference_steps": 128},
+        "infill": {"num_inference_steps": 128},
+        "max_text_tokens": 128,
+        "max_new_tokens": 128,
+    }
+    system: ClassVar[str | None] = SYSTEM
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """See `Layout.describe`."""
+        return self.reply(words, (_asked(picture),), length=length)
+
+    def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
+        """A mark after the last question."""
+        if think is None:
+            return turns
+        *before, last = turns
+        return *before, Turn(last.role, (*last.parts, " /think" if think else " /no_think"))
+
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+        """With a picture the text is the assistant's description of it."""
+        if picture is None:
+            return super().infill(words, text)
+        ids, hole = words.template(text)
+        prompt = segments_of(words, self.prompt(words, (_asked(picture),)))
+        end = text_segment([self.ids(words, "eot")["eot"]])
+        sequence = Sequence((*prompt, text_segment(ids, target=hole), end))
+        return Ask(sequence, (without_prompt(sequence, words),), shown=(len(prompt),))
+
+    def suppressed(self, words: Words) -> tuple[int, ...]:
+        """Headers, `bos` and the end of text."""
+        special = self.ids(words, "bos", "start_header", "end_header")
+        return (*special.values(), words.vocabulary.eos_id)
+
+
+def _asked(picture: Picture) -> Turn:
+    return Turn("user", (picture, "\n" + CAPTION))

@@ -1,0 +1,259 @@
+"""Lumina-DiMOO: tags around what is said, pictures of any shape with a line end after each row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
+from mmdlm.core.vocabulary import Modality
+from mmdlm.templates.prompt_template import (
+    Ask,
+    Codes,
+    Generation,
+    Layout,
+    Picture,
+    Sight,
+    Specials,
+    Turn,
+    answer_segment,
+    without_prompt,
+)
+from mmdlm.templates.text_codec import Words
+
+CAPTION = "Please describe this image."
+UNDERSTAND = (
+    "You are a multimodal model that can process both text and images. Answer the following "
+    "question based on the provided images. Analyze each image and combine relevant details to "
+    "answer."
+)
+DRAW = "Generate an image according to the text prompt."
+# What an edit may be, each with the system prompt that it was trained under. Some instructions are
+# published: "dense" `Generate a canny edge map according to the image.` (or hed edge map, normal
+# map, sam2 mask, depth map, pose estimation map); "multi_view" `Generate the left view based on the
+# provided front view.`; "style" its system prompt again, the picture with the style being the last.
+EDITS: Mapping[str, str] = {
+    "edit": "Generate an image applying the following editing instruction based on the original "
+    "image.",
+    "dense": "Perform dense prediction on the given images.",
+    "control": "Generate an image according to the text prompt and the given control image.",
+    "subject": "Generate an image according to the text prompt and the given object image.",
+    "multi_view": "Generate a view-image based on the given image.",
+    "style": "Transform the current image into the style of the provided image.",
+}
+NO_WORDS = "<uncondition>"
+MAX_RATIO = 4.0  # of the sides of a picture
+# Noise of its order stays to the last step, as in its published code.
+DRAWING = {
+    "num_inference_steps": 64,
+    "temperature": 1.0,
+    "order_temperature": 1.0,
+    "order_decay": "none",
+    "schedule": "maskgit",
+}
+
+
+@dataclass(frozen=True)
+class Lumina(Layout):
+    """`<system> ... </system><user> ... [pictures] </user><answer> ... </answer>`.
+
+    editing    the task of `edit`, one of `EDITS`
+    side       edge in pixels of the square that has the area of a picture, drawn or looked at
+    edit_side  the same of a picture that is edited
+    step       sides of pictures that are looked at are multiples of it
+
+    Pictures are cut in the middle to the allowed shape that keeps most of them; the published code
+    cuts at random. Source: arXiv:2510.06308 and its published code.
+    """
+
+    editing: str = "edit"
+    side: int = 1024
+    edit_side: int = 512
+    step: int = 32
+
+    family: ClassVar[str] = "lumina"
+    # Its config.json has LLaDA's 4096, which a picture of 1024 x 1024 alone exceeds.
+    longest: ClassVar[int] = 8192
+    sees: ClassVar[Sight] = "codes"
+    square: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = (
+        "caption",
+        "answer",
+        "text_to_image",
+        "draw_trajectory",
+        "inpaint",
+        "edit",
+    )
+    specials: ClassVar[Specials] = {
+        "newline": (("<|reserved_token_0|>",), 126084),
+        "answer": (("<answer>",), 126354),
+        "end_answer": (("</answer>",), 126355),
+    }
+    generation: ClassVar[Generation] = {
+        "text_to_image": {**DRAWING, "guidance_scale": 5.0},
+        "inpaint": {**DRAWING, "guidance_scale": 5.0},
+        "edit": {**DRAWING, "guidance_scale": (3.5, 5.0)},
+        "caption": {"num_inference_steps": 128, "block_length": 32},
+        "answer": {"num_inference_steps": 128, "block_length": 256},
+        "fit": "crop",
+        "max_text_tokens": 128,
+        "max_new_tokens": 1024,
+    }
+
+    def __post_init__(self) -> None:
+        if self.editing not in EDITS:
+            raise ValueError(f"editing {self.editing!r} is not one of {', '.join(EDITS)}")
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """See `Layout.describe`."""
+        return self.reply(words, (Turn("user", (picture, CAPTION)),), length=length)
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """One question; its pictures stand before the last token of the prompt."""
+        (question,) = turns
+        pictures = [part for part in question.parts if isinstance(part, Codes)]
+        text = "".join(part for part in question.parts if isinstance(part, str)).strip()
+        special = self.ids(words, "answer", "end_answer")
+        sequence = Sequence(
+            (
+                *self._prompt(words, UNDERSTAND, text, pictures),
+                control_segment(special["answer"]),
+                answer_segment(words, length),
+                control_segment(special["end_answer"]),
+            )
+        )
+        shown = len(sequence.segments) - 2
+        return Ask(sequence, (without_prompt(sequence, words),), shown=(shown,))
+
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+        """The other branch says `<uncondition>`, or what to stay away from."""
+        with_words, without = (
+            self._prompt(words, DRAW, text or None, []) for text in (prompt, negative)
+        )
+        return self._drawn(words, picture, with_words, without)
+
+    def edit(
+        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+    ) -> Ask:
+        """One branch lacks the words, the other the pictures."""
+        system, given = EDITS[self.editing], list(sources)
+        return self._drawn(
+            words,
+            picture,
+            self._prompt(words, system, instruction, given),
+            self._prompt(words, system, None, given),
+            self._prompt(words, system, instruction, []),
+        )
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """One question and its answer."""
+        if len(turns) != 2:
+            raise ValueError(
+                "this model (lumina) learns one question with its answer, not "
+                f"{len(turns)} messages"
+            )
+        return super().teach(words, turns, answers=answers)
+
+    def closing(self, words: Words) -> tuple[int, ...]:
+        """The end of an answer."""
+        return (self.ids(words, "end_answer")["end_answer"],)
+
+    def ends(self, words: Words) -> tuple[int, ...]:
+        """The end of an answer, and that of a text."""
+        return self.ids(words, "end_answer")["end_answer"], words.vocabulary.eos_id
+
+    def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
+        """The shape, of all that have the area, into which the picture fits best."""
+        side = self.edit_side if task == "edit" else self.side
+        return best_crop(size, crops((side // self.step) ** 2, self.step))
+
+    def drawn_size(
+        self, size: tuple[int | None, int | None], *, edge: int, cell: int
+    ) -> tuple[int, int]:
+        """Any size of whole codes."""
+        height, width = (self.side if side is None else side for side in size)
+        for name, side in (("height", height), ("width", width)):
+            if isinstance(side, bool) or not isinstance(side, int) or side < cell or side % cell:
+                raise ValueError(
+                    f"{name} {side!r} is not a multiple of {cell} pixels; take for example "
+                    f"{max(cell, round(side / cell) * cell)}"
+                )
+        return height, width
+
+    def _prompt(
+        self, words: Words, system: str, text: str | None, pictures: list[Codes]
+    ) -> tuple[Segment, ...]:
+        """A string tokenized as a whole, as the tags are not all tokens; pictures in its end.
+
+        text  None: no words at all. Names of special tokens in it are letters
+        """
+        before, after = f"<system>{system}</system><user>", "</user>"
+        ids = words.ids(before + (NO_WORDS if text is None else text) + after)
+        if text is not None and words.ids(text) != words.spoken(text):  # it names special tokens
+            ids = [*words.ids(before), *words.spoken(text), *words.ids(after)]
+        if not pictures:
+            return (text_segment(ids),)
+        shown = [segment for one in pictures for segment in self._picture(words, one)]
+        return text_segment(ids[:-1]), *shown, text_segment(ids[-1:])
+
+    def _picture(self, words: Words, picture: Codes) -> tuple[Segment, ...]:
+        """`begin image`, each row with a line end after it, `end image`."""
+        begin, end = map(control_segment, words.vocabulary.image_markers)
+        newline = control_segment(self.ids(words, "newline")["newline"])
+        columns = picture.grid[1]
+        rows = [
+            segment
+            for ids, open_ in zip(
+                picture.ids.split(columns), picture.open.split(columns), strict=True
+            )
+            for segment in (Segment(Modality.IMAGE, ids, open_), newline)
+        ]
+        return begin, *rows, end
+
+    def _drawn(
+        self,
+        words: Words,
+        picture: Codes,
+        prompt: tuple[Segment, ...],
+        *others: tuple[Segment, ...],
+    ) -> Ask:
+        """A prompt with a picture for its answer, and the same picture after other prompts."""
+        special = self.ids(words, "answer", "end_answer")
+        answer = (
+            control_segment(special["answer"]),
+            *self._picture(words, picture),
+            control_segment(special["end_answer"]),
+        )
+        first = len(prompt) + 2  # the first row
+        return Ask(
+            Sequence((*prompt, *answer)),
+            tuple(Sequence((*other, *answer)) for other in others),
+            shown=tuple(range(first, first + 2 * picture.grid[0], 2)),
+        )
+
+
+def crops(count: int, step: int, *, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
+    """(width, height) of the pictures of at most `count` patches of `step` pixels, widest first.
+
+    For each width the highest; none is more than `max_ratio` times as long as it is wide.
+    """
+    shapes = []
+    for width in range(count, 0, -1):
+        # Starting from the height that the width before it had, as many as fit.
+        least = count // (width + 1) if width < count else 1
+        for height in range(max(1, least), count // width + 1):
+            if max(width, height) <= max_ratio * min(width, height):
+                shapes.append((width * step, height * step))
+    return shapes
+
+
+def best_crop(size: tuple[int, int], shapes: list[tuple[int, int]]) -> tuple[int, int]:
+    """A picture (width, height) -> the shape (height, width) that keeps most of it."""
+
+    def kept(shape: tuple[int, int]) -> float:
+        across, down = shape[0] / size[0], shape[1] / size[1]
+        return min(across, down) / max(across, down)
+
+    width, height = max(shapes, key=lambda shape: (kept(shape), shape))
+    return height, width

@@ -1,0 +1,260 @@
+"""MMaDA: a task token first, LLaDA's headers with one line end, pictures as codes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.sequence import Segment, Sequence, text_segment
+from mmdlm.templates.infill import shortened
+from mmdlm.templates.llada import Llada
+from mmdlm.templates.prompt_template import (
+    Ask,
+    Codes,
+    Generation,
+    Picture,
+    Sight,
+    Specials,
+    Turn,
+    answer_segment,
+    without_prompt,
+)
+from mmdlm.templates.segments import (
+    Piece,
+    answering,
+    learnt_segments,
+    picture_segments,
+    segments_of,
+)
+from mmdlm.templates.text_codec import Words
+
+CAPTION = "Please describe this image in detail."
+THINK = (
+    "You should first think about the reasoning process in the mind and then provide the user with "
+    "the answer. The reasoning process is enclosed within <think> </think> tags, i.e. <think> "
+    "reasoning process here </think> answer here\n"
+)
+THINK_TO_DRAW = (
+    "You should first think out a more detailed version of the description and then provide the "
+    "user with the image. The detailed description is enclosed within <think> </think> tags, i.e. "
+    "<think> detailed description here </think> image here\n"
+)
+EOT = "<eot_id>"  # as its training strings have it, which is no token of its tokenizer
+TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
+# The noise of its order decays evenly, as was meant. Its published code multiplies what is left
+# from step to step; for results that depend on it set order_decay "compounding" (generation.json).
+DRAWING = {
+    "num_inference_steps": 15,
+    "guidance_scale": 4.5,
+    "temperature": 1.0,
+    "order_temperature": 1.0,
+    "schedule": "maskgit",
+}
+
+
+@dataclass(frozen=True)
+class Mmada(Llada):
+    """`<t2i> bos text eos, picture` to draw; `<mmu> picture, conversation` to understand.
+
+    To think before it draws: `<r2i> conversation eos ..., picture`, its text of one length.
+
+    Its prompts are padded on the left to one length. The padding is not attended to, and positions
+    are relative, so that it changes nothing and is left out. Two defects of the published code are
+    options, for results that depend on them:
+
+    attend_pads  the padding is there and is attended to, as it was when the published weights were
+                 trained
+    literal_eot  turns end in the letters `<eot_id>`, as in its captions and its reasoning data,
+                 not in the token that ends a turn
+
+    Source: arXiv:2505.15809 and its published code.
+    """
+
+    attend_pads: bool = False
+    literal_eot: bool = False
+
+    family: ClassVar[str] = "mmada"
+    sees: ClassVar[Sight] = "codes"
+    tasks: ClassVar[tuple[str, ...]] = (
+        "caption",
+        "answer",
+        "chat",
+        "text_to_image",
+        "draw_trajectory",
+        "inpaint",
+        "complete",
+        "infill",
+    )
+    # The tokens that it added have taken the places of LLaDA's reserved ones.
+    specials: ClassVar[Specials] = {
+        **Llada.specials,
+        "soi": (("<|soi|>", "<|reserved_token_0|>"), 126084),
+        "eoi": (("<|eoi|>", "<|reserved_token_1|>"), 126085),
+        "t2i": (("<|t2i|>", "<|reserved_token_4|>"), 126088),
+        "mmu": (("<|mmu|>", "<|reserved_token_5|>"), 126089),
+        "pad": (("[iPAD]", "<|reserved_token_9|>"), 126093),
+        "r2i": (("<|r2i|>", "<|reserved_token_10|>"), 126094),
+    }
+    generation: ClassVar[Generation] = {
+        "text_to_image": DRAWING,
+        "inpaint": DRAWING,
+        "caption": {"num_inference_steps": 256, "block_length": 128},
+        "answer": {"num_inference_steps": 256, "block_length": 128},
+        "complete": {"num_inference_steps": 256, "block_length": 128},
+        "infill": {"num_inference_steps": 128},
+        "fit": "crop",
+        "max_text_tokens": 512,
+        "max_new_tokens": 512,
+    }
+    gap: ClassVar[str] = "\n"
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """The question of its captions."""
+        return self.reply(words, (Turn("user", (picture, CAPTION)),), length=length)
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """The picture stands before the conversation, wherever it is spoken of."""
+        pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
+        spoken = tuple(_without_pictures(turn) for turn in turns)
+        prompt = self._ended(words, self.prompt(words, spoken))
+        sight = self._sight(words, pictures)
+        return answering(words, (*sight, *segments_of(words, prompt)), length=length)
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """Words about a picture, a picture of words, or one after words that were thought before.
+
+        These are closed and filled up by the end of text, as the room for them is fixed.
+        """
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if not thought:
+                return self.draw(words, prompt, picture=picture).sequence
+            ask = self.reason(words, prompt, grid=picture.grid)
+            asked, room = ask.sequence.segments[0], len(ask.sequence.segments[1].ids)
+            ids = words.spoken(thought)
+            if len(ids) >= room:
+                raise ValueError(
+                    f"what is thought before the picture, {shortened(thought)!r}, has {len(ids)} "
+                    f"tokens, but there is room for {room - 1}; shorten it"
+                )
+            ids += [words.vocabulary.eos_id] * (room - len(ids))
+            thinking = text_segment(ids, target=True)
+            return Sequence((asked, thinking, *self._picture(words, picture)))
+        pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
+        spoken = tuple(_without_pictures(turn) for turn in turns)
+        script = self.script(words, spoken, answers=answers)
+        if self.literal_eot:
+            eot = self.ids(words, "eot")["eot"]
+            script = [(EOT if piece == eot else piece, learnt) for piece, learnt in script]
+        return Sequence((*self._sight(words, pictures), *learnt_segments(words, script)))
+
+    def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
+        """The instruction to think goes before the last question."""
+        if not think:
+            return turns
+        *before, last = turns
+        return *before, Turn(last.role, (THINK, *last.parts))
+
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+        """Without a prompt the text is there, and empty."""
+
+        def document(text: str) -> Sequence:
+            return Sequence((self._drawn(words, text), *self._picture(words, picture)))
+
+        return Ask(document(prompt), (document(negative),), shown=(2,))
+
+    def reason(self, words: Words, prompt: str, *, grid: tuple[int, int]) -> Ask:
+        """The description and the picture are one document, of which the first is written first."""
+        asked = self._ended(words, self.prompt(words, (Turn("user", (THINK_TO_DRAW, prompt)),)))
+        (text,) = segments_of(words, [self.ids(words, "r2i")["r2i"], *asked])
+        room = TEXT_LENGTH + 1 - len(text.ids)
+        if room < 1:
+            raise ValueError(
+                f"prompt {shortened(prompt)!r} leaves no room to think in the {TEXT_LENGTH} tokens "
+                "of this model; shorten it"
+            )
+        sequence = Sequence(
+            (
+                text,
+                answer_segment(words, room),
+                *self._picture(words, Codes.blank(words, grid)),
+            )
+        )
+        return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
+
+    def draw_reasoned(self, words: Words, reasoned: Sequence, *, picture: Codes) -> Ask:
+        """The other branch has mask tokens for all that was asked and thought."""
+        prompt, thought = reasoned.segments[:2]
+        known = text_segment(torch.cat([prompt.ids, thought.ids]))
+        task, rest = known.ids[:1], known.ids[1:]
+        nothing = text_segment(torch.cat([task, words.masks(len(rest))]))
+        shown = self._picture(words, picture)
+        return Ask(Sequence((known, *shown)), (Sequence((nothing, *shown)),), shown=(2,))
+
+    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+        """A text begins with `bos`."""
+        bos = self.ids(words, "bos")["bos"]
+        return answering(words, (text_segment([bos, *words.spoken(text)]),), length=length)
+
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+        """`bos text eos`, behind the picture that it describes."""
+        assert picture is None or isinstance(picture, Codes)
+        ids, hole = words.template(text)
+        written = (
+            text_segment([self.ids(words, "bos")["bos"]]),
+            text_segment(ids, target=hole),
+            text_segment([words.vocabulary.eos_id]),
+        )
+        sight = self._sight(words, [] if picture is None else [picture])
+        nothing = () if picture is None else self._sight(words, [Codes.blank(words, picture.grid)])
+        return Ask(
+            Sequence((*sight, *written)), (Sequence((*nothing, *written)),), shown=(len(sight) + 1,)
+        )
+
+    def decode(self, words: Words, ids: Tensor) -> str:
+        """The letters `<eot_id>` end a text too."""
+        return super().decode(words, ids).split(EOT)[0]
+
+    def _ended(self, words: Words, prompt: list[Piece]) -> list[Piece]:
+        """The conversation with its turns ended as `literal_eot` says."""
+        eot = self.ids(words, "eot")["eot"]
+        return [EOT if piece == eot else piece for piece in prompt] if self.literal_eot else prompt
+
+    def _sight(self, words: Words, pictures: list[Codes]) -> tuple[Segment, ...]:
+        """`<mmu>` and the picture; nothing where there is none."""
+        if not pictures:
+            return ()
+        if len(pictures) > 1:
+            raise ValueError(
+                f"this model (mmada) looks at one picture in a conversation, not {len(pictures)}; "
+                "ask about each of them"
+            )
+        mmu = text_segment([self.ids(words, "mmu")["mmu"]])
+        return mmu, *self._picture(words, pictures[0])
+
+    def _picture(self, words: Words, picture: Codes) -> tuple[Segment, ...]:
+        """`<soi> codes <eoi>`."""
+        special = self.ids(words, "soi", "eoi")
+        return picture_segments(words, picture, markers=(special["soi"], special["eoi"]))
+
+    def _drawn(self, words: Words, text: str) -> Segment:
+        """`<t2i> bos text eos`."""
+        special = self.ids(words, "t2i", "bos")
+        ids = [special["t2i"], special["bos"], *words.spoken(text), words.vocabulary.eos_id]
+        if len(ids) > TEXT_LENGTH + 1:
+            raise ValueError(
+                f"prompt {shortened(text)!r} has {len(ids) - 3} tokens, but this model was trained "
+                f"on at most {TEXT_LENGTH - 2}; shorten it"
+            )
+        if self.attend_pads:
+            ids = [self.ids(words, "pad")["pad"]] * (TEXT_LENGTH + 1 - len(ids)) + ids
+        return text_segment(ids)
+
+
+def _without_pictures(turn: Turn) -> Turn:
+    text = "".join(part for part in turn.parts if isinstance(part, str)).strip()
+    return Turn(turn.role, (text,))

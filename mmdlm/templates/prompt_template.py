@@ -1,0 +1,375 @@
+"""The contract of a family's layout: what users ask, laid out as documents with targets."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mmdlm.core.sequence import Segment, Sequence, Views, text_segment
+from mmdlm.core.vocabulary import Modality
+from mmdlm.templates.infill import shortened
+from mmdlm.templates.text_codec import Words
+
+Generation = Mapping[str, Any]  # what a family's generation.json would say
+# name here -> its possible names in a tokenizer, and the id that it was published with
+Specials = Mapping[str, tuple[tuple[str, ...], int]]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A picture as ids of its codes, in reading order; `open` marks those that are to be drawn.
+
+    ids   [K] int64; mask tokens where `open`
+    open  [K] bool
+    grid  (rows, columns), K of them
+    """
+
+    ids: Tensor
+    open: Tensor
+    grid: tuple[int, int]
+
+    @classmethod
+    def given(cls, ids: Tensor, grid: tuple[int, int]) -> Codes:
+        """A picture that is all there."""
+        return cls(ids, torch.zeros(ids.shape, dtype=torch.bool), grid)
+
+    @classmethod
+    def blank(cls, words: Words, grid: tuple[int, int], *, drawn: bool = False) -> Codes:
+        """A picture of which nothing is known; `drawn`: and which is to be drawn."""
+        ids = words.masks(grid[0] * grid[1])
+        return cls(ids, torch.full(ids.shape, drawn), grid)
+
+
+Picture = Codes | Views
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says in a conversation: text and pictures in reading order."""
+
+    role: str
+    parts: tuple[str | Picture, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A task, laid out.
+
+    sequence  the document, with its targets
+    opposite  the other branches of guidance, each with as many targets in the same order
+    shown     numbers of the segments of `sequence` that hold the result
+    """
+
+    sequence: Sequence
+    opposite: tuple[Sequence, ...]
+    shown: tuple[int, ...]
+
+    @property
+    def open(self) -> Tensor:
+        """Which ids of the result are generated, [R] bool; the others stand there as they are."""
+        return torch.cat([self.sequence.segments[number].target for number in self.shown])
+
+
+Sight = Literal["nothing", "codes", "features"]
+
+
+class Layout:
+    """How a family of models lays out its tasks.
+
+    family      its name, as `config.published` has it
+    sees        how a picture enters: not at all, as codes of the image tokenizer, or as features
+                of the vision adapter
+    square      whether all images of codes are squares of the image tokenizer's own size
+    tasks       the methods of `mmdlm.pipeline.model.Model` that the family was trained for
+    specials    special tokens that its conversations need
+    longest     document that it was trained on, in tokens, where config.json says less
+    generation  decoding that the family was published with, in the form of a generation.json;
+                guidance is in our convention, its published scale + 1
+    recorded    decoding that a recipe records with weights that it trained, in the same form
+    chat_template  that a recipe for conversations saves with a tokenizer that has none; None: the
+                family does not look at the tokenizer's
+    """
+
+    family: ClassVar[str]
+    sees: ClassVar[Sight] = "nothing"
+    square: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]]
+    specials: ClassVar[Specials] = {}
+    longest: ClassVar[int] = 0
+    generation: ClassVar[Generation] = {}
+    recorded: ClassVar[Generation] = {}
+    chat_template: ClassVar[str | None] = None
+
+    def ids(self, words: Words, *names: str) -> dict[str, int]:
+        """The ids of `specials`, or of those named; ValueError names what the tokenizer lacks."""
+        return words.special({name: self.specials[name] for name in names or self.specials})
+
+    def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+        """Return the tasks of a model of the family with this text tokenizer."""
+        return self.tasks
+
+    def need(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Raise ValueError unless a model of the family with this tokenizer has the task."""
+        tasks = self.tasks_with(tokenizer)
+        if task not in tasks:
+            self.cannot(task, tasks)
+
+    def cannot(self, task: str, tasks: tuple[str, ...] = (), *, hint: str = "") -> NoReturn:
+        """Say that the family lacks a task, and which it has; those of `tasks` where given."""
+        *most, last = (name for name in tasks or self.tasks if name != "draw_trajectory")
+        listed = f"{', '.join(most)} and {last}" if most else last
+        raise ValueError(
+            f"this model ({self.family}) was not trained for {task}; it is for {listed}{hint}"
+        )
+
+    # --- the tasks ---
+
+    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+        """A picture -> a caption of at most `length` tokens."""
+        self.cannot("caption")
+
+    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+        """Words -> the open codes of a picture.
+
+        prompt    "": whatever fits the rest of the picture
+        negative  takes the place of the absent prompt in guidance; "": no words at all
+        """
+        self.cannot("text_to_image")
+
+    def reason(self, words: Words, prompt: str, *, grid: tuple[int, int]) -> Ask:
+        """Words -> what is to be drawn, in more words: they are open, the picture is unknown."""
+        raise ValueError(
+            f"this model ({self.family}) was not trained to think before it draws; leave out "
+            "think=True"
+        )
+
+    def draw_reasoned(self, words: Words, reasoned: Sequence, *, picture: Codes) -> Ask:
+        """The document of `reason`, its words all there -> the open codes of its picture."""
+        self.cannot("text_to_image")
+
+    def edit(
+        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+    ) -> Ask:
+        """Pictures and what is to change -> the open codes of another; two branches beside it.
+
+        The first lacks the instruction, the second the pictures.
+        """
+        self.cannot("edit")
+
+    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+        """A text with holes -> what belongs there."""
+        self.cannot("infill")
+
+    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+        """The beginning of a text -> at most `length` tokens that follow."""
+        self.cannot("complete")
+
+    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+        """A conversation -> the next turn of the assistant, of at most `length` tokens."""
+        self.cannot("chat")
+
+    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+        """A conversation to learn from: up to each answer it is the prompt that asks for it.
+
+        answers  numbers of the turns that are learnt, each with what ends it
+
+        Raises ValueError for a conversation that is never asked for in this way.
+        """
+        *asked, answer = turns
+        if list(answers) != [len(asked)]:
+            raise ValueError(
+                f"this model ({self.family}) learns the last answer of a conversation alone"
+            )
+        if edited := self.image_edit(turns):
+            instruction, sources, image = edited
+            return self.edit(words, instruction, sources=sources, picture=image).sequence
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if thought:
+                raise ValueError(
+                    f"this model ({self.family}) was not trained to think before it draws, but its "
+                    f"answer has the words {shortened(thought)!r} beside a picture"
+                )
+            return self.draw(words, prompt, picture=picture).sequence
+        ids = [*words.spoken(said(answer)), *self.closing(words)]
+        ask = self.reply(words, tuple(asked), length=len(ids))
+        (shown,) = ask.shown
+        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+
+    def teach_task(self, words: Words, turns: tuple[Turn, ...]) -> Sequence:
+        """Lay out one question and its answer as a task that is asked without a chat template.
+
+        A text and what follows it is learned as `complete` asks for it, a prompt and an image as
+        `draw` does.
+
+        Raises:
+            ValueError: For anything else.
+        """
+        if [turn.role for turn in turns] != ["user", "assistant"]:
+            raise ValueError(
+                f"its {len(turns)} messages are not one question and its answer, as they must be "
+                "without a template"
+            )
+        if drawn := self.drawing(turns):
+            prompt, thought, picture = drawn
+            if thought:
+                raise ValueError(
+                    f"without a template an answer is an image or a text, but this one has the "
+                    f"words {shortened(thought)!r} beside an image"
+                )
+            return self.draw(words, prompt, picture=picture).sequence
+        question, answer = turns
+        if any(not isinstance(part, str) for part in question.parts):
+            return self.teach_caption(words, question, answer)
+        # As it stands: what a text goes on with may begin with a space, or be indented.
+        beginning, rest = ("".join(map(str, turn.parts)) for turn in turns)
+        return self.teach_completion(words, beginning, rest)
+
+    def teach_completion(self, words: Words, beginning: str, rest: str) -> Sequence:
+        """Lay out a text to be learned from where its beginning ends, as `complete` asks for it."""
+        ids = [*words.spoken(rest), words.vocabulary.eos_id]
+        ask = self.complete(words, beginning, length=len(ids))
+        (shown,) = ask.shown
+        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+
+    def teach_caption(self, words: Words, question: Turn, answer: Turn) -> Sequence:
+        """Lay out an image and its caption, as `describe` asks for it."""
+        raise ValueError(
+            f"this model ({self.family}) is asked about images by its template; leave out "
+            "template: false"
+        )
+
+    def drawing(self, turns: tuple[Turn, ...]) -> tuple[str, str, Codes] | None:
+        """(prompt, words before it, picture to be learnt) of an answer that is a picture.
+
+        None for an answer in words. Raises ValueError where there is more than a prompt and one
+        picture.
+        """
+        *asked, answer = turns
+        pictures = [part for part in answer.parts if not isinstance(part, str)]
+        if not pictures:
+            return None
+        if len(asked) != 1 or asked[0].role != "user" or len(pictures) != 1:
+            raise ValueError("an answer with a picture has one, and one message of the user before")
+        (picture,) = pictures
+        if not isinstance(picture, Codes) or any(not isinstance(p, str) for p in asked[0].parts):
+            raise ValueError(
+                f"this model ({self.family}) learns to draw pictures of codes, from words alone"
+            )
+        open_ = torch.ones(picture.ids.shape, dtype=torch.bool)
+        return said(asked[0]), said(answer), replace(picture, open=open_)
+
+    def image_edit(self, turns: tuple[Turn, ...]) -> tuple[str, tuple[Codes, ...], Codes] | None:
+        """Return (instruction, images to edit, image to be learned) of a conversation that edits.
+
+        It is one message of the user with images of codes and words, and one image for an answer;
+        None for any other.
+        """
+        if [turn.role for turn in turns] != ["user", "assistant"]:
+            return None
+        asked, answer = turns
+        images = [part for part in asked.parts if isinstance(part, Codes)]
+        if not images or not said(asked) or len(answer.parts) != 1:
+            return None
+        (image,) = answer.parts
+        if not isinstance(image, Codes):
+            return None
+        open_ = torch.ones(image.ids.shape, dtype=torch.bool)
+        return said(asked), tuple(images), replace(image, open=open_)
+
+    def closing(self, words: Words) -> tuple[int, ...]:
+        """What a model writes at the end of an answer that it has learnt."""
+        return (words.vocabulary.eos_id,)
+
+    def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
+        """The conversation that asks for an answer with its reasons, or without them.
+
+        think  None: as it is
+        """
+        if think is not None:
+            raise ValueError(
+                f"this model ({self.family}) was not trained to think aloud or not; leave out "
+                f"think={think}"
+            )
+        return turns
+
+    # --- what the tasks have in common ---
+
+    def ends(self, words: Words) -> tuple[int, ...]:
+        """Ids that end a text: what follows them is dropped."""
+        return (words.vocabulary.eos_id,)
+
+    def suppressed(self, words: Words) -> tuple[int, ...]:
+        """Ids that never occur in an answer."""
+        return ()
+
+    def decode(self, words: Words, ids: Tensor) -> str:
+        """Generated ids [T] up to the first that ends a text -> words, as they are spaced."""
+        kept = self.written(words, ids)
+        return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
+
+    def written(self, words: Words, ids: Tensor) -> Tensor:
+        """Generated ids [T] up to the first that ends a text."""
+        stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
+        return ids[: int(stop[0])] if len(stop) else ids
+
+    def continued(self, words: Words, ids: Tensor) -> str:
+        """Generated ids [T] that go on with a text -> words, with the space that they bring."""
+        anchor = torch.tensor(words.spoken("a"), dtype=ids.dtype)
+        before, both = (self.decode(words, one) for one in (anchor, torch.cat([anchor, ids])))
+        return both.removeprefix(before) if both.startswith(before) else self.decode(words, ids)
+
+    def completion(self, words: Words, text: str, ids: Tensor) -> str:
+        """What was generated after a text, so that both side by side are the whole."""
+        return self.continued(words, ids)
+
+    def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
+        """Pixels (height, width) at which the image tokenizer meets a picture.
+
+        size  of the picture, (width, height)
+        edge  of the pictures that the image tokenizer was trained on
+        """
+        return edge, edge
+
+    def drawn_size(
+        self, size: tuple[int | None, int | None], *, edge: int, cell: int
+    ) -> tuple[int, int]:
+        """Pixels (height, width) of a picture that is drawn from nothing; None: as it likes.
+
+        cell  pixels of a code along one edge
+
+        Raises ValueError for a size that the family does not draw.
+        """
+        height, width = (edge if side is None else side for side in size)
+        if (height, width) != (edge, edge):
+            raise ValueError(
+                f"this model ({self.family}) draws pictures of {edge} x {edge} pixels alone, not "
+                f"of height {height} and width {width}; leave height and width out"
+            )
+        return edge, edge
+
+
+def said(turn: Turn) -> str:
+    """The words of a turn."""
+    return "".join(part for part in turn.parts if isinstance(part, str)).strip()
+
+
+def answer_segment(words: Words, length: int) -> Segment:
+    """`length` text tokens to be generated."""
+    return text_segment(words.masks(length), target=True)
+
+
+def without_prompt(sequence: Sequence, words: Words) -> Sequence:
+    """The twin for guidance in which all that is no target is a mask token, pictures included.
+
+    Source: arXiv:2410.18514, section 3.3, as LLaDA, MMaDA and LLaDA-V have it.
+    """
+    target = torch.cat([segment.target for segment in sequence.segments])
+    ids = torch.cat([segment.ids for segment in sequence.segments])
+    ids = ids.masked_fill(~target, words.vocabulary.mask_id)
+    return Sequence((Segment(Modality.TEXT, ids, target),))

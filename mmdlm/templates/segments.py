@@ -1,0 +1,80 @@
+"""From the pieces of a prompt to segments: special ids, text and pictures in reading order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from mmdlm.core.sequence import (
+    Segment,
+    Sequence,
+    control_segment,
+    picture_segment,
+    text_segment,
+)
+from mmdlm.core.vocabulary import Modality
+from mmdlm.templates.prompt_template import Ask, Codes, Picture, answer_segment, without_prompt
+from mmdlm.templates.text_codec import Words
+
+Piece = int | str | Picture  # the id of a special token, text, a picture
+
+
+def segments_of(words: Words, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
+    """Pieces -> segments of context.
+
+    Neighbouring texts are tokenized as one, as the whole of a template's string would be; names of
+    special tokens in them are no more than letters.
+    """
+    return learnt_segments(words, ((piece, False) for piece in pieces))
+
+
+def learnt_segments(words: Words, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
+    """Pieces, each with whether it is to be learnt -> segments, of which those are targets.
+
+    Where learning begins and ends, the text of a prompt does too, so that it is tokenized apart.
+    """
+    segments: list[Segment] = []
+    kinds = groupby(pieces, lambda one: (isinstance(one[0], int | str), one[1]))
+    for (is_text, learnt), group in kinds:
+        if not is_text:
+            for picture, _ in group:
+                segments += picture_segments(words, picture)
+        elif ids := [i for piece in _joined(one for one, _ in group) for i in _ids(words, piece)]:
+            segments.append(text_segment(ids, target=learnt))
+    return tuple(segments)
+
+
+def picture_segments(
+    words: Words, picture: Piece, *, markers: tuple[int, int] | None = None
+) -> tuple[Segment, ...]:
+    """A picture as context or target: the slots of its features, or its codes between markers.
+
+    markers  begin and end of an image; default: those of the vocabulary
+    """
+    assert not isinstance(picture, int | str)
+    if not isinstance(picture, Codes):
+        return (picture_segment(picture, words.vocabulary),)
+    begin, end = map(control_segment, markers or words.vocabulary.image_markers)
+    return begin, Segment(Modality.IMAGE, picture.ids, picture.open), end
+
+
+def answering(words: Words, prompt: tuple[Segment, ...], *, length: int) -> Ask:
+    """A prompt, and after it an answer to be generated; the other branch is without the prompt."""
+    sequence = Sequence((*prompt, answer_segment(words, length)))
+    return Ask(sequence, (without_prompt(sequence, words),), shown=(len(prompt),))
+
+
+def _joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same with neighbouring texts as one."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += piece
+        elif piece != "":
+            joined.append(piece)
+    return joined
+
+
+def _ids(words: Words, piece: Piece) -> list[int]:
+    assert isinstance(piece, int | str)
+    return [piece] if isinstance(piece, int) else words.spoken(piece)

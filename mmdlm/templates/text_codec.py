@@ -1,0 +1,138 @@
+"""Between text and ids: a tokenizer beside the vocabulary that its ids lie in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.templates.infill import check_whole, shortened, split_at_holes, without_blank
+
+# A tokenizer is told how to read special names by a setting of its own, which threads share.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text tokenizer over a vocabulary.
+
+    slots    tokens of text of every document, end included; None: texts have the length they need
+    longest  most tokens of a text, its end not counted
+    grid     (rows, columns) of the codes of a picture; None: a model without an image tokenizer
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    slots: int | None = None
+    longest: int = 2048
+    grid: tuple[int, int] | None = None
+
+    def ids(self, text: str) -> list[int]:
+        """Text -> ids; the name of a special token in it stands for that token."""
+        check_whole(text)
+        with _ONE_AT_A_TIME:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def spoken(self, text: str) -> list[int]:
+        """What a user wrote -> ids; the name of a special token in it is no more than letters.
+
+        So that no message can end its own turn and begin another's.
+        """
+        check_whole(text)
+        with _ONE_AT_A_TIME:
+            return list(
+                self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            )
+
+    def special(self, wanted: Mapping[str, tuple[tuple[str, ...], int]]) -> dict[str, int]:
+        """Special tokens, each by the first of its names that the tokenizer has -> their ids.
+
+        wanted  name here -> (names there, the id that the family was published with), under which
+                an added token of another name counts too
+
+        Raises ValueError that names all that are missing, or one that a tokenizer as large as the
+        published one has elsewhere.
+        """
+        found: dict[str, int] = {}
+        missing = []
+        for here, (names, published) in wanted.items():
+            at = self.first_of(names)
+            if at is None and published in self.tokenizer.added_tokens_decoder:
+                found[here] = published
+            elif at is None:
+                missing.append(" or ".join(names))
+            elif at != published and published < len(self.tokenizer):
+                raise ValueError(
+                    f"the text tokenizer has {' or '.join(names)} as id {at}, but the model was "
+                    f"published with id {published}; give it the tokenizer that it was trained with"
+                )
+            else:
+                found[here] = at
+        if missing:
+            raise ValueError(
+                f"the text tokenizer has no {', no '.join(missing)}, which this "
+                "model needs; give it the tokenizer that it was trained with"
+            )
+        return found
+
+    def first_of(self, names: tuple[str, ...]) -> int | None:
+        """The id of the first of some tokens that the tokenizer has; None: it has none."""
+        ids = map(self.tokenizer.backend_tokenizer.token_to_id, names)
+        return next((int(i) for i in ids if i is not None), None)
+
+    def masks(self, count: int) -> Tensor:
+        """[count] mask tokens."""
+        return torch.full((count,), self.vocabulary.mask_id)
+
+    def closed(self, ids: Tensor) -> Tensor:
+        """Ids -> the same with the end of text, to the end of the slots where there are slots."""
+        closed = torch.full((self.slots or len(ids) + 1,), self.vocabulary.eos_id)
+        closed[: len(ids)] = ids
+        return closed
+
+    def prompt(self, text: str) -> Tensor:
+        """What a user asks for -> its ids without an end, [T]; ValueError where it is too long."""
+        return torch.tensor(self.checked(self.spoken(text.strip()), text), dtype=torch.int64)
+
+    def checked(self, ids: list[int], text: str) -> list[int]:
+        """The ids, unless there are too many of them."""
+        if len(ids) > self.longest:
+            raise ValueError(
+                f"text {shortened(text)!r} has {len(ids)} tokens, but this model takes at most "
+                f"{self.longest}; shorten it"
+            )
+        return ids
+
+    def template(self, text: str) -> tuple[Tensor, Tensor]:
+        """Text with holes -> (ids, which of them are holes), both [T].
+
+        Everything outside the holes is there as it is, but for one blank before a hole: the tokens
+        that fill it bring their own. Raises ValueError for a text without a hole, a hole of no
+        tokens, and a text too long.
+        """
+        ids: list[int] = []
+        hole: list[bool] = []
+        before, after = split_at_holes(text)
+        for outside, length in before:
+            added = self._follows(without_blank(outside), ids)
+            length = min(length, self.longest + 1)  # enough to be refused below
+            ids += [*added, *[self.vocabulary.mask_id] * length]
+            hole += [*[False] * len(added), *[True] * length]
+        added = self._follows(after, ids)
+        ids, hole = [*ids, *added], [*hole, *[False] * len(added)]
+        return torch.tensor(self.checked(ids, text)), torch.tensor(hole)
+
+    def _follows(self, piece: str, before: list[int]) -> list[int]:
+        """Ids of a piece of a text; in its middle a tokenizer must not put a space first."""
+        if not piece or not before:
+            return self.spoken(piece) if piece else []
+        for anchor in ("\n", "a"):  # one of them is no part of a token with what follows it
+            start, ids = self.spoken(anchor), self.spoken(anchor + piece)
+            if start and ids[: len(start)] == start:
+                return ids[len(start) :]
+        return self.spoken(piece)

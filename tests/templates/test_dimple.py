@@ -1,0 +1,119 @@
+"""Dimple's conversations, token for token, and an answer about pictures from end to end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from mmdlm.core.vocabulary import Modality
+from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.model import Model
+from mmdlm.templates.conversation import turns_of
+from mmdlm.templates.dimple import Dimple
+from mmdlm.vision.encoders.adapter import VisionConfig
+from mmdlm.vision.encoders.tiling import Rounded
+from tests.templates.tiny import Script, ids_of, targets_of, words_of
+
+TILING = Rounded(patch=4, min_pixels=16, max_pixels=400)
+TOWER = {
+    "model_type": "qwen2_5_vl_vision",
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 2,
+    "window_size": 8,
+    "out_hidden_size": 12,
+    "fullatt_block_indexes": [1],
+}
+WIDE, HIGH = Image.new("RGB", (12, 8), "red"), Image.new("RGB", (4, 12), "blue")
+START, END, LOOK, LOOKED = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
+
+
+def test_each_picture_stands_between_its_markers() -> None:
+    words = words_of("dimple")
+    write, pad = Script(words), words.vocabulary.pad_id
+    messages = [
+        {"role": "user", "content": "<image>Which is <image>?"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "why?"},
+    ]
+    turns = turns_of(messages, TILING.views([WIDE, HIGH]))
+    ask = Dimple().reply(words, turns, length=2)
+    prompt = write.of(
+        *(START, "system\nYou are a helpful assistant.", END, "\n", START, "user\n"),
+        *(LOOK, *[pad] * 6, LOOKED, "Which is ", LOOK, *[pad] * 3, LOOKED, "?", END, "\n"),
+        *(START, "assistant\nb", END, "\n", START, "user\nwhy?", END, "\n", START, "assistant\n"),
+    )
+    assert ids_of(ask.sequence) == [*prompt, *[write.mask] * 2]
+    assert targets_of(ask.sequence) == [len(prompt), len(prompt) + 1]
+    seen = [s for s in ask.sequence.segments if s.modality == Modality.FEATURE]
+    assert [len(segment.ids) for segment in seen] == [6, 3]
+
+
+def test_a_description_is_filled_in_up_to_the_end_of_text() -> None:
+    words = words_of("dimple")
+    write = Script(words)
+    (picture,) = TILING.views([WIDE])
+    ask = Dimple().infill(words, "A [MASK].", picture=picture)
+    prompt = ids_of(Dimple().describe(words, picture, length=0).sequence)
+    assert ids_of(ask.sequence) == [*prompt, *write.of("A", write.mask, ".", write.eos)]
+    assert Dimple().infill(words, "A [MASK]").sequence.segments[0].ids.tolist() == [write.eos]
+
+
+@pytest.fixture
+def model() -> Model:
+    words = words_of("dimple")
+    vision = VisionConfig(TOWER, TILING, select_layer="final", projector="mlp2x_silu")
+    config = MmdlmConfig(
+        vocabulary=words.vocabulary.to_dict(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        rope_sections=[2, 3, 3],
+        attention_bias=True,
+        shift=True,
+        initializer_range=0.5,
+        vision=vision.to_dict(),
+    )
+    torch.manual_seed(0)
+    denoiser = MmdlmForMaskedDiffusion(config).double().eval()
+    assert denoiser.vision is not None
+    denoiser.vision.projector[2].weight.data *= 20  # so that pictures count
+    return Model(denoiser, words.tokenizer, layout=Dimple())
+
+
+def test_several_pictures_are_described_as_each_alone(model: Model) -> None:
+    asks = [
+        model.layout.describe(model.words, picture, length=8)
+        for picture in TILING.views([WIDE, HIGH])
+    ]
+    together = model.written(asks, Decoding(4), None)
+    assert together == [text for ask in asks for text in model.written([ask], Decoding(4), None)]
+    assert together[0] != together[1]
+    assert len(model.caption([WIDE, HIGH], num_inference_steps=4)) == 2  # as it was published
+
+
+def test_its_tokenizer_may_end_a_text_as_a_turn(model: Model) -> None:
+    model.text_tokenizer.eos_token = END  # the published one does, and config.json does not
+    again = replace(model, text_tokenizer=model.text_tokenizer)
+    ids = torch.tensor(Script(model.words).of("a", model.words.vocabulary.eos_id, "b"))
+    assert again.layout.decode(again.words, ids) == "a"
+    model.text_tokenizer.eos_token = LOOK
+    with pytest.raises(ValueError, match=r"has the end of text '<\|vision_start\|>'"):
+        replace(model, text_tokenizer=model.text_tokenizer)
+
+
+def test_guidance_compares_with_a_text_that_has_no_picture(model: Model) -> None:
+    (picture,) = TILING.views([WIDE])
+    ask = model.layout.describe(model.words, picture, length=4)
+    plain, guided = (
+        model.written([ask], Decoding(4, guidance_scale=scale), torch.Generator().manual_seed(0))
+        for scale in (1.0, 5.0)
+    )
+    assert plain != guided

@@ -1,0 +1,217 @@
+"""What is trained on is what is asked for: conversations to learn from, layout by layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mmdlm.core.sequence import Sequence
+from mmdlm.core.vocabulary import Modality
+from mmdlm.templates.auto import LAYOUTS
+from mmdlm.templates.llada import Llada
+from mmdlm.templates.mmada import TEXT_LENGTH, Mmada
+from mmdlm.templates.prompt_template import Codes, Layout, Picture, Turn
+from mmdlm.templates.text_codec import Words
+from tests.templates.test_conversations import Seen, said
+from tests.templates.tiny import Script, byte_tokenizer, ids_of, targets_of, words_of
+
+ENDS = {"lumina": "</answer>", "dimple": "<|endoftext|>", "dream": "<|im_end|>"}
+CHATTING = ["llada", "llada_v", "lavida_llada", "mmada", "dream", "lavida_dream", "dimple"]
+TALK = (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
+
+
+def picture(words: Words, layout: Layout, *codes: int) -> Picture:
+    if layout.sees == "features":
+        return Seen(3)
+    return Codes.given(words.vocabulary.image_ids(torch.tensor(codes or (3, 1, 4, 1))), (2, 2))
+
+
+def learnt(words: Words, sequence: Sequence) -> str:
+    """The targets as text, what lies between two of them as a bar."""
+    places, ids = targets_of(sequence), ids_of(sequence)
+    parts: list[list[int]] = [[]]
+    for before, here in zip([places[0] - 1, *places], places, strict=False):
+        if here != before + 1:
+            parts.append([])
+        parts[-1].append(ids[here])
+    return "|".join(map(words.tokenizer.decode, parts))
+
+
+@pytest.mark.parametrize(
+    "family, seen",
+    [
+        (family, seen)
+        for family in (*CHATTING, "lumina")
+        for seen in (False, True)
+        if not (seen and LAYOUTS[family].sees == "nothing")
+    ],
+)
+def test_up_to_an_answer_it_is_the_prompt_that_asks_for_it(family: str, seen: bool) -> None:
+    layout, words = LAYOUTS[family], words_of(family)
+    asked = Turn("user", (picture(words, layout), "\nwhat?") if seen else ("hi",))
+    turns = (asked, Turn("assistant", ("yes",)))
+    taught = layout.teach(words, turns, answers=[1])
+    ask = layout.reply(words, (asked,), length=7)
+    prompt = ask.sequence.segments[: ask.shown[0]]
+    expected = [i for s in prompt for i in s.ids.tolist()]
+    assert ids_of(taught)[: len(expected)] == expected
+    assert [s.modality for s in taught.segments[: len(prompt)]] == [s.modality for s in prompt]
+    end = ENDS.get(family, ENDS["dream"] if "dream" in family else "<|eot_id|>")
+    assert ids_of(taught)[len(expected) :] == Script(words).of("yes", end)
+    assert targets_of(taught) == list(range(len(expected), len(ids_of(taught))))
+    assert layout.decode(words, torch.tensor(ids_of(taught)[len(expected) :])) == "yes"
+
+
+@pytest.mark.parametrize("family", CHATTING)
+def test_every_answer_or_some(family: str) -> None:
+    layout, words = LAYOUTS[family], words_of(family)
+    turns = (*said(*TALK[:3]), Turn("assistant", ("four",)))
+    whole = layout.teach(words, turns, answers=[1, 3])
+    last = layout.teach(words, turns, answers=[3])
+    end = "<|im_end|>" if family in ("dream", "lavida_dream", "dimple") else "<|eot_id|>"
+    if family == "dimple":
+        assert learnt(words, whole) == "two|four<|endoftext|>"
+    else:
+        assert learnt(words, whole) == f"two{end}|four{end}"
+        assert learnt(words, last) == f"four{end}"
+    assert ids_of(whole) == ids_of(last)
+    asked = layout.reply(words, turns[:3], length=1).sequence
+    assert ids_of(whole)[: len(ids_of(asked)) - 1] == ids_of(asked)[:-1]
+
+
+def test_no_answer_can_end_itself() -> None:
+    words = words_of("llada")
+    turns = (Turn("user", ("x",)), Turn("assistant", ("a<|eot_id|>b",)))
+    taught = Llada().teach(words, turns, answers=[1])
+    known = words.tokenizer.get_vocab()["<|eot_id|>"]
+    assert ids_of(taught).count(known) == 2
+
+
+# --- pictures as answers --------------------------------------------------------------------------
+
+
+def test_a_picture_is_learnt_as_it_is_drawn() -> None:
+    for family in ("mmada", "lumina"):
+        layout, words = LAYOUTS[family], words_of(family)
+        shown = picture(words, layout)
+        assert isinstance(shown, Codes)
+        turns = (Turn("user", ("a cat",)), Turn("assistant", (shown,)))
+        taught = layout.teach(words, turns, answers=[1])
+        blank = Codes.blank(words, (2, 2), drawn=True)
+        asked = layout.draw(words, "a cat", picture=blank).sequence
+        assert targets_of(taught) == targets_of(asked)
+        got = [ids_of(taught)[i] for i in targets_of(taught)]
+        assert got == shown.ids.tolist()
+        rest = set(range(len(ids_of(asked)))) - set(targets_of(asked))
+        assert all(ids_of(taught)[i] == ids_of(asked)[i] for i in rest)
+
+
+def test_what_is_thought_before_a_picture_is_learnt_with_it() -> None:
+    words, layout = words_of("mmada"), Mmada()
+    shown = picture(words, layout)
+    turns = (
+        Turn("user", ("a cat",)),
+        Turn("assistant", ("<think> a red cat </think>", shown)),
+    )
+    taught = layout.teach(words, turns, answers=[1])
+    asked = layout.reason(words, "a cat", grid=(2, 2)).sequence
+    assert len(ids_of(taught)) == len(ids_of(asked)) == TEXT_LENGTH + 1 + 6
+    first = targets_of(asked)[0]
+    assert ids_of(taught)[:first] == ids_of(asked)[:first]
+    text = taught.segments[1]
+    assert words.tokenizer.decode(text.ids).startswith("<think> a red cat </think><|endoftext|>")
+    assert text.target.all()
+    assert [s.modality for s in taught.segments if s.target.any()] == [
+        Modality.TEXT,
+        Modality.IMAGE,
+    ]
+    long = Turn("assistant", ("x" * TEXT_LENGTH, shown))
+    with pytest.raises(ValueError, match="there is room for"):
+        layout.teach(words, (turns[0], long), answers=[1])
+
+
+# --- models that were born here -------------------------------------------------------------------
+
+
+def own_words(**options: Any) -> Words:
+    from mmdlm.core.vocabulary import Vocabulary
+
+    tokenizer = byte_tokenizer()
+    vocabulary = Vocabulary.build(
+        text_size=len(tokenizer), eos_id=tokenizer.eos_token_id, image_codes=16
+    )
+    return Words(tokenizer, vocabulary, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"slots": 12, "grid": (2, 2)}])
+def test_ours_learns_what_it_completes(options: dict[str, Any]) -> None:
+    words, layout = own_words(**options), LAYOUTS["mmdlm"]
+    turns = (Turn("user", ("1+1=",)), Turn("assistant", ("2",)))
+    taught = layout.teach_task(words, turns)
+    asked = layout.complete(words, "1+1=", length=2).sequence
+    assert len(ids_of(taught)) == len(ids_of(asked))
+    first = targets_of(asked)[0]
+    assert ids_of(taught)[:first] == ids_of(asked)[:first]
+    assert targets_of(taught) == list(range(first, len(ids_of(taught))))
+    eos = words.vocabulary.eos_id
+    assert [i for i in ids_of(taught)[first:] if i != eos] == Script(words).of("2")
+    with pytest.raises(ValueError, match="its 4 messages are not one question and its answer"):
+        layout.teach_task(words, turns + turns)
+    with pytest.raises(ValueError, match="not trained for chat; .* has no chat template"):
+        layout.teach(words, turns, answers=[1])
+
+
+@pytest.mark.parametrize("family", ["mmdlm", "mmada"])
+def test_without_a_template_an_image_is_learned_as_it_is_drawn(family: str) -> None:
+    words = words_of("mmada") if family == "mmada" else own_words(slots=12, grid=(2, 2))
+    layout = LAYOUTS[family]
+    turns = (Turn("user", ("a cat",)), Turn("assistant", (picture(words, layout),)))
+    assert ids_of(layout.teach_task(words, turns)) == ids_of(
+        layout.teach(words, turns, answers=[1])
+    )
+    spoken = (turns[0], Turn("assistant", ("look: ", picture(words, layout))))
+    with pytest.raises(ValueError, match="has the words 'look:' beside an image"):
+        layout.teach_task(words, spoken)
+
+
+def test_ours_that_sees_learns_captions() -> None:
+    words, layout = own_words(), LAYOUTS["mmdlm-seeing"]
+    turns = (Turn("user", (Seen(3),)), Turn("assistant", ("hi",)))
+    taught = layout.teach_task(words, turns)
+    asked = layout.describe(words, Seen(3), length=3).sequence
+    assert targets_of(taught) == targets_of(asked) == [3, 4, 5]
+    with pytest.raises(ValueError, match="questions about images"):
+        layout.teach_task(words, (Turn("user", (Seen(3), "how?")), turns[1]))
+    with pytest.raises(ValueError, match=r"\(llada_v\) is asked about images by its template"):
+        LAYOUTS["llada_v"].teach_task(words_of("llada_v"), turns)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def _thinking(words: Words, layout: Layout) -> tuple[Turn, ...]:
+    return Turn("user", ("x",)), Turn("assistant", ("hm", picture(words, layout)))
+
+
+def _two(words: Words, layout: Layout) -> tuple[Turn, ...]:
+    return Turn("user", ("x",)), Turn("assistant", (picture(words, layout),) * 2)
+
+
+@pytest.mark.parametrize(
+    "family, turns, says",
+    [
+        ("lumina", _thinking, "was not trained to think before it draws"),
+        ("mmada", _two, "an answer with a picture has one"),
+        ("lumina", lambda *_: said(*TALK[:3], TALK[2]), "one question with its answer, not 4"),
+    ],
+)
+def test_what_is_never_asked_for(
+    family: str, turns: Callable[..., tuple[Turn, ...]], says: str
+) -> None:
+    words, layout = words_of(family), LAYOUTS[family]
+    conversation = turns(words, layout)
+    with pytest.raises(ValueError, match=says):
+        layout.teach(words, conversation, answers=[len(conversation) - 1])

@@ -1,0 +1,76 @@
+"""What a policy says while it learns, for people to read: a table, and a sheet of its pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from data_pipelines.shards.shards import write_file
+from mmdlm.rl.reward import Breakdown
+from train.stages.samples import sheet
+
+
+class CompletionsTable:
+    """Writes a round's completions every so many rounds, as .jsonl, .txt and, for pictures, .png.
+
+    The rows have TRL's columns: step (the first that learns from them), prompt, completion, each
+    reward, reward (their weighted sum), advantage, and what rewards noted.
+    """
+
+    def __init__(self, folder: Path, *, every: int, iterations: int) -> None:
+        self.folder, self.every, self.iterations = folder, every, iterations
+
+    def write(
+        self,
+        number: int,
+        prompts: Sequence[str],
+        completions: Sequence[Any],
+        worth: Breakdown,
+        advantage: Tensor,
+    ) -> None:
+        """The files of a round, unless it is not its turn; those of a killed run are replaced."""
+        if number % self.every:
+            return
+        step = number * self.iterations + 1
+        beside = self.folder / f"completions_{step:08d}"
+        drawn = [one for one in completions if isinstance(one, Image.Image)]
+        rows = [
+            {
+                "step": step,
+                "prompt": prompt,
+                "completion": f"{beside.name}.png, {n}" if drawn else completion,
+                **{name: _number(values[n]) for name, values in worth.rewards.items()},
+                "reward": _number(worth.total[n]),
+                "advantage": _number(advantage[n]),
+                **{column: values[n] for column, values in worth.extras.items()},
+            }
+            for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        _write(beside.with_suffix(".jsonl"), lines)
+        _write(beside.with_suffix(".txt"), "\n".join(map(_readable, rows)))
+        if drawn:
+            notes = [f"{row['reward']} ({row['advantage']})" for row in rows]
+            picture = sheet(drawn, list(prompts), notes)
+            write_file(beside.with_suffix(".png"), lambda file: picture.save(file, format="PNG"))
+
+
+def _number(value: Tensor) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(float(value)) else round(float(value), 6)
+
+
+def _readable(row: dict[str, Any]) -> str:
+    texts = ("prompt", "completion")
+    rest = ", ".join(f"{name} {value}" for name, value in row.items() if name not in texts)
+    return f"--- {rest}\n{row['prompt']}\n>>>\n{row['completion']}\n"
+
+
+def _write(path: Path, text: str) -> None:
+    write_file(path, lambda file: file.write(text.encode()))

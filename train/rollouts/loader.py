@@ -1,0 +1,513 @@
+"""The loader of reinforcement learning: its batches are what the policy itself did, and its worth.
+
+A round is one set of rollouts, looked at in `iterations` steps of training. All that a round draws
+follows from the seed, its number and the number of the micro-batch: a run that is killed in the
+middle of a rollout makes the same one again, and one that is killed between two inner iterations
+finds its rollouts in the checkpoint, as the policy that made them is gone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipelines.shards.stream import Broken, Tally, permutation
+from data_pipelines.sources.problems import Problem, columns_of
+from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.sampling.order import Order
+from mmdlm.core.vocabulary import Modality
+from mmdlm.pipeline.generation_run import Filling
+from mmdlm.pipeline.model import Model
+from mmdlm.rl.advantage import AccuracyFilter, Advantage, reward_statistics
+from mmdlm.rl.policy_loss import PolicyLoss
+from mmdlm.rl.reward import Breakdown, Rubric
+from mmdlm.rl.rollout import Rollout
+from mmdlm.rl.statistics import Statistics
+from mmdlm.templates.prompt_template import Ask
+from train.loop import step_generator
+from train.rollouts.answering import Answering
+from train.rollouts.completions import CompletionsTable
+from train.rollouts.reference import Reference
+from train.rollouts.rollout_batch import Experience, Flight, Look
+
+BARREN = 10  # rollouts on end without any reward, after which a run stops
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may cost; it ends as it would at its last step, after the step that spends it.
+
+    tokens   scored tokens of rollouts, of all processes: as many as one has, times their number
+    seconds  of rollouts and training, of all starts of the run together; what a kill undoes is
+             not counted
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"budget: {name} is {value}; it must be above 0, or left out")
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What rollouts are worth.
+
+    rubric     weighted rewards
+    advantage  from rewards to advantages, in groups
+    keep       which groups have something to teach; None: all
+    right      the reward by which `keep` tells right from wrong, which lies in [0, 1]; "": the one
+               that there is
+    """
+
+    rubric: Rubric
+    advantage: Advantage
+    keep: AccuracyFilter | None = None
+    right: str = ""
+
+    def __post_init__(self) -> None:
+        if self.right and self.right not in self.rubric.rewards:
+            raise ValueError(
+                f"right {self.right!r} is no reward of the rubric; it has "
+                f"{', '.join(sorted(self.rubric.rewards))}"
+            )
+        if self.keep is not None and not self.right and len(self.rubric.rewards) > 1:
+            raise ValueError(
+                "keep tells right from wrong by one reward, but the rubric has "
+                f"{', '.join(sorted(self.rubric.rewards))}; name one of them as right"
+            )
+
+    @property
+    def judge(self) -> str:
+        """The reward by which `keep` tells right from wrong."""
+        return self.right or next(iter(self.rubric.rewards))
+
+    def learnt(self, worth: Breakdown, *, group: Tensor) -> Tensor:
+        """[N] bool, the rollouts that take part in the loss.
+
+        Raises ValueError for a reward that does not tell right from wrong.
+        """
+        if self.keep is None:
+            return worth.scored
+        right = worth.rewards[self.judge]
+        outside = (right < 0) | (right > 1)
+        if bool(outside.any()):
+            raise ValueError(
+                f"keep: reward {self.judge!r} is {float(right[outside][0]):g}, but only one in "
+                "[0, 1] tells right from wrong; name another as right, or leave keep out"
+            )
+        return worth.scored & self.keep(right, group=group)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many of what.
+
+    prompts       a micro-batch
+    group         completions of each prompt
+    micro         micro-batches a step, on each process
+    iterations    steps of training that each set of rollouts serves
+    process, of   number of this process, and of how many
+    """
+
+    prompts: int
+    group: int
+    micro: int
+    iterations: int
+    process: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 1), ("group", 2), ("micro", 1), ("iterations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+class Rollouts:
+    """Endless batches of `Experience`, which the newest weights of the policy have made."""
+
+    def __init__(
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        answering: Answering,
+        judging: Judging,
+        estimator: LikelihoodEstimator,
+        loss: PolicyLoss,
+        plan: Plan,
+        *,
+        reference: Reference,
+        seed: int,
+        context: Mapping[str, Any],
+        table: CompletionsTable | None = None,
+        budget: Budget = Budget(),
+        max_broken: float = 0.1,
+        precision: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.model, self.problems, self.answering = model, problems, answering
+        self.judging, self.estimator, self.loss, self.plan = judging, estimator, loss, plan
+        self.reference, self.seed, self.context = reference, seed, context
+        self.table, self.budget, self.precision = table, budget, precision
+        self.given = 0  # batches
+        self.flights: list[Flight] = []
+        self.tokens, self.seconds = 0, 0.0
+        self.read = 0  # tokens of prompts
+        # Seconds of rollouts, and of their scores, since `shares` was asked.
+        self.rolling = self.scoring = 0.0
+        self.asked = self.since = time.perf_counter()
+        self.order: tuple[int, list[int]] = (-1, [])  # of an epoch
+        self.unfit: dict[int, str] = {}  # problems that cannot be asked, and why
+        self.tally = Tally(max_broken)  # of all that were to be asked
+        self.barren = 0  # rounds on end of which no completion got a reward
+        self.warned: set[str] = set()
+        self._check()
+
+    # ---- the loader -----------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Experience]:
+        each = self.plan.micro * self.plan.iterations
+        while True:
+            number, rest = divmod(self.given, each)
+            iteration, micro = divmod(rest, self.plan.micro)
+            if iteration == 0:
+                if micro == 0:
+                    self.flights = []
+                began, scoring = time.perf_counter(), self.scoring
+                with self._sampling():
+                    self.flights.append(self._flight(number, micro))
+                self.rolling += time.perf_counter() - began - (self.scoring - scoring)
+            self.given += 1
+            yield self.flights[micro].at(iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, what it has cost, and the rollouts that are not used up."""
+        self._count_time()
+        in_flight = self.given % (self.plan.micro * self.plan.iterations) != 0
+        return {
+            "given": self.given,
+            "plan": [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.iterations],
+            "tokens": self.tokens,
+            "read": self.read,
+            "seconds": self.seconds,
+            "unfit": self.unfit,
+            "tally": self.tally.state_dict(),
+            "barren": self.barren,
+            "flights": [one.state_dict() for one in self.flights] if in_flight else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """ValueError for a run of other numbers, whose rollouts could not be told apart."""
+        plan = [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.iterations]
+        if state["plan"] != plan:
+            raise ValueError(
+                "the run was begun with (prompts, group, accumulation, iterations) "
+                f"{tuple(state['plan'])} and cannot go on with {tuple(plan)}; set them back, or "
+                "train into another folder"
+            )
+        self.given, self.tokens, self.seconds = state["given"], state["tokens"], state["seconds"]
+        self.read, self.unfit, self.barren = state["read"], state["unfit"], state["barren"]
+        self.tally.load_state_dict(state["tally"])
+        self.flights = [Flight.from_state(one) for one in state["flights"]]
+        self.since = time.perf_counter()
+
+    @property
+    def spent(self) -> bool:
+        """The budget is used up."""
+        self._count_time()
+        tokens, seconds = self.budget.tokens, self.budget.seconds
+        return (tokens is not None and self.tokens * self.plan.of >= tokens) or (
+            seconds is not None and self.seconds >= seconds
+        )
+
+    def shares(self) -> tuple[float, float]:
+        """Of the time since they were asked last, what went into rollouts, and into their scores.
+
+        Rollouts are sampling and rewards; scores are those of the old policy and the reference.
+        """
+        now = time.perf_counter()
+        passed = max(now - self.asked, 1e-9)
+        shares = min(1.0, self.rolling / passed), min(1.0, self.scoring / passed)
+        self.rolling, self.scoring, self.asked = 0.0, 0.0, now
+        return shares
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """No gradient, no dropout, and the precision that training has."""
+        module = self.model.denoiser
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad():
+                if self.precision is None:
+                    yield
+                else:
+                    with self.precision:
+                        yield
+        finally:
+            module.train(training)
+
+    # ---- rollouts -------------------------------------------------------------------------------
+
+    def _flight(self, number: int, micro: int) -> Flight:
+        """The rollouts of one micro-batch of a round."""
+        plan = self.plan
+        place = (number * plan.micro + micro) * plan.of + plan.process  # among all of the run
+        sampling, looking = (
+            step_generator(self.model.device, self.seed, place, which) for which in range(2)
+        )
+        chosen = [self._asked(place * plan.prompts + i) for i in range(plan.prompts)]
+        problems = [one for one, _ in chosen for _ in range(plan.group)]
+        filling = self._filling(chosen, generator=sampling)
+        rollout = Rollout.sample(
+            filling.sampler,
+            filling.denoiser,
+            filling.batch,
+            generator=sampling,
+            ends=self.model.layout.ends(self.model.words),
+            unconditional=filling.unconditional or None,
+        )
+        completions = self.answering.completions(self.model, problems, filling, rollout)
+        rollout = replace(
+            rollout, scored=self.answering.scored(self.model, problems, filling, rollout)
+        )
+        ids = [
+            row[where].tolist()
+            for row, where in zip(rollout.batch.ids, rollout.scored, strict=True)
+        ]
+        worth = self._judged(problems, completions, ids, step=number * plan.iterations)
+        group = torch.arange(plan.prompts).repeat_interleave(plan.group)
+        learnt = self.judging.learnt(worth, group=group)
+        advantage = self.judging.advantage(worth.total, group=group)
+        self.tokens += int(rollout.lengths.sum())
+        self.read += int((~rollout.batch.is_padding & ~rollout.batch.target).sum())
+        if self.table is not None and micro == 0:
+            texts = [one.prompt.text for one in problems]
+            self.table.write(number, texts, completions, worth, advantage)
+        advantage = self.loss.prepare(advantage, group=group, known=worth.scored).float()
+        statistics = _statistics(rollout, worth, learnt, group=group)
+        # What takes no part is not looked at; one row stays, so that all processes keep step.
+        rows = learnt.nonzero().flatten() if bool(learnt.any()) else torch.zeros(1).long()
+        rollout = rollout.rows(rows.to(rollout.scored.device))
+        scored = rollout.scored & learnt[rows].to(rollout.scored.device)[:, None]
+        began = time.perf_counter()
+        undrawable = filling.sampler.undrawable(filling.denoiser.vocabulary)
+        looks = self._looks(rollout, scored, undrawable=undrawable, generator=looking)
+        self.scoring += time.perf_counter() - began
+        return Flight(
+            batch=rollout.batch,
+            advantage=advantage[rows],
+            looks=looks,
+            statistics=statistics,
+            undrawable=undrawable,
+        )
+
+    def _judged(
+        self, problems: list[Problem], completions: list[Any], ids: list[list[int]], *, step: int
+    ) -> Breakdown:
+        """What completions are worth; texts that answer a message are messages, as TRL has them.
+
+        Raises ValueError where no reward has said anything for long.
+        """
+        said = [
+            [{"role": "assistant", "content": text}]
+            if one.prompt.chat and isinstance(text, str)
+            else text
+            for one, text in zip(problems, completions, strict=True)
+        ]
+        prompts = [one.prompt.messages if one.prompt.chat else one.prompt.text for one in problems]
+        # At the precision of evaluation, whatever the policy samples at.
+        with torch.autocast(self.model.device.type, enabled=False):
+            worth = self.judging.rubric(
+                prompts,
+                said,
+                columns=columns_of(problems),
+                context=self.context,
+                completion_ids=ids,
+                trainer_state=SimpleNamespace(global_step=step),
+            )
+        for name, skipped in worth.skipped.items():
+            self._say(name, f"{skipped.count} completions are skipped: {skipped.reason}")
+        self.barren = 0 if bool(worth.scored.any()) else self.barren + 1
+        if self.barren >= BARREN:
+            reasons = "; ".join(one.reason for one in worth.skipped.values())
+            raise ValueError(
+                f"no completion of the last {self.barren} rollouts got a reward, so that nothing "
+                f"is learnt: {reasons or 'all rewards were None'}"
+            )
+        return worth
+
+    def _filling(self, chosen: list[tuple[Problem, Ask]], *, generator: torch.Generator) -> Filling:
+        """One row a completion; a prompt's pictures are looked at once."""
+        filling = self.answering.filling(
+            self.model,
+            [problem for problem, _ in chosen],
+            [ask for _, ask in chosen],
+            generator=generator,
+        )
+        index = torch.arange(len(chosen)).repeat_interleave(self.plan.group)
+        rows = index.to(filling.batch.ids.device)
+        return replace(
+            filling,
+            batch=filling.batch.rows(rows),
+            unconditional=tuple(branch.rows(rows) for branch in filling.unconditional),
+            shown=tuple(filling.shown[int(i)] for i in index),
+        )
+
+    def _looks(
+        self,
+        rollout: Rollout,
+        scored: Tensor,
+        *,
+        undrawable: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> tuple[Look, ...]:
+        """Views for all inner iterations; policy, old policy and reference share them."""
+        batch, denoiser = rollout.batch, self.model.denoiser
+        known: dict[int, Look] = {}  # of views that several iterations share
+        rounds = self.estimator.draw(
+            batch,
+            denoiser.vocabulary,
+            generator=generator,
+            iterations=self.plan.iterations,
+            scored=scored,
+            steps=rollout.steps,
+        )
+        looks = []
+        for iteration, views in enumerate(rounds):
+            before = known.get(id(views), Look(views))
+            old, reference = before.old, before.reference
+            if self.loss.needs_old and iteration and old is None:  # at first it is the policy
+                old = self.estimator.scores(denoiser, batch, views, undrawable=undrawable)
+            if self.loss.needs_reference and reference is None:
+                with self.reference.of(denoiser) as other:
+                    reference = self.estimator.scores(other, batch, views, undrawable=undrawable)
+            known[id(views)] = Look(views, old, reference)
+            looks.append(known[id(views)])
+        return tuple(looks)
+
+    # ---- prompts --------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Raise ValueError for what would be found out after the first rollouts."""
+        if not self.problems:
+            raise ValueError("there are no prompts to learn from")
+        first = self.problems[0]
+        self.judging.rubric.check_columns({*first.columns, *self.context})
+        self.judging.rubric.prepare()
+        _, ask = self._asked(0)
+        decoding = self.answering.decoding(self.model, first)
+        written = any(
+            one.modality == Modality.TEXT and bool(one.target.any())
+            for one in ask.sequence.segments
+        )
+        whole = decoding.whole_vocabulary and written
+        if whole and not self.estimator.full_vocabulary:
+            raise ValueError(
+                "the sampler draws from the whole vocabulary; set full_vocabulary of the estimator"
+            )
+        if self.estimator.full_vocabulary and not whole:
+            raise ValueError(
+                "full_vocabulary of the estimator counts ids that the sampler does not draw; set "
+                "it to false, or for texts whole_vocabulary of the sampler to true"
+            )
+        self.estimator.check(decoding.sampler())
+        noise = decoding.temperature or decoding.order_temperature
+        own = isinstance(decoding.order, Order)  # may be random
+        if not (noise or own or decoding.order == "random" or decoding.schedule == "ancestral"):
+            raise ValueError(
+                "temperature is 0, so that all completions of a prompt would be alike and none "
+                "better than another; set it to 1, for example"
+            )
+
+    def _asked(self, position: int) -> tuple[Problem, Ask]:
+        """The problem at a place of the endless shuffled list; the next where it cannot be asked.
+
+        Raises ValueError where no problem can be.
+        """
+        count = len(self.problems)
+        epoch, place = divmod(position, count)
+        if self.order[0] != epoch:
+            self.order = epoch, permutation(count, self.seed, "prompts", epoch)
+        for further in range(count):
+            index = self.order[1][(place + further) % count]
+            if index in self.unfit:
+                continue
+            problem = self.problems[index]
+            try:
+                asked = self.answering.ask(self.model, problem)
+            except ValueError as error:
+                self.unfit[index] = str(error)
+                self.tally.add_broken(Broken("prompts", problem.name, str(error)))
+                continue
+            self.tally.good += 1
+            return problem, asked
+        raise ValueError(
+            f"none of {count} prompts can be asked; the first: {next(iter(self.unfit.values()))}"
+        )
+
+    def _say(self, about: str, what: str) -> None:
+        """Once for each kind and process; the log counts the rest."""
+        if about not in self.warned:
+            self.warned.add(about)
+            print(f"warning: {what}", file=sys.stderr)
+
+
+# ---- what is logged -----------------------------------------------------------------------------
+
+
+def _statistics(rollout: Rollout, worth: Breakdown, learnt: Tensor, *, group: Tensor) -> Statistics:
+    """Under TRL's names; see `logged` for what they become."""
+    every = reward_statistics(worth.total, group=group)
+    every = every + Statistics.means(**{"completions/learnt_ratio": (learnt.double(), None)})
+    for name, values in worth.rewards.items():
+        known = ~values.isnan()
+        every = every + Statistics.means(
+            **{
+                f"rewards/{name}/mean": (values, known),
+                f"rewards/{name}/std": (values.square(), known),
+            }
+        )
+    for name in worth.rewards:
+        skipped = worth.skipped.get(name)
+        every = every + _sum(f"rewards/{name}/skipped", skipped.count if skipped else 0)
+    for name, value in worth.metrics.items():
+        every = every + Statistics(sums={name: torch.tensor(value)}, counts={name: torch.tensor(1)})
+    lengths = rollout.statistics()
+    return every + Statistics(
+        *({name: value.cpu() for name, value in part.items()} for part in lengths.parts)
+    )
+
+
+def _sum(name: str, value: float) -> Statistics:
+    """A number that adds up."""
+    return Statistics(sums={name: torch.tensor(float(value))}, counts={name: torch.tensor(1)})
+
+
+def logged(statistics: Statistics) -> dict[str, float]:
+    """What to write: means, but deviations from means of squares, and sums of what was skipped."""
+    values = statistics.values()
+    for name in list(values):
+        if name.startswith("rewards/") and name.endswith("/std"):
+            mean = values[f"{name.removesuffix('/std')}/mean"]
+            number = int(statistics.counts[name])
+            spread = max(0.0, values[name] - mean**2) * number / max(1, number - 1)
+            values[name] = math.sqrt(spread)
+        elif name.startswith("rewards/") and name.endswith("/skipped"):
+            values[name] = float(statistics.sums[name])
+    return values

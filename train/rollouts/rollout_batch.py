@@ -1,0 +1,124 @@
+"""What a policy learns from: its rollouts, what they are worth, and how they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.token_scores import TokenScores
+from mmdlm.core.sequence import Batch
+from mmdlm.rl.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Look:
+    """The views of one inner iteration, and what others than the policy say of them.
+
+    old        scores of the policy before its first update; None: it is the policy as it is
+    reference  scores of the reference; None where no loss asks for them
+    """
+
+    views: tuple[View, ...]
+    old: TokenScores | None = None
+    reference: TokenScores | None = None
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A micro-batch of rollouts, whole groups of them, for one inner iteration.
+
+    batch       answers filled in; one rollout a row
+    advantage   [B], as `PolicyLoss.prepare` made it
+    statistics  to log of the rollouts
+    undrawable  ids that the sampler could not draw
+    """
+
+    batch: Batch
+    advantage: Tensor
+    look: Look
+    statistics: Statistics
+    undrawable: tuple[int, ...] = ()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Experience:
+        """On another device; statistics stay where they are."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=non_blocking)
+
+        moved: Look = _mapped(self.look, move)
+        batch = self.batch.to(device, non_blocking=non_blocking)
+        return replace(self, batch=batch, advantage=move(self.advantage), look=moved)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A micro-batch of rollouts with what all of its inner iterations need."""
+
+    batch: Batch
+    advantage: Tensor
+    looks: tuple[Look, ...]
+    statistics: Statistics
+    undrawable: tuple[int, ...] = ()
+
+    def at(self, iteration: int) -> Experience:
+        """For one inner iteration."""
+        return Experience(
+            self.batch, self.advantage, self.looks[iteration], self.statistics, self.undrawable
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain containers of tensors on the CPU, which torch loads without running code."""
+        state: dict[str, Any] = _plain(self)
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Flight:
+        """The inverse of `state_dict`."""
+
+        def scores(found: Mapping[str, Any] | None) -> TokenScores | None:
+            return None if found is None else TokenScores(**found)
+
+        return cls(
+            batch=Batch(**state["batch"]),
+            advantage=state["advantage"],
+            looks=tuple(
+                Look(
+                    views=tuple(View(**view) for view in look["views"]),
+                    old=scores(look["old"]),
+                    reference=scores(look["reference"]),
+                )
+                for look in state["looks"]
+            ),
+            statistics=Statistics(**state["statistics"]),
+            undrawable=tuple(state.get("undrawable", ())),
+        )
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass with each tensor in it replaced."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_mapped(one, function) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: _mapped(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **changed)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    assert value is None or isinstance(value, int | float | str), type(value)
+    return value

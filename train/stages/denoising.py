@@ -1,0 +1,454 @@
+"""What recipes have in common that denoise documents: data, stage, how they start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedTokenizerFast
+
+from data_pipelines.shards.loader import build_loader
+from data_pipelines.shards.workers import Loader
+from data_pipelines.sources.conversations import speak
+from data_pipelines.sources.image_text import expect_codes
+from data_pipelines.sources.preferences import Preference
+from data_pipelines.sources.source import NoLonger, Source
+from data_pipelines.sources.vision_samples import see_through
+from mmdlm.core.diffusion.forward import Corruption
+from mmdlm.core.losses.objective import Objective
+from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import GENERATED
+from mmdlm.models.compilation import compile_layers
+from mmdlm.models.costs import Costs
+from mmdlm.models.encoder import MmdlmEncoderConfig
+from mmdlm.models.from_pretrained import PretrainedDenoiser, load_denoiser
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.run_steps import parts_of
+from mmdlm.pipeline.engine import Engine
+from mmdlm.templates.auto import layout_of
+from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.text_codec import Words
+from mmdlm.vision.checkpoint_files import read_json
+from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.encoders.tower_weights import load_tower
+from mmdlm.vision.tokenizers.base import ImageTokenizer
+from train.loop import Stage
+from train.optimizer import Rates
+from train.quantized import FrozenBase
+from train.stages.annealing import AttentionAnnealing
+from train.stages.meter import Load
+from train.stages.param_groups import Parts
+
+Attention = Literal["sdpa", "flex_attention"]
+Recompute = bool | Literal["selective"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "flex_attention")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the samples come from and how they make a batch; see `build_loader`.
+
+    batch_size   rows a batch, per process
+    length       tokens a row; None: as many as the longest document has, see `train.row_lengths`;
+                 conversations, which are cut or left out by it, need a number
+    packed       several documents a row
+    num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
+                 and none elsewhere. A run goes on with as many as it was begun with, and each
+                 needs a sample of every source
+    urls         shards in place of those of the only source, which is read as before: a recipe
+                 for data of one's own
+    """
+
+    sources: list[Source]
+    batch_size: int = 64
+    length: int | None = None
+    packed: bool = False
+    num_workers: int | None = None
+    shuffle_buffer: int = 4096
+    max_broken: float = 0.01
+    urls: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.urls is None:
+            return
+        if len(self.sources) != 1:
+            raise ValueError(
+                f"urls {self.urls} are for a recipe of one source, but it has "
+                f"{len(self.sources)}; give the sources as a whole"
+            )
+        object.__setattr__(self, "sources", [replace(self.sources[0], urls=self.urls)])
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Weight of each modality in the loss."""
+
+    text: float = 1.0
+    image: float = 1.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is drawn for a batch.
+
+    ahead  how far to the right each row sees
+    seed   of the dropout, where there is any
+    """
+
+    corruption: Corruption
+    ahead: Tensor | None
+    seed: int | None = None
+
+
+class DenoisingStage(Stage):
+    """A batch is corrupted, denoised, and scored by an objective."""
+
+    def __init__(
+        self,
+        denoiser: PretrainedDenoiser,
+        objective: Objective,
+        coefficients: Coefficients,
+        *,
+        annealing: AttentionAnnealing | None = None,
+        parts: Parts = Parts(),
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.objective, self.annealing = denoiser, objective, annealing
+        self.parts = parts
+        self.coefficients = asdict(coefficients)
+        self.step = 0
+        self._no_split_modules = denoiser._no_split_modules  # what accelerate shards apart
+
+    def begin(self, step: int) -> None:
+        """Where annealing is."""
+        self.step = step
+
+    def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
+        """Times and noise, then what annealing and dropout draw."""
+        corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
+        ahead = None
+        if self.annealing is not None:
+            ahead = self.annealing.ahead(batch, self.step, generator=generator)
+        return Noise(corruption, ahead, dropout_seed(self.denoiser, generator=generator))
+
+    def counts(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """As the objective's normalisers say."""
+        return self.objective.counts(batch, noise.corruption)
+
+    def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Loss sums by modality. Pictures are looked at once, however many copies are masked."""
+        with dropout(noise.seed, batch.ids.device):
+            batch = self.denoiser.see(replace(batch, ahead=noise.ahead))
+            sums = self.objective.terms(self.denoiser, batch, noise.corruption).sums
+        vision = getattr(self.denoiser, "vision", None)
+        if vision is not None and batch.features is None:
+            # Without pictures its gradient is zero, not absent: other processes may have some, and
+            # would wait for it.
+            sums["text"] = sums["text"] + _nothing(vision)
+        return sums
+
+    def load(self, batch: Batch, noise: Noise) -> Load:
+        """Of all copies that are masked; what a vision tower does is not counted."""
+        return load_of(self.denoiser, batch, noise.corruption.masked)
+
+    def rates(self) -> Rates:
+        """Those of the parts."""
+        return self.parts.rates(self.denoiser)
+
+    def compile_layers(self) -> None:
+        """One compiled layer serves the whole depth."""
+        compile_layers(self.denoiser)
+
+
+def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
+    """What a step on a batch works on.
+
+    read  [B, L] bool, the tokens whose logits are wanted; [K B, L] for K copies of the batch
+    """
+    copies = len(read) // len(batch)
+    tokens = copies * int((~batch.is_padding).sum())
+    targets = int(batch.target.sum())  # copies are complementary: each covers its own
+    if not isinstance(denoiser, MmdlmForMaskedDiffusion):
+        return Load(tokens, targets)
+    rows, length = batch.ids.shape
+    place = batch.document + length * torch.arange(rows, device=batch.document.device)[:, None]
+    documents = torch.bincount(place[~batch.is_padding])
+    modality = batch.modality.to(read.device, non_blocking=True).repeat(copies, 1)
+    head = sum(
+        (read & (modality == kind)).sum() * (stop - start)  # not asked for before it is logged
+        for kind in GENERATED
+        for start, stop in [denoiser.vocabulary.range(kind)]
+    )
+    flops = Costs(denoiser.config).training(
+        tokens=tokens,
+        pairs=copies * int(documents.square().sum()),
+        head=head,
+        learning=_share_that_learns(denoiser.model.layers),
+        head_learns=any(p.requires_grad for p in denoiser.lm_head.parameters()),
+    )
+    return Load(tokens, targets, flops)
+
+
+def _share_that_learns(module: nn.Module) -> float:
+    parameters = list(module.parameters())
+    learning = sum(p.numel() for p in parameters if p.requires_grad)
+    return learning / max(1, sum(p.numel() for p in parameters))
+
+
+def _nothing(module: nn.Module) -> Tensor | float:
+    """Zero, as a function of each trainable parameter."""
+    return sum(0.0 * p.flatten()[0] for p in module.parameters() if p.requires_grad)
+
+
+def dropout_seed(denoiser: nn.Module, *, generator: torch.Generator) -> int | None:
+    """A seed for `dropout`; None, and nothing is drawn, where a model has none."""
+    if not any(isinstance(one, nn.Dropout) and one.p > 0 for one in denoiser.modules()):
+        return None
+    return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
+
+
+@contextmanager
+def dropout(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Within the block dropout follows from a seed; torch knows no generator for it."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def layout_for(denoiser: PretrainedDenoiser, *, asked: bool = False) -> Layout:
+    """The layout of the tasks of a model: that of its family, where it was published.
+
+    asked  of those alone that it was trained for; to be trained for, there are all
+    """
+    family = (getattr(denoiser.config, "published", None) or {}).get("family")
+    tasks = denoiser.config.trained_tasks if asked else None
+    return layout_of(family, seeing=getattr(denoiser, "vision", None) is not None, tasks=tasks)
+
+
+def positions_of(denoiser: PretrainedDenoiser, layout: Layout) -> int:
+    """Return the tokens of the longest document that a model takes, as where it is asked."""
+    return max(denoiser.config.max_position_embeddings, layout.longest)
+
+
+def words_for(
+    denoiser: PretrainedDenoiser,
+    tokenizer: PreTrainedTokenizerFast,
+    pictures: ImageTokenizer | None = None,
+) -> Words:
+    """The tokenizer over the vocabulary of a model, just as where the model is asked with it.
+
+    Raises ValueError where they do not fit.
+    """
+    config = denoiser.config
+    engine = Engine(
+        denoiser,
+        tokenizer,
+        pictures,
+        text_slots=getattr(config, "text_slots", None),
+        max_length=config.max_position_embeddings,
+        layout=layout_for(denoiser),
+    )
+    return engine.words
+
+
+def read_sources(
+    data: Data, denoiser: PretrainedDenoiser, words: Words, layout: Layout
+) -> list[Source]:
+    """The sources of a data section, seen and spoken as the model does.
+
+    Raises ValueError for what the model cannot see, and for rows that it has no positions for.
+    Documents that share a row have positions each: of those, one that is too long is no good.
+    """
+    most = positions_of(denoiser, layout)
+    if data.length is None:
+        raise ValueError(
+            "data.length is null, but conversations are cut or left out by the length of a row; "
+            f"give it a number, up to the {most} tokens that the model takes"
+        )
+    shared = data.packed or all(isinstance(one.to_sequence, Preference) for one in data.sources)
+    if data.length > most and not shared:
+        raise ValueError(
+            f"data.length is {data.length}, but the model takes {most} tokens at most "
+            "(max_position_embeddings); shorten the rows, or give a new model as many positions"
+        )
+    sources = data.sources
+    if words.grid is not None:
+        sources = expect_codes(sources, prod(words.grid))
+    spoken = speak(sources, layout, words, length=data.length, packed=data.packed)
+    seen = see_through(spoken, getattr(denoiser, "vision", None))
+    if data.length <= most:
+        return seen
+    return [replace(one, to_sequence=NoLonger(one.to_sequence, most)) for one in seen]
+
+
+def load_batches(
+    data: Data, sources: list[Source], words: Words, *, seed: int, process: PartialState
+) -> Loader:
+    """Batches of this process; see `build_loader`."""
+    return build_loader(
+        sources,
+        words.vocabulary,
+        tokenizer=words.tokenizer,
+        batch_size=data.batch_size,
+        length=data.length,
+        packed=data.packed,
+        seed=seed,
+        num_workers=data.num_workers,
+        rank=process.process_index,
+        world_size=process.num_processes,
+        shuffle_buffer=data.shuffle_buffer,
+        max_broken=data.max_broken,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+# ---- start ----------------------------------------------------------------------------------
+
+
+def start(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    pictures: ImageTokenizer | None,
+    *,
+    attention: Attention,
+    dtype: torch.dtype = torch.float32,
+    needs_pictures: bool = True,
+    base: FrozenBase | None = None,
+) -> PretrainedDenoiser:
+    """The denoiser of a folder, ours or of a published family, to be trained further.
+
+    dtype           of its weights, whatever was stored; in half precision small steps are lost
+    needs_pictures  whether a model of image codes needs their tokenizer
+    base            for weights that stay as they are, beside an adapter: they may be quantized
+
+    Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
+    """
+    parts = parts_of(folder)
+    if not (parts / "config.json").is_file():
+        raise ValueError(f"start_from {folder}: no config.json there; correct the path")
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        raise ValueError(
+            "attention flex_attention trains on a GPU alone, and there is none; take sdpa"
+        )
+    options = {"attn_implementation": attention, "dtype": dtype}
+    content = read_json(parts / "config.json")
+    if isinstance(content, dict) and content.get("model_type") != MmdlmEncoderConfig.model_type:
+        options["config"] = read_config(content, tokenizer_size=len(tokenizer))
+    if isinstance(content, dict) and content.get("quantization_config"):
+        raise ValueError(
+            f"start_from {folder} holds quantized weights, which have no gradient; start from the "
+            "weights that they were made of (train.sft can quantize those beside `lora`)"
+        )
+    if base is not None:
+        options |= base.options(options.get("config"), dtype=dtype)
+    denoiser = load_denoiser(folder, **options)
+    known = denoiser.vocabulary
+    codes = pictures.codebook_size if pictures is not None else 0
+    if pictures is None and not needs_pictures:
+        codes = known.image_codes
+    size = known.text[1] - known.text[0]
+    if known.text[0] <= known.mask_id < known.text[1]:
+        size = min(size, len(tokenizer))  # published embeddings have rows to spare
+    ends = {known.eos_id, *layout_for(denoiser).ends(Words(tokenizer, known))}
+    eos = tokenizer.eos_token_id
+    right = eos is not None and eos + known.text[0] in ends
+    if (len(tokenizer), codes) != (size, known.image_codes) or not right:
+        raise ValueError(
+            f"{folder} has another vocabulary, {known}, than the tokenizers given, with "
+            f"{len(tokenizer)} text ids, end of text {eos} and {codes} image codes; "
+            "give those that it was trained with"
+        )
+    return denoiser
+
+
+def open_eyes(
+    denoiser: PretrainedDenoiser, vision: VisionConfig, tower_weights: Path | None, *, seed: int
+) -> None:
+    """Give a model that does not see a vision adapter, whose projector is new.
+
+    One that sees may be given another tiling: LLaVA's projector is first trained on squares, then
+    on mosaics. It keeps its tower and its projector.
+    """
+    if not isinstance(denoiser, MmdlmForMaskedDiffusion):
+        raise ValueError("vision: an encoder of text takes no pictures; start from another model")
+    before = denoiser.vision
+    if before is not None:
+        _check_same_eyes(before.config, vision, tower_weights)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapter = VisionAdapter(vision, denoiser.config.hidden_size)
+        if tower_weights is not None:
+            load_tower(adapter.tower, tower_weights)
+    if before is not None:
+        kept = {name: t for name, t in before.state_dict().items() if name in adapter.state_dict()}
+        adapter.load_state_dict(kept, strict=False)  # without newline a new one is drawn
+    denoiser.vision = adapter
+    denoiser.config.vision = vision.to_dict()
+
+
+def _check_same_eyes(
+    before: VisionConfig, vision: VisionConfig, tower_weights: Path | None
+) -> None:
+    """ValueError where more than the tiling would become another."""
+    old, new = before.to_dict(), vision.to_dict()
+    differing = [name for name in old if old[name] != new[name] and name != "tiling"]
+    if tower_weights is not None:
+        differing.append("tower_weights")
+    if differing or old == new:
+        raise ValueError(
+            "vision: the model to start from sees already, with an adapter of its own; leave "
+            f"`vision` out, or give it another tiling alone (here {', '.join(differing) or 'none'} "
+            "would be another)"
+        )
+
+
+def image_tokenizer_of(folder: Path | None, given: Path | None) -> Path | None:
+    """The folder of an image tokenizer: the given one, or that of the model in `folder`."""
+    own = None if folder is None else parts_of(folder) / "image_tokenizer"
+    return own if given is None and own is not None and own.is_dir() else given
+
+
+def learn_in_float32(denoiser: nn.Module) -> None:
+    """Weights that learn are float32, whatever those are that stay frozen."""
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def recompute_layers(denoiser: PretrainedDenoiser, recompute: Recompute) -> None:
+    """Compute again in the backward pass what is cheap to keep no memory for (checkpointing).
+
+    True keeps the input of each layer alone; "selective" the results of matrix products and of
+    attention besides, so that no product is computed twice. Where layers are compiled, the compiler
+    chooses within them: products may be computed again.
+    """
+    if not recompute:
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
+    enable = getattr(denoiser, "activation_checkpointing_enable", None)  # its newer name
+    (enable or denoiser.gradient_checkpointing_enable)(options)
+
+
+def _kept(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    name = operation.name().split("::")[-1]
+    dear = name in PRODUCTS or name.startswith("_scaled_dot_product")
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
