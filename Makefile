@@ -107,7 +107,7 @@ runs/%/eval/sft.json: runs/%/sft/final/config.json
 define run_of
 runs/$(1)/$(2)_%/final/config.json: runs/$(1)/eval/sft.json
 	$$(BIN)/python -m train.rl --config configs/rl/$(1).yaml $(3) --out runs/$(1)/$(2)_$$* \
-	  --fit_settings.seed $$*
+	  --training.seed $$*
 runs/$(1)/eval/$(2)_%.json: runs/$(1)/$(2)_%/final/config.json
 	$$(BIN)/python -m eval.$(1) --config configs/eval/$(1).yaml --model $$(<D) --out $$@
 endef
@@ -119,7 +119,7 @@ runs/emoji/pictures/index.json: | $(INSTALLED)
 	$(BIN)/python -m data_pipelines.write_shards emoji --out $(@D)
 runs/emoji/rl_%/final/config.json: runs/emoji/pictures/index.json
 	$(BIN)/python -m train.rl --config configs/rl/emoji.yaml --out runs/emoji/rl_$* \
-	  --fit_settings.seed $*
+	  --training.seed $*
 runs/emoji/eval/before.json: runs/emoji/pictures/index.json
 	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --out $@
 runs/emoji/eval/rl_%.json: runs/emoji/rl_%/final/config.json

@@ -61,7 +61,7 @@ def main(
     Args:
         icons: Folder in which npm has installed the icon sets and emojibase-data.
         out: Folder for the shards.
-        font: Colour emoji font of the first style; default: Noto Color Emoji of this machine.
+        font: Color emoji font of the first style; default: Noto Color Emoji of this machine.
         size: Height and width of the images, in pixels.
         edits_of_a_kind: Most edits to train on of each kind: skin tone, person, style, other.
         questions_of_a_kind: Most questions to train on of each kind; answers are balanced.

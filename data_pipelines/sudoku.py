@@ -49,7 +49,7 @@ Your step-by-step solving process
 <answer>
 [16-character solution string with no spaces or separators]
 </answer>
-"""  # noqa: E501
+"""
 
 
 @dataclass(frozen=True)

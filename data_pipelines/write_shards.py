@@ -40,14 +40,14 @@ SHARD_BYTES = 1 << 30
 def emoji(
     out: Path, *, font: Path | None = None, size: int = 64, samples_per_shard: int = 500
 ) -> None:
-    """Draw every emoji of a colour font, with its names in all languages.
+    """Draw every emoji of a color font, with its names in all languages.
 
     Writes out/train and out/held_out: png, txt (the English name) and json (all names, and the
     weight of `data_pipelines.sources.emoji.sampling_weights`).
 
     Args:
         out: Folder for the shards.
-        font: Colour emoji font; default: one of this machine.
+        font: Color emoji font; default: one of this machine.
         size: Height and width of the pictures, in pixels.
         samples_per_shard: Samples in one shard.
     """

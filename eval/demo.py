@@ -344,7 +344,7 @@ def sheet(pictures: Sequence[Image.Image], *, scale: int = 2, gap: int = 8) -> I
 
 def write_animation(frames: Sequence[Image.Image], file: BinaryIO) -> None:
     """Frames -> an endless GIF whose last frame stays longer."""
-    # One palette, that of the first and the last frame, so that no colour flickers between frames.
+    # One palette, that of the first and the last frame, so that no color flickers between frames.
     both = Image.new("RGB", (frames[0].width, 2 * frames[0].height))
     both.paste(frames[0], (0, 0))
     both.paste(frames[-1], (0, frames[0].height))

@@ -47,7 +47,7 @@ class Outcome:
     """
 
     task: str
-    decoding: str
+    generation_config: str
     forwards: float
     tokens: float
     right: float
@@ -63,7 +63,7 @@ def outcome(name: str, task: Questions, model: Model, faster: Faster) -> Outcome
     found = estimate(right)
     return Outcome(
         task=name,
-        decoding=faster.name,
+        generation_config=faster.name,
         forwards=passes.rows / len(right),
         tokens=passes.tokens / len(right) / 1000,
         right=found.value,
@@ -93,7 +93,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
             tokens += f" ({base.tokens / one.tokens:.1f} x fewer)"
             right += f" ({100 * (one.right - base.right):+.1f})"
         repeats = "" if one.repeats is None else f"{100 * one.repeats:.1f} %"
-        cells = (one.task, one.decoding, forwards, tokens, right, repeats)
+        cells = (one.task, one.generation_config, forwards, tokens, right, repeats)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -98,7 +98,7 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _share(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> float | None:
-    """Of the time of runs, their mean; with `log_every` 1 a share is of the seconds beside it."""
+    """Of the time of runs, their mean; with `logging_steps` 1 a share is of the seconds beside it."""
     if not logs or any(key not in lines[0] for lines in logs):
         return None
     return fmean(
@@ -172,14 +172,14 @@ def plot(comparisons: Sequence[Comparison], path: Path, *, title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, one in enumerate(comparisons):
-        colour = f"C{number}"
+        color = f"C{number}"
         runs = [curve(one, seed) for seed in one.seeds if _of(one.after, seed).is_file()]
         for places, values in runs:
-            axes.plot(places, values, color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(places, values, color=color, linewidth=0.6, alpha=0.35)
         if runs:
             places, mean = mean_curve(runs)
             label = f"{one.name}, {len(runs)} seeds" if len(runs) > 1 else one.name
-            axes.plot(places, smoothed(mean, len(mean) // 10), color=colour, label=label)
+            axes.plot(places, smoothed(mean, len(mean) // 10), color=color, label=label)
     axes.set(
         xlabel=comparisons[0].against,
         ylabel=comparisons[0].reward.removesuffix("/mean"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdlm.pipeline.model import Model
-    from mmdlm.templates.prompt_template import Layout
+    from mmdlm.templates.prompt_template import PromptTemplate
 
 __version__ = "0.2.0"
 __all__ = ["__version__", "load"]
@@ -35,7 +35,7 @@ def load(
     adapter: str | PathLike[str] | None = None,
     merge_adapter: bool = False,
     image_tokenizer: str | PathLike[str] | None = None,
-    layout: Layout | None = None,
+    prompt_template: PromptTemplate | None = None,
     task: str | None = None,
 ) -> Model:
     """Load a model: see `mmdlm.pipeline.loading.load`, which this is, imported at the first call.
@@ -52,6 +52,6 @@ def load(
         adapter=adapter,
         merge_adapter=merge_adapter,
         image_tokenizer=image_tokenizer,
-        layout=layout,
+        prompt_template=prompt_template,
         task=task,
     )

@@ -27,15 +27,15 @@ ANSWER, EDIT, CHAT = ([command, "--model", "m"] for command in ("answer", "edit"
 
 
 class FakeModel:
-    """Draws one plain colour that depends on all that a picture may depend on."""
+    """Draws one plain color that depends on all that a picture may depend on."""
 
     def __init__(self) -> None:
         self.defaults = SimpleNamespace(text_to_image=SimpleNamespace(num_inference_steps=4))
         self.calls: list[dict[str, object]] = []
         self.loaded: tuple[object, ...] = ()
-        self.layout = SimpleNamespace(need=lambda task: None)
+        self.prompt_template = SimpleNamespace(need=lambda task: None)
 
-    def faster(self, **options: object) -> FakeModel:
+    def with_generation(self, **options: object) -> FakeModel:
         self.decoded = options
         return self
 
@@ -85,9 +85,9 @@ class FakeModel:
         generators = [generator] if isinstance(generator, torch.Generator) else generator
         assert len(generators) == num_images_per_prompt
         for _ in range(steps):
-            colours = [torch.randint(0, 256, (3,), generator=one).tolist() for one in generators]
+            colors = [torch.randint(0, 256, (3,), generator=one).tolist() for one in generators]
             size = (width or 8, height or 8)
-            yield [Image.new("RGB", size, tuple(colour)) for colour in colours]
+            yield [Image.new("RGB", size, tuple(color)) for color in colors]
 
     def caption(
         self,
@@ -694,7 +694,7 @@ def test_names_are_those_of_a_decoding() -> None:
 OWN_PARTS = """
 from dataclasses import dataclass
 
-from mmdlm.core.sampling.unmasking import EvenSplit
+from mmdlm.core.sampling.unmasking import UniformTransfer
 from mmdlm.core.sampling.order import Order
 
 
@@ -712,7 +712,7 @@ class Needs(Order):
         return candidates.log_prob
 
 
-class Slowly(EvenSplit):
+class Slowly(UniformTransfer):
     pass
 """
 
@@ -742,8 +742,8 @@ def test_an_order_and_a_rule_of_ones_own_are_named_by_class_path(
             "'mmdlm.core.sampling.order.Rnadom' cannot be imported",
         ),
         (
-            "mmdlm.core.sampling.unmasking.EvenSplit",
-            "'mmdlm.core.sampling.unmasking.EvenSplit' is no Order",
+            "mmdlm.core.sampling.unmasking.UniformTransfer",
+            "'mmdlm.core.sampling.unmasking.UniformTransfer' is no Order",
         ),
         ("own_parts_of_cli.Needs", "'own_parts_of_cli.Needs' cannot be made without arguments"),
         (

@@ -30,7 +30,14 @@ from tests.models.tiny import tiny_config
 
 CASES = 60
 FILES = (
-    *("config.json", "config.json", INDEX, INDEX, "generation.json", "tokenizer_config.json"),
+    *(
+        "config.json",
+        "config.json",
+        INDEX,
+        INDEX,
+        "generation_config.json",
+        "tokenizer_config.json",
+    ),
     *("image_tokenizer/config.json", "adapter/adapter_config.json"),
     *("model-00001-of-00003.safetensors", "image_tokenizer/model.safetensors"),
     "adapter/adapter_model.safetensors",
@@ -60,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder, max_shard_size="60KB")
     words.save_pretrained(folder)
     pictures.save_pretrained(folder / "image_tokenizer")
-    (folder / "generation.json").write_text(Defaults().to_json())
+    (folder / "generation_config.json").write_text(Defaults().to_json())
     adapter = folder / "adapter"
     adapter.mkdir()
     layer = "base_model.model.model.layers.0.self_attn.q_proj"

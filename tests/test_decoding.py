@@ -14,36 +14,36 @@ from mmdlm.core.sampling.cache import Delayed, Dual, Prefix, Stable
 from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Random
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
-    CatchUp,
+    CatchUpTransfer,
     EntropyBound,
-    EvenSplit,
     Factor,
-    PlannedCount,
+    PlannedTransfer,
     Remasking,
-    ScheduledCount,
+    ScheduledTransfer,
     Threshold,
+    UniformTransfer,
 )
-from mmdlm.pipeline.generation_config import Decoding, Defaults
+from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 
 
 def written(folder: Path, content: object) -> Path:
-    path = folder / "generation.json"
+    path = folder / "generation_config.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
 
 
 def test_a_decoding_is_a_sampler_in_plain_values() -> None:
-    plain = Decoding(7).sampler()
-    assert (plain.steps, plain.order, plain.commit) == (7, Confidence(), EvenSplit())
+    plain = GenerationConfig(7).sampler()
+    assert (plain.steps, plain.order, plain.unmasking) == (7, Confidence(), UniformTransfer())
     assert plain.remask is None
-    rich = Decoding(
+    rich = GenerationConfig(
         7, order_temperature=2.0, schedule="cosine", remask=0.1, top_p=0.9, block_length=4
-    ).sampler(suppressed=(3,))
+    ).sampler(suppress_tokens=(3,))
     assert rich.order == Confidence(2.0)
-    assert rich.commit == ScheduledCount(Cosine())
+    assert rich.unmasking == ScheduledTransfer(Cosine())
     assert rich.remask == Remasking(0.1)
-    assert (rich.top_p, rich.block_length, rich.suppressed) == (0.9, 4, (3,))
-    assert Decoding(7, order="left_to_right").sampler().order == LeftToRight()
+    assert (rich.top_p, rich.block_length, rich.suppress_tokens) == (0.9, 4, (3,))
+    assert GenerationConfig(7, order="left_to_right").sampler().order == LeftToRight()
 
 
 @dataclass(frozen=True)
@@ -57,61 +57,71 @@ class OwnCache(Dual):
 
 
 def test_a_class_of_ones_own_is_used_and_not_stored(tmp_path: Path) -> None:
-    own = Defaults().in_each_task(order=Own(), schedule=EvenSplit())
+    own = Defaults().in_each_task(order=Own(), schedule=UniformTransfer())
     assert own.text_to_image.sampler().order == Own()
-    assert own.text_to_image.sampler().commit == EvenSplit()
+    assert own.text_to_image.sampler().unmasking == UniformTransfer()
     with pytest.raises(ValueError, match=r"text_to_image.order Own\(\) is a class of your own"):
         own.to_json()
-    cached = Defaults(caption=Decoding(5, cache=OwnCache(), cache_refresh=3))
+    cached = Defaults(caption=GenerationConfig(5, cache=OwnCache(), cache_refresh=3))
     assert cached.caption.sampler().cache == OwnCache(3)
     with pytest.raises(ValueError, match=r"caption.cache OwnCache\(.*\) is a class of your own"):
         cached.to_json()
-    usual = Defaults(caption=Decoding(5, order="margin"))
+    usual = Defaults(caption=GenerationConfig(5, order="margin"))
     assert Defaults.from_json(written(tmp_path, usual.to_json())) == usual
     path = {"caption": {"order": {"class_path": "tests.test_decoding.Own"}}}
     with pytest.raises(ValueError, match="is not one of 'confidence'"):  # a file imports nothing
         Defaults.from_json(written(tmp_path, path))
     with pytest.raises(ValueError, match=r"which order Own\(\) does not look at"):
-        Decoding(3, order=Own(), order_temperature=1.0)
+        GenerationConfig(3, order=Own(), order_temperature=1.0)
 
 
 def test_what_is_given_for_each_task_takes_the_place_of_what_excludes_it() -> None:
     noisy = Defaults().in_each_task(order="random")  # drawings have noise on their confidence
     assert noisy.text_to_image.order_temperature == 0.0
-    shifted = Defaults(caption=Decoding(4, schedule="shifted", shift=0.5))
-    assert shifted.in_each_task(schedule="cosine").caption.shift == Decoding.shift
-    bound = Defaults(caption=Decoding(4, order="entropy", entropy_bound=0.1))
+    shifted = Defaults(caption=GenerationConfig(4, schedule="shifted", shift=0.5))
+    assert shifted.in_each_task(schedule="cosine").caption.shift == GenerationConfig.shift
+    bound = Defaults(caption=GenerationConfig(4, order="entropy", entropy_bound=0.1))
     assert bound.in_each_task(order="margin").caption.entropy_bound is None
 
 
 def test_decodings_of_published_systems(tmp_path: Path) -> None:
     """As a checkpoint carries them, and what becomes of them."""
-    dream = {"schedule": "expected", "order": "entropy", "top_p": 0.95, "mask_drawn": True}
-    dream |= {"order_after_temperature": True, "order_temperature": 0.1, "order_decay": "none"}
+    dream = {"schedule": "expected", "order": "entropy", "top_p": 0.95, "allow_mask_token": True}
+    dream |= {"score_after_temperature": True, "order_temperature": 0.1, "order_decay": "none"}
     lumina = {"schedule": "maskgit", "guidance_scale": [3.5, 5], "order_decay": "none"}
-    dimple = {"schedule": "catch_up", "threshold": 0.95, "threshold_alone": True, "order": "random"}
-    lavida = {"schedule": "shifted", "shift": 0.5, "suppressed": [3, 4], "postponed": [5]}
+    dimple = {
+        "schedule": "catch_up",
+        "threshold": 0.95,
+        "threshold_exclusive": True,
+        "order": "random",
+    }
+    lavida = {
+        "schedule": "shifted",
+        "shift": 0.5,
+        "suppress_tokens": [3, 4],
+        "deprioritized_ids": [5],
+    }
     content = {"infill": dream, "text_to_image": lumina, "caption": dimple, "inpaint": lavida}
     read = Defaults.from_json(written(tmp_path, content))
 
     sampler = read.infill.sampler()
-    assert (sampler.order, sampler.commit) == (Entropy(0.1, "none"), Ancestral())
-    assert (sampler.order_after_temperature, sampler.mask_drawn) == (True, True)
+    assert (sampler.order, sampler.unmasking) == (Entropy(0.1, "none"), Ancestral())
+    assert (sampler.score_after_temperature, sampler.allow_mask_token) == (True, True)
     sampler = read.text_to_image.sampler()
     assert sampler.order == Confidence(1.0, "none")
-    assert sampler.commit == ScheduledCount(Cosine(), least=1, strict=True)
+    assert sampler.unmasking == ScheduledTransfer(Cosine(), least=1, strict=True)
     assert sampler.guidance_scale == (3.5, 5)
-    sampler = read.caption.sampler(suppressed=(9,))
-    assert sampler.commit == Threshold(0.95, otherwise=CatchUp(), alone=True)
-    assert (sampler.order, sampler.suppressed) == (Random(), (9,))
-    sampler = read.inpaint.sampler(suppressed=(9,))
-    assert sampler.commit == PlannedCount(Shifted(0.5))
-    assert (sampler.suppressed, sampler.postponed) == ((3, 4, 9), (5,))
-    assert Decoding(3, schedule="ancestral").sampler().commit == Ancestral(drawn=True)
+    sampler = read.caption.sampler(suppress_tokens=(9,))
+    assert sampler.unmasking == Threshold(0.95, fallback=CatchUpTransfer(), exclusive=True)
+    assert (sampler.order, sampler.suppress_tokens) == (Random(), (9,))
+    sampler = read.inpaint.sampler(suppress_tokens=(9,))
+    assert sampler.unmasking == PlannedTransfer(Shifted(0.5))
+    assert (sampler.suppress_tokens, sampler.deprioritized_ids) == ((3, 4, 9), (5,))
+    assert GenerationConfig(3, schedule="ancestral").sampler().unmasking == Ancestral(drawn=True)
 
 
 def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
-    assert Defaults.from_json(tmp_path / "generation.json") == Defaults()
+    assert Defaults.from_json(tmp_path / "generation_config.json") == Defaults()
     path = written(tmp_path, {"caption": {"temperature": 0.5}, "fit": "crop"})
     expected = replace(Defaults(), caption=replace(Defaults().caption, temperature=0.5), fit="crop")
     assert Defaults.from_json(path) == expected
@@ -139,10 +149,16 @@ def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
         ({"caption": {"shift": 2}}, "shift 2 belongs to schedule 'shifted', not to 'linear'"),
         ({"caption": {"shift": 0, "schedule": "shifted"}}, "shift must be above 0, got 0"),
         ({"caption": {"threshold": 1.5}}, "threshold must lie in [0, 1], got 1.5"),
-        ({"caption": {"threshold_alone": True}}, "threshold_alone needs a threshold"),
-        ({"caption": {"mask_drawn": 1}}, "caption.mask_drawn must be true or false, got 1"),
-        ({"caption": {"suppressed": 3}}, "suppressed must be a list of token ids, got 3"),
-        ({"caption": {"postponed": ["a"]}}, "postponed must be a list of token ids, got ('a',)"),
+        ({"caption": {"threshold_exclusive": True}}, "threshold_exclusive needs a threshold"),
+        (
+            {"caption": {"allow_mask_token": 1}},
+            "caption.allow_mask_token must be true or false, got 1",
+        ),
+        ({"caption": {"suppress_tokens": 3}}, "suppress_tokens must be a list of token ids, got 3"),
+        (
+            {"caption": {"deprioritized_ids": ["a"]}},
+            "deprioritized_ids must be a list of token ids, got ('a',)",
+        ),
         ({"caption": {"guidance_scale": []}}, "guidance_scale must be a finite number, got ()"),
         ({"caption": {"guidance_scale": [1, "a"]}}, "guidance_scale must be a finite number"),
         ({"caption": {"schedule": "even"}}, "'even' is not one of 'linear', 'cosine'"),
@@ -164,18 +180,18 @@ def test_bad_settings_are_one_sentence_that_names_the_file(
 
 
 def test_parallel_rules_and_caches_by_name():
-    assert Decoding(8, factor=0.5).sampler().commit == Factor(0.5)
-    bound = Decoding(8, entropy_bound=0.2, order="entropy", schedule="cosine").sampler()
-    assert bound.commit == EntropyBound(0.2, otherwise=ScheduledCount(Cosine()))
-    ordered = Decoding(8, threshold=0.9, in_order=True).sampler().commit
+    assert GenerationConfig(8, factor=0.5).sampler().unmasking == Factor(0.5)
+    bound = GenerationConfig(8, entropy_bound=0.2, order="entropy", schedule="cosine").sampler()
+    assert bound.unmasking == EntropyBound(0.2, fallback=ScheduledTransfer(Cosine()))
+    ordered = GenerationConfig(8, threshold=0.9, in_order=True).sampler().unmasking
     assert ordered == Threshold(0.9, in_order=True)
-    once = Decoding(8, factor=0.5, distinct=True).sampler().commit
+    once = GenerationConfig(8, factor=0.5, distinct=True).sampler().unmasking
     assert once == Factor(0.5, distinct=True)
-    assert Decoding(8).sampler().cache is None
-    assert Decoding(8, cache="dual").sampler().cache == Dual()
-    assert Decoding(8, cache="delayed").sampler().cache == Delayed(refresh=8)
-    assert Decoding(8, cache="prefix", cache_refresh=3).sampler().cache == Prefix(refresh=3)
-    assert Decoding(8, cache="stable", cache_refresh=1).sampler().cache == Stable(refresh=1)
+    assert GenerationConfig(8).sampler().cache is None
+    assert GenerationConfig(8, cache="dual").sampler().cache == Dual()
+    assert GenerationConfig(8, cache="delayed").sampler().cache == Delayed(refresh=8)
+    assert GenerationConfig(8, cache="prefix", cache_refresh=3).sampler().cache == Prefix(refresh=3)
+    assert GenerationConfig(8, cache="stable", cache_refresh=1).sampler().cache == Stable(refresh=1)
 
 
 @pytest.mark.parametrize(
@@ -194,18 +210,20 @@ def test_parallel_rules_and_caches_by_name():
 )
 def test_what_does_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
-        Decoding(8, **options)
+        GenerationConfig(8, **options)
 
 
 def test_values_in_each_task():
     faster = Defaults().in_each_task(cache="dual", threshold=0.9, factor=None)
     assert faster.caption == replace(Defaults().caption, cache="dual", threshold=0.9)
     assert faster.text_to_image.guidance_scale == Defaults().text_to_image.guidance_scale
-    sure = Defaults(answer=Decoding(8, threshold=0.95, threshold_alone=True, order_decay="none"))
+    sure = Defaults(
+        answer=GenerationConfig(8, threshold=0.95, threshold_exclusive=True, order_decay="none")
+    )
     other = sure.in_each_task(factor=1.0).answer
-    assert (other.threshold, other.threshold_alone, other.factor) == (None, False, 1.0)
+    assert (other.threshold, other.threshold_exclusive, other.factor) == (None, False, 1.0)
     again = sure.in_each_task(factor=1.0).in_each_task(threshold=0.8).answer
     assert (again.threshold, again.factor) == (0.8, None)
     bound = sure.in_each_task(entropy_bound=0.1, order="entropy", order_temperature=0.0)
-    assert isinstance(bound.answer.sampler().commit, EntropyBound)
+    assert isinstance(bound.answer.sampler().unmasking, EntropyBound)
     assert (faster.fit, faster.max_new_tokens) == (Defaults().fit, Defaults().max_new_tokens)

@@ -27,7 +27,7 @@ from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.pipeline import loading
-from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.pixels import to_image, to_pixels
@@ -384,7 +384,7 @@ def spied(model: Model) -> Any:
             spy.batch, spy.ids = batch, result.ids
             return result
 
-    class Decodes(Decoding):
+    class Decodes(GenerationConfig):
         def sampler(self, **options: Any) -> Sampler:
             return Watched(**vars(super().sampler(**options)))
 
@@ -577,10 +577,10 @@ def test_weights_stored_in_half_precision_are_computed_in_float32(
 
 def test_a_checkpoint_carries_its_settings(folder: Path) -> None:
     settings = {"text_to_image": {"num_inference_steps": 5}}
-    (folder / "generation.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps(settings))
     assert len(list(load(folder).draw_trajectory("red"))) == 5
-    (folder / "generation.json").write_text('{"steps": 5}')
-    with pytest.raises(ValueError, match=r"generation.json: unknown key 'steps'"):
+    (folder / "generation_config.json").write_text('{"steps": 5}')
+    with pytest.raises(ValueError, match=r"generation_config.json: unknown key 'steps'"):
         load(folder)
 
 
@@ -718,7 +718,7 @@ def test_weights_are_packed_once_and_anew_when_they_change(
     before = model.text_to_image("red heart", num_inference_steps=5)
     number = len(packings)
     assert number > 0
-    twin = model.faster(cache="stable", cache_refresh=1)
+    twin = model.with_generation(cache="stable", cache_refresh=1)
     assert same(twin.text_to_image("red heart", num_inference_steps=5), before)
     assert len(packings) == number
     for parameter in denoiser.parameters():  # as a moving average that knows nothing of autograd

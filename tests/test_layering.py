@@ -182,7 +182,7 @@ def test_folders_outside_the_wheel_have_a_docstring_and_nothing_else(folder: str
         ("mmdlm.core.sampling.sampler", "import numpy"),
         ("mmdlm.core.sampling.sampler", "from mmdlm.models.modeling import MmdlmConfig"),
         ("mmdlm.core.sampling.sampler", "from mmdlm import generate"),
-        ("mmdlm.core.sampling.sampler", "from ..vision import pixels"),
+        ("mmdlm.core.sampling.sampler", "from ...vision import pixels"),
         ("mmdlm.core.sampling.sampler", "def draw():\n    from mmdlm.vision import pixels"),
         (
             "mmdlm.core.sampling.sampler",

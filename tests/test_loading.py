@@ -888,9 +888,9 @@ def test_a_network_loads_without_a_tokenizer(publish: Any) -> None:
 def test_a_layout_may_be_another_than_the_familys_usual_one(publish: Any, tmp_path: Path) -> None:
     folder, _ = publish("mmada")
     six_bits().save_pretrained(folder / "image_tokenizer")
-    assert load(folder).layout == Mmada()
-    padded = mmdlm.load(folder, layout=Mmada(attend_pads=True))
-    assert padded.layout == Mmada(attend_pads=True)
+    assert load(folder).prompt_template == Mmada()
+    padded = mmdlm.load(folder, prompt_template=Mmada(attend_pads=True))
+    assert padded.prompt_template == Mmada(attend_pads=True)
     assert padded.defaults == load(folder).defaults
 
 

@@ -13,7 +13,7 @@ from mmdlm.templates.mmada import Mmada
 
 
 def test_the_bundled_model_comes_back_whole(tmp_path: Path) -> None:
-    model = mmdlm.load("emoji", device="cpu").faster(threshold=0.9)
+    model = mmdlm.load("emoji", device="cpu").with_generation(threshold=0.9)
     model.save_pretrained(tmp_path / "saved")
     again = mmdlm.load(tmp_path / "saved", device="cpu")
     assert again.defaults == model.defaults
@@ -41,7 +41,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 def test_what_a_folder_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = mmdlm.load("emoji", device="cpu")
     with pytest.raises(ValueError, match="cannot hold the layout"):
-        replace(model, layout=Mmada(attend_pads=True)).save_pretrained(tmp_path / "a")
+        replace(model, prompt_template=Mmada(attend_pads=True)).save_pretrained(tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 

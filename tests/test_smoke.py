@@ -50,8 +50,10 @@ def test_smoke(config: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     recipe = yaml.safe_load((ROOT / config).read_text())
-    if "judging" in recipe:  # a run of train.rl ends well where every reward raises, too
-        assert_learnt(logged(tmp_path / recipe["out"]), recipe["judging"]["rubric"]["rewards"])
+    if "reward_config" in recipe:  # a run of train.rl ends well where every reward raises, too
+        assert_learnt(
+            logged(tmp_path / recipe["out"]), recipe["reward_config"]["rubric"]["rewards"]
+        )
 
 
 def test_a_comment_at_the_top_names_another_command(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdlm.core.sequence import Batch, collate, pack, text_segment
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.pipeline.convert import convert
-from mmdlm.pipeline.generation_config import Decoding, Defaults
+from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.auto import LAYOUTS
@@ -23,7 +23,7 @@ from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import LladaV
 from mmdlm.templates.lumina import Lumina
 from mmdlm.templates.mmada import Mmada
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.encoders.adapter import VisionConfig
 from mmdlm.vision.encoders.tiling import Anyres
 from mmdlm.vision.tokenizers.base import ImageTokenizer
@@ -72,19 +72,19 @@ class Greys(ImageTokenizer):
         return grey.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3).expand(-1, 3, -1, -1)
 
 
-def model_of(layout: Layout, **options: Any) -> Model:
+def model_of(prompt_template: PromptTemplate, **options: Any) -> Model:
     """Random weights in float64; the family's own decoding, at temperature 0."""
-    words = words_of(layout.family)
+    words = words_of(prompt_template.family)
     vision = None
-    if layout.sees == "features":
+    if prompt_template.sees == "features":
         tiling = Anyres(size=8, grid=2, shapes=((2, 1), (1, 2), (2, 2)))
         vision = VisionConfig(tower=TOWER, tiling=tiling).to_dict()
-    shift = "dream" in layout.family
-    defaults = Defaults().updated(layout.generation)
+    shift = "dream" in prompt_template.family
+    defaults = Defaults().updated(prompt_template.generation)
     cold = {
         name: replace(value, temperature=0.0, order_temperature=0.0)
         for name, value in vars(defaults).items()
-        if isinstance(value, Decoding)
+        if isinstance(value, GenerationConfig)
     }
     return Model(
         transformer(words.vocabulary, vision=vision, shift=shift),
@@ -92,7 +92,7 @@ def model_of(layout: Layout, **options: Any) -> Model:
         Greys() if words.vocabulary.image_codes else None,
         max_length=4096,
         defaults=replace(defaults, **cold),
-        layout=layout,
+        prompt_template=prompt_template,
         **options,
     )
 
@@ -264,7 +264,7 @@ def test_mmada_draws_describes_and_mends(painter: Model) -> None:
     assert not same(thoughtful, together)
     *_, last = thinker.draw_trajectory(prompts, num_inference_steps=4, think=True)
     assert same(last, thoughtful)
-    padded = replace(painter, layout=Mmada(attend_pads=True))
+    padded = replace(painter, prompt_template=Mmada(attend_pads=True))
     assert not same(padded.text_to_image("a cat", num_inference_steps=4), together[:1])
     before, mask = picture(), Image.new("L", (16, 16), 0)
     mask.paste(255, (0, 0, 8, 16))
@@ -279,9 +279,9 @@ def test_mmada_draws_describes_and_mends(painter: Model) -> None:
 
 def test_masked_padding_changes_nothing(painter: Model) -> None:
     """Why MMaDA's prompts need none: positions are relative, and nothing else tells."""
-    layout, words = Mmada(), painter.words
+    prompt_template, words = Mmada(), painter.codec
     codes = painter.encode([picture()], "answer")[0]
-    document = layout.draw(words, "a cat", picture=codes).sequence
+    document = prompt_template.image_prompt(words, "a cat", picture=codes).sequence
     left = Document((text_segment([words.vocabulary.pad_id] * 9),))
     alone = collate([document], words.vocabulary)
     shifted = replace(alone, position=alone.position + 9)
@@ -331,7 +331,7 @@ def test_lumina_edits_looks_and_mends(editor: Model) -> None:
 
 @dataclass(frozen=True)
 class Bad:
-    layout: Layout
+    prompt_template: PromptTemplate
     call: Any
     says: str
 
@@ -393,11 +393,11 @@ class Bad:
         Bad(Lumina(), lambda m: m.edit([], "x"), "there is no picture to edit"),
         Bad(Lumina(), lambda m: m.chat(SHORT), "not trained for chat; it is for caption, answer"),
     ],
-    ids=lambda bad: f"{bad.layout.family}: {bad.says[:30]}",
+    ids=lambda bad: f"{bad.prompt_template.family}: {bad.says[:30]}",
 )
 def test_bad_calls_are_one_sentence(bad: Bad) -> None:
     with pytest.raises(ValueError, match=re.escape(bad.says)) as caught:
-        bad.call(model_of(bad.layout))
+        bad.call(model_of(bad.prompt_template))
     assert "\n" not in str(caught.value)
 
 
@@ -422,11 +422,11 @@ def test_a_published_folder_is_spoken_to_as_its_family_is(family: str, tmp_path:
     list(convert(tmp_path / "ours", tmp_path / family, to=family))
     model.text_tokenizer.save_pretrained(tmp_path / family)
     loaded = load(tmp_path / family, device="cpu", dtype=torch.float64)
-    assert loaded.layout is LAYOUTS[family]
-    assert loaded.defaults == Defaults().updated(loaded.layout.generation)
+    assert loaded.prompt_template is LAYOUTS[family]
+    assert loaded.defaults == Defaults().updated(loaded.prompt_template.generation)
     hot = replace(model, denoiser=network.double(), defaults=loaded.defaults)
     assert loaded.answer("hi", **FEW) == hot.answer("hi", **FEW)
-    (tmp_path / family / "generation.json").write_text('{"answer": {"temperature": 0.7}}')
+    (tmp_path / family / "generation_config.json").write_text('{"answer": {"temperature": 0.7}}')
     again = load(tmp_path / family, device="cpu").defaults.answer
     assert again == replace(loaded.defaults.answer, temperature=0.7)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmdlm.core.kernels.linear import Linear, PackedLayers
 from mmdlm.pipeline.loading import load
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import words_of
 
 THREADS = 8
@@ -30,8 +30,8 @@ def calls_of(folder: Path) -> list[Callable[[], object]]:
     model = load(folder, device="cpu")
     image = Image.new("RGB", (16, 16), (200, 40, 40))
     mask = Image.new("L", (16, 16), 255)
-    hasty = model.faster(threshold=0.5)
-    cached = model.faster(cache="dual")
+    hasty = model.with_generation(threshold=0.5)
+    cached = model.with_generation(cache="dual")
 
     def rng(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
@@ -95,11 +95,11 @@ def test_a_thread_that_leaves_packed_layers_unpacks_no_other() -> None:
 def test_threads_read_special_names_each_in_its_own_way() -> None:
     words = words_of("llada")
     text = "a <|endoftext|> and <|mask|>"
-    readers = [Words.ids, Words.spoken] * THREADS
+    readers = [TextCodec.ids, TextCodec.spoken] * THREADS
     alone = [reader(words, text) for reader in readers]
     assert alone[0] != alone[1]
 
-    def often(reader: Callable[[Words, str], list[int]]) -> list[list[int]]:
+    def often(reader: Callable[[TextCodec, str], list[int]]) -> list[list[int]]:
         return [reader(words, text) for _ in range(300)]
 
     found = at_once([lambda reader=reader: often(reader) for reader in readers])

@@ -23,7 +23,7 @@ from mmdlm.vision.pixels import Fit, to_image
 from mmdlm.vision.tokenizers.base import CONFIG, ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
-from train.loop import FitSettings, Stage, fit, launched
+from train.loop import Stage, TrainingConfig, fit, launched
 from train.stages.meter import Load
 from train.stages.settings import checked
 
@@ -127,7 +127,7 @@ def main(
     options: dict[str, Any] | None = None,
     start_from: Path | None = None,
     loss: PixelLoss = PixelLoss(),
-    fit_settings: FitSettings = FitSettings(),
+    training: TrainingConfig = TrainingConfig(),
     on_sample: Callable[[int, ImageTokenizer], None] | None = None,
     threads: int | None = None,
 ) -> None:
@@ -140,8 +140,8 @@ def main(
         options: Of a new tokenizer of the family; an unknown one is an error.
         start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
         loss: Weights of the reconstruction loss.
-        fit_settings: Steps, optimizer, checkpoints.
-        on_sample: Called with the step and the averaged weights every `sample_every` steps, in
+        training: Steps, optimizer, checkpoints.
+        on_sample: Called with the step and the averaged weights every `sample_steps` steps, in
             place of writing a sheet of reconstructions; a function by its import path.
         threads: CPU threads; all by default.
     """
@@ -152,7 +152,7 @@ def main(
         raise ValueError(f"family {family!r} cannot be trained; choose {' or '.join(FAMILIES)}")
     state = launched()
     with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
-        torch.manual_seed(fit_settings.seed)
+        torch.manual_seed(training.seed)
         tokenizer: ImageTokenizer = (
             load_image_tokenizer(start_from)
             if start_from is not None
@@ -163,7 +163,7 @@ def main(
         batch_size=pictures.batch_size,
         image_size=tokenizer.image_size,
         fit=pictures.fit,
-        seed=fit_settings.seed,
+        seed=training.seed,
         num_workers=pictures.num_workers,
         rank=state.process_index,
         world_size=state.num_processes,
@@ -204,7 +204,7 @@ def main(
         (on_sample or reconstructions)(step, tokenizer)
 
     stage = ReconstructionStage(tokenizer, loss)
-    fit(stage, loader, settings=fit_settings, out=out, told=told, on_sample=look)
+    fit(stage, loader, settings=training, out=out, told=told, on_sample=look)
     if state.is_main_process:
         tokenizer.save_pretrained(out / "final")
         print(f"trained tokenizer: {out / 'final' / CONFIG}")

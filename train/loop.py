@@ -109,52 +109,61 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class TrainingConfig:
     """How long, how fast, and what to keep.
 
-    steps             optimizer steps of the whole run
-    accumulation      batches a step, per process
-    clip              largest gradient norm
+    max_steps optimizer steps of the whole run
+    gradient_accumulation_steps      batches a step, per process
+    max_grad_norm              largest gradient norm
     ema               decay of the averaged weights; 0 keeps and saves none
     mixed_precision   "no", "bf16", or "auto": bf16 on an accelerator, float32 on a CPU
     compile           torch.compile the layers; "auto": on a GPU
-    checkpoint_every  steps between checkpoints (the newest `keep` stay); the last step has one
-    sample_every      steps between sample sheets; 0 for none
-    log_every         steps between lines of the log
+    save_steps  steps between checkpoints (the newest `save_total_limit` stay); the last step has
+                one
+    sample_steps      steps between sample sheets; 0 for none
+    logging_steps         steps between lines of the log
     not_finite        what becomes of a step whose gradient is NaN or infinite: "stop" the run, or
                       "skip" it, up to ten on end; the weights are moved by neither
     trackers          of accelerate: tensorboard, wandb, trackio
     """
 
-    steps: int = 1000
-    accumulation: int = 1
+    max_steps: int = 1000
+    gradient_accumulation_steps: int = 1
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: LearningRate = field(default_factory=Cosine)
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     ema: float = 0.999
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
-    checkpoint_every: int = 500
-    keep: int = 2
-    sample_every: int = 0
-    log_every: int = 10
+    save_steps: int = 500
+    save_total_limit: int = 2
+    sample_steps: int = 0
+    logging_steps: int = 10
     not_finite: Literal["stop", "skip"] = "stop"
     trackers: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "checkpoint_every", "keep", "log_every"):
+        for name in (
+            "max_steps",
+            "gradient_accumulation_steps",
+            "save_steps",
+            "save_total_limit",
+            "logging_steps",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}; it must be a number, at least 1")
         for name, kind in (("optimizer", Optimizer), ("schedule", LearningRate)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} is {getattr(self, name)}; name one, or leave it out")
-        for name in ("clip", "ema"):
+        for name in ("max_grad_norm", "ema"):
             if not isinstance(getattr(self, name), int | float):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number")
-        if not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}; it must be above 0, and .inf clips nothing")
+        if not self.max_grad_norm > 0:
+            raise ValueError(
+                f"clip is {self.max_grad_norm}; it must be above 0, and .inf clips nothing"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; a decay lies in [0, 1), and 0 keeps no average")
 
@@ -163,13 +172,13 @@ def fit(
     stage: Stage,
     loader: Loader,
     *,
-    settings: FitSettings,
+    settings: TrainingConfig,
     out: Path,
     on_sample: Callable[[int], None] | None = None,
     told: Mapping[str, Any] = MappingProxyType({}),
     setup: Callable[[Path], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Train until `settings.steps`, from the newest checkpoint in `out` where there is one.
+    """Train until `settings.max_steps`, from the newest checkpoint in `out` where there is one.
 
     A stage whose budget is spent ends the run before that, as its last step would. `told` are the
     settings of the whole recipe, which a run goes on with; see `Record`. `setup` fills `out/setup`
@@ -207,11 +216,11 @@ def fit(
     )
     ema = ExponentialMovingAverage(stage, decay=settings.ema)
     weights = {name: float(weight) for name, weight in stage.coefficients.items()}
-    record = Record.of({"fit_settings": settings, "loss_weights": weights, **told})
+    record = Record.of({"training": settings, "loss_weights": weights, **told})
     state = RunState(accelerator, optimizers, loader, ema, stage, record=record)
     checkpoints = Checkpoints(
         out,
-        keep=settings.keep,
+        keep=settings.save_total_limit,
         is_main=accelerator.is_main_process,
         wait=accelerator.wait_for_everyone,
     )
@@ -220,17 +229,17 @@ def fit(
     on_main(check_newest, out, accelerator=accelerator)
     if found := latest(out):
         path, first = found
-        if first > settings.steps:
+        if first > settings.max_steps:
             raise ValueError(
-                f"{path} is beyond the {settings.steps} steps of this run; give fit_settings.steps "
+                f"{path} is beyond the {settings.max_steps} steps of this run; give training.max_steps "
                 f"at least {first}, or train into another folder"
             )
         state.read(path)
         written = any((out / name).is_dir() for name in ("final", "adapter"))
-        done_before = (first == settings.steps or stage.is_spent) and written
+        done_before = (first == settings.max_steps or stage.is_spent) and written
         for said in record.check(path, finished=done_before):
             accelerator.print(f"going on with another setting than {path}: {said}")
-        accelerator.print(f"continuing from {path} at step {first} of {settings.steps}")
+        accelerator.print(f"continuing from {path} at step {first} of {settings.max_steps}")
     if setup is not None and accelerator.is_main_process:
         replace_folder(out / SETUP, setup)
     log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
@@ -239,19 +248,19 @@ def fit(
 
     batches = iter(loader)
     bar = tqdm(
-        total=settings.steps, initial=first, unit="step", disable=not accelerator.is_main_process,
+        total=settings.max_steps, initial=first, unit="step", disable=not accelerator.is_main_process,
         dynamic_ncols=True, mininterval=1.0,
     )  # fmt: skip
     not_finite = 0  # steps on end whose gradient was not
     with _stop_signals() as stop, bar:
         (spent,) = _agreed((stage.is_spent,), accelerator)
-        for step in range(first, settings.steps):
+        for step in range(first, settings.max_steps):
             if spent:
                 break
             started = time.perf_counter()
-            micro = [next(batches) for _ in range(settings.accumulation)]
+            micro = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
             waited = time.perf_counter() - started
-            rate = settings.schedule.factor(step, settings.steps)
+            rate = settings.schedule.factor(step, settings.max_steps)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["peak"] * rate
             losses, norm, load = _step(model, stage, optimizers, micro, accelerator, settings, step)
@@ -270,9 +279,9 @@ def fit(
             done = step + 1
             *asked, spent = _agreed((*stop.asked(), stage.is_spent), accelerator)
             stopping = any(asked)
-            last = spent or done == settings.steps
-            logging = last or done % settings.log_every == 0
-            saving = last or stopping or done % settings.checkpoint_every == 0
+            last = spent or done == settings.max_steps
+            logging = last or done % settings.logging_steps == 0
+            saving = last or stopping or done % settings.save_steps == 0
             # Behind what waits for a GPU: the other processes, and the norm of a logged step.
             meter.add(load, seconds=time.perf_counter() - started, waited=waited)
             if logging:
@@ -289,7 +298,7 @@ def fit(
                 log.write(done, entry)
                 accelerator.log(entry, step=done)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-            if settings.sample_every and on_sample and (done % settings.sample_every == 0 or last):
+            if settings.sample_steps and on_sample and (done % settings.sample_steps == 0 or last):
                 if accelerator.is_main_process:
                     with ema.applied():
                         on_sample(done)
@@ -336,7 +345,7 @@ def _step(
     optimizers: list[torch.optim.Optimizer],
     micro: list[Any],
     accelerator: Accelerator,
-    settings: FitSettings,
+    settings: TrainingConfig,
     step: int,
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], float | None, Load | None]:
     """One optimizer step; gives each term's (sum on this process, count over all) and the norm.
@@ -375,7 +384,7 @@ def _step(
             # Data-parallel wrappers average over processes, but the counts are global already.
             accelerator.backward(loss * accelerator.num_processes)
         every.append({name: value.detach() for name, value in sums.items()})
-    clipped = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+    clipped = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
     if not math.isfinite(norm):
         _not_finite(norm, every, step, accelerator, settings)
@@ -397,7 +406,7 @@ def _not_finite(
     every: list[dict[str, Tensor]],
     step: int,
     accelerator: Accelerator,
-    settings: FitSettings,
+    settings: TrainingConfig,
 ) -> None:
     """Say which batch made a gradient that is not finite; ValueError where the run is to stop."""
     where = [
@@ -413,7 +422,7 @@ def _not_finite(
     if settings.not_finite == "stop":
         raise ValueError(
             f"{said}; the weights were not moved, and the checkpoints are from before: go on with "
-            "a lower learning rate, or leave such steps out with fit_settings.not_finite: skip"
+            "a lower learning rate, or leave such steps out with training.not_finite: skip"
         )
     print(f"warning: {said}; the step is left out", file=sys.stderr)
 
@@ -431,15 +440,15 @@ def _check_trackers(names: tuple[str, ...], accelerator: Accelerator) -> None:
 
 
 def _check_sharding(
-    optimizers: list[torch.optim.Optimizer], settings: FitSettings, accelerator: Accelerator
+    optimizers: list[torch.optim.Optimizer], settings: TrainingConfig, accelerator: Accelerator
 ) -> None:
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded and not accelerator.is_fsdp2:
         raise ValueError("FSDP of version 1 is not supported: launch with --fsdp_version 2")
-    if sharded and (len(optimizers) > 1 or settings.sample_every):
+    if sharded and (len(optimizers) > 1 or settings.sample_steps):
         raise ValueError(
             "sharded weights (FSDP): Muon and sample sheets need whole matrices on one process; "
-            "choose AdamW and sample_every: 0, or launch without FSDP"
+            "choose AdamW and sample_steps: 0, or launch without FSDP"
         )
 
 

@@ -21,7 +21,7 @@ from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import Source
 from mmdlm.cli.recipe import run
 from mmdlm.core.likelihood.estimators import Elbo, LikelihoodEstimator
-from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.sequence import Batch
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.from_pretrained import PretrainedDenoiser
@@ -30,7 +30,7 @@ from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
 from mmdlm.rl.statistics import Statistics
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from train.checkpoints.carried import generation_of, with_chat_template
-from train.loop import FitSettings, Stage, fit, launched
+from train.loop import Stage, TrainingConfig, fit, launched
 from train.rollouts.reference import Reference
 from train.saving import finish, setup_of
 from train.stages.denoising import (
@@ -39,10 +39,10 @@ from train.stages.denoising import (
     Dtype,
     Recompute,
     image_tokenizer_of,
-    layout_for,
     learn_in_float32,
     load_batches,
     load_of,
+    prompt_template_for_denoiser,
     read_sources,
     recompute_layers,
     start,
@@ -81,16 +81,16 @@ class PreferenceStage(Stage):
         """Statistics are of one step."""
         self.seen = Statistics()
 
-    def draw(self, batch: Batch, *, generator: torch.Generator) -> tuple[View, ...]:
+    def draw(self, batch: Batch, *, generator: torch.Generator) -> tuple[NoisyView, ...]:
         """The views of a batch."""
         (views,) = self.estimator.draw(batch, self.denoiser.vocabulary, generator=generator)
         return views
 
-    def counts(self, batch: Batch, noise: tuple[View, ...]) -> dict[str, Tensor]:
+    def counts(self, batch: Batch, noise: tuple[NoisyView, ...]) -> dict[str, Tensor]:
         """Pairs, for each term."""
         return dict.fromkeys(self.coefficients, ((batch.document.amax(1) + 1) // 2).sum())
 
-    def forward(self, batch: Batch, noise: tuple[View, ...]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, noise: tuple[NoisyView, ...]) -> dict[str, Tensor]:
         """The loss's terms."""
         batch = self.denoiser.see(batch)
         policy = self.estimator.log_prob(self.denoiser, batch, noise)
@@ -101,13 +101,13 @@ class PreferenceStage(Stage):
         self.seen += Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
         return terms.sums
 
-    def load(self, batch: Batch, noise: tuple[View, ...]) -> Load:
+    def load(self, batch: Batch, noise: tuple[NoisyView, ...]) -> Load:
         """Of the policy's passes; the time is that of the reference's as well."""
         return load_of(self.denoiser, batch, torch.cat([view.covered for view in noise]))
 
     def statistics(self) -> dict[str, float]:
         """TRL's keys, over all processes, and the pairs that were skipped so far."""
-        skipped = sum(source["broken"] for source in self.loader.tally())
+        skipped = sum(source["broken"] for source in self.loader.stats())
         every = gather_object([(self.seen, skipped)])
         total = sum((seen for seen, _ in every), Statistics())
         return {**total.values(), "pairs/skipped": sum(skipped for _, skipped in every)}
@@ -147,7 +147,7 @@ def main(
     estimator: LikelihoodEstimator = Elbo(repeats=8, strata=1),
     loss: PreferenceLoss = Vrpo(),
     lora: LowRank | None = None,
-    fit_settings: FitSettings = FitSettings(ema=0.0),
+    training: TrainingConfig = TrainingConfig(ema=0.0),
     examples: int = 2,
     text_tokenizer: Path | None = None,
     image_tokenizer: Path | None = None,
@@ -172,7 +172,7 @@ def main(
         lora: Train matrices of low rank in place of the weights; the reference is then the model
             without them, where otherwise a copy is kept. They are written to `out`/adapter, and
             added to the weights in `out`/final.
-        fit_settings: Steps, optimizer, checkpoints.
+        training: Steps, optimizer, checkpoints.
         examples: Pairs of each source that are shown before training starts, with what of them is
             learnt; also in `out`/examples.txt.
         text_tokenizer: Folder of the text tokenizer; by default the model's own.
@@ -204,21 +204,21 @@ def main(
     )
     if getattr(denoiser, "vision", None) is not None:
         denoiser.vision.requires_grad_(False)  # policy and reference look at the same features
-    adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
+    adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
     learn_in_float32(denoiser)
     reference = Reference(denoiser, adapted=adapted is not None, needed=True)
     if reference.copy is not None:
         reference.copy.to(state.device)  # `fit` moves the policy alone
     recompute_layers(denoiser, recompute)
 
-    layout = layout_for(denoiser)
-    generation = generation_of(layout, folder, None)
+    prompt_template = prompt_template_for_denoiser(denoiser)
+    generation = generation_of(prompt_template, folder, None)
     if state.is_main_process:
-        record_tasks(denoiser, layout, words, data.sources, is_new=False)
-    words = with_chat_template(words, layout, data.sources)
+        record_tasks(denoiser, prompt_template, words, data.sources, is_new=False)
+    words = with_chat_template(words, prompt_template, data.sources)
     known = words_for(denoiser, words, pictures)
-    sources = read_sources(data, denoiser, known, layout)
-    loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
+    sources = read_sources(data, denoiser, known, prompt_template)
+    loader = load_batches(data, sources, known, seed=training.seed, process=state)
     if state.is_main_process and examples:
         show_examples(
             sources,
@@ -237,7 +237,7 @@ def main(
         adapted=adapted,
         base=(start_from, folder),
     )
-    trained = fit(stage, loader, settings=fit_settings, out=out, told=told, setup=setup)
+    trained = fit(stage, loader, settings=training, out=out, told=told, setup=setup)
     if state.is_main_process:
         finish(
             denoiser,

@@ -19,7 +19,7 @@ from mmdlm.models.run_steps import find_in_run
 from mmdlm.vision.encoders.adapter import VisionConfig
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from train.checkpoints.carried import defaults_of, generation_of
-from train.loop import FitSettings, fit, launched
+from train.loop import TrainingConfig, fit, launched
 from train.row_lengths import settle
 from train.saving import finish, setup_of
 from train.stages.annealing import AttentionAnnealing
@@ -30,9 +30,9 @@ from train.stages.denoising import (
     DenoisingStage,
     Dtype,
     Recompute,
-    layout_for,
+    add_vision_adapter,
     load_batches,
-    open_eyes,
+    prompt_template_for_denoiser,
     read_sources,
     recompute_layers,
     start,
@@ -60,11 +60,11 @@ def main(
     parts: Parts = Parts(),
     coefficients: Coefficients = Coefficients(),
     annealing: AttentionAnnealing | None = None,
-    fit_settings: FitSettings = FitSettings(),
+    training: TrainingConfig = TrainingConfig(),
     prompts: list[str] | None = None,
     captions: int = 8,
     on_sample: OnSample | None = None,
-    decoding: dict[str, Any] | None = None,
+    generation_config: dict[str, Any] | None = None,
     attention: Attention = "sdpa",
     recompute: Recompute = False,
     save_dtype: Dtype = "float32",
@@ -89,13 +89,15 @@ def main(
         coefficients: Weight of each modality.
         annealing: How attention turns from causal to bidirectional, for weights of an
             autoregressive model; by default it is bidirectional at once.
-        fit_settings: Steps, optimizer, checkpoints.
+        training: Steps, optimizer, checkpoints.
         prompts: What to draw (and caption back) on every sample sheet.
         captions: Images of each source that a model which sees captions on every sample sheet.
-        on_sample: Called with the step and the model every `sample_every` steps, in place of
+        on_sample: Called with the step and the model every `sample_steps` steps, in place of
             writing a sheet; a function by its import path.
-        decoding: Steps, guidance, temperatures and order of each task that sample sheets use and
-            the final weights carry (generation.json); what is not given is as in the model started
+        generation_config: Steps, guidance, temperatures and order of each task that sample sheets
+            use and
+            the final weights carry (generation_config.json); what is not given is as in the model
+            started
             from, and texts are written from left to right.
         attention: Kernel; flex_attention for packed rows on a GPU.
         recompute: Keep the input of each layer alone for the backward pass (gradient
@@ -121,20 +123,20 @@ def main(
         start_from = find_in_run(start_from) or start_from
         denoiser = start(start_from, words, pictures, attention=attention)
     else:
-        denoiser = model.build(words, pictures, seed=fit_settings.seed, attention=attention)
+        denoiser = model.build(words, pictures, seed=training.seed, attention=attention)
     denoiser.config.full_vocabulary = objective.full_vocabulary
     if vision is not None:
-        open_eyes(denoiser, vision, tower_weights, seed=fit_settings.seed)
+        add_vision_adapter(denoiser, vision, tower_weights, seed=training.seed)
     elif tower_weights is not None:
         raise ValueError(f"tower_weights {tower_weights}: there is no `vision` that they are for")
     parts.freeze(denoiser)
     recompute_layers(denoiser, recompute)
 
-    layout = layout_for(denoiser)
+    prompt_template = prompt_template_for_denoiser(denoiser)
     prompts = prompts if pictures is not None else None
     shape = model if start_from is None else None
     data, shape, said = settle(
-        data, shape, denoiser, words, pictures, layout, prompts=prompts or ()
+        data, shape, denoiser, words, pictures, prompt_template, prompts=prompts or ()
     )
     told["data"] = data
     if shape is None:
@@ -144,12 +146,12 @@ def main(
     if said and state.is_main_process:
         print(said)
     known = words_for(denoiser, words, pictures)
-    generation = generation_of(layout, start_from, decoding)
-    sources = read_sources(data, denoiser, known, layout)
+    generation = generation_of(prompt_template, start_from, generation_config)
+    sources = read_sources(data, denoiser, known, prompt_template)
     if state.is_main_process:
-        record_tasks(denoiser, layout, words, data.sources, is_new=start_from is None)
-    loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
-    shown = first_captions(data.sources, captions if fit_settings.sample_every else 0)
+        record_tasks(denoiser, prompt_template, words, data.sources, is_new=start_from is None)
+    loader = load_batches(data, sources, known, seed=training.seed, process=state)
+    shown = first_captions(data.sources, captions if training.sample_steps else 0)
     sheet = None
     if prompts or shown or on_sample:
         sheet = SampleSheet(
@@ -157,8 +159,8 @@ def main(
             words,
             pictures,
             out / "samples",
-            layout=layout,
-            defaults=defaults_of(layout, generation),
+            prompt_template=prompt_template,
+            defaults=defaults_of(prompt_template, generation),
             prompts=prompts or (),
             shown=shown,
             on_sample=on_sample,
@@ -167,7 +169,7 @@ def main(
     base = None if start_from is None else (str(start_from), start_from)
     setup = setup_of(denoiser, words, image_tokenizer, generation=generation, base=base)
     trained = fit(
-        stage, loader, settings=fit_settings, out=out, told=told, on_sample=sheet, setup=setup
+        stage, loader, settings=training, out=out, told=told, on_sample=sheet, setup=setup
     )
     if state.is_main_process:
         finish(

@@ -28,14 +28,14 @@ from mmdlm.pipeline.model import Model
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
-from train.loop import FitSettings, Stage, fit, launched, precision
+from train.loop import Stage, TrainingConfig, fit, launched, precision
 from train.rollouts.answering import Answering
 from train.rollouts.completions import CompletionsTable
 from train.rollouts.gallery import Shown
-from train.rollouts.loader import Budget, Judging, Plan, Rollouts, logged
+from train.rollouts.loader import Budget, Plan, RewardConfig, Rollouts, logged
 from train.rollouts.prompts import Prompts
 from train.rollouts.reference import Reference
-from train.rollouts.rollout_batch import Experience
+from train.rollouts.rollout_batch import RolloutBatch
 from train.saving import finish, setup_of
 from train.stages.denoising import (
     Attention,
@@ -44,9 +44,9 @@ from train.stages.denoising import (
     dropout,
     dropout_seed,
     image_tokenizer_of,
-    layout_for,
     learn_in_float32,
     load_of,
+    prompt_template_for_denoiser,
     recompute_layers,
     start,
 )
@@ -77,39 +77,41 @@ class PolicyStage(Stage):
         """Statistics are of one step."""
         self.seen = Statistics()
 
-    def draw(self, batch: Experience, *, generator: torch.Generator) -> int | None:
+    def draw(self, batch: RolloutBatch, *, generator: torch.Generator) -> int | None:
         """The seed of dropout; the views came with the rollouts."""
         self.seen = self.seen + batch.statistics
         return dropout_seed(self.denoiser, generator=generator)
 
-    def counts(self, batch: Experience, noise: int | None) -> dict[str, Tensor]:
-        """As the loss's normaliser says."""
-        return self.loss.counts(batch.look.views)
+    def counts(self, batch: RolloutBatch, noise: int | None) -> dict[str, Tensor]:
+        """As the loss's normalization says."""
+        return self.loss.counts(batch.scored_views.views)
 
-    def forward(self, batch: Experience, noise: int | None) -> dict[str, Tensor]:
+    def forward(self, batch: RolloutBatch, noise: int | None) -> dict[str, Tensor]:
         """The loss's terms.
 
         Rollouts and the scores of others know no dropout: where there is some, its noise is part of
         the ratio to the old policy, as it is in d1.
         """
-        look = batch.look
+        scored_views = batch.scored_views
         with dropout(noise, batch.batch.ids.device):
             scores = self.estimator.scores(
                 self.denoiser,
                 batch.batch,
-                look.views,
+                scored_views.views,
                 entropy=self.log_entropy,
                 undrawable=batch.undrawable,
             )
-        terms = self.loss(scores, batch.advantage, old=look.old, reference=look.reference)
+        terms = self.loss(
+            scores, batch.advantage, old=scored_views.old, reference=scored_views.reference
+        )
         parts = terms.statistics.parts
         here = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
         self.seen = self.seen + here
         return terms.sums
 
-    def load(self, batch: Experience, noise: int | None) -> Load:
+    def load(self, batch: RolloutBatch, noise: int | None) -> Load:
         """Of the policy's passes over what it did; the time is that of rollouts as well."""
-        read = torch.cat([view.covered for view in batch.look.views])
+        read = torch.cat([view.covered for view in batch.scored_views.views])
         return load_of(self.denoiser, batch.batch, read)
 
     def statistics(self) -> dict[str, float]:
@@ -145,19 +147,19 @@ def main(
     start_from: str,
     prompts: Prompts,
     answering: Answering,
-    judging: Judging,
+    reward_config: RewardConfig,
     estimator: LikelihoodEstimator,
     loss: PolicyLoss,
     *,
     prompts_per_batch: int = 1,
-    group: int = 8,
-    iterations: int = 1,
+    num_generations: int = 8,
+    num_iterations: int = 1,
     budget: Budget = Budget(),
     max_broken: float = 0.1,
     gallery: Shown | None = None,
     lora: LowRank | None = None,
-    fit_settings: FitSettings = FitSettings(ema=0.0),
-    table_every: int = 10,
+    training: TrainingConfig = TrainingConfig(ema=0.0),
+    log_completions_every: int = 10,
     log_entropy: bool = True,
     text_tokenizer: Path | None = None,
     image_tokenizer: Path | None = None,
@@ -177,13 +179,14 @@ def main(
         answering: `train.rollouts.answering.Write` or `Draw`: the task, how long an answer may be,
             and how
             it is sampled.
-        judging: Rewards, advantage, and which groups are learnt from.
+        reward_config: Rewards, advantage, and which groups are learnt from.
         estimator: How likely the policy holds what it did, and at which noise.
         loss: Of the policy.
-        prompts_per_batch: Prompts of a micro-batch; of those there are `fit_settings.accumulation`
+        prompts_per_batch: Prompts of a micro-batch; of those there are
+            `training.gradient_accumulation_steps`
             a step and process.
-        group: Completions of each prompt.
-        iterations: Steps of training on each set of rollouts; `fit_settings.steps` counts all.
+        num_generations: Completions of each prompt.
+        num_iterations: Steps of training on each set of rollouts; `training.max_steps` counts all.
         budget: Generated tokens and seconds that the run may cost.
         max_broken: Share of prompts that may be skipped since the model cannot be asked them; more
             stop the run, with the list.
@@ -191,8 +194,9 @@ def main(
         lora: Train matrices of low rank in place of the weights; the reference is then the model
             without them. They are written to `out`/adapter, and added to the weights in
             `out`/final.
-        fit_settings: Steps, optimizer, checkpoints.
-        table_every: Sets of rollouts between tables of completions (`out`/completions); 0 for none.
+        training: Steps, optimizer, checkpoints.
+        log_completions_every: Sets of rollouts between tables of completions (`out`/completions); 0
+            for none.
         log_entropy: Log the entropy of the policy, which costs a softmax more.
         text_tokenizer: Folder of the text tokenizer; by default the model's own.
         image_tokenizer: Folder of the image tokenizer; by default the model's own.
@@ -206,9 +210,9 @@ def main(
     told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
-    if fit_settings.sample_every:
+    if training.sample_steps:
         raise ValueError(
-            "sample_every draws sheets for pretraining; set it to 0: table_every shows what a "
+            "sample_steps draws sheets for pretraining; set it to 0: log_completions_every shows what a "
             "policy does"
         )
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -223,30 +227,32 @@ def main(
     denoiser = model.denoiser
     if getattr(denoiser, "vision", None) is not None:
         denoiser.vision.requires_grad_(False)  # pictures are looked at once, before the rollouts
-    adapted = lora.onto(denoiser, seed=fit_settings.seed) if lora is not None else None
+    adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
     learn_in_float32(denoiser)
     recompute_layers(denoiser, recompute)
 
     table = None
-    if table_every and state.is_main_process:
-        table = CompletionsTable(out / "completions", every=table_every, iterations=iterations)
+    if log_completions_every and state.is_main_process:
+        table = CompletionsTable(
+            out / "completions", every=log_completions_every, num_iterations=num_iterations
+        )
     rollouts = Rollouts(
         model,
         problems,
         answering,
-        judging,
+        reward_config,
         estimator,
         loss,
         Plan(
             prompts=prompts_per_batch,
-            group=group,
-            micro=fit_settings.accumulation,
-            iterations=iterations,
+            num_generations=num_generations,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            num_iterations=num_iterations,
             process=state.process_index,
             of=state.num_processes,
         ),
         reference=Reference(denoiser, adapted=adapted is not None, needed=loss.needs_reference),
-        seed=fit_settings.seed,
+        seed=training.seed,
         context=_context(model, gallery),
         table=table,
         budget=budget,
@@ -254,7 +260,7 @@ def main(
         precision=torch.autocast(
             state.device.type,
             dtype=torch.bfloat16,
-            enabled=precision(fit_settings.mixed_precision) == "bf16",
+            enabled=precision(training.mixed_precision) == "bf16",
         ),
     )
     stage = PolicyStage(denoiser, estimator, loss, rollouts, log_entropy=log_entropy)
@@ -266,7 +272,7 @@ def main(
         adapted=adapted,
         base=(start_from, folder),
     )
-    trained = fit(stage, rollouts, settings=fit_settings, out=out, told=told, setup=setup)
+    trained = fit(stage, rollouts, settings=training, out=out, told=told, setup=setup)
     if not state.is_main_process:
         return
     finish(
@@ -297,24 +303,26 @@ def _model(
     denoiser = start(
         folder, words, pictures, attention=attention, dtype=dtype, needs_pictures=False
     ).to(state.device)
-    layout = layout_for(denoiser, asked=True)
+    prompt_template = prompt_template_for_denoiser(denoiser, asked=True)
     return Model(
         denoiser,
         words,
         None if pictures is None else pictures.to(state.device),
         text_slots=getattr(denoiser.config, "text_slots", None),
         max_length=denoiser.config.max_position_embeddings,
-        defaults=Defaults.from_json(parts_of(folder) / GENERATION, generation=layout.generation),
+        defaults=Defaults.from_json(
+            parts_of(folder) / GENERATION, generation=prompt_template.generation
+        ),
         device=state.device,
-        layout=layout,
+        prompt_template=prompt_template,
     )
 
 
 def _context(model: Model, gallery: Shown | None) -> Mapping[str, Any]:
     """What rewards may ask for beside columns: `gallery`, and `describe`, the policy's captions."""
     context: dict[str, Any] = {} if gallery is None else {"gallery": gallery.read()}
-    if "caption" in model.layout.tasks_with(model.text_tokenizer) and (
-        model.image_tokenizer is not None or model.layout.sees == "features"
+    if "caption" in model.prompt_template.tasks_with(model.text_tokenizer) and (
+        model.image_tokenizer is not None or model.prompt_template.sees == "features"
     ):
         context["describe"] = lambda pictures: model.caption(list(pictures))
     return context

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.shards.shards import Sample
-from data_pipelines.shards.stream import Broken, ShardStream, one_line
+from data_pipelines.shards.stream import BrokenSample, ShardStream, one_line
 from data_pipelines.sources.conversations import Conversation
 from data_pipelines.sources.image_text import ImageText, expect_codes
 from data_pipelines.sources.source import (
@@ -24,12 +24,12 @@ from data_pipelines.sources.source import (
     ToSequence,
     field_value,
 )
-from data_pipelines.sources.vision_samples import SeenCaption, see_through
+from data_pipelines.sources.vision_samples import SeenCaption, attach_vision
 from data_pipelines.text_tokenizer import token_counts
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.templates.infill import check_whole, shortened
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from train.stages.denoising import Data, positions_of
 from train.stages.model_shape import USUAL_POSITIONS, Shape
@@ -61,7 +61,7 @@ def settle(
     denoiser: PretrainedDenoiser,
     tokenizer: PreTrainedTokenizerFast,
     pictures: ImageTokenizer | None,
-    layout: Layout,
+    prompt_template: PromptTemplate,
     *,
     prompts: Sequence[str] = (),
 ) -> tuple[Data, Shape | None, str]:
@@ -76,7 +76,7 @@ def settle(
         denoiser: Model to train.
         tokenizer: Of the texts.
         pictures: Image tokenizer; None for text only, and for images that are seen.
-        layout: Of the tasks of the model.
+        prompt_template: Of the tasks of the model.
         prompts: Texts that sample sheets draw.
 
     Returns:
@@ -92,7 +92,9 @@ def settle(
         length=data.length,
         of_model=denoiser.config.text_slots if model is None else model.text_slots,
         positions=(
-            positions_of(denoiser, layout) if model is None else model.max_position_embeddings
+            positions_of(denoiser, prompt_template)
+            if model is None
+            else model.max_position_embeddings
         ),
         is_new=model is not None,
         packed=data.packed,
@@ -359,7 +361,7 @@ def _measure(
     if pictures is not None:
         edge = pictures.image_size // pictures.downsampling
         sources = expect_codes(sources, edge**2)
-    laid_out = see_through(
+    laid_out = attach_vision(
         [one for one in sources if not isinstance(one.to_sequence, Conversation)],
         getattr(denoiser, "vision", None),
     )
@@ -447,7 +449,7 @@ def _first_samples(source: Source) -> tuple[list[Sample], bool]:
     )
     samples, size = [], 0
     for item in stream:
-        if isinstance(item, Broken):
+        if isinstance(item, BrokenSample):
             continue
         if len(samples) == LOOKED_AT or size > LOOKED_BYTES:
             return samples, False

@@ -38,7 +38,7 @@ def setup_of(
         denoiser: Its config is written, and which of its weights are not trained.
         words: The text tokenizer, with its chat template.
         image_tokenizer: Folder of the image tokenizer, if any.
-        generation: What is written as generation.json.
+        generation: What is written as generation_config.json.
         adapted: The denoiser with matrices of low rank in it, where it has any.
         base: Name and folder of the model that the run starts from; None: it starts from nothing.
     """
@@ -121,7 +121,7 @@ def finish(
     trained     state dict of a stage whose denoiser is called so
     adapted     the denoiser with the matrices in it, where it has any
     base        name of the model that they belong to
-    generation  what `out`/final and `out`/adapter hold as generation.json
+    generation  what `out`/final and `out`/adapter hold as generation_config.json
     """
     weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
     if adapted is not None:

@@ -17,11 +17,11 @@ from mmdlm.cli.recipe import run
 from mmdlm.core.losses.objective import Objective
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.encoders.adapter import VisionConfig
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from train.checkpoints.carried import generation_of, with_chat_template
-from train.loop import FitSettings, fit, launched
+from train.loop import TrainingConfig, fit, launched
 from train.quantized import FrozenBase, check_adapter_is_all, check_base
 from train.saving import finish, setup_of
 from train.stages.denoising import (
@@ -31,11 +31,11 @@ from train.stages.denoising import (
     DenoisingStage,
     Dtype,
     Recompute,
+    add_vision_adapter,
     image_tokenizer_of,
-    layout_for,
     learn_in_float32,
     load_batches,
-    open_eyes,
+    prompt_template_for_denoiser,
     read_sources,
     recompute_layers,
     start,
@@ -59,16 +59,16 @@ def main(
     model: Shape | None = None,
     text_tokenizer: Path | None = None,
     image_tokenizer: Path | None = None,
-    layout: Layout | None = None,
+    prompt_template: PromptTemplate | None = None,
     vision: VisionConfig | None = None,
     tower_weights: Path | None = None,
     parts: Parts = Parts(),
     lora: LowRank | None = None,
     quantization: str | None = None,
     coefficients: Coefficients = Coefficients(),
-    fit_settings: FitSettings = FitSettings(ema=0.0),
+    training: TrainingConfig = TrainingConfig(ema=0.0),
     examples: int = 2,
-    decoding: dict[str, Any] | None = None,
+    generation_config: dict[str, Any] | None = None,
     attention: Attention = "sdpa",
     recompute: Recompute = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -89,7 +89,8 @@ def main(
         text_tokenizer: Folder of the text tokenizer; by default the model's own.
         image_tokenizer: Folder of the tokenizer that made the codes of pictures, to be kept with
             the weights; by default the model's own.
-        layout: How conversations are laid out; by default as the model's family does, which is how
+        prompt_template: How conversations are laid out; by default as the model's family does,
+            which is how
             the trained model will be asked.
         vision: Adapter through which the model sees, where it did not see yet.
         tower_weights: Folder of transformers' SigLIP or of an open_clip model, for the tower of
@@ -100,11 +101,13 @@ def main(
         quantization: Hold the weights beside `lora` in fewer bits while it learns: 4bit or 8bit by
             bitsandbytes, int8 or float8 by torchao. `out`/adapter is then all that is written.
         coefficients: Weight of each modality.
-        fit_settings: Steps, optimizer, checkpoints.
+        training: Steps, optimizer, checkpoints.
         examples: Documents of each source that are shown before training starts, with what of them
             is learnt; also in `out`/examples.txt.
-        decoding: Steps, guidance, temperatures and order of each task that the final weights carry
-            (generation.json); what is not given is as in the model started from, or, for a family
+        generation_config: Steps, guidance, temperatures and order of each task that the final
+            weights carry
+            (generation_config.json); what is not given is as in the model started from, or, for a
+            family
             of published models, as the family has it.
         attention: Kernel; flex_attention for packed rows on a GPU.
         recompute: Keep the input of each layer alone for the backward pass (gradient
@@ -137,7 +140,7 @@ def main(
         if model.max_position_embeddings is None:
             positions = max(USUAL_POSITIONS, data.length or 0)
             told["model"] = model = replace(model, max_position_embeddings=positions)
-        denoiser = model.build(words, pictures, seed=fit_settings.seed, attention=attention)
+        denoiser = model.build(words, pictures, seed=training.seed, attention=attention)
     else:
         denoiser = start(
             folder,
@@ -150,7 +153,7 @@ def main(
         )
     denoiser.config.full_vocabulary = objective.full_vocabulary
     if vision is not None:
-        open_eyes(denoiser, vision, tower_weights, seed=fit_settings.seed)
+        add_vision_adapter(denoiser, vision, tower_weights, seed=training.seed)
     elif tower_weights is not None:
         raise ValueError(f"tower_weights {tower_weights}: there is no `vision` that they are for")
     parts.freeze(denoiser)
@@ -160,19 +163,19 @@ def main(
             raise ValueError("lora adds to weights that stay as they are; a new model has none yet")
         if "denoiser" in parts.frozen:
             raise ValueError("lora trains the denoiser, which parts.frozen names; leave one out")
-        adapted = lora.onto(denoiser, seed=fit_settings.seed)
+        adapted = lora.onto(denoiser, seed=training.seed)
         check_adapter_is_all(adapted, denoiser)
     learn_in_float32(denoiser)
     recompute_layers(denoiser, recompute)
 
-    layout = layout or layout_for(denoiser)
-    generation = generation_of(layout, folder, decoding)
+    prompt_template = prompt_template or prompt_template_for_denoiser(denoiser)
+    generation = generation_of(prompt_template, folder, generation_config)
     if state.is_main_process:
-        record_tasks(denoiser, layout, words, data.sources, is_new=folder is None)
-    words = with_chat_template(words, layout, data.sources)
+        record_tasks(denoiser, prompt_template, words, data.sources, is_new=folder is None)
+    words = with_chat_template(words, prompt_template, data.sources)
     known = words_for(denoiser, words, pictures)
-    sources = read_sources(data, denoiser, known, layout)
-    loader = load_batches(data, sources, known, seed=fit_settings.seed, process=state)
+    sources = read_sources(data, denoiser, known, prompt_template)
+    loader = load_batches(data, sources, known, seed=training.seed, process=state)
     if state.is_main_process and examples:
         show_examples(
             sources,
@@ -191,7 +194,7 @@ def main(
         adapted=adapted,
         base=None if folder is None else (str(start_from), folder),
     )
-    trained = fit(stage, loader, settings=fit_settings, out=out, told=told, setup=setup)
+    trained = fit(stage, loader, settings=training, out=out, told=told, setup=setup)
     if not state.is_main_process:
         return
     finish(

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.shards.shards import BrokenShard, Sample, Unreachable, read_shard
 from data_pipelines.sources.source import Source
 from mmdlm.models.from_pretrained import PretrainedDenoiser
-from mmdlm.templates.native import ABOUT_IMAGES, Own
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.native import ABOUT_IMAGES, Native
+from mmdlm.templates.prompt_template import PromptTemplate
 
 # Methods of `mmdlm.pipeline.model.Model`, in the order in which they are recorded.
 TASKS = (
@@ -23,7 +23,7 @@ SHARDS, SAMPLES = 8, 64  # of a source: so many of each of so many shards are lo
 
 def record_tasks(
     denoiser: PretrainedDenoiser,
-    layout: Layout,
+    prompt_template: PromptTemplate,
     words: PreTrainedTokenizerFast,
     sources: Sequence[Source],
     *,
@@ -37,17 +37,17 @@ def record_tasks(
 
     Args:
         denoiser: The model.
-        layout: Of its tasks.
+        prompt_template: Of its tasks.
         words: Its text tokenizer, as it was before: a model that records nothing could talk where
             it has a chat template.
         sources: The data, some of which are looked at.
         is_new: Whether the weights are random, so that it could do nothing before.
     """
-    if not isinstance(layout, Own):
+    if not isinstance(prompt_template, Native):
         return
     before = () if is_new else denoiser.config.trained_tasks
     if before is None:
-        before = layout.tasks_with(words)
+        before = prompt_template.tasks_with(words)
     taught = [source.to_sequence.teaches(some_samples(source)) for source in sources]
     known = {*before}.union(*(one for one in taught if one is not None))
     complete = None not in taught

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from data_pipelines.shards.shards import expand_urls
-from data_pipelines.shards.stream import Broken, Reader, ShardStream, State, Tally, one_line
+from data_pipelines.shards.stream import (
+    BrokenSample,
+    Reader,
+    SampleStats,
+    ShardStream,
+    State,
+    one_line,
+)
 from data_pipelines.shards.workers import Loader, check_numbers, workers_for
 from data_pipelines.sources.source import BROKEN_CONTENT, PICTURES, field_image
 from mmdlm.vision.image_files import MAX_PIXELS
@@ -90,7 +97,7 @@ class _Pictures:
     ) -> None:
         self.max_pixels = max_pixels
         self.batch_size, self.image_size, self.fit = batch_size, image_size, fit
-        self._tally = Tally(max_broken)
+        self._tally = SampleStats(max_broken)
         self._stream = ShardStream(
             urls,
             reader=reader,
@@ -104,14 +111,16 @@ class _Pictures:
     def __iter__(self) -> Iterator[Tensor]:
         pixels: list[Tensor] = []
         for item in self._stream:
-            if isinstance(item, Broken):
+            if isinstance(item, BrokenSample):
                 self._tally.add_broken(item)
                 continue
             try:
                 image = field_image(item, max_pixels=self.max_pixels)
                 pixels.append(to_pixels(image, self.image_size, fit=self.fit))
             except BROKEN_CONTENT as error:
-                self._tally.add_broken(Broken(item["__url__"], item["__key__"], one_line(error)))
+                self._tally.add_broken(
+                    BrokenSample(item["__url__"], item["__key__"], one_line(error))
+                )
                 continue
             self._tally.good += 1
             if len(pixels) == self.batch_size:

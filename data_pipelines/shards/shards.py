@@ -153,7 +153,7 @@ class _Download(io.RawIOBase):
 
 
 class _Tail(io.RawIOBase):
-    """Passes a stream on and remembers its last bytes, where a tar has its end mark."""
+    """ForwardPasses a stream on and remembers its last bytes, where a tar has its end mark."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream

@@ -55,7 +55,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenSample:
     """A sample, or (without key) the rest of a shard, that cannot be used."""
 
     url: str
@@ -68,7 +68,7 @@ class Broken:
 
 
 @dataclass
-class Tally:
+class SampleStats:
     """Counts what was usable and what was not; stops the run when too much was not.
 
     max_share  share of broken samples above which `add_broken` raises ValueError with the list;
@@ -78,9 +78,9 @@ class Tally:
     max_share: float
     good: int = 0
     broken: int = 0
-    listed: list[Broken] = field(default_factory=list)
+    listed: list[BrokenSample] = field(default_factory=list)
 
-    def add_broken(self, broken: Broken) -> None:
+    def add_broken(self, broken: BrokenSample) -> None:
         self.broken += 1
         if broken not in self.listed and len(self.listed) < LISTED:
             self.listed.append(broken)
@@ -101,7 +101,7 @@ class Tally:
 
     def load_state_dict(self, state: State) -> None:
         self.good, self.broken = state["good"], state["broken"]
-        self.listed = [Broken(**one) for one in state["listed"]]
+        self.listed = [BrokenSample(**one) for one in state["listed"]]
 
 
 def check_share(broken: int, seen: int, max_share: float, listed: str) -> None:
@@ -126,10 +126,10 @@ class _Place:
     sample: int = 0
 
 
-_Block = tuple[_Place, list[Sample | Broken]]
+_Block = tuple[_Place, list[Sample | BrokenSample]]
 
 
-class ShardStream(Iterator[Sample | Broken]):
+class ShardStream(Iterator[Sample | BrokenSample]):
     """Samples of one reader, shuffled; what is broken takes its place among them.
 
     With fewer shards than readers every reader reads all of them and keeps every count-th sample.
@@ -169,17 +169,17 @@ class ShardStream(Iterator[Sample | Broken]):
                 len(urls),
                 reader.count,
             )
-        self._cache: dict[str, list[Sample | Broken]] | None = {} if cache_bytes else None
+        self._cache: dict[str, list[Sample | BrokenSample]] | None = {} if cache_bytes else None
         self._cache_room = cache_bytes
         self._place: _Place  # where the block starts that is being given out
-        self._block: list[Sample | Broken]
+        self._block: list[Sample | BrokenSample]
         self._offset: int  # how many of the block were given out
         self._resume_offset: int  # the same, of a block that a loaded state names
         self._ahead: _Block | None
         self._reading: Iterator[_Block | None]
         self._start_at(_Place(), offset=0)
 
-    def __next__(self) -> Sample | Broken:
+    def __next__(self) -> Sample | BrokenSample:
         while self._offset >= len(self._block):
             read = self._ahead or next((one for one in self._reading if one), None)
             if read is None:
@@ -231,7 +231,7 @@ class ShardStream(Iterator[Sample | Broken]):
                 )
             place = _Place(place.epoch + 1)
 
-    def _read_epoch(self, place: _Place) -> Iterator[tuple[Sample | Broken, int, int]]:
+    def _read_epoch(self, place: _Place) -> Iterator[tuple[Sample | BrokenSample, int, int]]:
         """Items from `place` to the end of the epoch, with the shard and sample that follow."""
         urls = self.urls
         if self.shuffle_buffer:
@@ -246,22 +246,22 @@ class ShardStream(Iterator[Sample | Broken]):
                 if drawn is not None:
                     yield drawn, shard, number + 1
 
-    def _drawn(self, item: Sample | Broken, epoch: int) -> Sample | Broken | None:
+    def _drawn(self, item: Sample | BrokenSample, epoch: int) -> Sample | BrokenSample | None:
         """Return the item where the epoch contains it."""
-        if self.sampling_weight is None or isinstance(item, Broken):
+        if self.sampling_weight is None or isinstance(item, BrokenSample):
             return item
         try:
             weight = field_weight(item, self.sampling_weight)
         except BROKEN_CONTENT as error:
-            return Broken(item["__url__"], item["__key__"], one_line(error))
+            return BrokenSample(item["__url__"], item["__key__"], one_line(error))
         parts = (self.seed, "drawn", epoch, item["__url__"], item["__key__"])
         return item if derived_seed(*parts) < weight * 2**63 else None
 
-    def _read_shard(self, url: str) -> Iterator[Sample | Broken]:
+    def _read_shard(self, url: str) -> Iterator[Sample | BrokenSample]:
         if self._cache is not None and url in self._cache:
             yield from self._cache[url]
             return
-        read: list[Sample | Broken] = []
+        read: list[Sample | BrokenSample] = []
         for item in self._own_samples(url):
             if self._cache is not None:
                 read.append(item)
@@ -273,7 +273,7 @@ class ShardStream(Iterator[Sample | Broken]):
         if self._cache is not None:
             self._cache[url] = read
 
-    def _own_samples(self, url: str) -> Iterator[Sample | Broken]:
+    def _own_samples(self, url: str) -> Iterator[Sample | BrokenSample]:
         """What this reader keeps of a shard."""
         number, count = (0, 1) if self.deals_shards else (self.reader.number, self.reader.count)
         read = 0
@@ -288,17 +288,17 @@ class ShardStream(Iterator[Sample | Broken]):
                     }
         except BrokenShard as error:
             if number == 0:
-                yield Broken(url, None, f"{error}{missing_samples(url, read)}")
+                yield BrokenSample(url, None, f"{error}{missing_samples(url, read)}")
 
-    def _shuffled(self, items: list[Sample | Broken]) -> list[Sample | Broken]:
+    def _shuffled(self, items: list[Sample | BrokenSample]) -> list[Sample | BrokenSample]:
         if self.shuffle_buffer < 2:
             return items
         parts = ("block", self._place.epoch, self._place.block, self.reader.number)
         return [items[i] for i in permutation(len(items), self.seed, *parts)]
 
 
-def _bytes_of(item: Sample | Broken) -> int:
-    return 200 if isinstance(item, Broken) else sum(map(len, item.values())) + 400
+def _bytes_of(item: Sample | BrokenSample) -> int:
+    return 200 if isinstance(item, BrokenSample) else sum(map(len, item.values())) + 400
 
 
 class SequenceStream(Iterator[Sequence]):
@@ -340,7 +340,7 @@ class SequenceStream(Iterator[Sequence]):
             )
             for number, source in enumerate(sources)
         ]
-        self._tallies = [Tally(max_broken) for _ in sources]
+        self._tallies = [SampleStats(max_broken) for _ in sources]
         self._taken = [0] * len(sources)  # samples, broken ones included
         self._ended = [False] * len(sources)
         self._given = 0
@@ -362,11 +362,11 @@ class SequenceStream(Iterator[Sequence]):
             "sources": [
                 {
                     "stream": stream.state_dict(),
-                    "tally": tally.state_dict(),
+                    "tally": stats.state_dict(),
                     "taken": taken,
                     "ended": ended,
                 }
-                for stream, tally, taken, ended in zip(
+                for stream, stats, taken, ended in zip(
                     self._streams, self._tallies, self._taken, self._ended, strict=True
                 )
             ],
@@ -394,11 +394,11 @@ class SequenceStream(Iterator[Sequence]):
 
     def _next_of(self, number: int) -> Sequence | None:
         """The next usable sequence of one source, or None where it has ended."""
-        source, tally = self.sources[number], self._tallies[number]
+        source, stats = self.sources[number], self._tallies[number]
         for item in self._streams[number]:
             self._taken[number] += 1
-            if isinstance(item, Broken):
-                tally.add_broken(item)
+            if isinstance(item, BrokenSample):
+                stats.add_broken(item)
                 continue
             seed = derived_seed(self.seed, number, self.reader.number, self._taken[number])
             try:
@@ -414,9 +414,9 @@ class SequenceStream(Iterator[Sequence]):
                         "it or raise length"
                     )
             except BROKEN_CONTENT as error:
-                tally.add_broken(Broken(item["__url__"], item["__key__"], one_line(error)))
+                stats.add_broken(BrokenSample(item["__url__"], item["__key__"], one_line(error)))
                 continue
-            tally.good += 1
+            stats.good += 1
             return sequence
         return None
 

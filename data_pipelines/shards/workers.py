@@ -134,7 +134,7 @@ class Loader:
         state = copy.deepcopy(state)
         self._next, self._workers = state["next"], state["workers"]
 
-    def tally(self) -> list[dict[str, Any]]:
+    def stats(self) -> list[dict[str, Any]]:
         """For each source: how many samples were good and broken so far, and which were broken.
 
         Batches may come from samples that were read ahead, and counted.

@@ -32,8 +32,8 @@ from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER
 from mmdlm.templates.native import ABOUT_IMAGES
-from mmdlm.templates.prompt_template import Codes, Layout, Picture, Turn, said
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.prompt_template import Codes, Picture, PromptTemplate, Turn, said
+from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.crops import CropViews
 
 THOUGHT = "<think>"  # how an answer begins that was thought about
@@ -100,7 +100,7 @@ class Conversation(Seeing):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        raise AssertionError("`speak` gives conversations the layout of a model")
+        raise AssertionError("`apply_chat_template` gives conversations the layout of a model")
 
     def teaches(self, samples: Iterable[Sample]) -> frozenset[str]:
         """Return what the last answers of some conversations are: texts or images, and of what."""
@@ -126,9 +126,11 @@ class Conversation(Seeing):
             return frozenset({"caption"} if about_images else {"complete"})
         return frozenset({"answer", "chat", *([ABOUT_IMAGES] if about_images else [])})
 
-    def spoken(self, layout: Layout, words: Words, *, length: int) -> Seeing:
+    def templated(
+        self, prompt_template: PromptTemplate, codec: TextCodec, *, length: int
+    ) -> Seeing:
         """The same in the layout of one model, for rows of one length."""
-        return Spoken(self, layout, words, length)
+        return TemplatedConversation(self, prompt_template, codec, length)
 
     def content(self, sample: Sample) -> Any:
         """The JSON of a sample; ValueError where it has none."""
@@ -147,12 +149,12 @@ class Conversation(Seeing):
 
 
 @dataclass(frozen=True)
-class Spoken(Seeing):
+class TemplatedConversation(Seeing):
     """Conversations in the layout of one model, in rows of one length."""
 
     conversation: Conversation
-    layout: Layout
-    words: Words
+    prompt_template: PromptTemplate
+    codec: TextCodec
     length: int
 
     needs_eyes: ClassVar[bool] = False
@@ -180,7 +182,7 @@ class Spoken(Seeing):
         if self.conversation.template:
             taught = self._taught(turns, answers, generator=generator)
         else:
-            taught = self.layout.teach_task(self.words, turns)
+            taught = self.prompt_template.untemplated_sequence(self.codec, turns)
         if self.conversation.cut_long_answers:
             taught = _cut(taught, self.length)
         answer = _trailing_targets(taught)
@@ -188,21 +190,23 @@ class Spoken(Seeing):
             return taught
         room = self.length - len(taught)
         count = self.conversation.tail.count(answer=answer, room=room, generator=generator)
-        tail = text_segment([self.words.vocabulary.eos_id] * max(0, min(count, room)), target=True)
+        tail = text_segment([self.codec.vocabulary.eos_id] * max(0, min(count, room)), target=True)
         return Sequence((*taught.segments, tail))
 
     def _taught(
         self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
     ) -> Sequence:
         """Turns by the template; of an edit, now and then, a branch of its guidance."""
-        if self.conversation.drop_prompt and (edited := self.layout.image_edit(turns)):
+        if self.conversation.drop_prompt and (edited := self.prompt_template.image_edit(turns)):
             instruction, sources, image = edited
-            ask = self.layout.edit(self.words, instruction, sources=sources, picture=image)
+            task_prompt = self.prompt_template.edit_prompt(
+                self.codec, instruction, sources=sources, picture=image
+            )
             if float(torch.rand((), generator=generator)) < self.conversation.drop_prompt:
-                branch = int(torch.randint(len(ask.opposite), (), generator=generator))
-                return ask.opposite[branch]
-            return ask.sequence
-        return self.layout.teach(self.words, turns, answers=answers)
+                branch = int(torch.randint(len(task_prompt.unconditional), (), generator=generator))
+                return task_prompt.unconditional[branch]
+            return task_prompt.sequence
+        return self.prompt_template.training_sequence(self.codec, turns, answers=answers)
 
     def _learnt(
         self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
@@ -222,10 +226,14 @@ class Spoken(Seeing):
             for number in answers:
                 in_words = all(isinstance(part, str) for part in turns[number].parts)
                 if in_words and said(turns[number]).startswith(THOUGHT):
-                    asked = self.layout.thinking(turns[:number], True)
+                    asked = self.prompt_template.thinking(turns[:number], True)
                     turns = (*asked, *turns[number:])
-        is_edit = self.layout.image_edit(turns) is not None
-        if self.conversation.drop_prompt and not is_edit and (drawn := self.layout.drawing(turns)):
+        is_edit = self.prompt_template.image_edit(turns) is not None
+        if (
+            self.conversation.drop_prompt
+            and not is_edit
+            and (drawn := self.prompt_template.drawing(turns))
+        ):
             chance = float(torch.rand((), generator=generator))
             if not drawn[1] and chance < self.conversation.drop_prompt:
                 turns = (Turn(USER, ()), turns[-1])
@@ -267,13 +275,13 @@ class Spoken(Seeing):
 
     def pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
         """The pictures of a sample as the model sees them; ValueError where it sees none."""
-        if self.layout.sees == "features" and views:
+        if self.prompt_template.sees == "features" and views:
             return list(views)
         codes = numbered(sample, CODES)
         found = codes or numbered(sample, PICTURE_FIELD)
-        if found and self.layout.sees != "codes":
+        if found and self.prompt_template.sees != "codes":
             raise ValueError(
-                f"it has pictures ({', '.join(found)}), but this model ({self.layout.family}) sees "
+                f"it has pictures ({', '.join(found)}), but this model ({self.prompt_template.family}) sees "
                 "none; give it `vision`, or train on conversations without"
             )
         if found and not codes:
@@ -286,22 +294,27 @@ class Spoken(Seeing):
     def _codes(self, sample: Sample, name: str) -> Codes:
         """Codes with their grid: that of the array, or a square."""
         shape = read_array(sample[name]).shape
-        codes = field_codes(sample, self.words.vocabulary, field=name)
+        codes = field_codes(sample, self.codec.vocabulary, field=name)
         grid = shape if len(shape) == 2 else (isqrt(len(codes)),) * 2
         if grid[0] * grid[1] != len(codes):
             raise ValueError(
                 f"its {name} has {len(codes)} codes, no square; store them in rows and columns"
             )
-        if self.layout.square and self.words.grid not in (None, grid):
+        if self.prompt_template.square and self.codec.grid not in (None, grid):
             raise ValueError(
                 f"its {name} has {grid[0]} x {grid[1]} codes, but an image of this model "
-                f"({self.layout.family}) has {' x '.join(map(str, self.words.grid or ()))}"
+                f"({self.prompt_template.family}) has {' x '.join(map(str, self.codec.grid or ()))}"
             )
-        return Codes.given(self.words.vocabulary.image_ids(codes), (grid[0], grid[1]))
+        return Codes.given(self.codec.vocabulary.image_ids(codes), (grid[0], grid[1]))
 
 
-def speak(
-    sources: Iterable[Source], layout: Layout, words: Words, *, length: int, packed: bool
+def apply_chat_template(
+    sources: Iterable[Source],
+    prompt_template: PromptTemplate,
+    codec: TextCodec,
+    *,
+    length: int,
+    packed: bool,
 ) -> list[Source]:
     """The same sources, conversations among them in the layout of the model that is trained.
 
@@ -309,14 +322,14 @@ def speak(
 
     Raises ValueError for a tail that the rows have no room for.
     """
-    spoken = []
+    templated = []
     for source in sources:
         if isinstance(source.to_sequence, Conversation):
             source.to_sequence.tail.check(packed=packed)
-            to_sequence = source.to_sequence.spoken(layout, words, length=length)
+            to_sequence = source.to_sequence.templated(prompt_template, codec, length=length)
             source = replace(source, to_sequence=to_sequence)
-        spoken.append(source)
-    return spoken
+        templated.append(source)
+    return templated
 
 
 def _trailing_targets(sequence: Sequence) -> int:

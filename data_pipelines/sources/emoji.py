@@ -1,4 +1,4 @@
-"""The emoji data set: every emoji that a colour font draws as one glyph, with its names."""
+"""The emoji data set: every emoji that a color font draws as one glyph, with its names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data_pipelines.sources.icon_sets import IconSet
 
 NOTO = "noto"  # the style of the font, which a prompt need not name
 HELD_OUT_IN_A_STYLE = 300
-REFERENCE = "\N{GRINNING FACE}"  # every colour font has it; its advance is that of one glyph
+REFERENCE = "\N{GRINNING FACE}"  # every color font has it; its advance is that of one glyph
 UNASSIGNED = "\U0010fffd"  # what a font draws for a character that it does not know
 # Bitmap fonts exist at a few sizes only: Noto (CBDT) at 109, Apple (sbix) at 160 and below.
 FONT_SIZES = (109, 160, 136, 128, 96, 64)
@@ -102,7 +102,7 @@ def emoji_pictures(font: Path | None = None, *, size: int = 64) -> list[Emoji]:
 def draw_emoji(font: Path | None = None, *, size: int = 64) -> Iterator[Emoji | LeftOut]:
     """Draw all fully-qualified emoji of the `emoji` package, in its order, `size` pixels square.
 
-    Raises ValueError where no colour font is found, or Pillow cannot join code points to a glyph.
+    Raises ValueError where no color font is found, or Pillow cannot join code points to a glyph.
     """
     return _drawn(_load(font or find_font()), size)
 
@@ -202,7 +202,7 @@ def alike_names(pictures: Iterable[Emoji]) -> dict[str, frozenset[str]]:
 
 
 def find_font() -> Path:
-    """A colour emoji font of this machine; ValueError, with the way to get one, where none is."""
+    """A color emoji font of this machine; ValueError, with the way to get one, where none is."""
     for place in USUAL_FONTS:
         path = Path(place).expanduser()
         if path.is_file():
@@ -222,7 +222,7 @@ def find_font() -> Path:
         if path.is_file():
             return path
     raise ValueError(
-        "no colour emoji font found; install one (Debian, Ubuntu: apt-get install "
+        "no color emoji font found; install one (Debian, Ubuntu: apt-get install "
         "fonts-noto-color-emoji) or name its file with --font"
     )
 
@@ -242,7 +242,7 @@ def _load(font: Path) -> ImageFont.FreeTypeFont:
             continue
         if face.getlength(REFERENCE) > 0:
             return face
-    raise ValueError(f"font {font}: cannot be read as a font with emoji; name a colour emoji font")
+    raise ValueError(f"font {font}: cannot be read as a font with emoji; name a color emoji font")
 
 
 def _canvas(face: ImageFont.FreeTypeFont) -> tuple[int, int, int]:

@@ -168,10 +168,10 @@ def _variants(name: str) -> Iterable[tuple[str, str]]:
         yield f"{kind} {name}", f"make it a {kind}"
         if words[0] == kind:
             yield " ".join(words[1:]), "make it a person"
-    for colour in COLOURS:
+    for color in COLOURS:
         for other in COLOURS:
-            if colour in words:
-                yield _replaced(words, colour, other), f"make it {other}"
+            if color in words:
+                yield _replaced(words, color, other), f"make it {other}"
     if name.endswith(CLOCK):
         for hour in HOURS:
             for ending in CLOCK:

@@ -12,7 +12,7 @@ from data_pipelines.jobs.report import Report
 from data_pipelines.messages import SYSTEMS, Message, message_of, messages_of, system_of
 from data_pipelines.shards.shards import Sample
 from data_pipelines.sources.conversation_files import PICTURES, Images, packed, pictures_of
-from data_pipelines.sources.conversations import Conversation, Spoken
+from data_pipelines.sources.conversations import Conversation, TemplatedConversation
 from data_pipelines.sources.end_of_text import NoTail, Tail
 from data_pipelines.sources.row_files import Row
 from data_pipelines.sources.source import TextTokenizer
@@ -20,8 +20,8 @@ from data_pipelines.sources.vision_samples import Seeing
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER
-from mmdlm.templates.prompt_template import Layout
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.crops import CropViews
 
 SIDES = ("chosen", "rejected")
@@ -58,9 +58,11 @@ class Preference(Conversation):
         pair = explicit(content, picture=self.picture)
         return self.messages({"messages": [*pair["prompt"], *pair["chosen"]]})
 
-    def spoken(self, layout: Layout, words: Words, *, length: int) -> Seeing:
-        """See `Conversation.spoken`."""
-        return SpokenPair(self, Spoken(self, layout, words, length // 2))
+    def templated(
+        self, prompt_template: PromptTemplate, words: TextCodec, *, length: int
+    ) -> Seeing:
+        """See `Conversation.templated`."""
+        return SpokenPair(self, TemplatedConversation(self, prompt_template, words, length // 2))
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class SpokenPair(Seeing):
     """Pairs in the layout of one model."""
 
     preference: Preference
-    side: Spoken
+    side: TemplatedConversation
 
     needs_eyes: ClassVar[bool] = False
 

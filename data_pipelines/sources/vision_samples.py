@@ -33,7 +33,7 @@ from data_pipelines.sources.text_files import parsed
 from mmdlm.core.sequence import Sequence, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.encoders.adapter import VisionAdapter
-from mmdlm.vision.encoders.crops import CropViews, Layout
+from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
 from mmdlm.vision.encoders.tiling import Tiling
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 
@@ -116,11 +116,11 @@ def feature_fields(
     return fields
 
 
-def read_layouts(data: bytes) -> tuple[str, list[Layout]]:
+def read_layouts(data: bytes) -> tuple[str, list[FeatureLayout]]:
     """What `feature_fields` writes beside the features -> (fingerprint, layouts)."""
     try:
         record = parsed(data)
-        return str(record["fingerprint"]), [Layout(**layout) for layout in record["layouts"]]
+        return str(record["fingerprint"]), [FeatureLayout(**layout) for layout in record["layouts"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"its {LAYOUTS} is damaged: {error}") from None
 
@@ -170,7 +170,7 @@ class Seeing(ToSequence):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        raise AssertionError("`see_through` gives sources of pictures the eye of a model")
+        raise AssertionError("`attach_vision` gives sources of pictures the eye of a model")
 
     @abstractmethod
     def sequence(
@@ -254,7 +254,7 @@ class SeenCaption(Seeing):
         return Sequence((*pictures, text_segment(ids, target=True)))
 
 
-def see_through(sources: Iterable[Source], adapter: VisionAdapter | None) -> list[Source]:
+def attach_vision(sources: Iterable[Source], adapter: VisionAdapter | None) -> list[Source]:
     """The same sources, those of pictures through the adapter of the model that is trained.
 
     Raises ValueError where pictures meet a model without vision, where features were made by

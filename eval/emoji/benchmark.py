@@ -43,7 +43,7 @@ from mmdlm.cli import recipe as command_line
 from mmdlm.core.likelihood.estimators import Elbo
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import collate, image_segments, text_segment
-from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rewards.images.neighbors import Neighbours, nearest_neighbours
@@ -103,7 +103,7 @@ def main(
         out: JSON file for the result.
         sheet: PNG file for held-out pictures, drawn beside real; default: --out with .png. The
             tokenizer's reconstructions go beside it, with -tokenizer added to the name.
-        font: Colour emoji font to draw the real pictures with; default: one of this machine.
+        font: Color emoji font to draw the real pictures with; default: one of this machine.
         shards: Instead of a font: the shards that `data_pipelines.write_shards emoji` wrote, such
             as "data/emoji/{train,held_out}/*.tar".
         limit: Trained names to ask for, chosen at random by the seed; default: all. The held-out
@@ -256,8 +256,8 @@ def _emoji_of(sample: Sample) -> Emoji:
 class Asked:
     """How the model is asked: its own settings, but for what the caller gave."""
 
-    text_to_image: Decoding
-    caption: Decoding
+    text_to_image: GenerationConfig
+    caption: GenerationConfig
     drawings: int = 1
     seed: int = 0
     batch_size: int = 64

@@ -16,7 +16,7 @@ COLUMNS, EDGE, GAP, PAD = 6, 128, 16, 12  # cards a row, and pixels
 
 @dataclass(frozen=True)
 class Card:
-    """Two pictures side by side, the name, and lines of (text, colour) under it."""
+    """Two pictures side by side, the name, and lines of (text, color) under it."""
 
     left: Image.Image
     right: Image.Image
@@ -55,9 +55,9 @@ def sheet_of(
             pen.text((x + PAD, y), line, font=medium, fill=INK)
             y += 20
         y = top + n // columns * (height + GAP) + EDGE + 79
-        for note, colour in card.notes:
+        for note, color in card.notes:
             (line,) = _wrapped(note, small, width - 2 * PAD, lines=1)
-            pen.text((x + PAD, y), line, font=small, fill=colour)
+            pen.text((x + PAD, y), line, font=small, fill=color)
             y += 19
     return page
 

@@ -34,7 +34,7 @@ from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sampling.cache import Dual, Prefix, Stable
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import ScheduledCount
+from mmdlm.core.sampling.unmasking import ScheduledTransfer
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, pack, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.costs import Costs, Machine, Pass, synchronize
@@ -312,7 +312,9 @@ class Bench:
             some = math.ceil(cache.share * read) + fresh
             kept.append(pass_(length if refreshed else some, read))
         sampler = Sampler(
-            steps=steps, commit=ScheduledCount(Cosine(), least=1, strict=True), guidance_scale=scale
+            steps=steps,
+            unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
+            guidance_scale=scale,
         )
         run = partial(self.sample, model, batch, PackedLayers(model))
         theirs = plain.in_torchs_layers(model)
@@ -346,7 +348,7 @@ class Bench:
         costs = Costs(model.config, self.dtype.itemsize)
         start, stop = vocabulary.range(modality)
         rows, length = batch.ids.shape
-        head = int(corruption.masked.sum()) * (stop - start)
+        head = int(corruption.is_noised.sum()) * (stop - start)
         flops = costs.training(tokens=rows * length, pairs=rows * length**2, head=head)
         what = "64 words + 256 codes, drawing" if drawing else "512 tokens, 44 % masked"
         theirs = plain.in_torchs_layers(model)
@@ -391,7 +393,7 @@ class Bench:
         flops = Costs(model.config, self.dtype.itemsize).training(
             tokens=int((~batch.is_padding).sum()),
             pairs=int(lengths.square().sum()),
-            head=int(corruption.masked.sum()) * vocabulary.text[1],
+            head=int(corruption.is_noised.sum()) * vocabulary.text[1],
         )
         theirs = plain.in_torchs_layers(model)
         return Work(
@@ -621,7 +623,9 @@ def corrupted(batch: Batch, vocabulary: Vocabulary, *, share: float) -> Corrupti
     masked = batch.target & (draw < share)
     t = torch.full(batch.ids.shape, share, device=batch.ids.device)
     x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
-    return Corruption(x_t=x_t, masked=masked, t=t, p_mask=t, slope=torch.ones_like(t), weight=1 / t)
+    return Corruption(
+        x_t=x_t, is_noised=masked, t=t, p_mask=t, slope=torch.ones_like(t), weight=1 / t
+    )
 
 
 def our_loss(model: MmdlmForMaskedDiffusion, batch: Batch, corruption: Corruption) -> torch.Tensor:

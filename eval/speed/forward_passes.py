@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import Batch
 from mmdlm.pipeline.model import Model
 
@@ -30,14 +30,14 @@ class CountedDenoiser(nn.Module):
         x_t: Tensor,
         batch: Batch,
         *,
-        at: Tensor | None = None,
-        memory: Memory | None = None,
+        query_mask: Tensor | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Of the denoiser."""
-        some = at is not None and memory is not None and memory.hidden is not None
+        some = query_mask is not None and kv_cache is not None and kv_cache.hidden is not None
         self.rows += len(x_t)
-        self.tokens += int(at.sum()) if at is not None and some else x_t.numel()
-        states: Tensor = self._denoiser.hidden(x_t, batch, at=at, memory=memory)
+        self.tokens += int(query_mask.sum()) if query_mask is not None and some else x_t.numel()
+        states: Tensor = self._denoiser.hidden(x_t, batch, query_mask=query_mask, kv_cache=kv_cache)
         return states
 
     def __getattr__(self, name: str) -> Any:

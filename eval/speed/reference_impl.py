@@ -100,7 +100,7 @@ def loss(
     start, stop = model.vocabulary.range(modality)
     attention_mask = (~batch.is_padding).long()
     logits = model(corruption.x_t, attention_mask).logits  # [B, L, V]
-    chosen = logits[corruption.masked][:, start:stop].float()
-    label = batch.ids[corruption.masked] - start
+    chosen = logits[corruption.is_noised][:, start:stop].float()
+    label = batch.ids[corruption.is_noised] - start
     losses = F.cross_entropy(chosen, label, reduction="none")
-    return (corruption.weight[corruption.masked] * losses).sum()
+    return (corruption.weight[corruption.is_noised] * losses).sum()

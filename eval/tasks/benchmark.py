@@ -27,12 +27,12 @@ from eval.provenance import describe_hardware, describe_model, sha256_of
 from eval.speed.forward_passes import counted
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
-from mmdlm.pipeline.generation_config import CacheName, Decoding
+from mmdlm.pipeline.generation_config import CacheName, GenerationConfig
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.reward import Breakdown, Rubric
 from mmdlm.templates.conversation import turns_of
-from mmdlm.templates.prompt_template import Ask
+from mmdlm.templates.prompt_template import TaskPrompt
 
 Completer = Callable[[Sequence[Prompt]], Sequence[str]]
 
@@ -79,7 +79,7 @@ class Faster:
 
     def applied_to(self, model: Model) -> Model:
         """The model, so decoded."""
-        return model.faster(**self._given())
+        return model.with_generation(**self._given())
 
     def _given(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(Faster)}
@@ -198,19 +198,19 @@ class Asking:
 
     @torch.no_grad()
     def _gone_on(self, prompts: list[Prompt]) -> list[str]:
-        self.model.layout.need("chat", self.model.text_tokenizer)
-        suppressed = self.model.layout.suppressed(self.model.words)
+        self.model.prompt_template.require("chat", self.model.text_tokenizer)
+        suppress_tokens = self.model.prompt_template.suppress_tokens(self.model.codec)
         return self.model.written(
             [self._laid_out(one) for one in prompts],
-            self.decoding(chat=True),
+            self.generation_config(chat=True),
             self.generator,
-            suppressed=suppressed,
+            suppress_tokens=suppress_tokens,
         )
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise ValueError that names the first problem that the model cannot be asked."""
         for task in sorted({self._task(one.prompt) for one in problems}):
-            self.model.layout.need(task, self.model.text_tokenizer)
+            self.model.prompt_template.require(task, self.model.text_tokenizer)
         for one in problems:
             try:
                 self._laid_out(one.prompt)
@@ -222,21 +222,22 @@ class Asking:
             return "complete"
         return "chat" if prompt.begun else "answer"
 
-    def _laid_out(self, prompt: Prompt) -> Ask:
+    def _laid_out(self, prompt: Prompt) -> TaskPrompt:
         """A prompt and room for the answer, whose beginning, if written, stands before the rest."""
         model, length = self.model, self.length
         if not prompt.chat:
             return model.fitting(
-                model.layout.complete(model.words, prompt.text, length=length), length
+                model.prompt_template.completion_prompt(model.codec, prompt.text, length=length),
+                length,
             )
-        turns = model.layout.thinking(turns_of(prompt.messages, []), self.asked.think)
-        ask = model.layout.reply(model.words, turns, length=length)
+        turns = model.prompt_template.thinking(turns_of(prompt.messages, []), self.asked.think)
+        ask = model.prompt_template.chat_prompt(model.codec, turns, length=length)
         if prompt.begun:
-            first = ask.shown[0]
-            begun = text_segment(model.words.spoken(prompt.begun))
+            first = ask.output_segments[0]
+            begun = text_segment(model.codec.encode(prompt.begun))
             segments = ask.sequence.segments
             sequence = Document((*segments[:first], begun, *segments[first:]))
-            ask = Ask(sequence, ask.opposite, tuple(n + 1 for n in ask.shown))
+            ask = TaskPrompt(sequence, ask.opposite, tuple(n + 1 for n in ask.output_segments))
         return model.fitting(ask, length)
 
     @property
@@ -245,7 +246,7 @@ class Asking:
         given = self.asked.max_new_tokens
         return self.model.defaults.max_new_tokens if given is None else given
 
-    def decoding(self, *, chat: bool) -> Decoding:
+    def generation_config(self, *, chat: bool) -> GenerationConfig:
         """The sampler's settings, as the model makes them of what was asked for."""
         usual = self.model.defaults.answer if chat else self.model.defaults.complete
         return self.model.writing(usual, self.length, **self._steps())
@@ -367,8 +368,8 @@ def run(
         "settings": {
             **asdict(asked),
             "max_new_tokens": asking.length,
-            "decoding": {
-                "answer" if chat else "complete": asdict(asking.decoding(chat=chat))
+            "generation_config": {
+                "answer" if chat else "complete": asdict(asking.generation_config(chat=chat))
                 for chat in sorted(kinds)
             },
         },

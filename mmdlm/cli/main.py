@@ -602,7 +602,7 @@ def _command(
         "--schedule",
         metavar="NAME",
         help=f"how many tokens a step commits: {', '.join(SCHEDULES)}, or the class path of a "
-        "CommitRule of your own (default: the model's own)",
+        "UnmaskingRule of your own (default: the model's own)",
     )
     command.add_argument(
         "--seed",
@@ -750,14 +750,14 @@ def _load(options: argparse.Namespace, task: str) -> Model:
     import torch
 
     from mmdlm.core.sampling.order import Order
-    from mmdlm.core.sampling.unmasking import CommitRule
+    from mmdlm.core.sampling.unmasking import UnmaskingRule
     from mmdlm.pipeline.inputs import part_of
 
     parts = {
         name: part_of(given, kind, names=names)
         for name, given, kind, names in (
             ("order", options.order, Order, ORDERS),
-            ("schedule", options.schedule, CommitRule, SCHEDULES),
+            ("schedule", options.schedule, UnmaskingRule, SCHEDULES),
         )
         if given is not None
     }
@@ -769,7 +769,7 @@ def _load(options: argparse.Namespace, task: str) -> Model:
         image_tokenizer=options.image_tokenizer,
         task=task,
     )
-    model = model.faster(
+    model = model.with_generation(
         cache=options.cache,
         cache_refresh=options.cache_refresh,
         threshold=options.threshold,

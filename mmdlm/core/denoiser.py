@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -28,19 +28,21 @@ class Denoiser(Protocol):
         x_t: Tensor,
         batch: Batch,
         *,
-        at: Tensor | None = None,
-        memory: Memory | None = None,
+        query_mask: Tensor | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Noisy ids [B, L] -> hidden states [B, L, D].
 
-        at      [B, L] bool, the only places whose states will be read; others may hold anything.
+        query_mask      [B, L] bool, the only places whose states will be read; others may hold
+                        anything.
                 None: all
-        memory  what is known of the same rows from passes before. Then the places `at` are computed
+        kv_cache  what is known of the same rows from passes before. Then the places `query_mask`
+                  are computed
                 anew and remembered, and all others are as they were; the first time, all are to be
                 computed. States of targets alone will be read. A denoiser that cannot remember
                 raises ValueError
 
-        `batch` says which tokens see each other (`document`, `ahead`), where they stand
+        `batch` says which tokens see each other (`document`, `lookahead`), where they stand
         (`position`) and what fills the feature slots (`features`); its `ids` are clean and must not
         be read.
         """
@@ -70,9 +72,9 @@ class Denoiser(Protocol):
 class SharingDenoiser(Denoiser, Protocol):
     """One that can compute once what noisy copies of a batch have in common."""
 
-    def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, at: Tensor) -> Tensor:
+    def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, query_mask: Tensor) -> Tensor:
         """K copies of the ids [K B, L] of a batch of B rows, copy after copy -> [K B, L, D].
 
-        at  [K B, L] bool, the only places whose states will be read
+        query_mask  [K B, L] bool, the only places whose states will be read
         """
         ...

@@ -27,24 +27,24 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Marks:
+class HostMasks:
     """The layout of a batch on the CPU.
 
     target    [B, L] bool
-    behind    [B, L] bool, context that does not stand before the first target of its document
+    suffix_mask    [B, L] bool, context that does not stand before the first target of its document
     modality  [B, L] int64
     whole     [B] bool, rows that are one document from end to end
     length    [B] int64, tokens of a row without the padding at its end
     """
 
     target: Tensor
-    behind: Tensor
+    suffix_mask: Tensor
     modality: Tensor
     whole: Tensor
     length: Tensor
 
     @classmethod
-    def of(cls, *, target: Tensor, prefix: Tensor, modality: Tensor, document: Tensor) -> Marks:
+    def of(cls, *, target: Tensor, prefix: Tensor, modality: Tensor, document: Tensor) -> HostMasks:
         """Ask the device for the layout of a batch, once."""
         asked = torch.stack([target.long(), prefix.long(), modality, document])  # [4, B, L]
         target, prefix, modality, document = on_host(asked)
@@ -52,7 +52,7 @@ class Marks:
         count = torch.arange(target.shape[1] + 1)  # of tokens up to each place
         return cls(
             target=target,
-            behind=~prefix & ~target,
+            suffix_mask=~prefix & ~target,
             modality=modality,
             whole=(document == document[:, :1]).all(1),
             length=(count * torch.nn.functional.pad(document >= 0, (1, 0))).amax(1),
@@ -62,12 +62,12 @@ class Marks:
         """[B, L] bool: positions of one modality."""
         return self.modality == modality
 
-    def rows(self, index: Tensor) -> Marks:
+    def rows(self, index: Tensor) -> HostMasks:
         """Rows [N] int64."""
-        return Marks(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return HostMasks(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     @classmethod
-    def joined(cls, several: list[Marks]) -> Marks:
+    def joined(cls, several: list[HostMasks]) -> HostMasks:
         """The rows of several batches, batch after batch."""
         return cls(
             **{f.name: torch.cat([getattr(one, f.name) for one in several]) for f in fields(cls)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass
-class Memory:
+class KVCache:
     """Keys, values and hidden states of N rows, as they were when each place was last computed.
 
     The one thing here that is written to: a denoiser that is given a memory changes it.
@@ -22,10 +22,10 @@ class Memory:
     values: list[Tensor] = field(default_factory=list)
     hidden: Tensor | None = None
 
-    def rows(self, index: Tensor, *, of: int) -> Memory:
+    def rows(self, index: Tensor, *, of: int) -> KVCache:
         """Of some of `of` rows; a memory of several branches holds so many of each in turn."""
         if self.hidden is None:
-            return Memory()
+            return KVCache()
         branches = len(self.hidden) // of
         index = torch.cat([index + of * branch for branch in range(branches)])
         return replace(

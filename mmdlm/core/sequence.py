@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from mmdlm.core.host_masks import Marks, on_host, sent
+from mmdlm.core.host_masks import HostMasks, on_host, sent
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
 NO_DOCUMENT = -1
@@ -153,7 +153,8 @@ class Batch:
     position  [B, L] int64, counts from 0 in each document
     features  [F, D] in the order of the FEATURE slots (row by row), or
     views     pictures in that order, whose features are yet to be computed; both None: no slots
-    ahead     [B] int64, tokens to its right that a token sees, 0 being causal; None: all of them
+    lookahead     [B] int64, tokens to its right that a token sees, 0 being causal; None: all of
+                  them
     axes      [B, L, A] int64, position on each axis of a rotary embedding that has several; None:
               `position` on all of them
     """
@@ -166,7 +167,7 @@ class Batch:
     position: Tensor
     features: Tensor | None = None
     views: tuple[Views, ...] | None = None
-    ahead: Tensor | None = None
+    lookahead: Tensor | None = None
     axes: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -201,27 +202,27 @@ class Batch:
         return place < first.gather(1, number)
 
     @property
-    def marks(self) -> Marks:
-        """Its layout on the host: asked of the device at each call, unless it is `marked`."""
-        return self._kept or Marks.of(
+    def host_masks(self) -> HostMasks:
+        """Its layout on the host: asked of the device at each call, unless it is `with_host_masks`."""
+        return self._kept or HostMasks.of(
             target=self.target,
             prefix=self.prefix,
             modality=self.modality,
             document=self.document,
         )
 
-    def marked(self) -> Batch:
-        """Return the same batch, which keeps its `marks`; rows and twins of it do so as well."""
-        return self._keeping(self.marks)
+    def with_host_masks(self) -> Batch:
+        """Return the same batch, which keeps its `host_masks`; rows and twins of it do so as well."""
+        return self._keeping(self.host_masks)
 
-    def _keeping(self, marks: Marks | None) -> Batch:
+    def _keeping(self, host_masks: HostMasks | None) -> Batch:
         twin = copy(self)
-        if marks is not None:
-            object.__setattr__(twin, "_marks", marks)
+        if host_masks is not None:
+            object.__setattr__(twin, "_marks", host_masks)
         return twin
 
     @property
-    def _kept(self) -> Marks | None:
+    def _kept(self) -> HostMasks | None:
         return vars(self).get("_marks")
 
     def of(self, modality: Modality) -> Tensor:
@@ -238,7 +239,7 @@ class Batch:
         on_cpu = on_host(index)
         index = sent(on_cpu, self.ids.device)
         if self.features is not None or self.views is not None:
-            slots = self.marks.of_modality(Modality.FEATURE).sum(1).tolist()
+            slots = self.host_masks.of_modality(Modality.FEATURE).sum(1).tolist()
             chosen = on_cpu.tolist()
         if self.features is not None:
             pieces = self.features.split(slots)
@@ -302,7 +303,7 @@ def concatenate(batches: Iterable[Batch]) -> Batch:
         raise ValueError("concatenate: some batches have features and some views; compute all")
     joint = replace(batches[0], **joined, views=sum(views, ()) if views else None)
     kept = [batch._kept for batch in batches if batch._kept is not None]
-    return joint._keeping(Marks.joined(kept)) if len(kept) == len(batches) else joint
+    return joint._keeping(HostMasks.joined(kept)) if len(kept) == len(batches) else joint
 
 
 def _on_the_same_axes(batches: list[Batch]) -> list[Batch]:

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from mmdlm.models.token_subset import Places
+from mmdlm.models.token_subset import TokenSubset
 
 _MOST_PAIRS = 4096 * 4096  # of queries and keys whose mask is made at once
 # (batch, head, query, key) indices -> bool; torch's `mask_mod`
@@ -40,23 +40,24 @@ def same_document(document: Tensor) -> MaskFunction:
 def visible(
     document: Tensor,
     *,
-    ahead: Tensor | None = None,
-    around: int | None = None,
+    lookahead: Tensor | None = None,
+    local_window: int | None = None,
     prefix: Tensor | None = None,
 ) -> MaskFunction:
     """`same_document`, and of it what lies near enough; distances are counted in tokens.
 
-    ahead   [B] tokens that are seen to the right: 0 is causal, None all. Turning an autoregressive
+    lookahead   [B] tokens that are seen to the right: 0 is causal, None all. Turning an
+                autoregressive
             model bidirectional, one lets it grow (arXiv:2410.17891, attention mask annealing)
-    around  tokens that are seen on either side: ModernBERT's local layers; None all
+    local_window  tokens that are seen on either side: ModernBERT's local layers; None all
     prefix  [B, L] tokens that see each other alone, though all see them: what is computed of them
             holds whatever follows. None: there are none (arXiv:2505.16839, LaViDa's prefix mask)
     """
     functions = [same_document(document)]
-    if ahead is not None:
-        functions.append(lambda b, h, q, k: k - q <= ahead[b])
-    if around is not None:
-        functions.append(lambda b, h, q, k: (k - q).abs() <= around)
+    if lookahead is not None:
+        functions.append(lambda b, h, q, k: k - q <= lookahead[b])
+    if local_window is not None:
+        functions.append(lambda b, h, q, k: (k - q).abs() <= local_window)
     if prefix is not None:
         functions.append(lambda b, h, q, k: ~prefix[b, q] | prefix[b, k])
     return functions[0] if len(functions) == 1 else and_masks(*functions)
@@ -66,13 +67,13 @@ def visible(
 class WideMask:
     """A mask of too many pairs to be kept, made for some of its queries at a time.
 
-    document, ahead, around, prefix  as `visible` takes them, of all keys
+    document, lookahead, local_window, prefix  as `visible` takes them, of all keys
     column                           [B, A] int64, places of the queries; None: all of the row
     """
 
     document: Tensor
-    ahead: Tensor | None = None
-    around: int | None = None
+    lookahead: Tensor | None = None
+    local_window: int | None = None
     prefix: Tensor | None = None
     column: Tensor | None = None
 
@@ -83,7 +84,12 @@ class WideMask:
 
     def of(self, queries: slice) -> Tensor:
         """[B, 1, A, L] bool, of some queries; true where they see a key."""
-        allowed = visible(self.document, ahead=self.ahead, around=self.around, prefix=self.prefix)
+        allowed = visible(
+            self.document,
+            lookahead=self.lookahead,
+            local_window=self.local_window,
+            prefix=self.prefix,
+        )
         rows, length = self.document.shape
         key = torch.arange(length, device=self.document.device)
         row = torch.arange(rows, device=self.document.device)[:, None, None, None]
@@ -94,12 +100,12 @@ class WideMask:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> WideMask:
         """The mask on another device."""
-        parts = (self.document, self.ahead, self.prefix, self.column)
-        document, ahead, prefix, column = (
+        parts = (self.document, self.lookahead, self.prefix, self.column)
+        document, lookahead, prefix, column = (
             None if x is None else x.to(device, non_blocking=non_blocking) for x in parts
         )
         assert document is not None
-        return WideMask(document, ahead, self.around, prefix, column)
+        return WideMask(document, lookahead, self.local_window, prefix, column)
 
     def kept(self) -> AttentionPattern:
         """The pattern of all queries at once, unless it has too many pairs to be kept."""
@@ -128,8 +134,8 @@ class AttentionPattern:
         document: Tensor,
         *,
         flex: bool,
-        ahead: Tensor | None = None,
-        around: int | None = None,
+        lookahead: Tensor | None = None,
+        local_window: int | None = None,
         prefix: Tensor | None = None,
         undivided: bool | None = None,
     ) -> AttentionPattern:
@@ -138,25 +144,27 @@ class AttentionPattern:
         undivided  whether that is so; None: the device is asked, which a compiler does not do
         """
         rows, length = document.shape
-        if around is not None and around >= length - 1:
-            around = None
-        partial = any(part is not None for part in (ahead, around, prefix))
+        if local_window is not None and local_window >= length - 1:
+            local_window = None
+        partial = any(part is not None for part in (lookahead, local_window, prefix))
         if not flex and not partial and _is_undivided(document, undivided):
             return cls()
         if flex:
-            allowed = visible(document, ahead=ahead, around=around, prefix=prefix)
+            allowed = visible(
+                document, lookahead=lookahead, local_window=local_window, prefix=prefix
+            )
             device = str(document.device)
             create = _create_block_mask(document.is_cuda)
             return cls(block=create(allowed, rows, None, length, length, device=device))
-        return WideMask(document, ahead, around, prefix).kept()
+        return WideMask(document, lookahead, local_window, prefix).kept()
 
     @classmethod
     def seen_from(
         cls,
-        places: Places,
+        subset: TokenSubset,
         document: Tensor,
         *,
-        ahead: Tensor | None = None,
+        lookahead: Tensor | None = None,
         prefix: Tensor | None = None,
         undivided: bool | None = None,
     ) -> AttentionPattern:
@@ -164,11 +172,11 @@ class AttentionPattern:
 
         No kernel has blocks for it. `undivided` as in `of`, of the rows of these places.
         """
-        document = places.rows_of(document)
-        ahead, prefix = (None if x is None else places.rows_of(x) for x in (ahead, prefix))
-        if ahead is None and prefix is None and _is_undivided(document, undivided):
+        document = subset.rows_of(document)
+        lookahead, prefix = (None if x is None else subset.rows_of(x) for x in (lookahead, prefix))
+        if lookahead is None and prefix is None and _is_undivided(document, undivided):
             return cls()
-        return WideMask(document, ahead, prefix=prefix, column=places.column).kept()
+        return WideMask(document, lookahead, prefix=prefix, column=subset.column).kept()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AttentionPattern:
         """The pattern on another device: where layers are spread over several, each moves it."""

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput
 
 from mmdlm.core.host_masks import numbers_of, sent
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
@@ -79,7 +79,8 @@ class MmdlmEncoderConfig(PreTrainedConfig):
     encoder          config of the masked-language model, one of `ENCODERS`
     full_vocabulary  trained over all ids, not those of the position's modality
     text_slots       text positions of the layout it was trained on; None: any length
-    trained_tasks    what it was trained for, see `mmdlm.templates.native.Own`; None: not recorded
+    trained_tasks    what it was trained for, see `mmdlm.templates.native.Native`; None: not
+                     recorded
     """
 
     model_type = "mmdlm_encoder"
@@ -169,21 +170,21 @@ class MmdlmEncoder(PreTrainedModel):
         x_t: Tensor,
         batch: Batch,
         *,
-        at: Tensor | None = None,
-        memory: Memory | None = None,
+        query_mask: Tensor | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Noisy ids [B, L] in the layout of `batch` -> [B, L, D], everywhere.
 
         Raises ValueError for a memory: the layers are transformers' own, and keep nothing.
         """
-        if memory is not None:
+        if kv_cache is not None:
             raise ValueError(
                 f"an encoder of type {self.config.encoder.model_type!r} keeps no keys and values; "
                 "leave the cache out"
             )
         self.see(batch)
-        undivided = bool(batch.marks.whole.numpy().all())
-        return self._body(x_t, batch.position, batch.document, batch.ahead, undivided)
+        undivided = bool(batch.host_masks.whole.numpy().all())
+        return self._body(x_t, batch.position, batch.document, batch.lookahead, undivided)
 
     def head_weight(self) -> None:
         """None: an encoder transforms its states before its head."""
@@ -260,14 +261,17 @@ class MmdlmEncoder(PreTrainedModel):
         ids: Tensor,
         position: Tensor,
         document: Tensor,
-        ahead: Tensor | None,
+        lookahead: Tensor | None,
         undivided: bool | None,
     ) -> Tensor:
         config = self.config.encoder
-        mask: Any = self._mask(document, ahead=ahead, undivided=undivided)
+        mask: Any = self._mask(document, lookahead=lookahead, undivided=undivided)
         if self.anatomy.by_layer_type:
             local = self._mask(
-                document, ahead=ahead, around=config.sliding_window, undivided=undivided
+                document,
+                lookahead=lookahead,
+                local_window=config.sliding_window,
+                undivided=undivided,
             )
             mask = {"full_attention": mask, "sliding_attention": local}
         body = self.encoder.get_submodule(self.anatomy.body)
@@ -280,8 +284,8 @@ class MmdlmEncoder(PreTrainedModel):
         self,
         document: Tensor,
         *,
-        ahead: Tensor | None = None,
-        around: int | None = None,
+        lookahead: Tensor | None = None,
+        local_window: int | None = None,
         undivided: bool | None = None,
     ) -> Tensor | BlockMask | None:
         """The pattern in the form that the attention of transformers takes as it is."""
@@ -289,8 +293,8 @@ class MmdlmEncoder(PreTrainedModel):
         pattern = AttentionPattern.of(
             document,
             flex=kernel == "flex_attention",
-            ahead=ahead,
-            around=around,
+            lookahead=lookahead,
+            local_window=local_window,
             undivided=undivided,
         )
         if pattern.block is not None:

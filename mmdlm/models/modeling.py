@@ -32,7 +32,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mmdlm.core.host_masks import numbers_of, on_host, sent
 from mmdlm.core.kernels.linear import Linear, products
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern, attend
@@ -49,7 +49,7 @@ from mmdlm.models.quantization import check_stored, offer_layers, take_back_laye
 from mmdlm.models.resizing import padded, resized
 from mmdlm.models.rope import check_rope_scaling, rope_type
 from mmdlm.models.run_steps import open_checkpoint, parts_of
-from mmdlm.models.token_subset import Places
+from mmdlm.models.token_subset import TokenSubset
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 
@@ -66,7 +66,7 @@ SIZES = (
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, as `rotate` wants them
 # Keys and values [B, H, A, d] of the tokens that are computed -> [B, H, L, d] of the whole row.
 KeyValue = tuple[Tensor, Tensor]
-Keep = Callable[[Tensor, Tensor], KeyValue]
+KeyValueHook = Callable[[Tensor, Tensor], KeyValue]
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 # Options of `from_pretrained` that put parts of the weights in different places.
 SPREADING = ("distributed_config", "tp_plan", "tp_size", "offload_folder", "gguf_file")
@@ -90,7 +90,7 @@ class MmdlmConfig(PreTrainedConfig):
     vision                 fields of `VisionConfig`, for a model that sees; None: it does not
     published              the family and the config.json that the weights were published with
     text_slots             text positions of the layout it was trained on; None: any length
-    trained_tasks          what it was trained for, see `mmdlm.templates.native.Own`; None: not
+    trained_tasks          what it was trained for, see `mmdlm.templates.native.Native`; None: not
                            recorded
     """
 
@@ -257,9 +257,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
-def turned(rotation: Rotation, places: Places) -> Rotation:
+def turned(rotation: Rotation, subset: TokenSubset) -> Rotation:
     """The rotation [B, 1, L, d] of a row -> that of some places, [B, 1, A, d]."""
-    cos, sin = (places.take(one[:, 0])[:, None] for one in rotation)
+    cos, sin = (subset.take(one[:, 0])[:, None] for one in rotation)
     return cos, sin
 
 
@@ -285,25 +285,26 @@ class Attention(nn.Module):
         rotation: Rotation,
         pattern: AttentionPattern,
         *,
-        keep: Keep | None = None,
-        around: tuple[Tensor, Rotation] | None = None,
+        key_value_hook: KeyValueHook | None = None,
+        local_window: tuple[Tensor, Rotation] | None = None,
     ) -> Tensor:
         """[B, L, D] -> [B, L, D].
 
-        keep    told the keys and values of these tokens, and gives those of the whole row
-        around  the row [B, L, D] that A tokens [B, A, D] see, and its rotation; None: themselves
+        key_value_hook    told the keys and values of these tokens, and gives those of the whole row
+        local_window  the row [B, L, D] that A tokens [B, A, D] see, and its rotation; None:
+                      themselves
         """
-        if around is None:
+        if local_window is None:
             of_row = rotation
             query, key, value = products(x, self.q_proj, self.k_proj, self.v_proj)
         else:
-            row, of_row = around
+            row, of_row = local_window
             query, (key, value) = self.q_proj(x), products(row, self.k_proj, self.v_proj)
         query = rotate(self.q_norm(self._heads(query)), *rotation)
         key = rotate(self.k_norm(self._heads(key)), *of_row)
         value = self._heads(value)
-        if keep is not None:
-            key, value = keep(key, value)
+        if key_value_hook is not None:
+            key, value = key_value_hook(key, value)
         return self.o_proj(attend(query, key, value, pattern).transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -343,20 +344,22 @@ class Layer(GradientCheckpointingLayer):
         x: Tensor,
         rotation: Rotation,
         pattern: AttentionPattern,
-        keep: Keep | None = None,
-        places: Places | None = None,
+        key_value_hook: KeyValueHook | None = None,
+        subset: TokenSubset | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `keep` as in `Attention`.
+        """[B, L, D] -> [B, L, D]; `key_value_hook` as in `Attention`.
 
-        places  those of the row that are computed, [B, A, D], all of it bearing on them; `pattern`
+        subset  those of the row that are computed, [B, A, D], all of it bearing on them; `pattern`
                 says what they see
         """
-        normed, around = self.input_layernorm(x), None
-        if places is not None:
-            around = (normed, rotation)
-            x, normed = places.take(x), places.take(normed)
-            rotation = turned(rotation, places)
-        x = x + self.self_attn(normed, rotation, pattern, keep=keep, around=around)
+        normed, local_window = self.input_layernorm(x), None
+        if subset is not None:
+            local_window = (normed, rotation)
+            x, normed = subset.take(x), subset.take(normed)
+            rotation = turned(rotation, subset)
+        x = x + self.self_attn(
+            normed, rotation, pattern, key_value_hook=key_value_hook, local_window=local_window
+        )
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -395,93 +398,94 @@ class MmdlmModel(MmdlmPreTrainedModel):
         embeddings: Tensor,
         position: Tensor,
         document: Tensor,
-        ahead: Tensor | None = None,
+        lookahead: Tensor | None = None,
         *,
         prefix: Tensor | None = None,
-        at: Tensor | None = None,
+        query_mask: Tensor | None = None,
         undivided: bool | None = None,
     ) -> Tensor:
         """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
 
         position  or [B, L, A], of a model with `rope_sections`
-        ahead     [B] tokens to its right that a token sees; None: all of its document
+        lookahead     [B] tokens to its right that a token sees; None: all of its document
         prefix    [B, L] bool, tokens that see each other alone; None: there are none
-        at        [B, L] bool, places that will be read: the last layer is computed there alone, and
+        query_mask        [B, L] bool, places that will be read: the last layer is computed there
+                          alone, and
                   states elsewhere are zero. None, or none of them: everywhere
         undivided whether every row is one document from end to end; None: it is found out
         """
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(
-            document, flex=flex, ahead=ahead, prefix=prefix, undivided=undivided
+            document, flex=flex, lookahead=lookahead, prefix=prefix, undivided=undivided
         )
         rotation = self.rotary(position)
         x = embeddings
-        marks = None if at is None else on_host(at).numpy()
-        if at is None or marks is None or marks.all() or not marks.any():
+        host_masks = None if query_mask is None else on_host(query_mask).numpy()
+        if query_mask is None or host_masks is None or host_masks.all() or not host_masks.any():
             for layer in self.layers:
                 x = layer(x, rotation, pattern)
             return self.norm(x)
         # Made before the layers: it may ask a GPU, which then has nothing to wait for.
-        places = Places.of(at, device=x.device)
+        subset = TokenSubset.of(query_mask, device=x.device)
         seen = AttentionPattern.seen_from(
-            places, document, ahead=ahead, prefix=prefix, undivided=undivided
+            subset, document, lookahead=lookahead, prefix=prefix, undivided=undivided
         )
         for layer in self.layers[:-1]:
             x = layer(x, rotation, pattern)
-        states = self.norm(self.layers[-1](x, rotation, seen, places=places))
-        return places.to(states.device).put(states.new_zeros(x.shape), states)
+        states = self.norm(self.layers[-1](x, rotation, seen, subset=subset))
+        return subset.to(states.device).put(states.new_zeros(x.shape), states)
 
-    def remembering(
+    def forward_cached(
         self,
         embeddings: Tensor,
         position: Tensor,
         document: Tensor,
         *,
         prefix: Tensor | None,
-        at: Tensor | None,
+        query_mask: Tensor | None,
         read: Tensor,
         whole: Tensor,
-        memory: Memory,
+        kv_cache: KVCache,
     ) -> Tensor:
-        """`forward` with a memory, in which the places `at` are brought up to date.
+        """`forward` with a memory, in which the places `query_mask` are brought up to date.
 
-        at     [B, L] bool on the host, as are the other two
+        query_mask     [B, L] bool on the host, as are the other two
         read   [B, L] bool, places that are ever read: of rows that are computed as a whole the last
                layer is computed there alone
         whole  [B] bool, rows that are one document from end to end
         """
-        if at is None or memory.hidden is None:
-            at = torch.ones(document.shape, dtype=torch.bool)
+        if query_mask is None or kv_cache.hidden is None:
+            query_mask = torch.ones(document.shape, dtype=torch.bool)
         rotation = self.rotary(position)
         device = embeddings.device
-        everywhere = at.all(1)
+        everywhere = query_mask.all(1)
         for rows in (everywhere, ~everywhere):  # apart, so that the one does not wait for the other
             if not rows.numpy().any():
                 continue
             undivided = bool((whole | ~rows).numpy().all())
-            places = Places.of(at, rows, device=device)
-            seen = AttentionPattern.seen_from(places, document, prefix=prefix, undivided=undivided)
-            here = turned(rotation, places)
-            x = places.take(embeddings)
+            subset = TokenSubset.of(query_mask, rows, device=device)
+            seen = AttentionPattern.seen_from(subset, document, prefix=prefix, undivided=undivided)
+            here = turned(rotation, subset)
+            x = subset.take(embeddings)
             *first, last = (
-                partial(_remembering, layer, memory, number, places)
+                partial(_cached_layer, layer, kv_cache, number, subset)
                 for number, layer in enumerate(self.layers)
             )
             for layer in first:
                 x = layer(x, here, seen)
             some = None
-            if places.column is None and (read & rows[:, None]).numpy().any():
-                places = Places.of(read, rows, device=device)
+            if subset.column is None and (read & rows[:, None]).numpy().any():
+                subset = TokenSubset.of(read, rows, device=device)
                 seen = AttentionPattern.seen_from(
-                    places, document, prefix=prefix, undivided=undivided
+                    subset, document, prefix=prefix, undivided=undivided
                 )
-                some = replace(places, rows=None)  # of x, which has these rows alone
+                some = replace(subset, rows=None)  # of x, which has these rows alone
             x = self.norm(last(x, here, seen, some))
-            if memory.hidden is None:
-                memory.hidden = x.new_zeros(*document.shape, x.shape[-1])
-            places.to(x.device).put_(memory.hidden, x)
-        assert memory.hidden is not None
-        return memory.hidden
+            if kv_cache.hidden is None:
+                kv_cache.hidden = x.new_zeros(*document.shape, x.shape[-1])
+            subset.to(x.device).put_(kv_cache.hidden, x)
+        assert kv_cache.hidden is not None
+        return kv_cache.hidden
 
     def copies(
         self,
@@ -504,63 +508,65 @@ class MmdlmModel(MmdlmPreTrainedModel):
         rotation = self.rotary(position)
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(document, flex=flex, prefix=prefix)
-        places = Places.of(again(~prefix & (document != NO_DOCUMENT)))
-        seen = AttentionPattern.seen_from(places, again(document), prefix=again(prefix))
-        here = turned((again(rotation[0]), again(rotation[1])), places)
-        others = places.take(others)
+        subset = TokenSubset.of(again(~prefix & (document != NO_DOCUMENT)))
+        seen = AttentionPattern.seen_from(subset, again(document), prefix=again(prefix))
+        here = turned((again(rotation[0]), again(rotation[1])), subset)
+        others = subset.take(others)
         for layer in self.layers:
             known: list[Tensor] = []
-            first = layer(first, rotation, pattern, partial(_remember, known))
+            first = layer(first, rotation, pattern, partial(_store, known))
             shared = [again(one) for one in known]
-            others = layer(others, here, seen, partial(_recall, shared, places))
+            others = layer(others, here, seen, partial(_read, shared, subset))
         first, others = self.norm(first), self.norm(others)
-        return torch.cat([first, places.put(again(first), others)])
+        return torch.cat([first, subset.put(again(first), others)])
 
 
-def _remember(known: list[Tensor], key: Tensor, value: Tensor) -> KeyValue:
-    """A `Keep` that writes down what it is told."""
+def _store(known: list[Tensor], key: Tensor, value: Tensor) -> KeyValue:
+    """A `KeyValueHook` that writes down what it is told."""
     known[:] = key, value
     return key, value
 
 
-def _recall(known: list[Tensor], places: Places, key: Tensor, value: Tensor) -> KeyValue:
-    """A `Keep` of what another copy knows, but for some places."""
+def _read(known: list[Tensor], subset: TokenSubset, key: Tensor, value: Tensor) -> KeyValue:
+    """A `KeyValueHook` of what another copy knows, but for some places."""
     old_key, old_value = (one.transpose(1, 2) for one in known)
-    key = places.put(old_key, key.transpose(1, 2)).transpose(1, 2)
-    return key, places.put(old_value, value.transpose(1, 2)).transpose(1, 2)
+    key = subset.put(old_key, key.transpose(1, 2)).transpose(1, 2)
+    return key, subset.put(old_value, value.transpose(1, 2)).transpose(1, 2)
 
 
-def _remembering(
+def _cached_layer(
     layer: nn.Module,
-    memory: Memory,
+    kv_cache: KVCache,
     number: int,
-    places: Places,
+    subset: TokenSubset,
     x: Tensor,
     rotation: Rotation,
     pattern: AttentionPattern,
-    some: Places | None = None,
+    some: TokenSubset | None = None,
 ) -> Tensor:
     """A layer at some places, of which keys and values are remembered, and those of others known.
 
     What the layer is given looks alike at every depth, so that it is compiled once.
     """
-    if number < len(memory.keys):
-        keep = partial(_renew, memory.keys[number], memory.values[number], places)
-        return cast(Tensor, layer(x, rotation, pattern, keep, some))
+    if number < len(kv_cache.keys):
+        key_value_hook = partial(_update, kv_cache.keys[number], kv_cache.values[number], subset)
+        return cast(Tensor, layer(x, rotation, pattern, key_value_hook, some))
     known: list[Tensor] = []  # the first pass is over all places
-    x = layer(x, rotation, pattern, partial(_remember, known), some)
+    x = layer(x, rotation, pattern, partial(_store, known), some)
     # Copies: the memory of a CUDA graph is only lent, and a value may be part of a larger tensor.
-    for kept, one in zip((memory.keys, memory.values), known, strict=True):
+    for kept, one in zip((kv_cache.keys, kv_cache.values), known, strict=True):
         kept.append(one.transpose(1, 2).clone(memory_format=torch.contiguous_format))
     return x
 
 
-def _renew(keys: Tensor, values: Tensor, places: Places, key: Tensor, value: Tensor) -> KeyValue:
-    """A `Keep` of what is remembered, [B, L, H, d] each, brought up to date at some places."""
-    places = places.to(key.device)
+def _update(
+    keys: Tensor, values: Tensor, subset: TokenSubset, key: Tensor, value: Tensor
+) -> KeyValue:
+    """A `KeyValueHook` of what is remembered, [B, L, H, d] each, brought up to date at some places."""
+    subset = subset.to(key.device)
     for known, new in ((keys, key), (values, value)):
-        places.put_(known, new.transpose(1, 2))
-    key, value = (places.rows_of(known).transpose(1, 2) for known in (keys, values))
+        subset.put_(known, new.transpose(1, 2))
+    key, value = (subset.rows_of(known).transpose(1, 2) for known in (keys, values))
     return key, value
 
 
@@ -605,51 +611,56 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         x_t: Tensor,
         batch: Batch,
         *,
-        at: Tensor | None = None,
-        memory: Memory | None = None,
+        query_mask: Tensor | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]; see `Denoiser`.
 
-        The last layer is computed at the places `at` alone, where gradients too come from.
+        The last layer is computed at the places `query_mask` alone, where gradients too come from.
         """
-        embeddings, marks = self._embedded(x_t, batch), batch.marks
-        if at is not None:
-            at = self._read_for(on_host(at))
+        embeddings, host_masks = self._embedded(x_t, batch), batch.host_masks
+        if query_mask is not None:
+            query_mask = self._read_for(on_host(query_mask))
         layout = (self._rotary(batch), batch.document)
         prefix = batch.prefix if self.config.prefix_attention else None
-        if memory is None:
-            undivided = bool(marks.whole.numpy().all())
+        if kv_cache is None:
+            undivided = bool(host_masks.whole.numpy().all())
             hidden = self.model(
-                embeddings, *layout, batch.ahead, prefix=prefix, at=at, undivided=undivided
+                embeddings,
+                *layout,
+                batch.lookahead,
+                prefix=prefix,
+                query_mask=query_mask,
+                undivided=undivided,
             )
         else:
-            if batch.ahead is not None:
+            if batch.lookahead is not None:
                 raise ValueError("memory: a batch that looks ahead a bounded way is not kept")
-            hidden = self.model.remembering(
+            hidden = self.model.forward_cached(
                 embeddings,
                 *layout,
                 prefix=prefix,
-                at=at,
-                read=self._read_for(marks.target),
-                whole=marks.whole,
-                memory=memory,
+                query_mask=query_mask,
+                read=self._read_for(host_masks.target),
+                whole=host_masks.whole,
+                kv_cache=kv_cache,
             )
         return self._aligned(hidden, batch.position)
 
-    def _read_for(self, places: Tensor) -> Tensor:
+    def _read_for(self, subset: Tensor) -> Tensor:
         """The places of the states that are read for some places: with `shift` neighbours too."""
-        return places | places.roll(-1, dims=1) if self.config.shift else places
+        return subset | subset.roll(-1, dims=1) if self.config.shift else subset
 
-    def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, at: Tensor) -> Tensor:
+    def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, query_mask: Tensor) -> Tensor:
         """K copies [K B, L] of a batch -> [K B, L, D]; see `SharingDenoiser`.
 
         Under `prefix_attention` what stands before the targets is computed once for all of them,
         unless layers are recomputed in the backward pass.
         """
         everything = concatenate([batch] * (len(x_t) // len(batch)))
-        shared = self.config.prefix_attention and batch.ahead is None
+        shared = self.config.prefix_attention and batch.lookahead is None
         if not shared or any(layer.gradient_checkpointing for layer in self.model.layers):
-            return self.hidden(x_t, everything, at=at)
+            return self.hidden(x_t, everything, query_mask=query_mask)
         hidden = self.model.copies(
             self._embedded(x_t, everything),
             self._rotary(batch),

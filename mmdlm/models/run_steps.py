@@ -1,6 +1,6 @@
 """Steps of a training run as checkpoints: averaged weights, all else from the run's setup.
 
-RUN/setup/          config.json, tokenizers, generation.json: written once, as the run begins
+RUN/setup/          config.json, tokenizers, generation_config.json: written once, as the run begins
 RUN/step_00000100/  weights, their averages, and what the run continues from
 RUN/final/          a whole model, when the run is finished
 """
@@ -81,13 +81,13 @@ def find_in_run(path: Path) -> Path | None:
     if (path / SETUP).is_dir():
         raise ValueError(
             f"{path} is a run without a checkpoint yet; the first one is written after "
-            "fit_settings.checkpoint_every steps"
+            "training.save_steps steps"
         )
     return find_in_run(path / MODEL) if (path / MODEL).is_dir() else None
 
 
 def parts_of(folder: Path) -> Path:
-    """Return the folder of a checkpoint's config.json, tokenizers and generation.json.
+    """Return the folder of a checkpoint's config.json, tokenizers and generation_config.json.
 
     It is the checkpoint's own; for a step of a run, the run's setup.
     """
@@ -160,7 +160,7 @@ class RunStep:
         """Say how the run is ended where it is, so that its final weights can be asked."""
         newest = max((number for number, _ in completed(self.run)), default=self.number)
         return (
-            f"start the run's own command with --fit_settings.steps {newest}, which ends it there, "
+            f"start the run's own command with --training.max_steps {newest}, which ends it there, "
             f"then ask {self.run / FINAL}"
         )
 

@@ -11,7 +11,7 @@ from mmdlm.core.host_masks import numbers_of, on_host, sent
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenSubset:
     """The marked places of R of B rows, at most A of them in a row.
 
     rows    [R] int64; None: all B
@@ -29,14 +29,18 @@ class Places:
 
     @classmethod
     def of(
-        cls, marked: Tensor, rows: Tensor | None = None, *, device: torch.device | None = None
-    ) -> Places:
+        cls,
+        with_host_masks: Tensor,
+        rows: Tensor | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> TokenSubset:
         """Those marked in [B, L] bool, of the rows [B] bool.
 
         device  where they are put; default: where the marks lie. They are worked out on the host
         """
-        device = marked.device if device is None else device
-        marks = on_host(marked).numpy()
+        device = with_host_masks.device if device is None else device
+        marks = on_host(with_host_masks).numpy()
         chosen = None if rows is None else on_host(rows).numpy()
         if chosen is not None:
             marks = marks & chosen[:, None]
@@ -56,7 +60,7 @@ class Places:
         )
         return cls(index, column, filled, sent(flat, device))
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Places:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenSubset:
         """On another device: where layers are spread over several, each moves what it is given."""
         if self.flat.device == torch.device(device):
             return self
@@ -65,7 +69,7 @@ class Places:
             None if x is None else x.to(device, non_blocking=non_blocking) for x in parts
         )
         assert flat is not None
-        return Places(rows, column, filled, flat)
+        return TokenSubset(rows, column, filled, flat)
 
     def rows_of(self, x: Tensor) -> Tensor:
         """[B, ...] -> [R, ...]."""

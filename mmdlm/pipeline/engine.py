@@ -19,12 +19,12 @@ from mmdlm.core.sampling.generators import Generators, check_generators
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.models.checkpoints.checkpoint import Origin, new_folder
 from mmdlm.models.lora import has_adapter
-from mmdlm.pipeline.generation_config import GENERATION, Decoding, Defaults
-from mmdlm.pipeline.generation_run import Filling
-from mmdlm.templates.auto import layout_of
-from mmdlm.templates.native import Own
-from mmdlm.templates.prompt_template import Ask, Codes, Layout, Picture
-from mmdlm.templates.text_codec import Words
+from mmdlm.pipeline.generation_config import GENERATION, Defaults, GenerationConfig
+from mmdlm.pipeline.generation_run import GenerationRun
+from mmdlm.templates.auto import prompt_template_for
+from mmdlm.templates.native import Native
+from mmdlm.templates.prompt_template import Codes, Picture, PromptTemplate, TaskPrompt
+from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.adapter import VisionAdapter
 from mmdlm.vision.image_files import WHITE
 from mmdlm.vision.pixels import check_visible, to_image, to_pixels
@@ -56,7 +56,7 @@ class Engine:
     max_length: int = 2048
     defaults: Defaults = Defaults()
     device: torch.device = torch.device("cpu")
-    layout: Layout = Own()
+    prompt_template: PromptTemplate = Native()
     packed: PackedLayers | None = None
     origin: Origin | None = None
 
@@ -66,7 +66,8 @@ class Engine:
         vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer
         # A tokenizer may give out the end of a turn for that of a text (Dimple's).
         if tokenizer.eos_token_id != vocabulary.eos_id and (
-            tokenizer.eos_token_id not in self.layout.ends(Words(tokenizer, vocabulary))
+            tokenizer.eos_token_id
+            not in self.prompt_template.stop_ids(TextCodec(tokenizer, vocabulary))
         ):
             has = (
                 "no end of text (eos_token)"
@@ -116,10 +117,10 @@ class Engine:
         family = (getattr(denoiser.config, "published", None) or {}).get("family")
         seeing = getattr(denoiser.config, "vision", None) is not None
         tasks = getattr(denoiser.config, "trained_tasks", None)
-        if self.layout != layout_of(family, seeing=seeing, tasks=tasks):
+        if self.prompt_template != prompt_template_for(family, seeing=seeing, tasks=tasks):
             raise ValueError(
-                f"a folder cannot hold the layout {self.layout!r}; save a model that was loaded "
-                "without `layout`, and give it again when you load that"
+                f"a folder cannot hold the prompt template {self.prompt_template!r}; save a model that was loaded "
+                "without `prompt_template`, and give it again when you load that"
             )
         generation = self.defaults.to_json()
         with new_folder(Path(folder)) as part:
@@ -132,9 +133,9 @@ class Engine:
     # --- documents --------------------------------------------------------------------------------
 
     @property
-    def words(self) -> Words:
+    def codec(self) -> TextCodec:
         """The text tokenizer over the vocabulary, with the lengths of this model."""
-        return Words(
+        return TextCodec(
             self.text_tokenizer,
             self.denoiser.vocabulary,
             slots=self.text_slots,
@@ -142,31 +143,33 @@ class Engine:
             grid=self.square,
         )
 
-    def filling(
+    def generation_run(
         self,
-        asks: list[Ask],
+        task_prompts: list[TaskPrompt],
         *,
-        decoding: Decoding,
+        generation_config: GenerationConfig,
         generator: Generators | None,
         grid: tuple[int, int] | None = None,
-        suppressed: tuple[int, ...] = (),
-    ) -> Filling:
+        suppress_tokens: tuple[int, ...] = (),
+    ) -> GenerationRun:
         """Lay out the documents, and those of the other branches of guidance in rows as long."""
         vocabulary = self.denoiser.vocabulary
-        documents = [ask.sequence for ask in asks]
-        branches = list(zip(*(ask.opposite for ask in asks), strict=True))
+        documents = [task_prompt.sequence for task_prompt in task_prompts]
+        branches = list(
+            zip(*(task_prompt.unconditional for task_prompt in task_prompts), strict=True)
+        )
         length = max(map(len, [*documents, *(one for branch in branches for one in branch)]))
 
         def laid_out(rows: Iterable[Sequence]) -> Batch:
             return self._seen(collate(rows, vocabulary, length=length).to(self.device))
 
-        return Filling(
-            sampler=decoding.sampler(suppressed=suppressed),
+        return GenerationRun(
+            sampler=generation_config.sampler(suppress_tokens=suppress_tokens),
             denoiser=self.denoiser,
             batch=laid_out(documents),
             unconditional=tuple(laid_out(branch) for branch in branches),
-            generator=self.generators(generator, len(asks)),
-            shown=tuple(ask.shown for ask in asks),
+            generator=self.generators(generator, len(task_prompts)),
+            output_segments=tuple(task_prompt.output_segments for task_prompt in task_prompts),
             grid=grid,
             packed=self.packed,
         )
@@ -208,33 +211,42 @@ class Engine:
 
     def written(
         self,
-        asks: list[Ask],
-        decoding: Decoding,
+        task_prompts: list[TaskPrompt],
+        generation_config: GenerationConfig,
         generator: Generators | None,
         *,
-        suppressed: tuple[int, ...] = (),
+        suppress_tokens: tuple[int, ...] = (),
     ) -> list[str]:
         """The texts that become of tasks."""
-        rows = self.generated(asks, decoding, generator, suppressed=suppressed)
-        return [self.layout.decode(self.words, ids) for ids in rows]
+        rows = self.generated(
+            task_prompts, generation_config, generator, suppress_tokens=suppress_tokens
+        )
+        return [self.prompt_template.decode(self.codec, ids) for ids in rows]
 
     def generated(
         self,
-        asks: list[Ask],
-        decoding: Decoding,
+        task_prompts: list[TaskPrompt],
+        generation_config: GenerationConfig,
         generator: Generators | None,
         *,
-        suppressed: tuple[int, ...] = (),
+        suppress_tokens: tuple[int, ...] = (),
     ) -> list[Tensor]:
         """The ids of the results of tasks whose results are texts."""
-        filling = self.filling(asks, decoding=decoding, generator=generator, suppressed=suppressed)
-        ends = self.layout.ends(self.words)
-        filling = replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
-        return [ids.cpu() for ids in filling.results(filling.run())]
+        generation_run = self.generation_run(
+            task_prompts,
+            generation_config=generation_config,
+            generator=generator,
+            suppress_tokens=suppress_tokens,
+        )
+        ends = self.prompt_template.stop_ids(self.codec)
+        generation_run = replace(
+            generation_run, sampler=replace(generation_run.sampler, stop_ids=ends)
+        )
+        return [ids.cpu() for ids in generation_run.results(generation_run.run())]
 
-    def fitting(self, ask: Ask, length: int = 0) -> Ask:
+    def fitting(self, task_prompt: TaskPrompt, length: int = 0) -> TaskPrompt:
         """The task, unless it is longer than the model takes; `length` of it is new text."""
-        tokens, most = len(ask.sequence), max(self.max_length, self.layout.longest)
+        tokens, most = len(task_prompt.sequence), max(self.max_length, self.prompt_template.longest)
         if tokens > most and length:
             raise ValueError(
                 f"the prompt takes {tokens - length} of the {most} tokens of this model "
@@ -245,7 +257,7 @@ class Engine:
                 f"this takes {tokens} tokens, but the model takes {most} at most; shorten the text "
                 "or make the picture smaller"
             )
-        return ask
+        return task_prompt
 
     # --- pictures as the model meets them ---------------------------------------------------------
 
@@ -272,13 +284,13 @@ class Engine:
         """Pictures of each document -> what its layout puts into it."""
         if not any(images):
             return [[] for _ in images]
-        if self.layout.sees == "nothing":
+        if self.prompt_template.sees == "nothing":
             number = sum(map(len, images))
             raise ValueError(
-                f"this model ({self.layout.family}) reads text alone and was given {number} "
+                f"this model ({self.prompt_template.family}) reads text alone and was given {number} "
                 f"picture{'s' * (number > 1)}; take one that sees, or leave out what it cannot see"
             )
-        if self.layout.sees == "features":
+        if self.prompt_template.sees == "features":
             return [self._views(some) for some in images]
         codes = iter(self.encode([one for some in images for one in some], task))
         return [[next(codes) for _ in some] for some in images]
@@ -289,7 +301,7 @@ class Engine:
             return []
         if not isinstance(self.denoiser, Seeing) or self.denoiser.vision is None:
             raise ValueError(
-                f"this model ({self.layout.family}) was loaded without its vision adapter and "
+                f"this model ({self.prompt_template.family}) was loaded without its vision adapter and "
                 f"cannot look at {len(images)} pictures; load it with its vision tower"
             )
         return [*self.denoiser.vision.config.tiling.views(images)]
@@ -300,7 +312,8 @@ class Engine:
         for one in images:
             check_visible(*one.size)
         sizes = [
-            self.layout.canvas(one.size, edge=tokenizer.image_size, task=task) for one in images
+            self.prompt_template.canvas(one.size, edge=tokenizer.image_size, task=task)
+            for one in images
         ]
         found: dict[int, Codes] = {}
         for size in dict.fromkeys(sizes):
@@ -313,9 +326,9 @@ class Engine:
             found |= {n: Codes.given(one, grid) for n, one in zip(here, ids.cpu(), strict=True)}
         return [found[n] for n in range(len(images))]
 
-    def codes(self, filling: Filling, ids: Tensor) -> Tensor:
+    def codes(self, generation_run: GenerationRun, ids: Tensor) -> Tensor:
         """Codes [B, K] of the pictures drawn in rows [B, L]."""
-        return self.denoiser.vocabulary.codes(torch.stack(filling.results(ids)))
+        return self.denoiser.vocabulary.codes(torch.stack(generation_run.results(ids)))
 
     def decode(
         self, codes: Tensor, grid: tuple[int, int] | None, *, alone: bool = False
@@ -326,21 +339,21 @@ class Engine:
         return [to_image(one) for part in parts for one in tokenizer.decode(part, grid=grid)]
 
     @torch.no_grad()
-    def frames(self, filling: Filling) -> Iterator[list[Image.Image]]:
+    def frames(self, generation_run: GenerationRun) -> Iterator[list[Image.Image]]:
         """The pictures after each step, with tiles where codes are open."""
-        tokenizer, grid = self.need_pictures(), filling.grid
+        tokenizer, grid = self.need_pictures(), generation_run.grid
         assert grid is not None
         blank = Image.new(
             "RGB", (grid[1] * tokenizer.downsampling, grid[0] * tokenizer.downsampling), WHITE
         )
         # decoding needs valid codes everywhere
         paper = tokenizer.encode(to_pixels(blank)[None].to(self.device))  # [1, K]
-        for state in filling.trajectory():
-            still_open = ~torch.stack(filling.results(state.committed))  # [B, K]
-            codes = torch.where(still_open, paper, self.codes(filling, state.ids))
+        for state in generation_run.trajectory():
+            still_open = ~torch.stack(generation_run.results(state.committed))  # [B, K]
+            codes = torch.where(still_open, paper, self.codes(generation_run, state.ids))
             yield [
                 tiled(picture, cells.tolist(), tokenizer.downsampling)
                 for picture, cells in zip(
-                    self.decode(codes, grid, alone=filling.alone), still_open, strict=True
+                    self.decode(codes, grid, alone=generation_run.alone), still_open, strict=True
                 )
             ]

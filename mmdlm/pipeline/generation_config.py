@@ -24,20 +24,20 @@ from mmdlm.core.sampling.order import (
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
-    CatchUp,
-    CommitRule,
+    CatchUpTransfer,
     EntropyBound,
-    EvenSplit,
     Factor,
-    PlannedCount,
+    PlannedTransfer,
     Remasking,
-    ScheduledCount,
+    ScheduledTransfer,
     Threshold,
+    UniformTransfer,
+    UnmaskingRule,
 )
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.pixels import Fit
 
-GENERATION = "generation.json"  # where a checkpoint carries its own defaults
+GENERATION = "generation_config.json"  # where a checkpoint carries its own defaults
 
 OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
 DecayName = Literal["linear", "compounding", "none"]
@@ -65,7 +65,7 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class GenerationConfig:
     """The sampler of one task in plain values, so that a checkpoint can carry it.
 
     Names stand for classes of `mmdlm.core`: downloaded weights must not choose imports. What is
@@ -85,10 +85,10 @@ class Decoding:
                          Lumina-DiMOO); "shifted" few at first or many (LaViDa); "expected" and
                          "ancestral" a share of what is open (Dream, its "origin"); "catch_up" the
                          next number of a linear schedule below what is open (Dimple); or a
-                         `CommitRule` of one's own
+                         `UnmaskingRule` of one's own
     shift                of "shifted": above 1 few tokens at first, below 1 many
     threshold            commit every token of at least this probability besides; None: do not
-    threshold_alone      and in such a step only those
+    threshold_exclusive      and in such a step only those
     factor               as `threshold`, but the more tokens at once the surer each has to be, see
                          `mmdlm.core.sampling.unmasking.Factor`
     entropy_bound        as `threshold`, by entropies, in nats, see `EntropyBound` there. Of these
@@ -105,8 +105,9 @@ class Decoding:
     block_length         finish this many tokens before the next are begun; None: all at once
     min_new_tokens       a text does not end before so many tokens
     remask               share of committed tokens that a step may take back; 0 is off
-    suppressed           ids that are never generated
-    postponed, order_after_temperature, top_p_first, whole_vocabulary, mask_drawn: see `Sampler`
+    suppress_tokens           ids that are never generated
+    postponed, score_after_temperature, top_p_first, whole_vocabulary, allow_mask_token: see
+    `Sampler`
     """
 
     num_inference_steps: int
@@ -117,12 +118,12 @@ class Decoding:
     order: OrderName | Order = "confidence"
     order_temperature: float = 0.0
     order_decay: DecayName = "linear"
-    order_after_temperature: bool = False
+    score_after_temperature: bool = False
     top_p_first: bool = False
-    schedule: ScheduleName | CommitRule = "linear"
+    schedule: ScheduleName | UnmaskingRule = "linear"
     shift: float = 3.0
     threshold: float | None = None
-    threshold_alone: bool = False
+    threshold_exclusive: bool = False
     factor: float | None = None
     entropy_bound: float | None = None
     in_order: bool = False
@@ -132,13 +133,13 @@ class Decoding:
     block_length: int | None = None
     min_new_tokens: int = 0
     remask: float = 0.0
-    suppressed: tuple[int, ...] = ()
-    postponed: tuple[int, ...] = ()
-    whole_vocabulary: bool = False
-    mask_drawn: bool = False
+    suppress_tokens: tuple[int, ...] = ()
+    deprioritized_ids: tuple[int, ...] = ()
+    full_vocabulary: bool = False
+    allow_mask_token: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("guidance_scale", "suppressed", "postponed"):
+        for name in ("guidance_scale", "suppress_tokens", "deprioritized_ids"):
             if isinstance(getattr(self, name), list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("num_inference_steps", "top_k", "block_length", "cache_refresh"):
@@ -162,25 +163,25 @@ class Decoding:
         scales = self.guidance_scale
         for value in scales if isinstance(scales, tuple) and scales else (scales,):
             _check_number("guidance_scale", value)
-        for name in ("suppressed", "postponed"):
+        for name in ("suppress_tokens", "deprioritized_ids"):
             ids = getattr(self, name)
             if not isinstance(ids, tuple) or not all(_is_whole(i) and i >= 0 for i in ids):
                 raise ValueError(f"{name} must be a list of token ids, got {ids!r}")
         for name in (
-            "threshold_alone",
+            "threshold_exclusive",
             "in_order",
             "distinct",
-            "order_after_temperature",
+            "score_after_temperature",
             "top_p_first",
-            "whole_vocabulary",
-            "mask_drawn",
+            "full_vocabulary",
+            "allow_mask_token",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if not isinstance(self.order, Order):
             _check_choice("order", self.order, OrderName)
         _check_choice("order_decay", self.order_decay, DecayName)
-        if not isinstance(self.schedule, CommitRule):
+        if not isinstance(self.schedule, UnmaskingRule):
             _check_choice("schedule", self.schedule, ScheduleName)
         if self.cache is not None:
             if not isinstance(self.cache, Cache):
@@ -203,18 +204,18 @@ class Decoding:
                 f"order_temperature {self.order_temperature} is noise on what the model is sure "
                 f"of, which order {self.order!r} does not look at; set it to 0"
             )
-        if self.shift != Decoding.shift and self.schedule != "shifted":
+        if self.shift != GenerationConfig.shift and self.schedule != "shifted":
             raise ValueError(
                 f"shift {self.shift} belongs to schedule 'shifted', not to {self.schedule!r}; "
                 "leave it out"
             )
         if self.threshold is not None and self.threshold > 1:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
-        if self.threshold_alone and self.threshold is None:
-            raise ValueError("threshold_alone needs a threshold; give one, or leave it out")
+        if self.threshold_exclusive and self.threshold is None:
+            raise ValueError("threshold_exclusive needs a threshold; give one, or leave it out")
         self.sampler()  # it checks the ranges
 
-    def sampler(self, *, suppressed: tuple[int, ...] = ()) -> Sampler:
+    def sampler(self, *, suppress_tokens: tuple[int, ...] = ()) -> Sampler:
         """The sampler that these values describe; more ids that are never generated."""
         noise = (self.order_temperature, self.order_decay)
         orders: dict[OrderName | Order, Order] = {
@@ -225,24 +226,24 @@ class Decoding:
             "random": Random(),
             "left_to_right": LeftToRight(),
         }
-        rules: dict[ScheduleName | CommitRule, CommitRule] = {
-            "linear": EvenSplit(),
-            "cosine": ScheduledCount(Cosine()),
-            "maskgit": ScheduledCount(Cosine(), least=1, strict=True),
-            "shifted": PlannedCount(Shifted(self.shift)),
+        rules: dict[ScheduleName | UnmaskingRule, UnmaskingRule] = {
+            "linear": UniformTransfer(),
+            "cosine": ScheduledTransfer(Cosine()),
+            "maskgit": ScheduledTransfer(Cosine(), least=1, strict=True),
+            "shifted": PlannedTransfer(Shifted(self.shift)),
             "expected": Ancestral(),
             "ancestral": Ancestral(drawn=True),
-            "catch_up": CatchUp(),
+            "catch_up": CatchUpTransfer(),
         }
         order = self.order if isinstance(self.order, Order) else orders[self.order]
-        commit = self.schedule if isinstance(self.schedule, CommitRule) else rules[self.schedule]
+        commit = self.schedule if isinstance(self.schedule, UnmaskingRule) else rules[self.schedule]
         sure: dict[str, Any] = {
-            "otherwise": commit,
+            "fallback": commit,
             "in_order": self.in_order,
             "distinct": self.distinct,
         }
         if self.threshold is not None:
-            commit = Threshold(self.threshold, alone=self.threshold_alone, **sure)
+            commit = Threshold(self.threshold, exclusive=self.threshold_exclusive, **sure)
         elif self.factor is not None:
             commit = Factor(self.factor, **sure)
         elif self.entropy_bound is not None:
@@ -251,7 +252,7 @@ class Decoding:
             steps=self.num_inference_steps,
             block_length=self.block_length,
             order=order,
-            commit=commit,
+            unmasking=commit,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -259,12 +260,12 @@ class Decoding:
             remask=Remasking(self.remask) if self.remask else None,
             cache=self._cache(),
             min_new_tokens=self.min_new_tokens,
-            suppressed=(*self.suppressed, *suppressed),
-            postponed=self.postponed,
-            order_after_temperature=self.order_after_temperature,
+            suppress_tokens=(*self.suppress_tokens, *suppress_tokens),
+            deprioritized_ids=self.deprioritized_ids,
+            score_after_temperature=self.score_after_temperature,
             top_p_first=self.top_p_first,
-            whole_vocabulary=self.whole_vocabulary,
-            mask_drawn=self.mask_drawn,
+            full_vocabulary=self.full_vocabulary,
+            allow_mask_token=self.allow_mask_token,
         )
 
     def _cache(self) -> Cache | None:
@@ -285,7 +286,8 @@ class Decoding:
 class Defaults:
     """What each task does unless told otherwise, and how pictures meet texts of any length.
 
-    A checkpoint may carry its own in generation.json: {"caption": {"temperature": 0.5}}; what is
+    A checkpoint may carry its own in generation_config.json: {"caption": {"temperature": 0.5}};
+    what is
     not there stays as it is here.
 
     fit              how a picture meets the tokenizer's square, see `mmdlm.vision.pixels`
@@ -293,17 +295,17 @@ class Defaults:
     max_new_tokens   length of an answer or a completion, for which their num_inference_steps are
     """
 
-    text_to_image: Decoding = Decoding(
+    text_to_image: GenerationConfig = GenerationConfig(
         12, guidance_scale=2.0, temperature=0.5, order_temperature=1.0, schedule="cosine"
     )
-    inpaint: Decoding = Decoding(
+    inpaint: GenerationConfig = GenerationConfig(
         12, guidance_scale=2.0, temperature=0.5, order_temperature=1.0, schedule="cosine"
     )
-    caption: Decoding = Decoding(16)
-    infill: Decoding = Decoding(16)
-    answer: Decoding = Decoding(128)
-    complete: Decoding = Decoding(128)
-    edit: Decoding = Decoding(
+    caption: GenerationConfig = GenerationConfig(16)
+    infill: GenerationConfig = GenerationConfig(16)
+    answer: GenerationConfig = GenerationConfig(128)
+    complete: GenerationConfig = GenerationConfig(128)
+    edit: GenerationConfig = GenerationConfig(
         12, guidance_scale=2.0, temperature=0.5, order_temperature=1.0, schedule="cosine"
     )
     fit: Fit = "pad"
@@ -321,29 +323,33 @@ class Defaults:
             )
 
     def updated(self, generation: Mapping[str, Any]) -> Defaults:
-        """With the entries of a generation.json. Raises ValueError for an unknown or a bad one."""
+        """With the entries of a generation_config.json. Raises ValueError for an unknown or a bad one."""
         result: Defaults = _updated(self, generation)
         return result
 
     def to_json(self) -> str:
-        """Return the text of a generation.json.
+        """Return the text of a generation_config.json.
 
         Raises ValueError for an order, schedule or cache of one's own, which has no name there.
         """
         for task in fields(self):
-            decoding = getattr(self, task.name)
-            own = ("order", "schedule", "cache") if isinstance(decoding, Decoding) else ()
+            generation_config = getattr(self, task.name)
+            own = (
+                ("order", "schedule", "cache")
+                if isinstance(generation_config, GenerationConfig)
+                else ()
+            )
             for name in own:
-                if not isinstance(getattr(decoding, name), str | None):
+                if not isinstance(getattr(generation_config, name), str | None):
                     raise ValueError(
-                        f"{task.name}.{name} {getattr(decoding, name)!r} is a class of your own, "
+                        f"{task.name}.{name} {getattr(generation_config, name)!r} is a class of your own, "
                         "which a checkpoint cannot carry; leave it out here and give it where the "
                         "model is asked"
                     )
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def in_each_task(self, **values: Any) -> Defaults:
-        """With these values of `Decoding` in all tasks; None leaves what is there.
+        """With these values of `GenerationConfig` in all tasks; None leaves what is there.
 
         Of values that exclude each other, what is given takes the place of what is there.
         """
@@ -352,19 +358,19 @@ class Defaults:
         if len(parallel) == 1:
             given |= {name: None for name in PARALLEL if name not in given}
             if parallel != ["threshold"]:
-                given.setdefault("threshold_alone", False)
+                given.setdefault("threshold_exclusive", False)
         if "order" in given:
             if given["order"] not in RANKED:  # no order that noise would be on
                 given.setdefault("order_temperature", 0.0)
             if given["order"] != "entropy":
                 given.setdefault("entropy_bound", None)
         if given.get("schedule", "shifted") != "shifted":
-            given.setdefault("shift", Decoding.shift)
+            given.setdefault("shift", GenerationConfig.shift)
         tasks = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {
             name: replace(task, **given)
             for name, task in tasks.items()
-            if isinstance(task, Decoding)
+            if isinstance(task, GenerationConfig)
         }
         return replace(self, **changed)
 
@@ -372,7 +378,7 @@ class Defaults:
     def from_json(
         cls, path: str | PathLike[str], *, generation: Mapping[str, Any] | None = None
     ) -> Defaults:
-        """Read a generation.json; without the file, the defaults above.
+        """Read a generation_config.json; without the file, the defaults above.
 
         generation  what the file would say by itself: the decoding of a published family
 
@@ -405,7 +411,9 @@ def _updated(record: Any, given: object, *, where: str = "") -> Any:
             raise ValueError(f"unknown key {where + name!r}; known are {', '.join(values)}")
         old = values[name]
         values[name] = (
-            _updated(old, value, where=f"{where}{name}.") if isinstance(old, Decoding) else value
+            _updated(old, value, where=f"{where}{name}.")
+            if isinstance(old, GenerationConfig)
+            else value
         )
     try:
         return type(record)(**values)

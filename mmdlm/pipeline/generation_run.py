@@ -16,10 +16,10 @@ from mmdlm.core.sequence import Batch, Sequence
 
 
 @dataclass(frozen=True)
-class Filling:
+class GenerationRun:
     """One run of the sampler, made ready.
 
-    shown   numbers of the segments of each row that hold its result
+    output_segments   numbers of the segments of each row that hold its result
     grid    (rows, columns) of that, where it is a picture
     packed  the denoiser's layers, packed from run to run
     """
@@ -29,7 +29,7 @@ class Filling:
     batch: Batch
     unconditional: tuple[Batch, ...]
     generator: Generators
-    shown: tuple[tuple[int, ...], ...]
+    output_segments: tuple[tuple[int, ...], ...]
     grid: tuple[int, int] | None = None
     packed: PackedLayers | None = None
 
@@ -61,12 +61,14 @@ class Filling:
     def results(self, values: Tensor) -> list[Tensor]:
         """Of [B, L] ids (or marks), those of each row's result: B times [R]."""
         return [
-            row[torch.isin(segment, torch.tensor(shown, device=segment.device))]
-            for row, segment, shown in zip(values, self.batch.segment, self.shown, strict=True)
+            row[torch.isin(segment, torch.tensor(output_segments, device=segment.device))]
+            for row, segment, output_segments in zip(
+                values, self.batch.segment, self.output_segments, strict=True
+            )
         ]
 
 
-def filled(sequence: Sequence, ids: Tensor) -> Sequence:
+def with_generated(sequence: Sequence, ids: Tensor) -> Sequence:
     """A document with its targets as the sampler filled them, in a row [L]; it is context now."""
     lengths = [len(segment.ids) for segment in sequence.segments]
     rows = ids[: sum(lengths)].split(lengths)

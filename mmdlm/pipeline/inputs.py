@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.templates.conversation import IMAGE
 from mmdlm.vision.image_files import open_image, open_mask, to_rgb
 from mmdlm.vision.pixels import to_image
@@ -77,14 +77,14 @@ def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     return hole
 
 
-def decoding_with(
-    decoding: Decoding,
+def generation_config_with(
+    generation_config: GenerationConfig,
     *,
     num_inference_steps: int | None = None,
     block_length: int | None = None,
     temperature: float | None = None,
     guidance_scale: float | None = None,
-) -> Decoding:
+) -> GenerationConfig:
     """The decoding with what the caller gave; None leaves the default."""
     given: dict[str, Any] = {
         "num_inference_steps": num_inference_steps,
@@ -92,7 +92,9 @@ def decoding_with(
         "temperature": temperature,
         "guidance_scale": guidance_scale,
     }
-    return replace(decoding, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        generation_config, **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Part:

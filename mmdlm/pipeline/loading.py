@@ -31,12 +31,12 @@ from mmdlm.models.quantization import check_widths, quantization_config
 from mmdlm.models.run_steps import FINAL, RunStep, find_in_run, open_checkpoint, parts_of
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.model import Model
-from mmdlm.templates.auto import layout_of
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.auto import prompt_template_for
+from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
 
-BUNDLED = Path(__file__).parent / "checkpoints"
+BUNDLED = Path(__file__).parents[1] / "checkpoints"
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # never code
 LARGE = 10**9  # parameters, from which on the dtype that is stored is kept; bytes to show a bar for
@@ -51,7 +51,7 @@ def load(
     adapter: str | PathLike[str] | None = None,
     merge_adapter: bool = False,
     image_tokenizer: str | PathLike[str] | None = None,
-    layout: Layout | None = None,
+    prompt_template: PromptTemplate | None = None,
     task: str | None = None,
 ) -> Model:
     """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
@@ -67,19 +67,22 @@ def load(
                      quantization config of transformers; the head and a vision tower keep `dtype`
     adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
                      those that the model was published with; its chat_template.jinja is for a
-                     model without one, its generation.json and trained_tasks.json win over what
+                     model without one, its generation_config.json and trained_tasks.json win over
+                     what
                      the model has
     merge_adapter    add the adapter to the weights, instead of computing it beside them
     image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
                      model's folder, else the one that the family is published with
-    layout           how documents are laid out, where that is another than the family's usual one:
+    prompt_template           how documents are laid out, where that is another than the family's
+                              usual one:
                      `Mmada(attend_pads=True)`, `Lumina(editing="style")`
     task             a method of `Model` that is wanted; a family that lacks it is refused before
                      its weights are read
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
-    pictures, and at will generation.json (see `mmdlm.pipeline.generation_config.Defaults`). Code in
+    pictures, and at will generation_config.json (see `mmdlm.pipeline.generation_config.Defaults`).
+    Code in
     it is never run.
 
     Raises ValueError when it is not found, a file is missing or damaged, a tensor is missing,
@@ -98,14 +101,14 @@ def load(
     config = _read_config(checkpoint, tokenizer_size=len(text_tokenizer))
     if lora is not None:
         config.trained_tasks = lora.trained_tasks()
-    layout = layout or layout_of(
+    prompt_template = prompt_template or prompt_template_for(
         (getattr(config, "published", None) or {}).get("family"),
         seeing=getattr(config, "vision", None) is not None,
         tasks=getattr(config, "trained_tasks", None),
     )
     if task is not None:
-        layout.need(task, text_tokenizer)
-    defaults = Defaults.from_json(parts / GENERATION, generation=layout.generation)
+        prompt_template.require(task, text_tokenizer)
+    defaults = Defaults.from_json(parts / GENERATION, generation=prompt_template.generation)
     if lora is not None:
         defaults = Defaults.from_json(lora.folder / GENERATION, generation=asdict(defaults))
     origin = _origin(folder, checkpoint)
@@ -138,7 +141,7 @@ def load(
             max_length=config.max_position_embeddings,
             defaults=defaults,
             device=where,
-            layout=layout,
+            prompt_template=prompt_template,
             origin=origin,
         )
     except ValueError as error:

@@ -1,7 +1,8 @@
 """What users call on a model: draw, caption, answer, chat, complete, infill, inpaint and edit.
 
 All are one loop: a task is only the choice of which tokens of a document are targets. How a family
-of models lays that document out is its `Layout`'s; nothing here knows one family from another.
+of models lays that document out is its `PromptTemplate`'s; nothing here knows one family from
+another.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from mmdlm.core.sampling.generators import Generators
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.pipeline.engine import Engine
-from mmdlm.pipeline.generation_config import CacheName, Decoding
-from mmdlm.pipeline.generation_run import Filling, filled
+from mmdlm.pipeline.generation_config import CacheName, GenerationConfig
+from mmdlm.pipeline.generation_run import GenerationRun, with_generated
 from mmdlm.pipeline.inputs import (
     ImageLike,
-    decoding_with,
+    generation_config_with,
     hole_of,
     negatives_of,
     open_picture,
@@ -34,7 +35,7 @@ from mmdlm.pipeline.inputs import (
 )
 from mmdlm.templates.conversation import Message, check_messages, turns_of
 from mmdlm.templates.infill import filled_text
-from mmdlm.templates.prompt_template import Ask, Codes
+from mmdlm.templates.prompt_template import Codes, TaskPrompt
 from mmdlm.vision.frame import Frame
 
 
@@ -50,7 +51,8 @@ class Model(Engine):
     max_length       longest document the denoiser takes, in tokens
     defaults         steps, temperatures and guidance where a call does not give them
     device           where the tensors of a call are put; that of the denoiser
-    layout           how its family lays out documents, with its chat template and special ids
+    prompt_template           how its family lays out documents, with its chat template and special
+                              ids
     packed           what is kept of the denoiser's weights from call to call, in the order that is
                      fastest on a CPU; None: it is made, and takes as much memory as they do
     origin           where the weights were read from; None: from no folder
@@ -63,7 +65,7 @@ class Model(Engine):
     others are. A generator of another device seeds one there.
     """
 
-    def faster(
+    def with_generation(
         self,
         *,
         cache: CacheName | None = None,
@@ -95,7 +97,7 @@ class Model(Engine):
                        say so, and take minutes. Or a mode of it: "reduce-overhead" records CUDA
                        graphs
 
-        See `mmdlm.pipeline.generation_config.Decoding`; what is not given stays as it is.
+        See `mmdlm.pipeline.generation_config.GenerationConfig`; what is not given stays as it is.
         """
         defaults = self.defaults.in_each_task(
             cache=cache,
@@ -145,18 +147,22 @@ class Model(Engine):
 
         Raises ValueError for a picture that cannot be read, or fewer than one step.
         """
-        self.layout.need("caption", self.text_tokenizer)
+        self.prompt_template.require("caption", self.text_tokenizer)
         images, single = pictures_of(image)
-        decoding = decoding_with(self.defaults.caption, num_inference_steps=num_inference_steps)
+        generation_config = generation_config_with(
+            self.defaults.caption, num_inference_steps=num_inference_steps
+        )
         if not images:
             return []
-        words = self.words
+        codec = self.codec
         length = self.text_slots or min(self.defaults.max_text_tokens, self.longest_text + 1)
-        asks = [
-            self.fitting(self.layout.describe(words, picture, length=length), length)
+        task_prompts = [
+            self.fitting(self.prompt_template.caption_prompt(codec, picture, length=length), length)
             for (picture,) in self.look([[open_picture(one)] for one in images], "caption")
         ]
-        captions = [text.strip() for text in self.written(asks, decoding, generator)]
+        captions = [
+            text.strip() for text in self.written(task_prompts, generation_config, generator)
+        ]
         return captions[0] if single else captions
 
     @torch.no_grad()
@@ -182,7 +188,7 @@ class Model(Engine):
 
         Raises ValueError for an empty or too long prompt, or a number out of range.
         """
-        filling = self._drawing(
+        generation_run = self._drawing(
             prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -192,8 +198,8 @@ class Model(Engine):
             think=think,
             generator=generator,
         )
-        codes = self.codes(filling, filling.run())
-        return self.decode(codes, filling.grid, alone=filling.alone)
+        codes = self.codes(generation_run, generation_run.run())
+        return self.decode(codes, generation_run.grid, alone=generation_run.alone)
 
     def draw_trajectory(
         self,
@@ -212,7 +218,7 @@ class Model(Engine):
 
         Codes that are still masked show as grey tiles. Bad arguments raise at the call.
         """
-        filling = self._drawing(
+        generation_run = self._drawing(
             prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -222,7 +228,7 @@ class Model(Engine):
             think=think,
             generator=generator,
         )
-        return self.frames(filling)
+        return self.frames(generation_run)
 
     @torch.no_grad()
     def inpaint(
@@ -245,27 +251,29 @@ class Model(Engine):
         exactly as they were, on the picture's own size. A picture of another shape than the model's
         is set on white. Raises ValueError for a mask without a hole or of another size.
         """
-        self.layout.need("inpaint", self.text_tokenizer)
+        self.prompt_template.require("inpaint", self.text_tokenizer)
         picture = open_picture(image, whole=True)
         hole = hole_of(mask, picture.size)  # [H, W] bool
-        decoding = decoding_with(
+        generation_config = generation_config_with(
             self.defaults.inpaint,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
         )
         tokenizer = self.need_pictures()
-        canvas = self.layout.canvas(picture.size, edge=tokenizer.image_size, task="inpaint")
+        canvas = self.prompt_template.canvas(
+            picture.size, edge=tokenizer.image_size, task="inpaint"
+        )
         frame = Frame.within(canvas, picture.size)
         known = self.encode([frame.place(picture)], "inpaint")[0]
         open_ = frame.cells(hole, tokenizer.downsampling).flatten()
         codes = replace(known, open=open_)
-        filling = self.filling(
-            [self.layout.draw(self.words, prompt, picture=codes)],
-            decoding=decoding,
+        generation_run = self.generation_run(
+            [self.prompt_template.image_prompt(self.codec, prompt, picture=codes)],
+            generation_config=generation_config,
             generator=generator,
             grid=codes.grid,
         )
-        drawn = self.decode(self.codes(filling, filling.run()), codes.grid)[0]
+        drawn = self.decode(self.codes(generation_run, generation_run.run()), codes.grid)[0]
         return Image.composite(frame.take(drawn), picture, Image.fromarray(hole.numpy()))
 
     @torch.no_grad()
@@ -287,14 +295,16 @@ class Model(Engine):
 
         The result has the size at which the model sees the (last) picture.
         """
-        self.layout.need("edit", self.text_tokenizer)
+        self.prompt_template.require("edit", self.text_tokenizer)
         if not instruction.strip():
             raise ValueError(f"instruction {instruction!r} is empty; say what is to change")
-        decoding = decoding_with(self.defaults.edit, num_inference_steps=num_inference_steps)
-        scales = decoding.guidance_scale
+        generation_config = generation_config_with(
+            self.defaults.edit, num_inference_steps=num_inference_steps
+        )
+        scales = generation_config.guidance_scale
         words, image_scale = scales if isinstance(scales, tuple) else (scales, 1.0)
-        decoding = replace(
-            decoding,
+        generation_config = replace(
+            generation_config,
             guidance_scale=(
                 words if guidance_scale is None else guidance_scale,
                 image_scale if image_guidance_scale is None else image_guidance_scale,
@@ -305,18 +315,20 @@ class Model(Engine):
             raise ValueError("there is no picture to edit; give one")
         sources = self.encode(opened, "edit")
         grid = sources[-1].grid
-        blank = Codes.blank(self.words, grid, drawn=True)
-        filling = self.filling(
+        blank = Codes.blank(self.codec, grid, drawn=True)
+        generation_run = self.generation_run(
             [
                 self.fitting(
-                    self.layout.edit(self.words, instruction, sources=tuple(sources), picture=blank)
+                    self.prompt_template.edit_prompt(
+                        self.codec, instruction, sources=tuple(sources), picture=blank
+                    )
                 )
             ],
-            decoding=decoding,
+            generation_config=generation_config,
             generator=generator,
             grid=grid,
         )
-        return self.decode(self.codes(filling, filling.run()), grid)[0]
+        return self.decode(self.codes(generation_run, generation_run.run()), grid)[0]
 
     # --- text -------------------------------------------------------------------------------------
 
@@ -370,7 +382,7 @@ class Model(Engine):
 
         The other options are those of `chat`.
         """
-        self.layout.need("answer", self.text_tokenizer)
+        self.prompt_template.require("answer", self.text_tokenizer)
         single = isinstance(question, str)
         questions = [question] if isinstance(question, str) else list(question)
         for one in questions:
@@ -455,7 +467,7 @@ class Model(Engine):
 
         Where num_inference_steps is not given, the model's own number of tokens per step is kept.
         """
-        self.layout.need("chat", self.text_tokenizer)
+        self.prompt_template.require("chat", self.text_tokenizer)
         single = not (
             isinstance(messages, list | tuple)
             and len(messages) > 0
@@ -519,10 +531,10 @@ class Model(Engine):
         generator: Generators | None = None,
     ) -> str | list[str]:
         """What follows the beginning of a text, or of several in one pass; options as in `chat`."""
-        self.layout.need("complete", self.text_tokenizer)
+        self.prompt_template.require("complete", self.text_tokenizer)
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
         length = self._new_tokens(max_new_tokens)
-        decoding = self.writing(
+        generation_config = self.writing(
             self.defaults.complete,
             length,
             num_inference_steps=num_inference_steps,
@@ -535,13 +547,15 @@ class Model(Engine):
         for one in texts:
             if not one.strip():
                 raise ValueError(f"text {one!r} is empty; give it a beginning")
-        asks = [
-            self.fitting(self.layout.complete(self.words, one, length=length), length)
+        task_prompts = [
+            self.fitting(
+                self.prompt_template.completion_prompt(self.codec, one, length=length), length
+            )
             for one in texts
         ]
-        rows = self.generated(asks, decoding, generator)
+        rows = self.generated(task_prompts, generation_config, generator)
         completions = [
-            self.layout.completion(self.words, one, ids)
+            self.prompt_template.completion(self.codec, one, ids)
             for one, ids in zip(texts, rows, strict=True)
         ]
         return completions[0] if single else completions
@@ -585,24 +599,38 @@ class Model(Engine):
         text. Names of special tokens in it are letters. Raises ValueError for a text
         without a hole or longer than the model's.
         """
-        self.layout.need("infill", self.text_tokenizer)
+        self.prompt_template.require("infill", self.text_tokenizer)
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
-        decoding = decoding_with(self.defaults.infill, num_inference_steps=num_inference_steps)
+        generation_config = generation_config_with(
+            self.defaults.infill, num_inference_steps=num_inference_steps
+        )
         if not texts:
             return []
-        words = self.words
+        codec = self.codec
         for one in texts:
-            words.template(one)  # bad holes are found before a picture is looked at
+            codec.parse_infill_template(one)  # bad holes are found before a picture is looked at
         picture = None
         if image is None:
-            decoding = replace(decoding, guidance_scale=1.0)  # there is nothing to follow
+            generation_config = replace(
+                generation_config, guidance_scale=1.0
+            )  # there is nothing to follow
         else:
             picture = self.look([[open_picture(image)]], "infill")[0][0]
-        asks = [self.fitting(self.layout.infill(words, one, picture=picture)) for one in texts]
-        rows = self.generated(asks, decoding, generator, suppressed=self.layout.ends(words))
+        task_prompts = [
+            self.fitting(self.prompt_template.infill_prompt(codec, one, picture=picture))
+            for one in texts
+        ]
+        rows = self.generated(
+            task_prompts,
+            generation_config,
+            generator,
+            suppress_tokens=self.prompt_template.stop_ids(codec),
+        )
         filled = [
-            filled_text(text, ids[ask.open], decode=partial(self.layout.continued, words))
-            for text, ask, ids in zip(texts, asks, rows, strict=True)
+            filled_text(
+                text, ids[task_prompt.open], decode=partial(self.prompt_template.continued, codec)
+            )
+            for text, task_prompt, ids in zip(texts, task_prompts, rows, strict=True)
         ]
         return filled[0] if single else filled
 
@@ -624,7 +652,7 @@ class Model(Engine):
     ) -> list[str]:
         """The assistant's next turn in each conversation; all prompts are context."""
         length = self._new_tokens(max_new_tokens)
-        decoding = self.writing(
+        generation_config = self.writing(
             self.defaults.answer,
             length,
             num_inference_steps=num_inference_steps,
@@ -638,12 +666,12 @@ class Model(Engine):
             check_messages(conversation, len(some))
         opened = [[open_picture(one) for one in some] for some in given]
         pictures = self.look(opened, "answer")
-        words = self.words
-        asks = [
+        codec = self.codec
+        task_prompts = [
             self.fitting(
-                self.layout.reply(
-                    words,
-                    self.layout.thinking(turns_of(conversation, some), think),
+                self.prompt_template.chat_prompt(
+                    codec,
+                    self.prompt_template.thinking(turns_of(conversation, some), think),
                     length=length,
                 ),
                 length,
@@ -653,7 +681,10 @@ class Model(Engine):
         return [
             text.strip()
             for text in self.written(
-                asks, decoding, generator, suppressed=self.layout.suppressed(words)
+                task_prompts,
+                generation_config,
+                generator,
+                suppress_tokens=self.prompt_template.suppress_tokens(codec),
             )
         ]
 
@@ -668,9 +699,9 @@ class Model(Engine):
         size: tuple[int | None, int | None],
         think: bool,
         generator: Generators | None,
-    ) -> Filling:
+    ) -> GenerationRun:
         """Text is context, all codes are targets."""
-        self.layout.need("text_to_image", self.text_tokenizer)
+        self.prompt_template.require("text_to_image", self.text_tokenizer)
         tokenizer = self.need_pictures()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -682,19 +713,19 @@ class Model(Engine):
             raise ValueError(
                 f"num_images_per_prompt must be at least 1, got {num_images_per_prompt!r}"
             )
-        decoding = decoding_with(
+        generation_config = generation_config_with(
             self.defaults.text_to_image,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
         )
         against = negatives_of(
-            negative_prompt, count=len(prompts), guided=decoding.guidance_scale != 1.0
+            negative_prompt, count=len(prompts), guided=generation_config.guidance_scale != 1.0
         )
-        height, width = self.layout.drawn_size(
+        height, width = self.prompt_template.drawn_size(
             size, edge=tokenizer.image_size, cell=tokenizer.downsampling
         )
         grid = height // tokenizer.downsampling, width // tokenizer.downsampling
-        codes = Codes.blank(self.words, grid, drawn=True)
+        codes = Codes.blank(self.codec, grid, drawn=True)
         if think:
             if any(negative.strip() for negative in against):
                 raise ValueError(
@@ -702,25 +733,36 @@ class Model(Engine):
                     "before it draws; leave out one of both"
                 )
             each = [one for one in prompts for _ in range(num_images_per_prompt)]
-            asks = self._reasoned(each, codes, generator)
+            task_prompts = self._reasoned(each, codes, generator)
         else:
-            asks = [
-                self.fitting(self.layout.draw(self.words, one, picture=codes, negative=negative))
+            task_prompts = [
+                self.fitting(
+                    self.prompt_template.image_prompt(
+                        self.codec, one, picture=codes, negative=negative
+                    )
+                )
                 for one, negative in zip(prompts, against, strict=True)
                 for _ in range(num_images_per_prompt)
             ]
-        return self.filling(asks, decoding=decoding, generator=generator, grid=grid)
+        return self.generation_run(
+            task_prompts, generation_config=generation_config, generator=generator, grid=grid
+        )
 
     @torch.no_grad()
     def _reasoned(
         self, prompts: list[str], codes: Codes, generator: Generators | None
-    ) -> list[Ask]:
+    ) -> list[TaskPrompt]:
         """Write what is to be drawn -> the tasks to draw it."""
-        asks = [
-            self.fitting(self.layout.reason(self.words, one, grid=codes.grid)) for one in prompts
+        task_prompts = [
+            self.fitting(self.prompt_template.thinking_prompt(self.codec, one, grid=codes.grid))
+            for one in prompts
         ]
-        room = max(int(segment.target.sum()) for ask in asks for segment in ask.sequence.segments)
-        decoding = self.writing(
+        room = max(
+            int(segment.target.sum())
+            for task_prompt in task_prompts
+            for segment in task_prompt.sequence.segments
+        )
+        generation_config = self.writing(
             self.defaults.answer,
             room,
             num_inference_steps=None,
@@ -728,32 +770,36 @@ class Model(Engine):
             temperature=None,
             guidance_scale=None,
         )
-        filling = self.filling(asks, decoding=decoding, generator=generator)
+        generation_run = self.generation_run(
+            task_prompts, generation_config=generation_config, generator=generator
+        )
         return [
             self.fitting(
-                self.layout.draw_reasoned(self.words, filled(ask.sequence, ids), picture=codes)
+                self.prompt_template.image_prompt_after_thinking(
+                    self.codec, with_generated(task_prompt.sequence, ids), picture=codes
+                )
             )
-            for ask, ids in zip(asks, filling.run().cpu(), strict=True)
+            for task_prompt, ids in zip(task_prompts, generation_run.run().cpu(), strict=True)
         ]
 
     def writing(
         self,
-        decoding: Decoding,
+        generation_config: GenerationConfig,
         length: int,
         *,
         num_inference_steps: int | None,
         block_length: int | None,
         temperature: float | None,
         guidance_scale: float | None,
-    ) -> Decoding:
+    ) -> GenerationConfig:
         """The decoding of `length` tokens; its steps per token stay where they are not given."""
         if num_inference_steps is None:
             usual = self.defaults.max_new_tokens
-            num_inference_steps = math.ceil(decoding.num_inference_steps * length / usual)
-            blocks = math.ceil(length / (block_length or decoding.block_length or length))
+            num_inference_steps = math.ceil(generation_config.num_inference_steps * length / usual)
+            blocks = math.ceil(length / (block_length or generation_config.block_length or length))
             num_inference_steps = max(num_inference_steps, blocks)
-        return decoding_with(
-            decoding,
+        return generation_config_with(
+            generation_config,
             num_inference_steps=num_inference_steps,
             block_length=block_length,
             temperature=temperature,

@@ -37,7 +37,7 @@ class MeanBaseline(Advantage):
 
 
 @dataclass(frozen=True)
-class Standardised(Advantage):
+class Standardized(Advantage):
     """A = (r - mean of the group) / (deviation of the group + epsilon).
 
     The deviation divides by n - 1. Source: arXiv:2402.03300 (GRPO), section 4.1; UniGRPO's and, as
@@ -48,7 +48,7 @@ class Standardised(Advantage):
 
     def __post_init__(self) -> None:
         if self.epsilon <= 0:
-            raise ValueError(f"Standardised: epsilon must be above 0, got {self.epsilon}")
+            raise ValueError(f"Standardized: epsilon must be above 0, got {self.epsilon}")
 
     def __call__(self, reward: Tensor, *, group: Tensor) -> Tensor:
         mean, deviation = group_moments(reward, group)

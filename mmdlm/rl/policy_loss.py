@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.likelihood.token_scores import TokenScores
 from mmdlm.core.losses.objective import LossTerms
 from mmdlm.rl.statistics import Statistics
@@ -23,7 +23,7 @@ from mmdlm.rl.statistics import Statistics
 Level = Literal["token", "sequence", "product"]
 Divergence = Literal["k1", "k3"]
 Anchor = Literal["reference", "old"]
-Normaliser = Literal["token", "sequence", "constant"]
+LossNormalization = Literal["token", "sequence", "constant"]
 KlNormalization = Literal["policy", "view"]
 
 
@@ -66,7 +66,7 @@ class PolicyLoss(ABC):
         return advantage
 
     @abstractmethod
-    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+    def counts(self, views: Sequence[NoisyView]) -> dict[str, Tensor]:
         """The denominators, scalars, known before any forward pass."""
 
     @abstractmethod
@@ -104,12 +104,12 @@ class ClippedSurrogate(PolicyLoss):
                 tokens are the policy's own. Of each view by itself; a token's is the mean over its
                 views, by their weights
     anchor      what the KL is to: the reference model, or the old policy (TraceRL)
-    normaliser  "token"     the covered tokens of all rows (d1, DAPO)
+    loss_normalization  "token"     the covered tokens of all rows (d1, DAPO)
                 "sequence"  each row's own covered tokens, then the rows that have any (GRPO,
                             UniGRPO, TraceRL)
                 "constant"  the rows that have any, times `length` (Dr. GRPO)
     kl_normalization  what the KL is divided by
-                "policy"    as the surrogate, by the normaliser
+                "policy"    as the surrogate, by the normalization
                 "view"      its sum over the covered tokens of a view of a row by the number of such
                             views that cover any (TraceRL's code, in which each view is a sample):
                             beta counts as much more as there are tokens in a view
@@ -131,7 +131,7 @@ class ClippedSurrogate(PolicyLoss):
     beta: float = 0.0
     kl: Divergence = "k3"
     anchor: Anchor = "reference"
-    normaliser: Normaliser = "token"
+    loss_normalization: LossNormalization = "token"
     length: int | None = None
     kl_normalization: KlNormalization = "policy"
 
@@ -140,7 +140,7 @@ class ClippedSurrogate(PolicyLoss):
             ("level", ("token", "sequence", "product")),
             ("kl", ("k1", "k3")),
             ("anchor", ("reference", "old")),
-            ("normaliser", ("token", "sequence", "constant")),
+            ("loss_normalization", ("token", "sequence", "constant")),
             ("kl_normalization", ("policy", "view")),
         )
         for name, known in choices:
@@ -155,10 +155,10 @@ class ClippedSurrogate(PolicyLoss):
                 raise ValueError(f"ClippedSurrogate: {name} must not be negative, got {value}")
         if self.length is not None and self.length < 1:
             raise ValueError(f"ClippedSurrogate: length must be at least 1, got {self.length}")
-        if (self.normaliser == "constant") != (self.length is not None):
+        if (self.loss_normalization == "constant") != (self.length is not None):
             raise ValueError(
-                "ClippedSurrogate: the normaliser 'constant' needs a length, and no other has one; "
-                f"got {self.normaliser!r} and {self.length}"
+                "ClippedSurrogate: loss_normalization 'constant' needs a length, and no other has one; "
+                f"got {self.loss_normalization!r} and {self.length}"
             )
 
     @property
@@ -173,7 +173,7 @@ class ClippedSurrogate(PolicyLoss):
     def coefficients(self) -> dict[str, float]:
         return {"policy": 1.0} | ({"kl": self.beta} if self.beta else {})
 
-    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+    def counts(self, views: Sequence[NoisyView]) -> dict[str, Tensor]:
         return self._counts(torch.stack([view.covered for view in views]))
 
     def __call__(
@@ -254,14 +254,14 @@ class ClippedSurrogate(PolicyLoss):
 
     def _sum(self, value: Tensor, covered: Tensor) -> Tensor:
         value = torch.where(covered, value, 0.0)
-        if self.normaliser == "sequence":
+        if self.loss_normalization == "sequence":
             value = value / covered.sum(1, keepdim=True).clamp_min(1)
         return value.sum()
 
     def _counts(self, covered: Tensor) -> dict[str, Tensor]:
         """What the terms are divided by, for views that cover [K, B, L]."""
         anywhere = covered.any(0)
-        if self.normaliser == "token":
+        if self.loss_normalization == "token":
             count = anywhere.sum()
         else:  # a row that covers nothing is no rollout to learn from
             count = anywhere.any(1).sum() * (self.length or 1)
@@ -305,7 +305,7 @@ class Wd1(PolicyLoss):
         )
         return torch.where(known, own.sum(1) * (up - down), 0.0)
 
-    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+    def counts(self, views: Sequence[NoisyView]) -> dict[str, Tensor]:
         covered = torch.stack([view.covered for view in views]).any(0)
         return {"policy": covered.any(1).sum()}
 
@@ -358,7 +358,7 @@ class Spg(PolicyLoss):
         if not 0 <= self.mix <= 1:
             raise ValueError(f"Spg: mix must lie in [0, 1], got {self.mix}")
 
-    def counts(self, views: Sequence[View]) -> dict[str, Tensor]:
+    def counts(self, views: Sequence[NoisyView]) -> dict[str, Tensor]:
         return {"policy": torch.stack([view.weight.sum() for view in views]).sum()}
 
     def __call__(

@@ -12,15 +12,15 @@ from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import LladaV
 from mmdlm.templates.lumina import Lumina
 from mmdlm.templates.mmada import Mmada
-from mmdlm.templates.native import Own
-from mmdlm.templates.native_vision import OwnSeeing
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.native import Native
+from mmdlm.templates.native_vision import NativeVision
+from mmdlm.templates.prompt_template import PromptTemplate
 
-LAYOUTS: Mapping[str, Layout] = {
-    layout.family: layout
-    for layout in (
-        Own(),
-        OwnSeeing(),
+LAYOUTS: Mapping[str, PromptTemplate] = {
+    prompt_template.family: prompt_template
+    for prompt_template in (
+        Native(),
+        NativeVision(),
         Llada(),
         Mmada(),
         LladaV(),
@@ -35,15 +35,15 @@ LAYOUTS: Mapping[str, Layout] = {
 
 # A model of text that was given a vision adapter speaks as the one of its kind that sees.
 GIVEN_EYES = {
-    Own.family: OwnSeeing.family,
+    Native.family: NativeVision.family,
     Llada.family: LladaV.family,
     Dream.family: LavidaDream.family,
 }
 
 
-def layout_of(
+def prompt_template_for(
     family: str | None, *, seeing: bool = False, tasks: Sequence[str] | None = None
-) -> Layout:
+) -> PromptTemplate:
     """The layout of a published family.
 
     A model that was born here has ours, and so has one that was made of an autoregressive model or
@@ -58,8 +58,8 @@ def layout_of(
         isinstance(tasks, list | tuple) and all(isinstance(one, str) for one in tasks)
     ):
         raise ValueError(f"config.json has trained_tasks = {tasks!r}; a list of names is needed")
-    name = Own.family if family not in LAYOUTS or family is None else family
-    layout = LAYOUTS[GIVEN_EYES.get(name, name) if seeing else name]
-    if isinstance(layout, Own) and tasks is not None:
-        return replace(layout, trained=tuple(tasks))
-    return layout
+    name = Native.family if family not in LAYOUTS or family is None else family
+    prompt_template = LAYOUTS[GIVEN_EYES.get(name, name) if seeing else name]
+    if isinstance(prompt_template, Native) and tasks is not None:
+        return replace(prompt_template, trained=tuple(tasks))
+    return prompt_template

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdlm.templates.prompt_template import Picture, Turn
 from mmdlm.templates.segments import Piece
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 # For a tokenizer without a template: `role, end of text, content, end of text`, turn after turn.
 # It needs no token that a tokenizer may lack, and no message can end its own turn.
@@ -36,24 +36,24 @@ class ChatTemplate:
     each image, and one at the end of what the assistant says.
 
     turns  of the conversation
-    words  the tokenizer, which has a chat template
+    codec  the tokenizer, which has a chat template
     marks  what stands for what: such characters -> letters or an image
     end    the one at the end of what the assistant says
     """
 
     turns: tuple[Turn, ...]
-    words: Words
+    codec: TextCodec
     marks: dict[str, str | Picture]
     end: str
 
     @classmethod
-    def of(cls, words: Words, turns: tuple[Turn, ...]) -> ChatTemplate:
+    def of(cls, codec: TextCodec, turns: tuple[Turn, ...]) -> ChatTemplate:
         """Choose the characters."""
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
-        free = _unused([*texts, words.tokenizer.get_chat_template()])
-        names = [name for name in special_names(words.tokenizer) if any(name in t for t in texts)]
+        free = _unused([*texts, codec.tokenizer.get_chat_template()])
+        names = [name for name in special_names(codec.tokenizer) if any(name in t for t in texts)]
         images = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-        return cls(turns, words, dict(zip(free, [*names, *images], strict=False)), next(free))
+        return cls(turns, codec, dict(zip(free, [*names, *images], strict=False)), next(free))
 
     def prompt(self) -> list[Piece]:
         """The conversation up to where the assistant's next turn begins."""
@@ -103,7 +103,7 @@ class ChatTemplate:
 
     def _end_of_turn(self, text: str, start: int) -> int | None:
         """Where the special token stops that ends what the assistant says from `start` on."""
-        names = "|".join(map(re.escape, special_names(self.words.tokenizer)))
+        names = "|".join(map(re.escape, special_names(self.codec.tokenizer)))
         found = re.compile(rf"[^{self.end}]*{self.end}\s*({names})").match(text, start)
         return None if found is None else found.end()
 
@@ -113,7 +113,7 @@ class ChatTemplate:
             {"role": turn.role, "content": self._content(turn)} for turn in self.turns[:count]
         ]
         try:
-            rendered = self.words.tokenizer.apply_chat_template(
+            rendered = self.codec.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=asks
             )
         except TemplateError as error:
@@ -138,7 +138,7 @@ class ChatTemplate:
 
     def _pieces(self, text: str) -> Iterator[Piece]:
         """Rendered text -> ids of special tokens, text, images."""
-        tokenizer = self.words.tokenizer
+        tokenizer = self.codec.tokenizer
         names = special_names(tokenizer)
         pattern = "|".join(map(re.escape, [*names, *self.marks]))
         for piece in re.split(f"({pattern})", text.replace(self.end, "")):
@@ -150,12 +150,12 @@ class ChatTemplate:
                 yield piece
 
 
-def end_of_turn(words: Words) -> int | None:
+def end_of_turn(codec: TextCodec) -> int | None:
     """Return the id of the special token that ends an answer in the chat template, if any."""
-    if words.tokenizer.chat_template is None:
+    if codec.tokenizer.chat_template is None:
         return None
     turns = (Turn("user", ("-",)), Turn("assistant", ("-",)))
-    return ChatTemplate.of(words, turns).end_of_turn()
+    return ChatTemplate.of(codec, turns).end_of_turn()
 
 
 def special_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:

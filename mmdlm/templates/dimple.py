@@ -8,16 +8,16 @@ from typing import ClassVar
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.dream import Dream
 from mmdlm.templates.prompt_template import (
-    Ask,
     Generation,
     Picture,
     Sight,
     Specials,
+    TaskPrompt,
     Turn,
     without_prompt,
 )
 from mmdlm.templates.segments import Piece, segments_of
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 CAPTION = "Describe this image."
 # Confident decoding: all tokens that the model is sure of, or one at random where there is none.
@@ -28,7 +28,7 @@ DECODING = {
     "schedule": "catch_up",
     "order": "random",
     "threshold": 0.95,
-    "threshold_alone": True,
+    "threshold_exclusive": True,
     "temperature": 0.2,
     "top_p": 0.95,
     "top_p_first": True,
@@ -60,12 +60,12 @@ class Dimple(Dream):
     }
 
     def script(
-        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
     ) -> list[tuple[Piece, bool]]:
         """See `Dream.script`; the end of a turn is not learnt."""
-        special = self.ids(words)
+        special = self.ids(codec)
         pieces: list[tuple[Piece, bool]] = []
-        for piece, learnt in super().script(words, turns, answers=answers):
+        for piece, learnt in super().script(codec, turns, answers=answers):
             if isinstance(piece, int | str):
                 pieces.append((piece, learnt and piece != special["im_end"]))
             else:
@@ -73,25 +73,31 @@ class Dimple(Dream):
                 pieces += [(one, False) for one in around]
         return pieces
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
-        """See `Layout.teach`; the end of the text is learnt behind the last answer alone."""
-        taught = super().teach(words, turns, answers=answers)
-        end = text_segment([words.vocabulary.eos_id], target=True)
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
+        """See `PromptTemplate.training_sequence`; the end of the text is learnt behind the last answer alone."""
+        taught = super().training_sequence(codec, turns, answers=answers)
+        end = text_segment([codec.vocabulary.eos_id], target=True)
         return Sequence((*taught.segments, end))
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """See `Layout.describe`."""
-        return self.reply(words, (_asked(picture),), length=length)
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.describe`."""
+        return self.chat_prompt(codec, (_asked(picture),), length=length)
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """With a picture the text is the assistant's description of it."""
         if picture is None:
-            return super().infill(words, text)
-        ids, hole = words.template(text)
-        before = segments_of(words, self.prompt(words, (_asked(picture),)))
-        end = text_segment([words.vocabulary.eos_id])
+            return super().infill_prompt(codec, text)
+        ids, hole = codec.parse_infill_template(text)
+        before = segments_of(codec, self.prompt(codec, (_asked(picture),)))
+        end = text_segment([codec.vocabulary.eos_id])
         sequence = Sequence((*before, text_segment(ids, target=hole), end))
-        return Ask(sequence, (without_prompt(sequence, words),), shown=(len(before),))
+        return TaskPrompt(
+            sequence, (without_prompt(sequence, codec),), output_segments=(len(before),)
+        )
 
 
 def _asked(picture: Picture) -> Turn:

@@ -6,9 +6,16 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
-from mmdlm.templates.prompt_template import Ask, Generation, Layout, Picture, Specials, Turn
+from mmdlm.templates.prompt_template import (
+    Generation,
+    Picture,
+    PromptTemplate,
+    Specials,
+    TaskPrompt,
+    Turn,
+)
 from mmdlm.templates.segments import Piece, answering, learnt_segments, segments_of
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 # Dream's own way to decode: the share of a linear schedule, least entropy first, both looked at
 # after temperature and top-p, which comes before top-k where there is one. Source: arXiv:2508.15487
@@ -16,14 +23,14 @@ from mmdlm.templates.text_codec import Words
 DECODING = {
     "schedule": "expected",
     "order": "entropy",
-    "order_after_temperature": True,
+    "score_after_temperature": True,
     "temperature": 0.2,
     "top_p": 0.95,
     "top_p_first": True,
 }
 
 
-class Dream(Layout):
+class Dream(PromptTemplate):
     """`<|im_start|>role, content <|im_end|>`, a turn after the other."""
 
     family: ClassVar[str] = "dream"
@@ -41,28 +48,30 @@ class Dream(Layout):
     }
     system: ClassVar[str] = "You are a helpful assistant."
 
-    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
-        """See `Layout.reply`."""
-        return answering(words, segments_of(words, self.prompt(words, turns)), length=length)
+    def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.reply`."""
+        return answering(codec, segments_of(codec, self.prompt(codec, turns)), length=length)
 
-    def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
+    def prompt(self, codec: TextCodec, turns: tuple[Turn, ...]) -> list[Piece]:
         """A conversation up to where the assistant's next turn begins."""
-        said = [piece for piece, _ in self.script(words, turns)]
-        return [*said, self.ids(words, "im_start")["im_start"], "assistant", "\n"]
+        said = [piece for piece, _ in self.script(codec, turns)]
+        return [*said, self.ids(codec, "im_start")["im_start"], "assistant", "\n"]
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
-        """See `Layout.teach`; an answer ends with the end of its turn."""
-        pieces = self.script(words, turns, answers=answers)
-        return Sequence(learnt_segments(words, _without_tail(pieces)))
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
+        """See `PromptTemplate.training_sequence`; an answer ends with the end of its turn."""
+        pieces = self.script(codec, turns, answers=answers)
+        return Sequence(learnt_segments(codec, _without_tail(pieces)))
 
     def script(
-        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
     ) -> list[tuple[Piece, bool]]:
         """A conversation piece by piece, each with whether it is to be learnt.
 
         answers  numbers of the turns that are, each with its end
         """
-        special = self.ids(words, "im_start", "im_end")
+        special = self.ids(codec, "im_start", "im_end")
         numbered = list(enumerate(turns))
         if turns[0].role != "system":
             numbered.insert(0, (-1, Turn("system", (self.system,))))
@@ -73,29 +82,31 @@ class Dream(Layout):
             pieces.append(("\n", False))
         return pieces
 
-    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+    def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
         """The text after a first token."""
-        prompt = text_segment([_first(words), *words.spoken(text)])
-        return answering(words, (prompt,), length=length)
+        prompt = text_segment([_first(codec), *codec.encode(text)])
+        return answering(codec, (prompt,), length=length)
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """The text between a first token and its end."""
         assert picture is None, "Dream sees no pictures"
-        ids, hole = words.template(text)
+        ids, hole = codec.parse_infill_template(text)
         sequence = Sequence(
             (
-                text_segment([_first(words)]),
+                text_segment([_first(codec)]),
                 text_segment(ids, target=hole),
-                text_segment([words.vocabulary.eos_id]),
+                text_segment([codec.vocabulary.eos_id]),
             )
         )
-        return Ask(sequence, (sequence,), shown=(1,))
+        return TaskPrompt(sequence, (sequence,), output_segments=(1,))
 
-    def ends(self, words: Words) -> tuple[int, ...]:
+    def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
         """The end of a turn, where the tokenizer has one, and the end of a text."""
         names, _ = self.specials["im_end"]
-        end = words.first_of(names)
-        return (words.vocabulary.eos_id,) if end is None else (words.vocabulary.eos_id, end)
+        end = codec.first_of(names)
+        return (codec.vocabulary.eos_id,) if end is None else (codec.vocabulary.eos_id, end)
 
 
 def _without_tail(pieces: list[tuple[Piece, bool]]) -> list[tuple[Piece, bool]]:
@@ -104,7 +115,7 @@ def _without_tail(pieces: list[tuple[Piece, bool]]) -> list[tuple[Piece, bool]]:
     return pieces[: last + 1]
 
 
-def _first(words: Words) -> int:
+def _first(codec: TextCodec) -> int:
     """What stands before a text: without it the state that predicts the first word is missing."""
-    bos: int | None = words.tokenizer.bos_token_id
-    return words.vocabulary.eos_id if bos is None else bos
+    bos: int | None = codec.tokenizer.bos_token_id
+    return codec.vocabulary.eos_id if bos is None else bos

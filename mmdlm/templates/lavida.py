@@ -13,16 +13,16 @@ from mmdlm.templates.dream import Dream
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import SYSTEM
 from mmdlm.templates.prompt_template import (
-    Ask,
     Generation,
     Picture,
     Sight,
     Specials,
+    TaskPrompt,
     Turn,
     without_prompt,
 )
 from mmdlm.templates.segments import Piece, segments_of
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 CAPTION = "Describe the image in detail."
 TASKS = ("caption", "answer", "chat", "complete", "infill")
@@ -60,27 +60,29 @@ class LavidaLlada(Llada):
     generation: ClassVar[Generation] = GENERATION
     system: ClassVar[str | None] = SYSTEM
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """See `Layout.describe`."""
-        return self.reply(words, (_asked(picture),), length=length)
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.describe`."""
+        return self.chat_prompt(codec, (_asked(picture),), length=length)
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """With a picture the text is the assistant's description of it."""
         if picture is None and not self.flexible:
-            return super().infill(words, text)
-        ids, hole = words.template(text)
+            return super().infill_prompt(codec, text)
+        ids, hole = codec.parse_infill_template(text)
         if self.flexible:
-            ids, hole = _followed(ids, hole, self.ids(words, "fim")["fim"])
+            ids, hole = _followed(ids, hole, self.ids(codec, "fim")["fim"])
         prompt = () if picture is None else (_asked(picture),)
-        pieces = self.prompt(words, prompt) if prompt else []
-        return _filled(words, pieces, ids, hole, end=self.ids(words, "eot")["eot"])
+        pieces = self.prompt(codec, prompt) if prompt else []
+        return _filled(codec, pieces, ids, hole, end=self.ids(codec, "eot")["eot"])
 
-    def decode(self, words: Words, ids: Tensor) -> str:
+    def decode(self, codec: TextCodec, ids: Tensor) -> str:
         """Without [FIM] and [S], where holes may be filled in part."""
         if self.flexible:
-            left = torch.tensor(list(self.ids(words, "fim", "s").values()))
+            left = torch.tensor(list(self.ids(codec, "fim", "s").values()))
             ids = ids[~torch.isin(ids, left)]
-        return super().decode(words, ids)
+        return super().decode(codec, ids)
 
 
 class LavidaDream(Dream):
@@ -96,27 +98,31 @@ class LavidaDream(Dream):
     }
     system: ClassVar[str] = SYSTEM
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """See `Layout.describe`."""
-        return self.reply(words, (_asked(picture),), length=length)
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.describe`."""
+        return self.chat_prompt(codec, (_asked(picture),), length=length)
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """With a picture the text is the assistant's description of it."""
         if picture is None:
-            return super().infill(words, text)
-        ids, hole = words.template(text)
-        pieces = self.prompt(words, (_asked(picture),))
-        return _filled(words, pieces, ids, hole, end=self.ids(words, "im_end")["im_end"])
+            return super().infill_prompt(codec, text)
+        ids, hole = codec.parse_infill_template(text)
+        pieces = self.prompt(codec, (_asked(picture),))
+        return _filled(codec, pieces, ids, hole, end=self.ids(codec, "im_end")["im_end"])
 
 
 def _asked(picture: Picture) -> Turn:
     return Turn("user", (picture, "\n" + CAPTION))
 
 
-def _filled(words: Words, prompt: list[Piece], ids: Tensor, hole: Tensor, *, end: int) -> Ask:
-    before = segments_of(words, prompt)
+def _filled(
+    codec: TextCodec, prompt: list[Piece], ids: Tensor, hole: Tensor, *, end: int
+) -> TaskPrompt:
+    before = segments_of(codec, prompt)
     sequence = Sequence((*before, text_segment(ids, target=hole), text_segment([end])))
-    return Ask(sequence, (without_prompt(sequence, words),), shown=(len(before),))
+    return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(len(before),))
 
 
 def _followed(ids: Tensor, hole: Tensor, mark: int) -> tuple[Tensor, Tensor]:

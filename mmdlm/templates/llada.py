@@ -6,12 +6,19 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
-from mmdlm.templates.prompt_template import Ask, Generation, Layout, Picture, Specials, Turn
+from mmdlm.templates.prompt_template import (
+    Generation,
+    Picture,
+    PromptTemplate,
+    Specials,
+    TaskPrompt,
+    Turn,
+)
 from mmdlm.templates.segments import Piece, answering, learnt_segments, segments_of
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 
-class Llada(Layout):
+class Llada(PromptTemplate):
     """`bos, header role header, content, end of turn`, a turn after the other.
 
     The published template ends every conversation with the assistant's header, also one that is
@@ -38,54 +45,58 @@ class Llada(Layout):
     gap: ClassVar[str] = "\n\n"
     system: ClassVar[str | None] = None
 
-    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
-        """See `Layout.reply`."""
-        return answering(words, segments_of(words, self.prompt(words, turns)), length=length)
+    def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.reply`."""
+        return answering(codec, segments_of(codec, self.prompt(codec, turns)), length=length)
 
-    def prompt(self, words: Words, turns: tuple[Turn, ...]) -> list[Piece]:
+    def prompt(self, codec: TextCodec, turns: tuple[Turn, ...]) -> list[Piece]:
         """A conversation up to where the assistant's next turn begins."""
-        said = [piece for piece, _ in self.script(words, turns)]
-        return [*said, *self._header(words, "assistant")]
+        said = [piece for piece, _ in self.script(codec, turns)]
+        return [*said, *self._header(codec, "assistant")]
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
-        """See `Layout.teach`; an answer ends with the end of its turn."""
-        return Sequence(learnt_segments(words, self.script(words, turns, answers=answers)))
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
+        """See `PromptTemplate.training_sequence`; an answer ends with the end of its turn."""
+        return Sequence(learnt_segments(codec, self.script(codec, turns, answers=answers)))
 
     def script(
-        self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
     ) -> list[tuple[Piece, bool]]:
         """A conversation piece by piece, each with whether it is to be learnt.
 
         answers  numbers of the turns that are, each with its end
         """
-        special = self.ids(words, *Llada.specials)  # those of drawing are not needed to talk
+        special = self.ids(codec, *Llada.specials)  # those of drawing are not needed to talk
         numbered = list(enumerate(turns))
         if self.system is not None and turns[0].role != "system":
             numbered.insert(0, (-1, Turn("system", (self.system,))))
         pieces: list[tuple[Piece, bool]] = [(special["bos"], False)]
         for number, turn in numbered:
-            pieces += [(piece, False) for piece in self._header(words, turn.role)]
+            pieces += [(piece, False) for piece in self._header(codec, turn.role)]
             pieces += [(piece, number in answers) for piece in (*turn.parts, special["eot"])]
         return pieces
 
-    def _header(self, words: Words, role: str) -> tuple[Piece, ...]:
-        special = self.ids(words, "start_header", "end_header")
+    def _header(self, codec: TextCodec, role: str) -> tuple[Piece, ...]:
+        special = self.ids(codec, "start_header", "end_header")
         return special["start_header"], role, special["end_header"], self.gap
 
-    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+    def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
         """The text and nothing before it."""
-        return answering(words, (text_segment(words.spoken(text)),), length=length)
+        return answering(codec, (text_segment(codec.encode(text)),), length=length)
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """The text, and that it ends."""
         assert picture is None, "LLaDA sees no pictures"
-        ids, hole = words.template(text)
-        end = text_segment([words.vocabulary.eos_id])
+        ids, hole = codec.parse_infill_template(text)
+        end = text_segment([codec.vocabulary.eos_id])
         sequence = Sequence((text_segment(ids, target=hole), end))
-        return Ask(sequence, (sequence,), shown=(0,))
+        return TaskPrompt(sequence, (sequence,), output_segments=(0,))
 
-    def ends(self, words: Words) -> tuple[int, ...]:
+    def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
         """The end of a turn, where the tokenizer has one, and the end of a text."""
         names, _ = self.specials["eot"]
-        end = words.first_of(names)
-        return (words.vocabulary.eos_id,) if end is None else (words.vocabulary.eos_id, end)
+        end = codec.first_of(names)
+        return (codec.vocabulary.eos_id,) if end is None else (codec.vocabulary.eos_id, end)

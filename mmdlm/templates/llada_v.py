@@ -6,9 +6,16 @@ from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.llada import Llada
-from mmdlm.templates.prompt_template import Ask, Generation, Picture, Sight, Turn, without_prompt
+from mmdlm.templates.prompt_template import (
+    Generation,
+    Picture,
+    Sight,
+    TaskPrompt,
+    Turn,
+    without_prompt,
+)
 from mmdlm.templates.segments import segments_of
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual "
@@ -39,9 +46,9 @@ class LladaV(Llada):
     }
     system: ClassVar[str | None] = SYSTEM
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """See `Layout.describe`."""
-        return self.reply(words, (_asked(picture),), length=length)
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.describe`."""
+        return self.chat_prompt(codec, (_asked(picture),), length=length)
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """A mark after the last question."""
@@ -50,20 +57,24 @@ class LladaV(Llada):
         *before, last = turns
         return *before, Turn(last.role, (*last.parts, " /think" if think else " /no_think"))
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """With a picture the text is the assistant's description of it."""
         if picture is None:
-            return super().infill(words, text)
-        ids, hole = words.template(text)
-        prompt = segments_of(words, self.prompt(words, (_asked(picture),)))
-        end = text_segment([self.ids(words, "eot")["eot"]])
+            return super().infill_prompt(codec, text)
+        ids, hole = codec.parse_infill_template(text)
+        prompt = segments_of(codec, self.prompt(codec, (_asked(picture),)))
+        end = text_segment([self.ids(codec, "eot")["eot"]])
         sequence = Sequence((*prompt, text_segment(ids, target=hole), end))
-        return Ask(sequence, (without_prompt(sequence, words),), shown=(len(prompt),))
+        return TaskPrompt(
+            sequence, (without_prompt(sequence, codec),), output_segments=(len(prompt),)
+        )
 
-    def suppressed(self, words: Words) -> tuple[int, ...]:
+    def suppress_tokens(self, codec: TextCodec) -> tuple[int, ...]:
         """Headers, `bos` and the end of text."""
-        special = self.ids(words, "bos", "start_header", "end_header")
-        return (*special.values(), words.vocabulary.eos_id)
+        special = self.ids(codec, "bos", "start_header", "end_header")
+        return (*special.values(), codec.vocabulary.eos_id)
 
 
 def _asked(picture: Picture) -> Turn:

@@ -9,18 +9,18 @@ from typing import ClassVar
 from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.prompt_template import (
-    Ask,
     Codes,
     Generation,
-    Layout,
     Picture,
+    PromptTemplate,
     Sight,
     Specials,
+    TaskPrompt,
     Turn,
     answer_segment,
     without_prompt,
 )
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 CAPTION = "Please describe this image."
 UNDERSTAND = (
@@ -55,7 +55,7 @@ DRAWING = {
 
 
 @dataclass(frozen=True)
-class Lumina(Layout):
+class Lumina(PromptTemplate):
     """`<system> ... </system><user> ... [pictures] </user><answer> ... </answer>`.
 
     editing    the task of `edit`, one of `EDITS`
@@ -105,63 +105,69 @@ class Lumina(Layout):
         if self.editing not in EDITS:
             raise ValueError(f"editing {self.editing!r} is not one of {', '.join(EDITS)}")
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """See `Layout.describe`."""
-        return self.reply(words, (Turn("user", (picture, CAPTION)),), length=length)
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+        """See `PromptTemplate.describe`."""
+        return self.chat_prompt(codec, (Turn("user", (picture, CAPTION)),), length=length)
 
-    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+    def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
         """One question; its pictures stand before the last token of the prompt."""
         (question,) = turns
         pictures = [part for part in question.parts if isinstance(part, Codes)]
         text = "".join(part for part in question.parts if isinstance(part, str)).strip()
-        special = self.ids(words, "answer", "end_answer")
+        special = self.ids(codec, "answer", "end_answer")
         sequence = Sequence(
             (
-                *self._prompt(words, UNDERSTAND, text, pictures),
+                *self._prompt(codec, UNDERSTAND, text, pictures),
                 control_segment(special["answer"]),
-                answer_segment(words, length),
+                answer_segment(codec, length),
                 control_segment(special["end_answer"]),
             )
         )
-        shown = len(sequence.segments) - 2
-        return Ask(sequence, (without_prompt(sequence, words),), shown=(shown,))
+        output_segments = len(sequence.segments) - 2
+        return TaskPrompt(
+            sequence, (without_prompt(sequence, codec),), output_segments=(output_segments,)
+        )
 
-    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+    def image_prompt(
+        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+    ) -> TaskPrompt:
         """The other branch says `<uncondition>`, or what to stay away from."""
         with_words, without = (
-            self._prompt(words, DRAW, text or None, []) for text in (prompt, negative)
+            self._prompt(codec, DRAW, text or None, []) for text in (prompt, negative)
         )
-        return self._drawn(words, picture, with_words, without)
+        return self._drawn(codec, picture, with_words, without)
 
-    def edit(
-        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
-    ) -> Ask:
+    def edit_prompt(
+        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+    ) -> TaskPrompt:
         """One branch lacks the words, the other the pictures."""
         system, given = EDITS[self.editing], list(sources)
         return self._drawn(
-            words,
+            codec,
             picture,
-            self._prompt(words, system, instruction, given),
-            self._prompt(words, system, None, given),
-            self._prompt(words, system, instruction, []),
+            self._prompt(codec, system, instruction, given),
+            self._prompt(codec, system, None, given),
+            self._prompt(codec, system, instruction, []),
         )
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
         """One question and its answer."""
         if len(turns) != 2:
             raise ValueError(
                 "this model (lumina) learns one question with its answer, not "
                 f"{len(turns)} messages"
             )
-        return super().teach(words, turns, answers=answers)
+        return super().training_sequence(codec, turns, answers=answers)
 
-    def closing(self, words: Words) -> tuple[int, ...]:
+    def closing(self, codec: TextCodec) -> tuple[int, ...]:
         """The end of an answer."""
-        return (self.ids(words, "end_answer")["end_answer"],)
+        return (self.ids(codec, "end_answer")["end_answer"],)
 
-    def ends(self, words: Words) -> tuple[int, ...]:
+    def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
         """The end of an answer, and that of a text."""
-        return self.ids(words, "end_answer")["end_answer"], words.vocabulary.eos_id
+        return self.ids(codec, "end_answer")["end_answer"], codec.vocabulary.eos_id
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
         """The shape, of all that have the area, into which the picture fits best."""
@@ -182,25 +188,31 @@ class Lumina(Layout):
         return height, width
 
     def _prompt(
-        self, words: Words, system: str, text: str | None, pictures: list[Codes]
+        self, codec: TextCodec, system: str, text: str | None, pictures: list[Codes]
     ) -> tuple[Segment, ...]:
         """A string tokenized as a whole, as the tags are not all tokens; pictures in its end.
 
         text  None: no words at all. Names of special tokens in it are letters
         """
         before, after = f"<system>{system}</system><user>", "</user>"
-        ids = words.ids(before + (NO_WORDS if text is None else text) + after)
-        if text is not None and words.ids(text) != words.spoken(text):  # it names special tokens
-            ids = [*words.ids(before), *words.spoken(text), *words.ids(after)]
+        ids = codec.encode_with_specials(before + (NO_WORDS if text is None else text) + after)
+        if text is not None and codec.encode_with_specials(text) != codec.encode(
+            text
+        ):  # it names special tokens
+            ids = [
+                *codec.encode_with_specials(before),
+                *codec.encode(text),
+                *codec.encode_with_specials(after),
+            ]
         if not pictures:
             return (text_segment(ids),)
-        shown = [segment for one in pictures for segment in self._picture(words, one)]
-        return text_segment(ids[:-1]), *shown, text_segment(ids[-1:])
+        output_segments = [segment for one in pictures for segment in self._picture(codec, one)]
+        return text_segment(ids[:-1]), *output_segments, text_segment(ids[-1:])
 
-    def _picture(self, words: Words, picture: Codes) -> tuple[Segment, ...]:
+    def _picture(self, codec: TextCodec, picture: Codes) -> tuple[Segment, ...]:
         """`begin image`, each row with a line end after it, `end image`."""
-        begin, end = map(control_segment, words.vocabulary.image_markers)
-        newline = control_segment(self.ids(words, "newline")["newline"])
+        begin, end = map(control_segment, codec.vocabulary.image_markers)
+        newline = control_segment(self.ids(codec, "newline")["newline"])
         columns = picture.grid[1]
         rows = [
             segment
@@ -213,23 +225,23 @@ class Lumina(Layout):
 
     def _drawn(
         self,
-        words: Words,
+        codec: TextCodec,
         picture: Codes,
         prompt: tuple[Segment, ...],
         *others: tuple[Segment, ...],
-    ) -> Ask:
+    ) -> TaskPrompt:
         """A prompt with a picture for its answer, and the same picture after other prompts."""
-        special = self.ids(words, "answer", "end_answer")
+        special = self.ids(codec, "answer", "end_answer")
         answer = (
             control_segment(special["answer"]),
-            *self._picture(words, picture),
+            *self._picture(codec, picture),
             control_segment(special["end_answer"]),
         )
         first = len(prompt) + 2  # the first row
-        return Ask(
+        return TaskPrompt(
             Sequence((*prompt, *answer)),
             tuple(Sequence((*other, *answer)) for other in others),
-            shown=tuple(range(first, first + 2 * picture.grid[0], 2)),
+            output_segments=tuple(range(first, first + 2 * picture.grid[0], 2)),
         )
 
 

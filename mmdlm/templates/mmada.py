@@ -13,12 +13,12 @@ from mmdlm.core.sequence import Segment, Sequence, text_segment
 from mmdlm.templates.infill import shortened
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.prompt_template import (
-    Ask,
     Codes,
     Generation,
     Picture,
     Sight,
     Specials,
+    TaskPrompt,
     Turn,
     answer_segment,
     without_prompt,
@@ -30,7 +30,7 @@ from mmdlm.templates.segments import (
     picture_segments,
     segments_of,
 )
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 CAPTION = "Please describe this image in detail."
 THINK = (
@@ -46,7 +46,8 @@ THINK_TO_DRAW = (
 EOT = "<eot_id>"  # as its training strings have it, which is no token of its tokenizer
 TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
 # The noise of its order decays evenly, as was meant. Its published code multiplies what is left
-# from step to step; for results that depend on it set order_decay "compounding" (generation.json).
+# from step to step; for results that depend on it set order_decay "compounding"
+# (generation_config.json).
 DRAWING = {
     "num_inference_steps": 15,
     "guidance_scale": 4.5,
@@ -112,19 +113,21 @@ class Mmada(Llada):
     }
     gap: ClassVar[str] = "\n"
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
         """The question of its captions."""
-        return self.reply(words, (Turn("user", (picture, CAPTION)),), length=length)
+        return self.chat_prompt(codec, (Turn("user", (picture, CAPTION)),), length=length)
 
-    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+    def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
         """The picture stands before the conversation, wherever it is spoken of."""
         pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
         spoken = tuple(_without_pictures(turn) for turn in turns)
-        prompt = self._ended(words, self.prompt(words, spoken))
-        sight = self._sight(words, pictures)
-        return answering(words, (*sight, *segments_of(words, prompt)), length=length)
+        prompt = self._ended(codec, self.prompt(codec, spoken))
+        sight = self._sight(codec, pictures)
+        return answering(codec, (*sight, *segments_of(codec, prompt)), length=length)
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
         """Words about a picture, a picture of words, or one after words that were thought before.
 
         These are closed and filled up by the end of text, as the room for them is fixed.
@@ -132,25 +135,28 @@ class Mmada(Llada):
         if drawn := self.drawing(turns):
             prompt, thought, picture = drawn
             if not thought:
-                return self.draw(words, prompt, picture=picture).sequence
-            ask = self.reason(words, prompt, grid=picture.grid)
-            asked, room = ask.sequence.segments[0], len(ask.sequence.segments[1].ids)
-            ids = words.spoken(thought)
+                return self.image_prompt(codec, prompt, picture=picture).sequence
+            task_prompt = self.thinking_prompt(codec, prompt, grid=picture.grid)
+            asked, room = (
+                task_prompt.sequence.segments[0],
+                len(task_prompt.sequence.segments[1].ids),
+            )
+            ids = codec.encode(thought)
             if len(ids) >= room:
                 raise ValueError(
                     f"what is thought before the picture, {shortened(thought)!r}, has {len(ids)} "
                     f"tokens, but there is room for {room - 1}; shorten it"
                 )
-            ids += [words.vocabulary.eos_id] * (room - len(ids))
+            ids += [codec.vocabulary.eos_id] * (room - len(ids))
             thinking = text_segment(ids, target=True)
-            return Sequence((asked, thinking, *self._picture(words, picture)))
+            return Sequence((asked, thinking, *self._picture(codec, picture)))
         pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
         spoken = tuple(_without_pictures(turn) for turn in turns)
-        script = self.script(words, spoken, answers=answers)
+        script = self.script(codec, spoken, answers=answers)
         if self.literal_eot:
-            eot = self.ids(words, "eot")["eot"]
+            eot = self.ids(codec, "eot")["eot"]
             script = [(EOT if piece == eot else piece, learnt) for piece, learnt in script]
-        return Sequence((*self._sight(words, pictures), *learnt_segments(words, script)))
+        return Sequence((*self._sight(codec, pictures), *learnt_segments(codec, script)))
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """The instruction to think goes before the last question."""
@@ -159,18 +165,22 @@ class Mmada(Llada):
         *before, last = turns
         return *before, Turn(last.role, (THINK, *last.parts))
 
-    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+    def image_prompt(
+        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+    ) -> TaskPrompt:
         """Without a prompt the text is there, and empty."""
 
         def document(text: str) -> Sequence:
-            return Sequence((self._drawn(words, text), *self._picture(words, picture)))
+            return Sequence((self._drawn(codec, text), *self._picture(codec, picture)))
 
-        return Ask(document(prompt), (document(negative),), shown=(2,))
+        return TaskPrompt(document(prompt), (document(negative),), output_segments=(2,))
 
-    def reason(self, words: Words, prompt: str, *, grid: tuple[int, int]) -> Ask:
+    def thinking_prompt(
+        self, codec: TextCodec, prompt: str, *, grid: tuple[int, int]
+    ) -> TaskPrompt:
         """The description and the picture are one document, of which the first is written first."""
-        asked = self._ended(words, self.prompt(words, (Turn("user", (THINK_TO_DRAW, prompt)),)))
-        (text,) = segments_of(words, [self.ids(words, "r2i")["r2i"], *asked])
+        asked = self._ended(codec, self.prompt(codec, (Turn("user", (THINK_TO_DRAW, prompt)),)))
+        (text,) = segments_of(codec, [self.ids(codec, "r2i")["r2i"], *asked])
         room = TEXT_LENGTH + 1 - len(text.ids)
         if room < 1:
             raise ValueError(
@@ -180,51 +190,61 @@ class Mmada(Llada):
         sequence = Sequence(
             (
                 text,
-                answer_segment(words, room),
-                *self._picture(words, Codes.blank(words, grid)),
+                answer_segment(codec, room),
+                *self._picture(codec, Codes.blank(codec, grid)),
             )
         )
-        return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
+        return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(1,))
 
-    def draw_reasoned(self, words: Words, reasoned: Sequence, *, picture: Codes) -> Ask:
+    def image_prompt_after_thinking(
+        self, codec: TextCodec, reasoned: Sequence, *, picture: Codes
+    ) -> TaskPrompt:
         """The other branch has mask tokens for all that was asked and thought."""
         prompt, thought = reasoned.segments[:2]
         known = text_segment(torch.cat([prompt.ids, thought.ids]))
         task, rest = known.ids[:1], known.ids[1:]
-        nothing = text_segment(torch.cat([task, words.masks(len(rest))]))
-        shown = self._picture(words, picture)
-        return Ask(Sequence((known, *shown)), (Sequence((nothing, *shown)),), shown=(2,))
+        nothing = text_segment(torch.cat([task, codec.masks(len(rest))]))
+        output_segments = self._picture(codec, picture)
+        return TaskPrompt(
+            Sequence((known, *output_segments)),
+            (Sequence((nothing, *output_segments)),),
+            output_segments=(2,),
+        )
 
-    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+    def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
         """A text begins with `bos`."""
-        bos = self.ids(words, "bos")["bos"]
-        return answering(words, (text_segment([bos, *words.spoken(text)]),), length=length)
+        bos = self.ids(codec, "bos")["bos"]
+        return answering(codec, (text_segment([bos, *codec.encode(text)]),), length=length)
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """`bos text eos`, behind the picture that it describes."""
         assert picture is None or isinstance(picture, Codes)
-        ids, hole = words.template(text)
+        ids, hole = codec.parse_infill_template(text)
         written = (
-            text_segment([self.ids(words, "bos")["bos"]]),
+            text_segment([self.ids(codec, "bos")["bos"]]),
             text_segment(ids, target=hole),
-            text_segment([words.vocabulary.eos_id]),
+            text_segment([codec.vocabulary.eos_id]),
         )
-        sight = self._sight(words, [] if picture is None else [picture])
-        nothing = () if picture is None else self._sight(words, [Codes.blank(words, picture.grid)])
-        return Ask(
-            Sequence((*sight, *written)), (Sequence((*nothing, *written)),), shown=(len(sight) + 1,)
+        sight = self._sight(codec, [] if picture is None else [picture])
+        nothing = () if picture is None else self._sight(codec, [Codes.blank(codec, picture.grid)])
+        return TaskPrompt(
+            Sequence((*sight, *written)),
+            (Sequence((*nothing, *written)),),
+            output_segments=(len(sight) + 1,),
         )
 
-    def decode(self, words: Words, ids: Tensor) -> str:
+    def decode(self, codec: TextCodec, ids: Tensor) -> str:
         """The letters `<eot_id>` end a text too."""
-        return super().decode(words, ids).split(EOT)[0]
+        return super().decode(codec, ids).split(EOT)[0]
 
-    def _ended(self, words: Words, prompt: list[Piece]) -> list[Piece]:
+    def _ended(self, codec: TextCodec, prompt: list[Piece]) -> list[Piece]:
         """The conversation with its turns ended as `literal_eot` says."""
-        eot = self.ids(words, "eot")["eot"]
+        eot = self.ids(codec, "eot")["eot"]
         return [EOT if piece == eot else piece for piece in prompt] if self.literal_eot else prompt
 
-    def _sight(self, words: Words, pictures: list[Codes]) -> tuple[Segment, ...]:
+    def _sight(self, codec: TextCodec, pictures: list[Codes]) -> tuple[Segment, ...]:
         """`<mmu>` and the picture; nothing where there is none."""
         if not pictures:
             return ()
@@ -233,25 +253,25 @@ class Mmada(Llada):
                 f"this model (mmada) looks at one picture in a conversation, not {len(pictures)}; "
                 "ask about each of them"
             )
-        mmu = text_segment([self.ids(words, "mmu")["mmu"]])
-        return mmu, *self._picture(words, pictures[0])
+        mmu = text_segment([self.ids(codec, "mmu")["mmu"]])
+        return mmu, *self._picture(codec, pictures[0])
 
-    def _picture(self, words: Words, picture: Codes) -> tuple[Segment, ...]:
+    def _picture(self, codec: TextCodec, picture: Codes) -> tuple[Segment, ...]:
         """`<soi> codes <eoi>`."""
-        special = self.ids(words, "soi", "eoi")
-        return picture_segments(words, picture, markers=(special["soi"], special["eoi"]))
+        special = self.ids(codec, "soi", "eoi")
+        return picture_segments(codec, picture, markers=(special["soi"], special["eoi"]))
 
-    def _drawn(self, words: Words, text: str) -> Segment:
+    def _drawn(self, codec: TextCodec, text: str) -> Segment:
         """`<t2i> bos text eos`."""
-        special = self.ids(words, "t2i", "bos")
-        ids = [special["t2i"], special["bos"], *words.spoken(text), words.vocabulary.eos_id]
+        special = self.ids(codec, "t2i", "bos")
+        ids = [special["t2i"], special["bos"], *codec.encode(text), codec.vocabulary.eos_id]
         if len(ids) > TEXT_LENGTH + 1:
             raise ValueError(
                 f"prompt {shortened(text)!r} has {len(ids) - 3} tokens, but this model was trained "
                 f"on at most {TEXT_LENGTH - 2}; shorten it"
             )
         if self.attend_pads:
-            ids = [self.ids(words, "pad")["pad"]] * (TEXT_LENGTH + 1 - len(ids)) + ids
+            ids = [self.ids(codec, "pad")["pad"]] * (TEXT_LENGTH + 1 - len(ids)) + ids
         return text_segment(ids)
 
 

@@ -14,17 +14,17 @@ from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.chat_template import PLAIN, ChatTemplate, end_of_turn
 from mmdlm.templates.prompt_template import (
-    Ask,
     Codes,
     Generation,
-    Layout,
     Picture,
+    PromptTemplate,
     Sight,
+    TaskPrompt,
     Turn,
     answer_segment,
 )
 from mmdlm.templates.segments import answering, learnt_segments, segments_of
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 # A text grows from its beginning. Most texts do not fill their canvas, so that its end is likely at
 # every place: by confidence ends would be committed first, and leave nothing to say.
@@ -36,7 +36,7 @@ DESCRIBE = "Describe the image."
 
 
 @dataclass(frozen=True)
-class Own(Layout):
+class Native(PromptTemplate):
     """One layout for all tasks: a task is only the choice of which of its tokens are targets.
 
     What is not known (the picture of a text to be filled in, the words of a picture to be mended)
@@ -89,17 +89,17 @@ class Own(Layout):
             known.add("caption")
         return tuple(task for task in (*self.tasks, *spoken) if task in known)
 
-    def need(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
-        """See `Layout.need`; say how a model learns to talk."""
+    def require(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        """See `PromptTemplate.require`; say how a model learns to talk."""
         if task in self.spoken_tasks:
             self._need_template(task, tokenizer)
         if not self.tasks_with(tokenizer):
             raise ValueError(f"this model ({self.family}) was not trained yet, and not for {task}")
-        super().need(task, tokenizer)
+        super().require(task, tokenizer)
 
     def _need_template(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
         if tokenizer.chat_template is None:
-            self.cannot(
+            self.unsupported(
                 task,
                 self.tasks_with(tokenizer),
                 hint="; its text tokenizer has no chat template, which train.sft on conversations "
@@ -111,143 +111,152 @@ class Own(Layout):
         """Return whether the model learned captions without words that ask for them."""
         return self.trained is None or "caption" in self.trained
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
         """The text is open; without the picture it is open too, in the other branch.
 
         A model that learned to describe images in conversations alone is asked in one.
         """
         if not self.captions:
-            return self.reply(words, (Turn("user", (picture, DESCRIBE)),), length=length)
+            return self.chat_prompt(codec, (Turn("user", (picture, DESCRIBE)),), length=length)
         assert isinstance(picture, Codes)
-        text, everything = words.masks(length), torch.ones(length, dtype=torch.bool)
+        text, everything = codec.masks(length), torch.ones(length, dtype=torch.bool)
         return _ask(
-            _document(words, picture, text, write=everything),
-            _document(words, Codes.blank(words, picture.grid), text, write=everything),
+            _document(codec, picture, text, write=everything),
+            _document(codec, Codes.blank(codec, picture.grid), text, write=everything),
         )
 
-    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+    def image_prompt(
+        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+    ) -> TaskPrompt:
         """The text is context; the rest of the picture stays in both branches."""
-        text = words.closed(words.prompt(prompt))
-        nothing = torch.full_like(text, words.vocabulary.mask_id)
-        against = words.closed(words.prompt(negative)) if negative.strip() else nothing
-        document = _document(words, picture, text if prompt.strip() else nothing)
-        return Ask(document, (_document(words, picture, against),), shown=(1,))
+        text = codec.append_eos(codec.prompt(prompt))
+        nothing = torch.full_like(text, codec.vocabulary.mask_id)
+        against = codec.append_eos(codec.prompt(negative)) if negative.strip() else nothing
+        document = _document(codec, picture, text if prompt.strip() else nothing)
+        return TaskPrompt(document, (_document(codec, picture, against),), output_segments=(1,))
 
-    def edit(
-        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
-    ) -> Ask:
+    def edit_prompt(
+        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+    ) -> TaskPrompt:
         """Lay out `images, instruction, end of text, image to be drawn`.
 
         The first branch beside it lacks the instruction, the second the images: mask tokens stand
         in their places.
         """
         text = torch.tensor(
-            [*words.checked(words.spoken(instruction), instruction), words.vocabulary.eos_id]
+            [*codec.checked(codec.encode(instruction), instruction), codec.vocabulary.eos_id]
         )
-        nothing = torch.full_like(text, words.vocabulary.mask_id)
-        unknown = tuple(Codes.blank(words, source.grid) for source in sources)
+        nothing = torch.full_like(text, codec.vocabulary.mask_id)
+        unknown = tuple(Codes.blank(codec, source.grid) for source in sources)
         whole, *others = (
             Sequence(
                 (
-                    *(segment for image in images for segment in _beside(words, image)),
+                    *(segment for image in images for segment in _beside(codec, image)),
                     text_segment(said),
-                    *_beside(words, picture),
+                    *_beside(codec, picture),
                 )
             )
             for images, said in ((sources, text), (sources, nothing), (unknown, text))
         )
-        return Ask(whole, tuple(others), shown=(len(whole.segments) - 2,))
+        return TaskPrompt(whole, tuple(others), output_segments=(len(whole.segments) - 2,))
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """The holes are open; without the picture they are open too, in the other branch."""
         assert picture is None or isinstance(picture, Codes)
-        ids, hole = words.template(text)
-        return _write(words, words.closed(ids), hole, picture)
+        ids, hole = codec.parse_infill_template(text)
+        return _write(codec, codec.append_eos(ids), hole, picture)
 
-    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+    def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
         """What follows the text is open, to the end of the slots where there are slots."""
-        ids = words.prompt(text)
-        length = min(length, (words.slots or words.longest + 1) - len(ids))
-        rest = 0 if words.slots is None else words.slots - len(ids) - length
+        ids = codec.prompt(text)
+        length = min(length, (codec.slots or codec.longest + 1) - len(ids))
+        rest = 0 if codec.slots is None else codec.slots - len(ids) - length
         segments = (
-            *_beside(words, _nothing(words)),
+            *_beside(codec, _nothing(codec)),
             text_segment(ids),
-            answer_segment(words, length),
-            text_segment([words.vocabulary.eos_id] * rest),
+            answer_segment(codec, length),
+            text_segment([codec.vocabulary.eos_id] * rest),
         )
-        return Ask(Sequence(segments), (Sequence(segments),), shown=(len(segments) - 2,))
+        return TaskPrompt(
+            Sequence(segments), (Sequence(segments),), output_segments=(len(segments) - 2,)
+        )
 
-    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+    def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
         """By the tokenizer's chat template; images stand where they are spoken of."""
-        prompt = self._template(words, turns).prompt()
-        return answering(words, segments_of(words, prompt), length=length)
+        prompt = self._template(codec, turns).prompt()
+        return answering(codec, segments_of(codec, prompt), length=length)
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
-        """See `Layout.teach`; an answer ends with the special token that ends it in the template.
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
+        """See `PromptTemplate.training_sequence`; an answer ends with the special token that ends
+        it in the template.
 
         An answer that is an image is learned as `edit` or `draw` ask for it.
         """
         if edited := self.image_edit(turns):
             instruction, sources, image = edited
-            return self.edit(words, instruction, sources=sources, picture=image).sequence
+            return self.edit_prompt(codec, instruction, sources=sources, picture=image).sequence
         if any(not isinstance(part, str) for part in turns[-1].parts):
-            return self.teach_task(words, turns)
-        script = self._template(words, turns).script(answers)
-        return Sequence(learnt_segments(words, script))
+            return self.untemplated_sequence(codec, turns)
+        script = self._template(codec, turns).script(answers)
+        return Sequence(learnt_segments(codec, script))
 
-    def _template(self, words: Words, turns: tuple[Turn, ...]) -> ChatTemplate:
-        self._need_template("chat", words.tokenizer)
-        return ChatTemplate.of(words, turns)
+    def _template(self, codec: TextCodec, turns: tuple[Turn, ...]) -> ChatTemplate:
+        self._need_template("chat", codec.tokenizer)
+        return ChatTemplate.of(codec, turns)
 
-    def teach_completion(self, words: Words, beginning: str, rest: str) -> Sequence:
-        """See `Layout.teach_completion`; ends that fill the slots, if any, are learned too."""
-        ids = [*words.spoken(rest), words.vocabulary.eos_id]
-        sequence = self.complete(words, beginning, length=len(ids)).sequence
+    def completion_sequence(self, codec: TextCodec, beginning: str, rest: str) -> Sequence:
+        """See `PromptTemplate.completion_sequence`; ends that fill the slots, if any, are learned too."""
+        ids = [*codec.encode(rest), codec.vocabulary.eos_id]
+        sequence = self.completion_prompt(codec, beginning, length=len(ids)).sequence
         *before, answer, tail = sequence.segments
         if len(answer.ids) < len(ids):
             raise ValueError(f"{len(ids)} tokens of an answer are too many for this model")
         return Sequence((*before, text_segment([*ids, *tail.ids.tolist()], target=True)))
 
-    def ends(self, words: Words) -> tuple[int, ...]:
+    def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
         """The end of a text, and what ends an answer in the chat template."""
-        end = end_of_turn(words)
-        return tuple(dict.fromkeys((words.vocabulary.eos_id, *(() if end is None else (end,)))))
+        end = end_of_turn(codec)
+        return tuple(dict.fromkeys((codec.vocabulary.eos_id, *(() if end is None else (end,)))))
 
-    def completion(self, words: Words, text: str, ids: Tensor) -> str:
+    def completion(self, codec: TextCodec, text: str, ids: Tensor) -> str:
         """A model is shown a text without space at its end: what follows brings its own."""
-        said = self.continued(words, ids)
+        said = self.continued(codec, ids)
         return said.removeprefix(" ") if text[-1:].isspace() else said
 
-    def decode(self, words: Words, ids: Tensor) -> str:
+    def decode(self, codec: TextCodec, ids: Tensor) -> str:
         """Special tokens that a text names are part of it."""
-        return str(words.tokenizer.decode(self.written(words, ids).tolist()))
+        return str(codec.tokenizer.decode(self.written(codec, ids).tolist()))
 
 
-def _write(words: Words, text: Tensor, hole: Tensor, picture: Codes | None) -> Ask:
+def _write(codec: TextCodec, text: Tensor, hole: Tensor, picture: Codes | None) -> TaskPrompt:
     """A text whose beginning [n] has holes, under a picture."""
     write = torch.zeros(text.shape, dtype=torch.bool)
     write[: len(hole)] = hole
-    nothing = _nothing(words) if picture is None else Codes.blank(words, picture.grid)
+    nothing = _nothing(codec) if picture is None else Codes.blank(codec, picture.grid)
     return _ask(
-        _document(words, picture or nothing, text, write=write),
-        _document(words, nothing, text, write=write),
+        _document(codec, picture or nothing, text, write=write),
+        _document(codec, nothing, text, write=write),
     )
 
 
-def _nothing(words: Words) -> Codes | None:
+def _nothing(codec: TextCodec) -> Codes | None:
     """What stands beside a text alone: a model of fixed slots has always seen a picture."""
-    if words.grid is None or words.slots is None:
+    if codec.grid is None or codec.slots is None:
         return None
-    return Codes.blank(words, words.grid)
+    return Codes.blank(codec, codec.grid)
 
 
-def _ask(document: Sequence, opposite: Sequence) -> Ask:
+def _ask(document: Sequence, unconditional: Sequence) -> TaskPrompt:
     """The text is the result: it is the last segment."""
-    return Ask(document, (opposite,), shown=(len(document.segments) - 1,))
+    return TaskPrompt(document, (unconditional,), output_segments=(len(document.segments) - 1,))
 
 
 def _document(
-    words: Words, picture: Codes | None, text: Tensor, *, write: Tensor | None = None
+    codec: TextCodec, picture: Codes | None, text: Tensor, *, write: Tensor | None = None
 ) -> Sequence:
     """`begin image, codes [K], end image, text [T]`, all of them ids.
 
@@ -255,11 +264,11 @@ def _document(
     """
     context = torch.zeros(text.shape, dtype=torch.bool)
     written = Segment(Modality.TEXT, text, context if write is None else write)
-    return Sequence((*_beside(words, picture), written))
+    return Sequence((*_beside(codec, picture), written))
 
 
-def _beside(words: Words, picture: Codes | None) -> tuple[Segment, ...]:
+def _beside(codec: TextCodec, picture: Codes | None) -> tuple[Segment, ...]:
     if picture is None:
         return ()
-    begin, end = map(control_segment, words.vocabulary.image_markers)
+    begin, end = map(control_segment, codec.vocabulary.image_markers)
     return begin, Segment(Modality.IMAGE, picture.ids, picture.open), end

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, picture_segment, text_segment
-from mmdlm.templates.native import DESCRIBE, Own
+from mmdlm.templates.native import DESCRIBE, Native
 from mmdlm.templates.prompt_template import (
-    Ask,
     Codes,
     Picture,
     Sight,
+    TaskPrompt,
     Turn,
     answer_segment,
     said,
     without_prompt,
 )
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 
 @dataclass(frozen=True)
-class OwnSeeing(Own):
+class NativeVision(Native):
     """`features, text`, as `data_pipelines.sources.vision_samples.SeenCaption` lays them out for
     training.
 
@@ -33,21 +33,21 @@ class OwnSeeing(Own):
     tasks: ClassVar[tuple[str, ...]] = ("caption", "complete")
     spoken_tasks: ClassVar[tuple[str, ...]] = ("answer", "chat")
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
-        """The text is open; in the other branch it stands without the picture; see `Own`."""
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+        """The text is open; in the other branch it stands without the picture; see `Native`."""
         if not self.captions:
-            return self.reply(words, (Turn("user", (picture, DESCRIBE)),), length=length)
+            return self.chat_prompt(codec, (Turn("user", (picture, DESCRIBE)),), length=length)
         assert not isinstance(picture, Codes)
-        seen = picture_segment(picture, words.vocabulary)
-        sequence = Sequence((seen, answer_segment(words, length)))
-        return Ask(sequence, (without_prompt(sequence, words),), shown=(1,))
+        seen = picture_segment(picture, codec.vocabulary)
+        sequence = Sequence((seen, answer_segment(codec, length)))
+        return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(1,))
 
-    def teach_caption(self, words: Words, question: Turn, answer: Turn) -> Sequence:
+    def caption_sequence(self, codec: TextCodec, question: Turn, answer: Turn) -> Sequence:
         """An image without words, and its caption, as `describe` asks for it."""
         if len(question.parts) > 1:
-            self.cannot("questions about images without a template")
+            self.unsupported("questions about images without a template")
         (picture,) = question.parts
         assert not isinstance(picture, str)
-        ids = [*words.spoken(said(answer)), words.vocabulary.eos_id]
-        seen, _ = self.describe(words, picture, length=len(ids)).sequence.segments
+        ids = [*codec.encode(said(answer)), codec.vocabulary.eos_id]
+        seen, _ = self.caption_prompt(codec, picture, length=len(ids)).sequence.segments
         return Sequence((seen, text_segment(ids, target=True)))

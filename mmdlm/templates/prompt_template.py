@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from mmdlm.core.sequence import Segment, Sequence, Views, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.infill import shortened
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
-Generation = Mapping[str, Any]  # what a family's generation.json would say
+Generation = Mapping[str, Any]  # what a family's generation_config.json would say
 # name here -> its possible names in a tokenizer, and the id that it was published with
 Specials = Mapping[str, tuple[tuple[str, ...], int]]
 
@@ -39,9 +39,9 @@ class Codes:
         return cls(ids, torch.zeros(ids.shape, dtype=torch.bool), grid)
 
     @classmethod
-    def blank(cls, words: Words, grid: tuple[int, int], *, drawn: bool = False) -> Codes:
+    def blank(cls, codec: TextCodec, grid: tuple[int, int], *, drawn: bool = False) -> Codes:
         """A picture of which nothing is known; `drawn`: and which is to be drawn."""
-        ids = words.masks(grid[0] * grid[1])
+        ids = codec.masks(grid[0] * grid[1])
         return cls(ids, torch.full(ids.shape, drawn), grid)
 
 
@@ -57,28 +57,28 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Ask:
+class TaskPrompt:
     """A task, laid out.
 
     sequence  the document, with its targets
-    opposite  the other branches of guidance, each with as many targets in the same order
-    shown     numbers of the segments of `sequence` that hold the result
+    unconditional  the other branches of guidance, each with as many targets in the same order
+    output_segments     numbers of the segments of `sequence` that hold the result
     """
 
     sequence: Sequence
-    opposite: tuple[Sequence, ...]
-    shown: tuple[int, ...]
+    unconditional: tuple[Sequence, ...]
+    output_segments: tuple[int, ...]
 
     @property
     def open(self) -> Tensor:
         """Which ids of the result are generated, [R] bool; the others stand there as they are."""
-        return torch.cat([self.sequence.segments[number].target for number in self.shown])
+        return torch.cat([self.sequence.segments[number].target for number in self.output_segments])
 
 
 Sight = Literal["nothing", "codes", "features"]
 
 
-class Layout:
+class PromptTemplate:
     """How a family of models lays out its tasks.
 
     family      its name, as `config.published` has it
@@ -88,7 +88,8 @@ class Layout:
     tasks       the methods of `mmdlm.pipeline.model.Model` that the family was trained for
     specials    special tokens that its conversations need
     longest     document that it was trained on, in tokens, where config.json says less
-    generation  decoding that the family was published with, in the form of a generation.json;
+    generation  decoding that the family was published with, in the form of a
+                generation_config.json;
                 guidance is in our convention, its published scale + 1
     recorded    decoding that a recipe records with weights that it trained, in the same form
     chat_template  that a recipe for conversations saves with a tokenizer that has none; None: the
@@ -105,21 +106,21 @@ class Layout:
     recorded: ClassVar[Generation] = {}
     chat_template: ClassVar[str | None] = None
 
-    def ids(self, words: Words, *names: str) -> dict[str, int]:
+    def ids(self, codec: TextCodec, *names: str) -> dict[str, int]:
         """The ids of `specials`, or of those named; ValueError names what the tokenizer lacks."""
-        return words.special({name: self.specials[name] for name in names or self.specials})
+        return codec.special({name: self.specials[name] for name in names or self.specials})
 
     def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
         """Return the tasks of a model of the family with this text tokenizer."""
         return self.tasks
 
-    def need(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    def require(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
         """Raise ValueError unless a model of the family with this tokenizer has the task."""
         tasks = self.tasks_with(tokenizer)
         if task not in tasks:
-            self.cannot(task, tasks)
+            self.unsupported(task, tasks)
 
-    def cannot(self, task: str, tasks: tuple[str, ...] = (), *, hint: str = "") -> NoReturn:
+    def unsupported(self, task: str, tasks: tuple[str, ...] = (), *, hint: str = "") -> NoReturn:
         """Say that the family lacks a task, and which it has; those of `tasks` where given."""
         *most, last = (name for name in tasks or self.tasks if name != "draw_trajectory")
         listed = f"{', '.join(most)} and {last}" if most else last
@@ -129,51 +130,61 @@ class Layout:
 
     # --- the tasks ---
 
-    def describe(self, words: Words, picture: Picture, *, length: int) -> Ask:
+    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
         """A picture -> a caption of at most `length` tokens."""
-        self.cannot("caption")
+        self.unsupported("caption")
 
-    def draw(self, words: Words, prompt: str, *, picture: Codes, negative: str = "") -> Ask:
+    def image_prompt(
+        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+    ) -> TaskPrompt:
         """Words -> the open codes of a picture.
 
         prompt    "": whatever fits the rest of the picture
         negative  takes the place of the absent prompt in guidance; "": no words at all
         """
-        self.cannot("text_to_image")
+        self.unsupported("text_to_image")
 
-    def reason(self, words: Words, prompt: str, *, grid: tuple[int, int]) -> Ask:
+    def thinking_prompt(
+        self, codec: TextCodec, prompt: str, *, grid: tuple[int, int]
+    ) -> TaskPrompt:
         """Words -> what is to be drawn, in more words: they are open, the picture is unknown."""
         raise ValueError(
             f"this model ({self.family}) was not trained to think before it draws; leave out "
             "think=True"
         )
 
-    def draw_reasoned(self, words: Words, reasoned: Sequence, *, picture: Codes) -> Ask:
+    def image_prompt_after_thinking(
+        self, codec: TextCodec, reasoned: Sequence, *, picture: Codes
+    ) -> TaskPrompt:
         """The document of `reason`, its words all there -> the open codes of its picture."""
-        self.cannot("text_to_image")
+        self.unsupported("text_to_image")
 
-    def edit(
-        self, words: Words, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
-    ) -> Ask:
+    def edit_prompt(
+        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+    ) -> TaskPrompt:
         """Pictures and what is to change -> the open codes of another; two branches beside it.
 
         The first lacks the instruction, the second the pictures.
         """
-        self.cannot("edit")
+        self.unsupported("edit")
 
-    def infill(self, words: Words, text: str, *, picture: Picture | None = None) -> Ask:
+    def infill_prompt(
+        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+    ) -> TaskPrompt:
         """A text with holes -> what belongs there."""
-        self.cannot("infill")
+        self.unsupported("infill")
 
-    def complete(self, words: Words, text: str, *, length: int) -> Ask:
+    def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
         """The beginning of a text -> at most `length` tokens that follow."""
-        self.cannot("complete")
+        self.unsupported("complete")
 
-    def reply(self, words: Words, turns: tuple[Turn, ...], *, length: int) -> Ask:
+    def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
         """A conversation -> the next turn of the assistant, of at most `length` tokens."""
-        self.cannot("chat")
+        self.unsupported("chat")
 
-    def teach(self, words: Words, turns: tuple[Turn, ...], *, answers: Collection[int]) -> Sequence:
+    def training_sequence(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
+    ) -> Sequence:
         """A conversation to learn from: up to each answer it is the prompt that asks for it.
 
         answers  numbers of the turns that are learnt, each with what ends it
@@ -187,7 +198,7 @@ class Layout:
             )
         if edited := self.image_edit(turns):
             instruction, sources, image = edited
-            return self.edit(words, instruction, sources=sources, picture=image).sequence
+            return self.edit_prompt(codec, instruction, sources=sources, picture=image).sequence
         if drawn := self.drawing(turns):
             prompt, thought, picture = drawn
             if thought:
@@ -195,13 +206,15 @@ class Layout:
                     f"this model ({self.family}) was not trained to think before it draws, but its "
                     f"answer has the words {shortened(thought)!r} beside a picture"
                 )
-            return self.draw(words, prompt, picture=picture).sequence
-        ids = [*words.spoken(said(answer)), *self.closing(words)]
-        ask = self.reply(words, tuple(asked), length=len(ids))
-        (shown,) = ask.shown
-        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+            return self.image_prompt(codec, prompt, picture=picture).sequence
+        ids = [*codec.encode(said(answer)), *self.closing(codec)]
+        task_prompt = self.chat_prompt(codec, tuple(asked), length=len(ids))
+        (output_segments,) = task_prompt.output_segments
+        return Sequence(
+            (*task_prompt.sequence.segments[:output_segments], text_segment(ids, target=True))
+        )
 
-    def teach_task(self, words: Words, turns: tuple[Turn, ...]) -> Sequence:
+    def untemplated_sequence(self, codec: TextCodec, turns: tuple[Turn, ...]) -> Sequence:
         """Lay out one question and its answer as a task that is asked without a chat template.
 
         A text and what follows it is learned as `complete` asks for it, a prompt and an image as
@@ -222,22 +235,24 @@ class Layout:
                     f"without a template an answer is an image or a text, but this one has the "
                     f"words {shortened(thought)!r} beside an image"
                 )
-            return self.draw(words, prompt, picture=picture).sequence
+            return self.image_prompt(codec, prompt, picture=picture).sequence
         question, answer = turns
         if any(not isinstance(part, str) for part in question.parts):
-            return self.teach_caption(words, question, answer)
+            return self.caption_sequence(codec, question, answer)
         # As it stands: what a text goes on with may begin with a space, or be indented.
         beginning, rest = ("".join(map(str, turn.parts)) for turn in turns)
-        return self.teach_completion(words, beginning, rest)
+        return self.completion_sequence(codec, beginning, rest)
 
-    def teach_completion(self, words: Words, beginning: str, rest: str) -> Sequence:
+    def completion_sequence(self, codec: TextCodec, beginning: str, rest: str) -> Sequence:
         """Lay out a text to be learned from where its beginning ends, as `complete` asks for it."""
-        ids = [*words.spoken(rest), words.vocabulary.eos_id]
-        ask = self.complete(words, beginning, length=len(ids))
-        (shown,) = ask.shown
-        return Sequence((*ask.sequence.segments[:shown], text_segment(ids, target=True)))
+        ids = [*codec.encode(rest), codec.vocabulary.eos_id]
+        task_prompt = self.completion_prompt(codec, beginning, length=len(ids))
+        (output_segments,) = task_prompt.output_segments
+        return Sequence(
+            (*task_prompt.sequence.segments[:output_segments], text_segment(ids, target=True))
+        )
 
-    def teach_caption(self, words: Words, question: Turn, answer: Turn) -> Sequence:
+    def caption_sequence(self, codec: TextCodec, question: Turn, answer: Turn) -> Sequence:
         """Lay out an image and its caption, as `describe` asks for it."""
         raise ValueError(
             f"this model ({self.family}) is asked about images by its template; leave out "
@@ -282,9 +297,9 @@ class Layout:
         open_ = torch.ones(image.ids.shape, dtype=torch.bool)
         return said(asked), tuple(images), replace(image, open=open_)
 
-    def closing(self, words: Words) -> tuple[int, ...]:
+    def closing(self, codec: TextCodec) -> tuple[int, ...]:
         """What a model writes at the end of an answer that it has learnt."""
-        return (words.vocabulary.eos_id,)
+        return (codec.vocabulary.eos_id,)
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """The conversation that asks for an answer with its reasons, or without them.
@@ -300,33 +315,33 @@ class Layout:
 
     # --- what the tasks have in common ---
 
-    def ends(self, words: Words) -> tuple[int, ...]:
+    def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
         """Ids that end a text: what follows them is dropped."""
-        return (words.vocabulary.eos_id,)
+        return (codec.vocabulary.eos_id,)
 
-    def suppressed(self, words: Words) -> tuple[int, ...]:
+    def suppress_tokens(self, codec: TextCodec) -> tuple[int, ...]:
         """Ids that never occur in an answer."""
         return ()
 
-    def decode(self, words: Words, ids: Tensor) -> str:
+    def decode(self, codec: TextCodec, ids: Tensor) -> str:
         """Generated ids [T] up to the first that ends a text -> words, as they are spaced."""
-        kept = self.written(words, ids)
-        return str(words.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
+        kept = self.written(codec, ids)
+        return str(codec.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
 
-    def written(self, words: Words, ids: Tensor) -> Tensor:
+    def written(self, codec: TextCodec, ids: Tensor) -> Tensor:
         """Generated ids [T] up to the first that ends a text."""
-        stop = torch.isin(ids, torch.tensor(self.ends(words), dtype=ids.dtype)).nonzero()
+        stop = torch.isin(ids, torch.tensor(self.stop_ids(codec), dtype=ids.dtype)).nonzero()
         return ids[: int(stop[0])] if len(stop) else ids
 
-    def continued(self, words: Words, ids: Tensor) -> str:
+    def continued(self, codec: TextCodec, ids: Tensor) -> str:
         """Generated ids [T] that go on with a text -> words, with the space that they bring."""
-        anchor = torch.tensor(words.spoken("a"), dtype=ids.dtype)
-        before, both = (self.decode(words, one) for one in (anchor, torch.cat([anchor, ids])))
-        return both.removeprefix(before) if both.startswith(before) else self.decode(words, ids)
+        anchor = torch.tensor(codec.encode("a"), dtype=ids.dtype)
+        before, both = (self.decode(codec, one) for one in (anchor, torch.cat([anchor, ids])))
+        return both.removeprefix(before) if both.startswith(before) else self.decode(codec, ids)
 
-    def completion(self, words: Words, text: str, ids: Tensor) -> str:
+    def completion(self, codec: TextCodec, text: str, ids: Tensor) -> str:
         """What was generated after a text, so that both side by side are the whole."""
-        return self.continued(words, ids)
+        return self.continued(codec, ids)
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
         """Pixels (height, width) at which the image tokenizer meets a picture.
@@ -359,17 +374,17 @@ def said(turn: Turn) -> str:
     return "".join(part for part in turn.parts if isinstance(part, str)).strip()
 
 
-def answer_segment(words: Words, length: int) -> Segment:
+def answer_segment(codec: TextCodec, length: int) -> Segment:
     """`length` text tokens to be generated."""
-    return text_segment(words.masks(length), target=True)
+    return text_segment(codec.masks(length), target=True)
 
 
-def without_prompt(sequence: Sequence, words: Words) -> Sequence:
+def without_prompt(sequence: Sequence, codec: TextCodec) -> Sequence:
     """The twin for guidance in which all that is no target is a mask token, pictures included.
 
     Source: arXiv:2410.18514, section 3.3, as LLaDA, MMaDA and LLaDA-V have it.
     """
     target = torch.cat([segment.target for segment in sequence.segments])
     ids = torch.cat([segment.ids for segment in sequence.segments])
-    ids = ids.masked_fill(~target, words.vocabulary.mask_id)
+    ids = ids.masked_fill(~target, codec.vocabulary.mask_id)
     return Sequence((Segment(Modality.TEXT, ids, target),))

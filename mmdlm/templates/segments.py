@@ -13,22 +13,28 @@ from mmdlm.core.sequence import (
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
-from mmdlm.templates.prompt_template import Ask, Codes, Picture, answer_segment, without_prompt
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.prompt_template import (
+    Codes,
+    Picture,
+    TaskPrompt,
+    answer_segment,
+    without_prompt,
+)
+from mmdlm.templates.text_codec import TextCodec
 
 Piece = int | str | Picture  # the id of a special token, text, a picture
 
 
-def segments_of(words: Words, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
+def segments_of(codec: TextCodec, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
     """Pieces -> segments of context.
 
     Neighbouring texts are tokenized as one, as the whole of a template's string would be; names of
     special tokens in them are no more than letters.
     """
-    return learnt_segments(words, ((piece, False) for piece in pieces))
+    return learnt_segments(codec, ((piece, False) for piece in pieces))
 
 
-def learnt_segments(words: Words, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
+def learnt_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
     """Pieces, each with whether it is to be learnt -> segments, of which those are targets.
 
     Where learning begins and ends, the text of a prompt does too, so that it is tokenized apart.
@@ -38,14 +44,14 @@ def learnt_segments(words: Words, pieces: Iterable[tuple[Piece, bool]]) -> tuple
     for (is_text, learnt), group in kinds:
         if not is_text:
             for picture, _ in group:
-                segments += picture_segments(words, picture)
-        elif ids := [i for piece in _joined(one for one, _ in group) for i in _ids(words, piece)]:
+                segments += picture_segments(codec, picture)
+        elif ids := [i for piece in _joined(one for one, _ in group) for i in _ids(codec, piece)]:
             segments.append(text_segment(ids, target=learnt))
     return tuple(segments)
 
 
 def picture_segments(
-    words: Words, picture: Piece, *, markers: tuple[int, int] | None = None
+    codec: TextCodec, picture: Piece, *, markers: tuple[int, int] | None = None
 ) -> tuple[Segment, ...]:
     """A picture as context or target: the slots of its features, or its codes between markers.
 
@@ -53,15 +59,15 @@ def picture_segments(
     """
     assert not isinstance(picture, int | str)
     if not isinstance(picture, Codes):
-        return (picture_segment(picture, words.vocabulary),)
-    begin, end = map(control_segment, markers or words.vocabulary.image_markers)
+        return (picture_segment(picture, codec.vocabulary),)
+    begin, end = map(control_segment, markers or codec.vocabulary.image_markers)
     return begin, Segment(Modality.IMAGE, picture.ids, picture.open), end
 
 
-def answering(words: Words, prompt: tuple[Segment, ...], *, length: int) -> Ask:
+def answering(codec: TextCodec, prompt: tuple[Segment, ...], *, length: int) -> TaskPrompt:
     """A prompt, and after it an answer to be generated; the other branch is without the prompt."""
-    sequence = Sequence((*prompt, answer_segment(words, length)))
-    return Ask(sequence, (without_prompt(sequence, words),), shown=(len(prompt),))
+    sequence = Sequence((*prompt, answer_segment(codec, length)))
+    return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(len(prompt),))
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
@@ -75,6 +81,6 @@ def _joined(pieces: Iterable[Piece]) -> list[Piece]:
     return joined
 
 
-def _ids(words: Words, piece: Piece) -> list[int]:
+def _ids(codec: TextCodec, piece: Piece) -> list[int]:
     assert isinstance(piece, int | str)
-    return [piece] if isinstance(piece, int) else words.spoken(piece)
+    return [piece] if isinstance(piece, int) else codec.encode(piece)

@@ -18,7 +18,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Words:
+class TextCodec:
     """A text tokenizer over a vocabulary.
 
     slots    tokens of text of every document, end included; None: texts have the length they need
@@ -32,13 +32,13 @@ class Words:
     longest: int = 2048
     grid: tuple[int, int] | None = None
 
-    def ids(self, text: str) -> list[int]:
+    def encode_with_specials(self, text: str) -> list[int]:
         """Text -> ids; the name of a special token in it stands for that token."""
         check_whole(text)
         with _ONE_AT_A_TIME:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def spoken(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """What a user wrote -> ids; the name of a special token in it is no more than letters.
 
         So that no message can end its own turn and begin another's.
@@ -89,15 +89,15 @@ class Words:
         """[count] mask tokens."""
         return torch.full((count,), self.vocabulary.mask_id)
 
-    def closed(self, ids: Tensor) -> Tensor:
+    def append_eos(self, ids: Tensor) -> Tensor:
         """Ids -> the same with the end of text, to the end of the slots where there are slots."""
-        closed = torch.full((self.slots or len(ids) + 1,), self.vocabulary.eos_id)
-        closed[: len(ids)] = ids
-        return closed
+        append_eos = torch.full((self.slots or len(ids) + 1,), self.vocabulary.eos_id)
+        append_eos[: len(ids)] = ids
+        return append_eos
 
     def prompt(self, text: str) -> Tensor:
         """What a user asks for -> its ids without an end, [T]; ValueError where it is too long."""
-        return torch.tensor(self.checked(self.spoken(text.strip()), text), dtype=torch.int64)
+        return torch.tensor(self.checked(self.encode(text.strip()), text), dtype=torch.int64)
 
     def checked(self, ids: list[int], text: str) -> list[int]:
         """The ids, unless there are too many of them."""
@@ -108,7 +108,7 @@ class Words:
             )
         return ids
 
-    def template(self, text: str) -> tuple[Tensor, Tensor]:
+    def parse_infill_template(self, text: str) -> tuple[Tensor, Tensor]:
         """Text with holes -> (ids, which of them are holes), both [T].
 
         Everything outside the holes is there as it is, but for one blank before a hole: the tokens
@@ -130,9 +130,9 @@ class Words:
     def _follows(self, piece: str, before: list[int]) -> list[int]:
         """Ids of a piece of a text; in its middle a tokenizer must not put a space first."""
         if not piece or not before:
-            return self.spoken(piece) if piece else []
+            return self.encode(piece) if piece else []
         for anchor in ("\n", "a"):  # one of them is no part of a token with what follows it
-            start, ids = self.spoken(anchor), self.spoken(anchor + piece)
+            start, ids = self.encode(anchor), self.encode(anchor + piece)
             if start and ids[: len(start)] == start:
                 return ids[len(start) :]
-        return self.spoken(piece)
+        return self.encode(piece)

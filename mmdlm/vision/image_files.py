@@ -31,9 +31,9 @@ from PIL import (
 # What Pillow says of damaged metadata, which no image needs, would stand in a progress bar.
 warnings.filterwarnings("ignore", module=r"PIL\.\w+ImagePlugin")
 
-Colour = tuple[int, int, int]
-WHITE: Colour = (255, 255, 255)
-BLACK: Colour = (0, 0, 0)
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+BLACK: Color = (0, 0, 0)
 MAX_PIXELS = 200_000_000  # at 5 bytes each while they are decoded
 WEIGHTS = {"WEBP": 3}  # whose decoder holds 16 bytes a pixel
 LARGE = 1 << 26  # pixels above which an image comes smaller, where not all of it is asked for
@@ -73,7 +73,7 @@ def open_image(
     max_pixels: int | None = None,
     whole: bool = False,
     least: int | None = None,
-    paper: Colour = WHITE,
+    paper: Color = WHITE,
 ) -> Image.Image:
     """Read an image file, or the bytes of one, as upright RGB (first frame of an animation).
 
@@ -87,7 +87,7 @@ def open_image(
         whole: Keep the size of every image.
         least: Pixels of the shorter side that are enough: a JPEG file is decoded at a half, a
             quarter or an eighth of its size where so many are left, which is faster.
-        paper: Colour that transparent pixels show.
+        paper: Color that transparent pixels show.
 
     Raises:
         ValueError: For what is missing, too large, damaged or of another format; it names the path.
@@ -108,7 +108,7 @@ def open_mask(
     would decide: some programs mean by them what is kept, others what is drawn anew.
     """
 
-    def white(paper: Colour) -> Image.Image:
+    def white(paper: Color) -> Image.Image:
         if isinstance(source, Image.Image):
             seen = to_rgb(source, paper=paper)
         else:
@@ -149,7 +149,7 @@ def image_facts(data: bytes) -> tuple[int, int, bool]:
     return width, height, bool(image.has_transparency_data)
 
 
-def to_rgb(image: Image.Image, *, paper: Colour = WHITE) -> Image.Image:
+def to_rgb(image: Image.Image, *, paper: Color = WHITE) -> Image.Image:
     """Any Pillow image -> RGB: turned as its EXIF orientation says, transparency on `paper`.
 
     16-bit grey values are scaled to 8 bits (Pillow alone would clip them). Raises ValueError for
@@ -227,7 +227,7 @@ def _header(file: BinaryIO, name: str, max_pixels: int) -> tuple[str, ImageFile.
 
 
 def _decoded(
-    file: BinaryIO, name: str, max_pixels: int, whole: bool, least: int | None, paper: Colour
+    file: BinaryIO, name: str, max_pixels: int, whole: bool, least: int | None, paper: Color
 ) -> Image.Image:
     _, image = _header(file, name, max_pixels)
     with _named(name):
@@ -255,7 +255,7 @@ TEXT_BYTES = 1 << 20  # that Pillow reads of a text
 
 
 def _without_metadata(file: BinaryIO) -> BytesIO:
-    """A PNG file without colour profile, texts, times: with what makes its image, and turns it."""
+    """A PNG file without color profile, texts, times: with what makes its image, and turns it."""
     kept = BytesIO()
     kept.write(file.read(8))
     while len(head := file.read(8)) == 8:
@@ -284,7 +284,7 @@ def _turns(kind: bytes, text: bytes) -> bool:
     return len(profile) <= TEXT_BYTES
 
 
-# --- colours --------------------------------------------------------------------------------------
+# --- colors --------------------------------------------------------------------------------------
 
 
 def _orientation(image: Image.Image) -> int:
@@ -295,11 +295,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, paper: Colour, *, factor: int = 1) -> Image.Image:
+def _upright(image: Image.Image, paper: Color, *, factor: int = 1) -> Image.Image:
     """A decoded image -> RGB as it is to be seen, scaled down by a whole factor."""
     levels = _levels(image)
     if factor == 1:
-        rgb = _colours(image, levels, paper)
+        rgb = _colors(image, levels, paper)
     else:
         rgb = _reduced(image, factor, levels=levels, paper=paper)
     turn = TURNS.get(_orientation(image))
@@ -316,7 +316,7 @@ def _levels(image: Image.Image) -> tuple[int, int]:
     return (white, 0) if tags.get(PHOTOMETRIC) == 0 else (0, white)
 
 
-def _colours(image: Image.Image, levels: tuple[int, int], paper: Colour) -> Image.Image:
+def _colors(image: Image.Image, levels: tuple[int, int], paper: Color) -> Image.Image:
     """An image of any mode, or a part of one -> RGB, as it lies in the file."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         image = _scaled(image, levels)
@@ -354,7 +354,7 @@ def _factor(image: Image.Image) -> int:
 
 
 def _reduced(
-    image: Image.Image, factor: int, *, levels: tuple[int, int], paper: Colour
+    image: Image.Image, factor: int, *, levels: tuple[int, int], paper: Color
 ) -> Image.Image:
     """The mean of each `factor` x `factor` pixels, in RGB; band by band, to spare memory."""
     small = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
@@ -362,5 +362,5 @@ def _reduced(
     for row in range(0, small.height, rows):
         top, bottom = row * factor, min((row + rows) * factor, image.height)
         band = image.crop((0, top, image.width, bottom))
-        small.paste(_colours(band, levels, paper).reduce(factor), (0, row))
+        small.paste(_colors(band, levels, paper).reduce(factor), (0, row))
     return small

@@ -15,17 +15,17 @@ from mmdlm.core.sampling.order import Entropy
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
-    CatchUp,
-    CommitRule,
+    CatchUpTransfer,
     EntropyBound,
-    EvenSplit,
     Factor,
     Parallel,
-    PlannedCount,
+    PlannedTransfer,
     Progress,
     Remasking,
-    ScheduledCount,
+    ScheduledTransfer,
     Threshold,
+    UniformTransfer,
+    UnmaskingRule,
     highest,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
@@ -40,14 +40,14 @@ SCHEDULES = st.one_of(
     st.builds(Shifted, st.floats(0.1, 8)),
 )
 PLANNED = st.one_of(
-    st.just(EvenSplit()),
-    st.builds(ScheduledCount, SCHEDULES, least=st.integers(0, 2), strict=st.booleans()),
-    st.builds(PlannedCount, SCHEDULES),
+    st.just(UniformTransfer()),
+    st.builds(ScheduledTransfer, SCHEDULES, least=st.integers(0, 2), strict=st.booleans()),
+    st.builds(PlannedTransfer, SCHEDULES),
 )
 COUNTED = st.one_of(  # those that say how many, and commit the tokens of highest score
     PLANNED,
     st.builds(Ancestral, SCHEDULES, drawn=st.booleans()),
-    st.builds(CatchUp, SCHEDULES),
+    st.builds(CatchUpTransfer, SCHEDULES),
 )
 OPTIONS = {
     "otherwise": COUNTED,
@@ -69,7 +69,7 @@ def progress(size: int, open_: int, step: int, steps: int) -> Progress:
     return Progress(*(torch.tensor([number]) for number in (size, open_, step, steps)))
 
 
-def left_open(rule: CommitRule, size: int, steps: int) -> list[int]:
+def left_open(rule: UnmaskingRule, size: int, steps: int) -> list[int]:
     """How many of a block are open before the first step and after each, as the rule has it."""
     left = [size]
     for step in range(steps):
@@ -82,7 +82,7 @@ def left_open(rule: CommitRule, size: int, steps: int) -> list[int]:
 
 
 @given(COUNTED, COUNTS, COUNTS)
-def test_counts_add_up_to_the_block(rule: CommitRule, size: int, steps: int) -> None:
+def test_counts_add_up_to_the_block(rule: UnmaskingRule, size: int, steps: int) -> None:
     left = left_open(rule, size, steps)
     assert left == sorted(left, reverse=True)
     assert sum(before - after for before, after in pairwise(left)) == size
@@ -90,7 +90,7 @@ def test_counts_add_up_to_the_block(rule: CommitRule, size: int, steps: int) -> 
 
 
 @given(PLANNED, COUNTS, COUNTS)
-def test_a_plan_does_not_depend_on_what_is_open(rule: CommitRule, size: int, steps: int) -> None:
+def test_a_plan_does_not_depend_on_what_is_open(rule: UnmaskingRule, size: int, steps: int) -> None:
     assert rule.planned
     for step in range(steps):
         wanted = {
@@ -102,7 +102,9 @@ def test_a_plan_does_not_depend_on_what_is_open(rule: CommitRule, size: int, ste
 
 @given(COUNTS, COUNTS)
 def test_an_even_split_is_even_and_its_remainder_comes_first(size: int, steps: int) -> None:
-    counts = [before - after for before, after in pairwise(left_open(EvenSplit(), size, steps))]
+    counts = [
+        before - after for before, after in pairwise(left_open(UniformTransfer(), size, steps))
+    ]
     assert max(counts) - min(counts) <= 1
     assert counts == sorted(counts, reverse=True)
 
@@ -111,7 +113,7 @@ def test_an_even_split_is_even_and_its_remainder_comes_first(size: int, steps: i
 def test_a_scheduled_count_is_within_a_token_of_the_schedule(
     schedule, strict: bool, size: int, steps: int
 ) -> None:
-    rule = ScheduledCount(schedule, strict=strict)
+    rule = ScheduledTransfer(schedule, strict=strict)
     for step in range(steps):
         t = torch.tensor(1 - (step + 1) / steps, dtype=torch.float64)
         expected = size * float(schedule.p_mask(t))
@@ -123,7 +125,7 @@ def test_a_scheduled_count_is_within_a_token_of_the_schedule(
 def test_a_planned_count_commits_in_every_step_until_all_is_done(
     schedule, size: int, steps: int
 ) -> None:
-    counts = [b - a for b, a in pairwise(left_open(PlannedCount(schedule), size, steps))]
+    counts = [b - a for b, a in pairwise(left_open(PlannedTransfer(schedule), size, steps))]
     assert all(count >= 1 for count in counts[: min(size, steps)])
 
 
@@ -131,7 +133,9 @@ def test_a_planned_count_commits_in_every_step_until_all_is_done(
 def test_catching_up_always_commits(schedule, size: int, open_: int, steps: int) -> None:
     open_ = min(open_, size)
     for step in range(steps):
-        left = CatchUp(schedule).remaining(progress(size, open_, step, steps), generator=rng())
+        left = CatchUpTransfer(schedule).remaining(
+            progress(size, open_, step, steps), generator=rng()
+        )
         assert int(left) < max(open_, 1)
 
 
@@ -158,7 +162,7 @@ ROW = st.integers(1, 12).flatmap(
 Row = tuple[list[float], list[bool], list[int], int]
 
 
-def choose(rule: CommitRule, row: Row, now: Progress) -> tuple[Tensor, Tensor, Tensor]:
+def choose(rule: UnmaskingRule, row: Row, now: Progress) -> tuple[Tensor, Tensor, Tensor]:
     """What a rule chooses, the scores, and which are open; [L] each."""
     probability, among, words = map(torch.tensor, row[:3])
     score = probability.double()
@@ -190,7 +194,7 @@ def test_the_highest_are_the_highest(row: Row) -> None:
 
 @given(RULES, ROW)
 def test_only_open_tokens_are_chosen_and_no_fewer_than_asked_for(
-    rule: CommitRule, row: Row
+    rule: UnmaskingRule, row: Row
 ) -> None:
     chosen, score, among = choose(rule, row, progress(12, 12, 0, 4))
     assert chosen.dtype == torch.bool
@@ -235,7 +239,7 @@ def test_of_a_word_one_token_is_sure(rule: Parallel, row: Row) -> None:
 @given(PARALLEL, ROW)
 def test_more_is_sure_the_lower_the_bar(rule: Parallel, row: Row) -> None:
     now = progress(12, 12, 0, 4)
-    plain = replace(rule, alone=False, in_order=False, distinct=False)
+    plain = replace(rule, exclusive=False, in_order=False, distinct=False)
     name, lower = {
         Threshold: ("threshold", -0.2),
         Factor: ("factor", 0.5),
@@ -286,7 +290,7 @@ BATCHES = st.lists(
 
 
 @st.composite
-def samplers(draw: st.DrawFn, rules: st.SearchStrategy[CommitRule] = RULES) -> Sampler:
+def samplers(draw: st.DrawFn, rules: st.SearchStrategy[UnmaskingRule] = RULES) -> Sampler:
     """A sampler that has steps enough for the blocks of `BATCHES`."""
     rule = draw(rules)
     block_length = draw(st.sampled_from([None, 2, 3, 5]))
@@ -295,7 +299,7 @@ def samplers(draw: st.DrawFn, rules: st.SearchStrategy[CommitRule] = RULES) -> S
     return Sampler(
         steps=draw(st.integers(blocks, blocks + 7)),
         block_length=block_length,
-        commit=rule,
+        unmasking=rule,
         temperature=draw(st.sampled_from([0.0, 1.0])),
         **options,
     )
@@ -323,7 +327,7 @@ def test_each_target_is_committed_once_and_nothing_else_changes(
 @given(samplers(), BATCHES, st.integers(0, 99))
 def test_every_step_commits_one_token_at_least(sampler: Sampler, batch: Batch, seed: int) -> None:
     """Of each row that has open ones; of an ancestral rule the last step of a block alone."""
-    rule = getattr(sampler.commit, "otherwise", sampler.commit)
+    rule = getattr(sampler.unmasking, "otherwise", sampler.unmasking)
     before = torch.zeros_like(batch.target)
     for step in sampler.trajectory(DENOISER, batch, generator=rng(seed)):
         fresh = (step.committed & ~before).any(1)
@@ -351,6 +355,6 @@ def test_a_plan_is_kept_to_the_token(sampler: Sampler, size: int, seed: int) -> 
     row = Sequence((text_segment([number % TEXT for number in range(size)], target=True),))
     steps = sampler(DENOISER, collate([row], VOCABULARY), generator=rng(seed)).steps
     made = [size - int((steps <= step).sum()) for step in range(sampler.steps)]
-    plan = left_open(sampler.commit, size, sampler.steps)[1:]
+    plan = left_open(sampler.unmasking, size, sampler.steps)[1:]
     floor = accumulate(plan, lambda left, wanted: max(0, min(left - 1, wanted)), initial=size)
     assert made == list(floor)[1:]

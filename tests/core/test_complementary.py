@@ -30,9 +30,9 @@ def exact_objective(denoiser: TinyDenoiser, process: Absorbing, n: int) -> tuple
         first = process.corrupt(batch, t, VOCABULARY, generator=rng(k))
         second = process.complement(batch, first, VOCABULARY, generator=rng(k))
         for copy, one in enumerate((first, second)):
-            log_prob = token_log_prob(denoiser, one.x_t, batch, where=one.masked)
+            log_prob = token_log_prob(denoiser, one.x_t, batch, where=one.is_noised)
             loss = -(one.weight * log_prob).sum(1)
-            patterns, row = one.masked.unique(dim=0, return_inverse=True)
+            patterns, row = one.is_noised.unique(dim=0, return_inverse=True)
             assert len(patterns) == math.comb(n, k)
             each = torch.zeros(len(patterns)).scatter_(0, row, loss)
             totals[copy] += float(each.mean()) / n

@@ -40,8 +40,8 @@ def test_touches_targets_only(process: ForwardProcess):
     before = batch.ids.clone()
     t = torch.rand(batch.ids.shape, generator=rng())
     corruption = process.corrupt(batch, t, VOCABULARY, generator=rng())
-    assert not (corruption.masked & ~batch.target).any()
-    assert torch.equal(corruption.x_t[~corruption.masked], batch.ids[~corruption.masked])
+    assert not (corruption.is_noised & ~batch.target).any()
+    assert torch.equal(corruption.x_t[~corruption.is_noised], batch.ids[~corruption.is_noised])
     assert torch.equal(batch.ids, before)
     for part in (corruption.t, corruption.p_mask, corruption.weight):
         assert part.shape == batch.ids.shape
@@ -55,9 +55,9 @@ def test_clean_at_0_and_all_noise_at_1(process: ForwardProcess):
         process.corrupt(batch, torch.full((len(batch),), t), VOCABULARY, generator=rng())
         for t in (0.0, 1.0)
     )
-    assert torch.equal(noise.masked, batch.target)
+    assert torch.equal(noise.is_noised, batch.target)
     if "nearest" not in str(process):  # which masks one token at least
-        assert not clean.masked.any()
+        assert not clean.is_noised.any()
         assert torch.equal(clean.x_t, batch.ids)
 
 
@@ -73,7 +73,7 @@ def test_is_a_function_of_the_generator(process: ForwardProcess):
 def test_bernoulli_rate(schedule):
     batch = copies(document(2000, 0), 3)
     t = torch.tensor([0.2, 0.5, 0.9])
-    masked = Absorbing(schedule).corrupt(batch, t, VOCABULARY, generator=rng()).masked
+    masked = Absorbing(schedule).corrupt(batch, t, VOCABULARY, generator=rng()).is_noised
     torch.testing.assert_close(masked.sum(1) / 2000, schedule.p_mask(t), atol=0.03, rtol=0)
 
 
@@ -97,7 +97,7 @@ def test_exact_count_of_each_document_and_modality(schedule, rounding):
                 groups += 1
                 p_mask = schedule.p_mask(t[here][:1])
                 k = (n * p_mask).ceil() if rounding == "up" else (n * p_mask).round().clamp_min(1)
-                assert int(corruption.masked[here].sum()) == int(k)
+                assert int(corruption.is_noised[here].sum()) == int(k)
                 torch.testing.assert_close(corruption.p_mask[here], (k / n).expand(n))
                 expected = schedule.slope(t[here]) * n / k
                 torch.testing.assert_close(corruption.weight[here], expected)
@@ -109,7 +109,9 @@ def test_exact_count_follows_times_that_differ_within_a_document():
     t = torch.full(batch.ids.shape, 0.5)
     t[0, -5:] = 1.0  # half of the ten text tokens of the first row
     masked = (
-        Absorbing(Linear(), exact_count=True).corrupt(batch, t, VOCABULARY, generator=rng()).masked
+        Absorbing(Linear(), exact_count=True)
+        .corrupt(batch, t, VOCABULARY, generator=rng())
+        .is_noised
     )
     assert masked[0, -5:].all()
     assert int(masked[0].sum()) == 5 + 3  # ceil(5 / 2)
@@ -121,7 +123,7 @@ def test_exact_count_chooses_every_subset_equally():
     masked = (
         Absorbing(Linear(), exact_count=True)
         .corrupt(batch, torch.full((6000,), 0.5), VOCABULARY, generator=rng())
-        .masked[batch.target]
+        .is_noised[batch.target]
         .view(-1, 4)
     )
     subsets = torch.bincount(masked.long() @ torch.tensor([8, 4, 2, 1]), minlength=16)
@@ -134,7 +136,9 @@ def test_rounding_up_makes_the_count_uniform():
     batch = copies(document(n, 0), draws)
     t = torch.rand(draws, generator=rng())
     masked = (
-        Absorbing(Linear(), exact_count=True).corrupt(batch, t, VOCABULARY, generator=rng()).masked
+        Absorbing(Linear(), exact_count=True)
+        .corrupt(batch, t, VOCABULARY, generator=rng())
+        .is_noised
     )
     counts = torch.bincount(masked.sum(1), minlength=n + 1) / draws
     torch.testing.assert_close(counts[1:], torch.full((n,), 1 / n), atol=0.02, rtol=0)
@@ -147,11 +151,11 @@ def test_complement_covers_every_target_once(process: ForwardProcess):
     t = torch.full((len(batch),), 0.3)
     first = process.corrupt(batch, t, VOCABULARY, generator=rng())
     second = process.complement(batch, first, VOCABULARY, generator=rng())
-    assert torch.equal(first.masked ^ second.masked, batch.target)
-    assert torch.equal(second.x_t[~second.masked], batch.ids[~second.masked])
+    assert torch.equal(first.is_noised ^ second.is_noised, batch.target)
+    assert torch.equal(second.x_t[~second.is_noised], batch.ids[~second.is_noised])
     slope = (first.weight * first.p_mask)[batch.target]
     torch.testing.assert_close((second.weight * second.p_mask)[batch.target], slope)
-    assert torch.isfinite(second.weight[second.masked]).all()
+    assert torch.isfinite(second.weight[second.is_noised]).all()
 
 
 def test_complement_of_a_linear_schedule_has_the_weight_of_the_other_end():
@@ -169,7 +173,7 @@ def test_per_modality_uses_each_process_for_its_own():
     assert (corruption.p_mask[text & batch.target] == 0.5**8).all()
     assert (corruption.p_mask[image & batch.target] == 0.5).all()
     assert (corruption.x_t[image] != VOCABULARY.mask_id).all()
-    assert (corruption.x_t[text & corruption.masked] == VOCABULARY.mask_id).all()
+    assert (corruption.x_t[text & corruption.is_noised] == VOCABULARY.mask_id).all()
     assert process.of(Modality.IMAGE) == Uniform(Linear())
 
 
@@ -177,7 +181,7 @@ def test_cover_all_covers_clean_targets_too():
     batch, t = ragged(), torch.full((5,), 0.5)
     noised = Uniform(Linear()).corrupt(batch, t, VOCABULARY, generator=rng())
     everything = Uniform(Linear(), cover_all=True).corrupt(batch, t, VOCABULARY, generator=rng())
-    assert torch.equal(everything.masked, batch.target)
+    assert torch.equal(everything.is_noised, batch.target)
     assert torch.equal(everything.x_t, noised.x_t)
     with pytest.raises(ValueError, match="cover_all"):
         Uniform(Linear(), cover_all=True).complement(batch, everything, VOCABULARY, generator=rng())
@@ -188,7 +192,7 @@ def test_neighbours_drift_before_they_are_forgotten():
     t = torch.tensor([0.3, 0.97])
     corruption = TokenNeighbour(Linear()).corrupt(batch, t, VOCABULARY, generator=rng())
     distance = (corruption.x_t - batch.ids).abs().double()
-    near = [float(distance[r][corruption.masked[r]].mean()) for r in range(2)]
+    near = [float(distance[r][corruption.is_noised[r]].mean()) for r in range(2)]
     assert near[0] < 0.75 * near[1]
 
 

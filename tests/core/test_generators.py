@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.diffusion.noise import IdNeighbourhood, NeighbourNoise
+from mmdlm.core.diffusion.noise import IdNeighborhood, NeighborNoise
 from mmdlm.core.diffusion.schedule import Shifted
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Dual, Stable
@@ -17,9 +17,9 @@ from mmdlm.core.sampling.order import Candidates, Entropy, LeftToRight, Margin, 
 from mmdlm.core.sampling.sampler import SampleOutput, Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
-    CatchUp,
+    CatchUpTransfer,
     EntropyBound,
-    PlannedCount,
+    PlannedTransfer,
     Remasking,
     Threshold,
 )
@@ -40,13 +40,15 @@ class Thrown(Order):
 
 MORE = [
     Sampler(steps=6, order=Thrown(), temperature=0.5, guidance_scale=2.0),
-    Sampler(steps=6, order=Random(), commit=CatchUp(), temperature=1.0, block_length=5),
-    Sampler(steps=6, order=LeftToRight(), commit=PlannedCount(Shifted(3.0)), temperature=1.0),
-    Sampler(steps=9, order=Entropy(), commit=EntropyBound(0.5), temperature=1.0),
-    Sampler(steps=9, commit=Threshold(0.3, in_order=True, distinct=True), stop_ids=(3, 4)),
-    Sampler(steps=5, order=Margin(1.0), whole_vocabulary=True, mask_drawn=True, temperature=2.0),
-    Sampler(steps=7, remask=Remasking(0.4), noise=NeighbourNoise(IdNeighbourhood(1))),
-    Sampler(steps=9, order=Random(), commit=Ancestral(drawn=True), guidance_scale=3.0),
+    Sampler(steps=6, order=Random(), unmasking=CatchUpTransfer(), temperature=1.0, block_length=5),
+    Sampler(steps=6, order=LeftToRight(), unmasking=PlannedTransfer(Shifted(3.0)), temperature=1.0),
+    Sampler(steps=9, order=Entropy(), unmasking=EntropyBound(0.5), temperature=1.0),
+    Sampler(steps=9, unmasking=Threshold(0.3, in_order=True, distinct=True), stop_ids=(3, 4)),
+    Sampler(
+        steps=5, order=Margin(1.0), full_vocabulary=True, allow_mask_token=True, temperature=2.0
+    ),
+    Sampler(steps=7, remask=Remasking(0.4), noise=NeighborNoise(IdNeighborhood(1))),
+    Sampler(steps=9, order=Random(), unmasking=Ancestral(drawn=True), guidance_scale=3.0),
 ]
 DOCUMENTS = [
     document(5, 8, seed=1, prompt=3),

@@ -13,9 +13,9 @@ from mmdlm.core.likelihood.estimators import (
     Coupled,
     Elbo,
     LikelihoodEstimator,
-    MeanField,
-    Structured,
-    Trace,
+    OneStepMeanField,
+    StructuredNoise,
+    TrajectoryReplay,
     spread_timesteps,
 )
 from mmdlm.core.likelihood.token_scores import token_log_prob
@@ -35,14 +35,14 @@ from tests.core.fakes import (
 )
 
 ESTIMATORS: list[LikelihoodEstimator] = [
-    MeanField(p_context=0.5),
-    Structured(),
+    OneStepMeanField(prompt_mask_prob=0.5),
+    StructuredNoise(),
     Coupled(),
-    Trace(),
-    Trace(shrink=3),
-    Trace(shrink=2, views=2),
+    TrajectoryReplay(),
+    TrajectoryReplay(shrink=3),
+    TrajectoryReplay(shrink=2, views=2),
     Elbo(repeats=2, strata=2, masks=2),
-    BlockRandom(block_length=3, views=3, p_context=0.5),
+    BlockRandom(block_length=3, views=3, prompt_mask_prob=0.5),
 ]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=map(str, ESTIMATORS))
 
@@ -212,9 +212,9 @@ def test_views_mask_what_they_cover_and_leave_the_rest(estimator, batch: Batch):
         assert (view.weight[view.covered] > 0).all()
         generated = batch.of(Modality.TEXT) | batch.of(Modality.IMAGE)
         assert not (masked & ~generated).any()  # structure, slots and padding stay
-        if not isinstance(estimator, Trace):  # a replay shows what the sampler saw
+        if not isinstance(estimator, TrajectoryReplay):  # a replay shows what the sampler saw
             assert masked[batch.target & ~scored].all()
-        if not isinstance(estimator, MeanField | BlockRandom):
+        if not isinstance(estimator, OneStepMeanField | BlockRandom):
             assert not (masked & ~batch.target).any()
 
 
@@ -246,7 +246,7 @@ def test_is_a_function_of_the_generator(estimator):
         for a, b in zip(chain(*one), chain(*two), strict=True)
         for name in ("x_t", "covered", "weight")
     )
-    if not (isinstance(estimator, Trace) and estimator.views is None):
+    if not (isinstance(estimator, TrajectoryReplay) and estimator.views is None):
         assert any(
             not torch.equal(a.x_t, b.x_t) for a, b in zip(chain(*one), chain(*other), strict=True)
         )
@@ -277,7 +277,7 @@ def test_full_vocabulary_is_an_option_of_all(estimator):
 def test_entropy_is_that_of_the_distribution():
     denoiser = Factorised(torch.randn(16, VOCABULARY.size, generator=rng()))
     batch = collate([document(3, 2, seed=1)], VOCABULARY)
-    estimator = MeanField(p_context=0)
+    estimator = OneStepMeanField(prompt_mask_prob=0)
     (views,) = estimator.draw(batch, VOCABULARY, generator=rng())
     scores = estimator.scores(denoiser, batch, views, entropy=True)
     for column in batch.target[0].nonzero().flatten().tolist():
@@ -305,8 +305,8 @@ def test_mean_field_is_unbiased_for_the_mean_over_masked_contexts():
         * log_prob_of(denoiser, batch, tuple(PLACES), hidden)
         for hidden in subsets(CONTEXT, 0, 1, 2, 3)
     )
-    assert_mean(many(MeanField(p_context=p), denoiser, DOCUMENT), exact)
-    clean = MeanField(p_context=0)(denoiser, batch, generator=rng())[0]
+    assert_mean(many(OneStepMeanField(prompt_mask_prob=p), denoiser, DOCUMENT), exact)
+    clean = OneStepMeanField(prompt_mask_prob=0)(denoiser, batch, generator=rng())[0]
     torch.testing.assert_close(clean, log_prob_of(denoiser, batch, tuple(PLACES)))
 
 
@@ -319,7 +319,7 @@ def test_structured_is_unbiased_for_its_mixture_of_noise_levels():
         for size in sizes
         for subset in subsets(PLACES, size)
     )
-    assert_mean(many(Structured(total=4), denoiser, DOCUMENT), exact)
+    assert_mean(many(StructuredNoise(total=4), denoiser, DOCUMENT), exact)
 
 
 @torch.no_grad()
@@ -369,11 +369,11 @@ def test_all_are_exact_where_tokens_do_not_depend_on_each_other():
     batch = collate([document(6, 4, seed=1), document(2, 0, seed=2)], VOCABULARY)
     exact = token_log_prob(denoiser, batch.ids, batch, where=batch.target)
     steps = rollout_steps(batch)
-    for estimator in (MeanField(), Trace(), Trace(shrink=4)):
+    for estimator in (OneStepMeanField(), TrajectoryReplay(), TrajectoryReplay(shrink=4)):
         (views,) = estimator.draw(batch, VOCABULARY, generator=rng(), steps=steps)
         torch.testing.assert_close(estimator.log_prob(denoiser, batch, views), exact)
-    (last,) = Structured().draw(batch, VOCABULARY, generator=rng(), iterations=4)[-1]
-    torch.testing.assert_close(Structured().log_prob(denoiser, batch, [last]), exact)
+    (last,) = StructuredNoise().draw(batch, VOCABULARY, generator=rng(), iterations=4)[-1]
+    torch.testing.assert_close(StructuredNoise().log_prob(denoiser, batch, [last]), exact)
 
 
 # ---- UniGRPO's timesteps ------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_timesteps_are_those_of_the_formula():
 
 def test_structured_masks_ever_more_until_all_is_masked():
     batch = ragged()
-    plan = Structured().draw(batch, VOCABULARY, generator=rng(3), iterations=5)
+    plan = StructuredNoise().draw(batch, VOCABULARY, generator=rng(3), iterations=5)
     counts = torch.stack([views[0].covered.sum(1) for views in plan])  # [iterations, B]
     targets = batch.target.sum(1)
     assert (counts[1:] >= counts[:-1]).all()
@@ -420,7 +420,7 @@ def test_a_trace_gives_the_log_probabilities_at_which_tokens_were_committed(batc
     denoiser = TinyDenoiser()
     out = sampler(denoiser, batch, generator=rng(4))
     filled = replace(batch, ids=out.ids)
-    estimator = Trace()
+    estimator = TrajectoryReplay()
     (views,) = estimator.draw(filled, VOCABULARY, generator=rng(), steps=out.steps)
     torch.testing.assert_close(estimator.log_prob(denoiser, filled, views), out.log_prob)
     assert (out.log_prob[batch.target] < 0).all()
@@ -433,7 +433,7 @@ def test_shrink_merges_neighbouring_steps_of_a_row():
     steps = torch.full_like(batch.ids, -1)
     steps[0, places] = torch.tensor([0, 9, 9, 4, 20, 4])  # four steps: 0, 4, 9, 20
     steps[1, places] = torch.tensor([3, 3, 3, 3, 3, -1])  # one step, and one never committed
-    (views,) = Trace(shrink=3).draw(batch, VOCABULARY, generator=rng(), steps=steps)
+    (views,) = TrajectoryReplay(shrink=3).draw(batch, VOCABULARY, generator=rng(), steps=steps)
     covered = [view.covered[:, places].tolist() for view in views]
     yes, no = True, False
     assert covered == [
@@ -452,7 +452,9 @@ def test_views_take_turns_until_each_step_had_its_own():
     steps[:, places] = torch.stack(
         [torch.arange(7), torch.arange(7) // 2, torch.zeros(7, dtype=torch.int64)]
     )
-    plan = Trace(views=2).draw(batch, VOCABULARY, generator=rng(), iterations=4, steps=steps)
+    plan = TrajectoryReplay(views=2).draw(
+        batch, VOCABULARY, generator=rng(), iterations=4, steps=steps
+    )
     assert [len(views) for views in plan] == [2, 2, 2, 2]
     covered = torch.stack([view.covered for view in chain(*plan)]).sum(0)  # [B, L]
     assert (covered[0, places] >= 1).all()  # 7 steps in 8 views: one comes twice
@@ -462,8 +464,10 @@ def test_views_take_turns_until_each_step_had_its_own():
 
 
 def test_a_trace_needs_a_rollout():
-    with pytest.raises(ValueError, match="Trace: it replays a rollout, and none was given"):
-        Trace()(TinyDenoiser(), ragged(), generator=rng())
+    with pytest.raises(
+        ValueError, match="TrajectoryReplay: it replays a rollout, and none was given"
+    ):
+        TrajectoryReplay()(TinyDenoiser(), ragged(), generator=rng())
 
 
 # ---- blocks -------------------------------------------------------------------------------------
@@ -471,7 +475,7 @@ def test_a_trace_needs_a_rollout():
 
 def test_block_random_leaves_what_is_before_clean_and_hides_what_is_behind():
     batch = copies(document(11, 0, seed=1, prompt=2), 200)
-    estimator = BlockRandom(block_length=4, views=3, p_context=0)
+    estimator = BlockRandom(block_length=4, views=3, prompt_mask_prob=0)
     (views,) = estimator.draw(batch, VOCABULARY, generator=rng())
     places = batch.target[0].nonzero().flatten()
     seen = set()
@@ -498,11 +502,11 @@ def test_block_random_leaves_what_is_before_clean_and_hides_what_is_behind():
 @pytest.mark.parametrize(
     "estimator",
     [
-        MeanField(p_context=0.5),
-        Structured(),
+        OneStepMeanField(prompt_mask_prob=0.5),
+        StructuredNoise(),
         Coupled(),
         Elbo(repeats=1, strata=1),
-        BlockRandom(block_length=2, p_context=0.3),
+        BlockRandom(block_length=2, prompt_mask_prob=0.3),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
@@ -533,12 +537,18 @@ def test_the_same_model_on_the_same_views_has_a_ratio_of_exactly_one(estimator):
 
 def test_estimators_refuse_what_makes_no_sense():
     for make, message in (
-        (lambda: MeanField(p_context=1.5), "MeanField: p_context must lie in"),
-        (lambda: MeanField(at_once=0), "MeanField: at_once must be at least 1, got 0"),
-        (lambda: Structured(total=0), "Structured: total must be at least 1"),
+        (
+            lambda: OneStepMeanField(prompt_mask_prob=1.5),
+            "OneStepMeanField: prompt_mask_prob must lie in",
+        ),
+        (
+            lambda: OneStepMeanField(at_once=0),
+            "OneStepMeanField: at_once must be at least 1, got 0",
+        ),
+        (lambda: StructuredNoise(total=0), "StructuredNoise: total must be at least 1"),
         (lambda: Coupled(low=0.0), "Coupled: 0 < low <= high < 1 is needed"),
-        (lambda: Trace(shrink=0), "Trace: shrink must be at least 1"),
-        (lambda: Trace(views=0), "Trace: views must be at least 1"),
+        (lambda: TrajectoryReplay(shrink=0), "TrajectoryReplay: shrink must be at least 1"),
+        (lambda: TrajectoryReplay(views=0), "TrajectoryReplay: views must be at least 1"),
         (lambda: BlockRandom(block_length=0), "BlockRandom: block_length must be at least 1"),
         (lambda: Elbo(masks=0), "Elbo: masks must be at least 1"),
     ):

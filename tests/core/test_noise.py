@@ -11,10 +11,10 @@ from torch import Tensor
 from mmdlm.core.diffusion.noise import (
     BitNeighbourhood,
     EmbeddingNeighbourhood,
-    IdNeighbourhood,
+    IdNeighborhood,
     MaskNoise,
-    Neighbourhood,
-    NeighbourNoise,
+    Neighborhood,
+    NeighborNoise,
     Noise,
     UniformNoise,
 )
@@ -22,14 +22,14 @@ from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import CODES, VOCABULARY, ragged, rng
 
 NEIGHBOURHOODS = [
-    IdNeighbourhood(),
-    IdNeighbourhood(radius=3),
+    IdNeighborhood(),
+    IdNeighborhood(radius=3),
     BitNeighbourhood(),
     EmbeddingNeighbourhood.of(torch.randn(CODES, 2, generator=rng(5)), k=3),
 ]
 
 
-def transitions(neighbourhood: Neighbourhood) -> Tensor:
+def transitions(neighbourhood: Neighborhood) -> Tensor:
     """[K, K] step probabilities, estimated from many steps."""
     codes = torch.arange(CODES).repeat(40_000)
     moved = neighbourhood.step(codes, CODES, generator=rng())
@@ -38,16 +38,16 @@ def transitions(neighbourhood: Neighbourhood) -> Tensor:
 
 
 @pytest.mark.parametrize("neighbourhood", NEIGHBOURHOODS, ids=lambda n: type(n).__name__)
-def test_steps_are_symmetric(neighbourhood: Neighbourhood):
+def test_steps_are_symmetric(neighbourhood: Neighborhood):
     p = transitions(neighbourhood)
     torch.testing.assert_close(p, p.T, atol=0.02, rtol=0)
 
 
 def test_embedding_neighbours_are_near_and_mutual():
     embedding = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [9.0]])
-    neighbours = EmbeddingNeighbourhood.of(embedding, k=1).neighbours
-    assert neighbours[:, 0].tolist() == [1, 0, 2, 4, 3, 5]  # 2 and 5 have no mutual neighbour
-    p = EmbeddingNeighbourhood.of(torch.randn(50, 3, generator=rng()), k=4).neighbours
+    neighbors = EmbeddingNeighbourhood.of(embedding, k=1).neighbors
+    assert neighbors[:, 0].tolist() == [1, 0, 2, 4, 3, 5]  # 2 and 5 have no mutual neighbour
+    p = EmbeddingNeighbourhood.of(torch.randn(50, 3, generator=rng()), k=4).neighbors
     for own, row in enumerate(p.tolist()):
         assert all(other == own or own in p[other] for other in row)
 
@@ -56,7 +56,7 @@ def test_embedding_neighbours_are_near_and_mutual():
 def test_the_walk_is_the_matrix_exponential(p_mask: float):
     """Given that something happened, x_t is distributed as (exp(sigma R) - alpha) / p_mask."""
     uniform, x_0, n = 0.3, 2, 100_000
-    noise = NeighbourNoise(IdNeighbourhood(), uniform=uniform)
+    noise = NeighborNoise(IdNeighborhood(), uniform=uniform)
     x_t = noise.fill(
         torch.full((1, n), VOCABULARY.image[0] + x_0),
         torch.ones(1, n, dtype=torch.bool),
@@ -79,7 +79,7 @@ def test_the_walk_is_the_matrix_exponential(p_mask: float):
 
 
 @pytest.mark.parametrize(
-    "noise", [MaskNoise(), UniformNoise(), NeighbourNoise(), NeighbourNoise(uniform=1.0)], ids=str
+    "noise", [MaskNoise(), UniformNoise(), NeighborNoise(), NeighborNoise(uniform=1.0)], ids=str
 )
 def test_noise_stays_in_place_and_in_range(noise: Noise):
     batch = ragged()
@@ -105,7 +105,7 @@ def test_placeholders_outside_the_range_do_no_harm():
     """A sampler starts from batches whose targets hold anything."""
     ids = torch.full((2, 50), VOCABULARY.mask_id)
     for modality in (Modality.TEXT, Modality.IMAGE):
-        x_t = NeighbourNoise().fill(
+        x_t = NeighborNoise().fill(
             ids,
             torch.ones_like(ids, dtype=torch.bool),
             p_mask=torch.ones(ids.shape),
@@ -119,7 +119,7 @@ def test_placeholders_outside_the_range_do_no_harm():
 
 def test_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="uniform"):
-        NeighbourNoise(uniform=0.0)
+        NeighborNoise(uniform=0.0)
     with pytest.raises(ValueError, match="11 ids are not a power of two"):
         BitNeighbourhood().step(torch.tensor([1]), 11, generator=rng())
     with pytest.raises(ValueError, match="8 embeddings, used for 11 ids"):

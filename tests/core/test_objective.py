@@ -21,13 +21,13 @@ from mmdlm.core.diffusion.schedule import (
 )
 from mmdlm.core.losses.objective import (
     CrossEntropy,
-    Independent,
-    LowVariance,
+    IndependentTimesteps,
+    LossNormalization,
     ModalityLoss,
-    Normaliser,
     Objective,
     ScoreEntropy,
-    Times,
+    StratifiedTimesteps,
+    Timesteps,
     Tokens,
     UniformScoreEntropy,
     WeightedCrossEntropy,
@@ -57,7 +57,7 @@ def packed() -> Batch:
 # ---- times --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [LowVariance(), Independent()], ids=str)
+@pytest.mark.parametrize("times", [StratifiedTimesteps(), IndependentTimesteps()], ids=str)
 def test_one_time_for_each_document(times):
     batch = packed()
     t = times(batch, generator=rng())
@@ -71,7 +71,9 @@ def test_one_time_for_each_document(times):
     assert ((t >= 0) & (t < 1)).all()
 
 
-@pytest.mark.parametrize("times", [LowVariance("segment"), Independent("segment")], ids=str)
+@pytest.mark.parametrize(
+    "times", [StratifiedTimesteps("segment"), IndependentTimesteps("segment")], ids=str
+)
 def test_one_time_for_each_segment(times):
     batch = collate([document(4, 4, seed=s) for s in range(3)], VOCABULARY)
     t = times(batch, generator=rng())
@@ -87,14 +89,14 @@ def test_times_are_never_exactly_0(per):
     """As uniform draws are once in 16 million, at which losses have no value."""
 
     @dataclass(frozen=True)
-    class Unlucky(Times):
+    class Unlucky(Timesteps):
         def draw(self, present: Tensor, *, generator: torch.Generator) -> Tensor:
             return torch.zeros(present.shape)
 
     batch = packed()
     t = Unlucky(per)(batch, generator=rng())
     assert (t[batch.target] == 2.0**-25).all()
-    for times in (LowVariance(per), Independent(per)):
+    for times in (StratifiedTimesteps(per), IndependentTimesteps(per)):
         drawn = times(batch, generator=rng())
         assert (drawn[batch.target] >= 2.0**-24).all()  # what is drawn otherwise is left as it is
 
@@ -102,9 +104,9 @@ def test_times_are_never_exactly_0(per):
 def test_low_variance_times_cover_the_interval_evenly():
     batch = collate([document(3, 2, seed=s) for s in range(20)], VOCABULARY)
     for seed in range(5):
-        t = LowVariance()(batch, generator=rng(seed))[:, 3].sort().values
+        t = StratifiedTimesteps()(batch, generator=rng(seed))[:, 3].sort().values
         torch.testing.assert_close(t.diff(), torch.full((19,), 1 / 20))
-        segments = LowVariance("segment")(batch, generator=rng(seed))
+        segments = StratifiedTimesteps("segment")(batch, generator=rng(seed))
         for modality in (Modality.TEXT, Modality.IMAGE):
             times = segments[batch.only(modality).target].unique()
             torch.testing.assert_close(times.diff(), torch.full((19,), 1 / 20))
@@ -112,7 +114,9 @@ def test_low_variance_times_cover_the_interval_evenly():
 
 def test_low_variance_times_are_uniform_and_independent_between_segments():
     batch = collate([document(1, 1, seed=s) for s in range(4)], VOCABULARY)
-    draws = torch.stack([LowVariance("segment")(batch, generator=rng(s)) for s in range(1500)])
+    draws = torch.stack(
+        [StratifiedTimesteps("segment")(batch, generator=rng(s)) for s in range(1500)]
+    )
     text, image = draws[:, 0, batch.ids.shape[1] - 1], draws[:, 0, 1]
     for t in (text, image):
         histogram = torch.histc(t, bins=10, min=0, max=1) / len(t)
@@ -122,7 +126,7 @@ def test_low_variance_times_are_uniform_and_independent_between_segments():
 
 def test_rows_without_targets_take_no_time():
     batch = ragged()
-    t = LowVariance()(batch, generator=rng())
+    t = StratifiedTimesteps()(batch, generator=rng())
     assert (t[4] == 0).all()
     torch.testing.assert_close(t[:4].amax(1).sort().values.diff(), torch.full((3,), 0.25))
 
@@ -270,7 +274,9 @@ def test_weighted_cross_entropy_is_the_likelihood_of_a_factorised_model(
 # ---- sums and counts ----------------------------------------------------------------------------
 
 
-def by_hand(denoiser: TinyDenoiser, batch: Batch, corruption, normaliser: Normaliser):
+def by_hand(
+    denoiser: TinyDenoiser, batch: Batch, corruption, loss_normalization: LossNormalization
+):
     """Sum and count of weighted cross-entropy over text, with loops."""
     text = batch.of(Modality.TEXT)
     everywhere = torch.ones_like(batch.target)
@@ -285,23 +291,23 @@ def by_hand(denoiser: TinyDenoiser, batch: Batch, corruption, normaliser: Normal
             if n == 0:
                 continue
             documents, targets = documents + 1, targets + n
-            places = (here & corruption.masked[row]).nonzero().flatten().tolist()
+            places = (here & corruption.is_noised[row]).nonzero().flatten().tolist()
             masked += len(places)
             for place in places:
                 value = -corruption.weight[row, place] * log_prob[row, place, batch.ids[row, place]]
-                total += float(value) / (n if normaliser == "answer" else 1)
-    count = {"tokens": targets, "masked": masked}.get(normaliser, documents)
+                total += float(value) / (n if loss_normalization == "answer" else 1)
+    count = {"tokens": targets, "masked": masked}.get(loss_normalization, documents)
     return total, count
 
 
-@pytest.mark.parametrize("normaliser", ["tokens", "masked", "answer", "sequence"])
+@pytest.mark.parametrize("loss_normalization", ["tokens", "masked", "answer", "sequence"])
 @torch.no_grad()
-def test_normalisers_by_hand(normaliser: Normaliser):
+def test_normalisers_by_hand(loss_normalization: LossNormalization):
     denoiser, batch = TinyDenoiser(), packed()
-    objective = Objective(ABSORBING, text=ModalityLoss(WeightedCrossEntropy(), normaliser))
+    objective = Objective(ABSORBING, text=ModalityLoss(WeightedCrossEntropy(), loss_normalization))
     corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
     terms = objective.terms(denoiser, batch, corruption)
-    total, count = by_hand(denoiser, batch, corruption, normaliser)
+    total, count = by_hand(denoiser, batch, corruption, loss_normalization)
     assert float(terms.sums["text"]) == pytest.approx(total, rel=1e-5)
     assert int(terms.counts["text"]) == count
 
@@ -310,7 +316,7 @@ def test_counts_are_known_before_the_forward_pass():
     denoiser, batch = TinyDenoiser(), packed()
     objective = Objective(
         ABSORBING,
-        text=ModalityLoss(normaliser="answer"),
+        text=ModalityLoss(loss_normalization="answer"),
         image=ModalityLoss(CrossEntropy(), "masked"),
         complementary=True,
     )
@@ -354,8 +360,8 @@ def test_one_pass_of_the_body_and_a_head_at_masked_tokens_only():
     objective = Objective(ABSORBING)
     corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
     objective.terms(denoiser, batch, corruption)
-    text = corruption.masked & batch.of(Modality.TEXT)
-    image = corruption.masked & batch.of(Modality.IMAGE)
+    text = corruption.is_noised & batch.of(Modality.TEXT)
+    image = corruption.is_noised & batch.of(Modality.IMAGE)
     assert denoiser.calls == 1
     assert denoiser.head_rows == [int(text.sum()), int(image.sum())]
 
@@ -380,7 +386,7 @@ def test_full_vocabulary_normalises_over_all_ids():
 def test_packed_is_unpacked():
     """The same noise gives the same loss, whether documents share a row or not."""
     documents = [document(n, k, seed=n, prompt=2) for n, k in ((20, 10), (7, 10), (9, 0), (2, 3))]
-    objective = Objective(ABSORBING, text=ModalityLoss(normaliser="answer"))
+    objective = Objective(ABSORBING, text=ModalityLoss(loss_normalization="answer"))
     together, alone = pack(documents, VOCABULARY, length=48), collate(documents, VOCABULARY)
     denoiser = TinyDenoiser()
     corruption = objective.corrupt(together, VOCABULARY, generator=rng())
@@ -419,7 +425,7 @@ def test_text_only_model():
 )
 def test_other_processes_train_too(process):
     denoiser, batch = TinyDenoiser(), ragged()
-    objective = Objective(process, times=LowVariance("segment"), complementary=True)
+    objective = Objective(process, times=StratifiedTimesteps("segment"), complementary=True)
     terms = objective(denoiser, batch, generator=rng())
     (terms.sums["text"] + terms.sums["image"]).backward()
     assert all(torch.isfinite(p.grad).all() for p in denoiser.parameters())
@@ -448,4 +454,4 @@ def test_refuses_losses_that_do_not_fit_the_process():
         Objective(counted, text=uniform_scores, image=uniform_scores)
     Objective(PerModality(everything, ABSORBING), text=uniform_scores, image=scores)
     with pytest.raises(ValueError, match="'mean' is not one of"):
-        ModalityLoss(normaliser="mean")  # type: ignore[arg-type]
+        ModalityLoss(loss_normalization="mean")  # type: ignore[arg-type]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood.estimators import Trace
+from mmdlm.core.likelihood.estimators import TrajectoryReplay
 from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Order, Random
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import EvenSplit, Factor, Threshold
+from mmdlm.core.sampling.unmasking import Factor, Threshold, UniformTransfer
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import TinyDenoiser, rng
@@ -83,7 +83,7 @@ def enumerated(
 
 
 def log_likelihoods(
-    estimator: Trace, denoiser: TinyDenoiser, rollouts: list[Rollout], sampler: Sampler
+    estimator: TrajectoryReplay, denoiser: TinyDenoiser, rollouts: list[Rollout], sampler: Sampler
 ) -> Tensor:
     """[N] of each rollout, differentiable."""
     vocabulary = denoiser.vocabulary
@@ -107,7 +107,7 @@ def test_with_order_it_is_the_probability_of_each_rollout(
     denoiser = denoiser_of(vocabulary)
     exact = enumerated(denoiser, n, steps, block)
     sampler = Sampler(steps=steps, temperature=1.0, block_length=block)
-    estimator = Trace(with_order=True, block_length=block)
+    estimator = TrajectoryReplay(with_order=True, block_length=block)
     estimator.check(sampler)
     rollouts = list(exact)
     found = log_likelihoods(estimator, denoiser, rollouts, sampler).detach().exp()
@@ -115,7 +115,7 @@ def test_with_order_it_is_the_probability_of_each_rollout(
     expected = torch.tensor(list(exact.values()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     if n == 3 and steps == 3:  # without, they are no probabilities of these rollouts
-        plain = log_likelihoods(Trace(), denoiser, rollouts, sampler).detach().exp()
+        plain = log_likelihoods(TrajectoryReplay(), denoiser, rollouts, sampler).detach().exp()
         assert float((plain / plain.sum() - expected).abs().sum() / 2) > 0.1
 
 
@@ -123,8 +123,8 @@ def test_with_order_it_is_the_probability_of_each_rollout(
 def test_with_a_threshold_it_is_the_probability_of_each_rollout(threshold: float) -> None:
     denoiser = denoiser_of(PUBLISHED)
     exact = enumerated(denoiser, 3, 3, 3, threshold=threshold)
-    sampler = Sampler(steps=3, temperature=1.0, commit=Threshold(threshold))
-    estimator = Trace(with_order=True, threshold=threshold)
+    sampler = Sampler(steps=3, temperature=1.0, unmasking=Threshold(threshold))
+    estimator = TrajectoryReplay(with_order=True, threshold=threshold)
     estimator.check(sampler)
     rollouts = list(exact)
     found = log_likelihoods(estimator, denoiser, rollouts, sampler).detach().exp()
@@ -139,8 +139,8 @@ def test_the_enumeration_is_what_the_sampler_does(threshold: float | None) -> No
     denoiser = denoiser_of(PUBLISHED)
     exact = enumerated(denoiser, 3, 2, 3, threshold=threshold or 2.0)
     batch = blank(3, PUBLISHED, 40_000)
-    commit = EvenSplit() if threshold is None else Threshold(threshold)
-    out = Sampler(steps=2, temperature=1.0, commit=commit)(denoiser, batch, generator=rng())
+    unmasking = UniformTransfer() if threshold is None else Threshold(threshold)
+    out = Sampler(steps=2, temperature=1.0, unmasking=unmasking)(denoiser, batch, generator=rng())
     seen: dict[Rollout, float] = defaultdict(float)
     for ids, when in zip(out.ids.tolist(), out.steps.tolist(), strict=True):
         seen[tuple(ids), tuple(when)] += 1 / len(batch)
@@ -164,7 +164,7 @@ def test_its_gradient_is_that_of_the_expected_reward() -> None:
         return sum(law[one] * float(r) for one, r in zip(rollouts, reward, strict=True))
 
     slopes = []
-    for estimator in (Trace(with_order=True), Trace()):
+    for estimator in (TrajectoryReplay(with_order=True), TrajectoryReplay()):
         denoiser.zero_grad()
         log_p = log_likelihoods(estimator, denoiser, rollouts, sampler)
         chance = torch.tensor(list(exact.values()))
@@ -193,15 +193,15 @@ def test_a_plain_trace_is_exact_for_orders_that_do_not_look_at_the_draw(order: O
         {(tuple(i), tuple(w)) for i, w in zip(out.ids.tolist(), out.steps.tolist(), strict=True)}
     )
     of_order = 1 / 6 if isinstance(order, Random) else 1.0
-    total = of_order * log_likelihoods(Trace(), denoiser, rollouts, sampler).exp().sum()
+    total = of_order * log_likelihoods(TrajectoryReplay(), denoiser, rollouts, sampler).exp().sum()
     assert float(total) == pytest.approx(1.0, abs=0.01)  # but for rollouts that never came
 
 
 def test_what_it_would_not_be_exact_for_is_refused() -> None:
-    estimator = Trace(with_order=True, block_length=4)
+    estimator = TrajectoryReplay(with_order=True, block_length=4)
     exact = Sampler(steps=4, temperature=1.0, block_length=4)
     estimator.check(exact)
-    Trace().check(replace(exact, order=Random(), temperature=0.7))
+    TrajectoryReplay().check(replace(exact, order=Random(), temperature=0.7))
     for change, message in (
         ({"order": Entropy()}, "knows only the probability of Confidence"),
         ({"order": Confidence(1.0)}, "knows only the probability of Confidence"),
@@ -209,13 +209,13 @@ def test_what_it_would_not_be_exact_for_is_refused() -> None:
         ({"top_p": 0.9}, "exact only with top_p None, but the sampler has 0.9"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"block_length": 8}, "exact only with block_length 4, but the sampler has 8"),
-        ({"commit": Threshold(0.9)}, "told of threshold None, but that of the sampler is 0.9"),
-        ({"commit": Threshold(0.9, in_order=True)}, "does not depend on the draw"),
-        ({"commit": Factor(0.9)}, "does not depend on the draw"),
+        ({"unmasking": Threshold(0.9)}, "told of threshold None, but that of the sampler is 0.9"),
+        ({"unmasking": Threshold(0.9, in_order=True)}, "does not depend on the draw"),
+        ({"unmasking": Factor(0.9)}, "does not depend on the draw"),
     ):
         with pytest.raises(ValueError, match=message):
             estimator.check(replace(exact, **change))
     with pytest.raises(ValueError, match="set shrink to 1, not 2"):
-        Trace(with_order=True, shrink=2)
+        TrajectoryReplay(with_order=True, shrink=2)
     with pytest.raises(ValueError, match="block_length 3 is read only with with_order"):
-        Trace(block_length=3)
+        TrajectoryReplay(block_length=3)

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from mmdlm.core.diffusion.forward import TokenNeighbour
-from mmdlm.core.diffusion.noise import Neighbourhood
+from mmdlm.core.diffusion.noise import Neighborhood
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.likelihood import estimators as likelihood
 from mmdlm.core.likelihood.estimators import LikelihoodEstimator
-from mmdlm.core.likelihood.noisy_view import View, masked_view, scored_targets
+from mmdlm.core.likelihood.noisy_view import NoisyView, masked_view, scored_targets
 from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.sampling.order import Candidates, Order
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import CommitRule, EvenSplit, Progress, highest
+from mmdlm.core.sampling.unmasking import Progress, UniformTransfer, UnmaskingRule, highest
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
@@ -36,7 +36,7 @@ class RightToLeft(Order):
 
 
 @dataclass(frozen=True)
-class Halves(CommitRule):
+class Halves(UnmaskingRule):
     """Leaves half of what is open, as a number with a fraction, and chooses context as well."""
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_scores_of_an_order_may_have_any_dtype(dtype: torch.dtype):
 
 
 @dataclass(frozen=True)
-class OneForAll(CommitRule):
+class OneForAll(UnmaskingRule):
     """One number where each row is to have its own."""
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> torch.Tensor:
@@ -62,7 +62,7 @@ class OneForAll(CommitRule):
 
 
 @dataclass(frozen=True)
-class OneRow(EvenSplit):
+class OneRow(UniformTransfer):
     """A choice for the first row alone, as whole numbers."""
 
     rows: int = 1
@@ -78,8 +78,14 @@ class OneRow(EvenSplit):
             {"order": RightToLeft(shape=(-1, 1))},
             r"RightToLeft.score gave a tensor of shape \(\d+, 1\)",
         ),
-        ({"commit": OneForAll()}, r"OneForAll.remaining gave .* shape \(\), but \(5,\) was asked"),
-        ({"commit": OneRow()}, r"OneRow.choose gave a tensor of shape \(1, \d+\), but \(5, \d+\)"),
+        (
+            {"unmasking": OneForAll()},
+            r"OneForAll.remaining gave .* shape \(\), but \(5,\) was asked",
+        ),
+        (
+            {"unmasking": OneRow()},
+            r"OneRow.choose gave a tensor of shape \(1, \d+\), but \(5, \d+\)",
+        ),
     ],
 )
 def test_tensors_of_another_shape_are_refused(parts, said: str):
@@ -89,15 +95,15 @@ def test_tensors_of_another_shape_are_refused(parts, said: str):
 
 def test_a_choice_may_be_of_whole_numbers():
     usual, own = (
-        Sampler(steps=5, commit=rule)(TinyDenoiser(), ragged(), generator=rng())
-        for rule in (EvenSplit(), OneRow(rows=9))
+        Sampler(steps=5, unmasking=rule)(TinyDenoiser(), ragged(), generator=rng())
+        for rule in (UniformTransfer(), OneRow(rows=9))
     )
     assert torch.equal(usual.ids, own.ids)
 
 
 def test_a_commit_rule_of_ones_own_changes_no_context():
     batch = ragged()
-    out = Sampler(steps=5, commit=Halves())(TinyDenoiser(), batch, generator=rng())
+    out = Sampler(steps=5, unmasking=Halves())(TinyDenoiser(), batch, generator=rng())
     assert torch.equal(out.ids[~batch.target], batch.ids[~batch.target])
     assert (out.steps[~batch.target] == -1).all()
     assert (out.steps[batch.target] >= 0).all()
@@ -116,7 +122,7 @@ class LastHalf(LikelihoodEstimator):
         iterations: int = 1,
         scored: torch.Tensor | None = None,
         steps: torch.Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         scored = scored_targets(batch, scored)
         place = scored.cumsum(1)
         masked = scored & (2 * place > scored.sum(1, keepdim=True))
@@ -143,7 +149,7 @@ def test_an_estimator_of_ones_own_needs_nothing_private():
 
 
 @dataclass(frozen=True)
-class Upwards(Neighbourhood):
+class Upwards(Neighborhood):
     """The next code, of a dtype that a user may well return."""
 
     dtype: torch.dtype = torch.float32

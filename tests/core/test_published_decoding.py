@@ -29,14 +29,14 @@ from mmdlm.core.sampling.order import (
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
-    CatchUp,
-    PlannedCount,
+    CatchUpTransfer,
+    PlannedTransfer,
     Progress,
-    ScheduledCount,
+    ScheduledTransfer,
     Threshold,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
-from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.templates.dream import DECODING as DREAM
 from tests.core.fakes import (
     TEXT,
@@ -139,7 +139,7 @@ def test_llada(steps: int, block_length: int, kind: type[TinyDenoiser]) -> None:
         denoiser, logits = model(batch, seed=seed, kind=kind)
         expected = llada(logits, masked(batch), prompt=4, steps=steps, block_length=block_length)
         sampler = Sampler(
-            steps=steps, block_length=block_length, whole_vocabulary=True, mask_drawn=True
+            steps=steps, block_length=block_length, full_vocabulary=True, allow_mask_token=True
         )
         out = sampler(denoiser, batch, generator=rng())
         assert torch.equal(out.ids, expected)
@@ -154,7 +154,7 @@ def test_llada_with_guidance() -> None:
         denoiser, logits = model(batch, seed=seed)
         expected = llada(logits, masked(batch), prompt=4, steps=6, block_length=6, cfg=1.5)
         sampler = Sampler(
-            steps=6, block_length=6, guidance_scale=2.5, whole_vocabulary=True, mask_drawn=True
+            steps=6, block_length=6, guidance_scale=2.5, full_vocabulary=True, allow_mask_token=True
         )
         assert torch.equal(sampler(denoiser, batch, generator=rng()).ids, expected)
 
@@ -164,11 +164,11 @@ def test_llada_with_postponed_ids() -> None:
     for seed in range(20):
         batch = texts(12, seed=seed)
         denoiser, logits = model(batch, seed=seed, scale=1.0)
-        sampler = Sampler(steps=12, whole_vocabulary=True, mask_drawn=True)
+        sampler = Sampler(steps=12, full_vocabulary=True, allow_mask_token=True)
         free = sampler(denoiser, batch, generator=rng())
         late = tuple(free.ids[free.steps == 0].unique().tolist())
         expected = llada(logits, masked(batch), prompt=4, steps=12, block_length=12, last_ids=late)
-        out = replace(sampler, postponed=late)(denoiser, batch, generator=rng())
+        out = replace(sampler, deprioritized_ids=late)(denoiser, batch, generator=rng())
         if not bool((expected == MASK).any()):  # among positions of no confidence ties are ours
             assert torch.equal(out.ids, expected)
             changed += not torch.equal(free.ids, out.ids)
@@ -181,11 +181,11 @@ def test_postponed_ids_come_last_but_may_come() -> None:
     logits[:, 5] = torch.tensor([0.0, 2.0, 0.0, 4.0])
     batch = collate([Sequence((text_segment([0] * 4, target=True),))], VOCABULARY)
     for order in (Confidence(), Probability()):
-        sampler = Sampler(steps=4, order=order, postponed=(3,))
+        sampler = Sampler(steps=4, order=order, deprioritized_ids=(3,))
         out = sampler(Factorised(logits), batch, generator=rng())
         assert out.ids.tolist() == [[3, 5, 3, 5]]
         assert out.steps.tolist() == [[2, 1, 3, 0]]
-    sure = Sampler(steps=4, commit=Threshold(0.5), postponed=(3,))
+    sure = Sampler(steps=4, unmasking=Threshold(0.5), deprioritized_ids=(3,))
     assert sure(Factorised(logits), batch, generator=rng()).steps.tolist()[0][0] > 0
 
 
@@ -236,12 +236,12 @@ ORDERS = {"maskgit_plus": Confidence(), "topk_margin": Margin(), "entropy": Entr
 @pytest.mark.parametrize("alg", ORDERS)
 @pytest.mark.parametrize("steps", [1, 3, 8, 16, 40])
 def test_dream(alg: str, steps: int) -> None:
-    drawn, whole = 0, {"whole_vocabulary": True, "mask_drawn": True}
+    drawn, whole = 0, {"full_vocabulary": True, "allow_mask_token": True}
     for seed in range(15):
         batch = texts(16, seed=seed, rows=1)
         denoiser, logits = model(batch, seed=seed, scale=1.0)
         expected = dream(logits, masked(batch), steps=steps, alg=alg)
-        sampler = Sampler(steps=steps, order=ORDERS[alg], commit=Ancestral(), **whole)
+        sampler = Sampler(steps=steps, order=ORDERS[alg], unmasking=Ancestral(), **whole)
         assert torch.equal(sampler(denoiser, batch, generator=rng()).ids, expected)
         drawn += int((expected == MASK).sum())
     assert drawn or steps > 3
@@ -258,17 +258,17 @@ def test_dream_looks_at_the_restricted_probabilities(alg: str, top_p: float) -> 
         sampler = Sampler(
             steps=8,
             order=ORDERS[alg],
-            commit=Ancestral(),
+            unmasking=Ancestral(),
             top_p=top_p,
-            order_after_temperature=True,
-            whole_vocabulary=True,
-            mask_drawn=True,
+            score_after_temperature=True,
+            full_vocabulary=True,
+            allow_mask_token=True,
         )
         if alg == "topk_margin" and top_p == 0.4:
             continue  # where one token is left of two positions their order is anybody's
         out = sampler(denoiser, batch, generator=rng())
         assert torch.equal(out.ids, expected)
-        free = replace(sampler, order_after_temperature=False)
+        free = replace(sampler, score_after_temperature=False)
         changed += not torch.equal(free(denoiser, batch, generator=rng()).steps, out.steps)
     assert changed or alg == "topk_margin"
 
@@ -280,8 +280,10 @@ def test_dream_takes_top_p_before_top_k(top_k: int, top_p: float) -> None:
         batch = texts(16, seed=seed, rows=1)
         denoiser, logits = model(batch, seed=seed, scale=0.3)
         expected = dream(logits, masked(batch), steps=8, alg="entropy", top_p=top_p, top_k=top_k)
-        decoding = Decoding(8, **{**DREAM, "temperature": 0.0, "top_p": top_p, "top_k": top_k})
-        sampler = replace(decoding.sampler(), whole_vocabulary=True, mask_drawn=True)
+        generation_config = GenerationConfig(
+            8, **{**DREAM, "temperature": 0.0, "top_p": top_p, "top_k": top_k}
+        )
+        sampler = replace(generation_config.sampler(), full_vocabulary=True, allow_mask_token=True)
         out = sampler(denoiser, batch, generator=rng())
         assert torch.equal(out.ids, expected)
         other = replace(sampler, top_p_first=False)(denoiser, batch, generator=rng())
@@ -297,7 +299,7 @@ def test_order_after_temperature_sees_what_is_drawn_from() -> None:
     batch = collate([Sequence((text_segment([0, 0], target=True),))], VOCABULARY)
     sampler = Sampler(steps=2, order=Entropy(), temperature=3.0)
     before, after = (
-        replace(sampler, order_after_temperature=flag)(
+        replace(sampler, score_after_temperature=flag)(
             Factorised(logits), batch, generator=rng()
         ).steps.tolist()
         for flag in (False, True)
@@ -319,7 +321,7 @@ def test_counts_of_dream(steps: int) -> None:
 
 def test_a_step_of_dream_may_commit_nothing() -> None:
     batch = texts(3, seed=0, rows=1)
-    out = Sampler(steps=9, commit=Ancestral())(TinyDenoiser(), batch, generator=rng())
+    out = Sampler(steps=9, unmasking=Ancestral())(TinyDenoiser(), batch, generator=rng())
     assert out.steps.max() == 8
     assert len(out.steps[batch.target].unique()) < 9
 
@@ -327,7 +329,7 @@ def test_a_step_of_dream_may_commit_nothing() -> None:
 def test_ancestral_steps_reveal_each_token_on_its_own() -> None:
     n, size, steps = 2000, 10, 4
     batch = copies(Sequence((text_segment([0] * size, target=True),)), n)
-    sampler = Sampler(steps=steps, order=Random(), commit=Ancestral(Linear(), drawn=True))
+    sampler = Sampler(steps=steps, order=Random(), unmasking=Ancestral(Linear(), drawn=True))
     out = sampler(Factorised(torch.zeros(size, VOCABULARY.size)), batch, generator=rng())
     when = torch.nn.functional.one_hot(out.steps, steps).double()  # [n, size, steps]
     torch.testing.assert_close(
@@ -366,7 +368,7 @@ def open_of_maskgit(n: int, steps: int) -> list[int]:
 
 
 def test_counts_of_maskgit() -> None:
-    rule = ScheduledCount(Cosine(), least=1, strict=True)
+    rule = ScheduledTransfer(Cosine(), least=1, strict=True)
     for n in (16, 48, 64, 256, 576, 1024, 4096):
         for steps in range(1, 65):
             plan, open_ = open_of_maskgit(n, steps), n
@@ -399,7 +401,7 @@ def test_mmada_images(steps: int, cfg: float) -> None:
                 x[0, i] = first + int(probability[i].argmax())
         sampler = Sampler(
             steps=steps,
-            commit=ScheduledCount(Cosine(), least=1, strict=True),
+            unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
             guidance_scale=cfg + 1,
         )
         assert torch.equal(sampler(denoiser, batch, generator=rng()).ids, x)
@@ -435,7 +437,7 @@ def test_lumina_edits_with_two_unconditional_branches() -> None:
     sampler = Sampler(
         steps=4,
         order=Confidence(1.0, "none"),
-        commit=ScheduledCount(Cosine(), least=1, strict=True),
+        unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
         temperature=1.0,
         guidance_scale=(3.5, 5.0),
     )
@@ -466,14 +468,14 @@ def counts_of_lavida(size: int, steps: int, shift: float) -> list[int]:
 )
 def test_counts_of_lavida_as_published(shift: float, expected: list[int]) -> None:
     batch = texts(32, seed=0, rows=1)
-    sampler = Sampler(steps=16, commit=PlannedCount(Shifted(shift)))
+    sampler = Sampler(steps=16, unmasking=PlannedTransfer(Shifted(shift)))
     out = sampler(TinyDenoiser(), batch, generator=rng())
     assert torch.bincount(out.steps[batch.target]).tolist() == expected
 
 
 @pytest.mark.parametrize("shift", [1 / 3, 0.7, 1.0, 3.0, 8.0])
 def test_counts_of_lavida(shift: float) -> None:
-    rule = PlannedCount(Shifted(shift))
+    rule = PlannedTransfer(Shifted(shift))
     for size in (1, 2, 5, 31, 64, 100):
         for steps in (1, 2, 3, 7, 16, 64, 90):
             size_, steps_ = torch.tensor([size]), torch.tensor([steps])
@@ -525,9 +527,9 @@ def test_dimple(steps: int, threshold: float) -> None:
         expected, taken = dimple(logits, masked(batch), steps=steps, threshold=threshold)
         sampler = Sampler(
             steps=steps,
-            commit=Threshold(threshold, otherwise=CatchUp(), alone=True),
-            whole_vocabulary=True,
-            mask_drawn=True,
+            unmasking=Threshold(threshold, fallback=CatchUpTransfer(), exclusive=True),
+            full_vocabulary=True,
+            allow_mask_token=True,
         )
         denoiser.calls = 0
         out = sampler(denoiser, batch, generator=rng())
@@ -537,10 +539,10 @@ def test_dimple(steps: int, threshold: float) -> None:
 
 def test_catching_up_ends_with_the_schedule() -> None:
     """Ahead of its schedule a row goes on to the next count below."""
-    rule = CatchUp(Linear())
+    rule = CatchUpTransfer(Linear())
     progress = Progress(*(torch.tensor([n]) for n in (12, 5, 0, 6)))
     assert int(rule.remaining(progress, generator=rng())) == 4  # 10, 8, 6, 4
-    out = Sampler(steps=6, order=LeftToRight(), commit=rule)(
+    out = Sampler(steps=6, order=LeftToRight(), unmasking=rule)(
         TinyDenoiser(), texts(12, seed=0, rows=1), generator=rng()
     )
     assert torch.bincount(out.steps[out.steps >= 0]).tolist() == [2] * 6

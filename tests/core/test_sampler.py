@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdlm.core.diffusion.noise import IdNeighbourhood, MaskNoise, NeighbourNoise, UniformNoise
+from mmdlm.core.diffusion.noise import IdNeighborhood, MaskNoise, NeighborNoise, UniformNoise
 from mmdlm.core.diffusion.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sampling.order import (
     Candidates,
@@ -25,15 +25,15 @@ from mmdlm.core.sampling.order import (
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
-    CatchUp,
+    CatchUpTransfer,
     EntropyBound,
-    EvenSplit,
     Factor,
-    PlannedCount,
+    PlannedTransfer,
     Progress,
     Remasking,
-    ScheduledCount,
+    ScheduledTransfer,
     Threshold,
+    UniformTransfer,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -49,7 +49,7 @@ from tests.core.fakes import (
     with_features,
 )
 
-COSINE = ScheduledCount(Cosine())
+COSINE = ScheduledTransfer(Cosine())
 SAMPLERS = [
     Sampler(steps=6),
     Sampler(steps=100),
@@ -59,24 +59,37 @@ SAMPLERS = [
     Sampler(steps=5, order=Margin(), temperature=1.0),
     Sampler(steps=5, order=Entropy(), temperature=1.0),
     Sampler(steps=7, order=LeftToRight(), temperature=1.0),
-    Sampler(steps=8, order=Confidence(1.0), commit=COSINE, temperature=1.0, guidance_scale=4.5),
-    Sampler(steps=8, order=Confidence(2.0, "compounding"), commit=COSINE, temperature=1.0),
-    Sampler(steps=4, commit=Threshold(0.3)),
-    Sampler(steps=20, commit=Threshold(0.5, otherwise=COSINE), block_length=5, temperature=1.0),
+    Sampler(steps=8, order=Confidence(1.0), unmasking=COSINE, temperature=1.0, guidance_scale=4.5),
+    Sampler(steps=8, order=Confidence(2.0, "compounding"), unmasking=COSINE, temperature=1.0),
+    Sampler(steps=4, unmasking=Threshold(0.3)),
+    Sampler(steps=20, unmasking=Threshold(0.5, fallback=COSINE), block_length=5, temperature=1.0),
     Sampler(steps=6, temperature=0.8, top_k=3, top_p=0.7),
     Sampler(steps=8, noise=UniformNoise(), temperature=1.0),
-    Sampler(steps=8, noise=NeighbourNoise(IdNeighbourhood(2)), block_length=7, temperature=1.0),
-    Sampler(steps=30, remask=Remasking(0.3), commit=COSINE, temperature=1.0),
-    Sampler(steps=30, remask=Remasking(1.0, "rescale"), commit=COSINE, block_length=5),
+    Sampler(steps=8, noise=NeighborNoise(IdNeighborhood(2)), block_length=7, temperature=1.0),
+    Sampler(steps=30, remask=Remasking(0.3), unmasking=COSINE, temperature=1.0),
+    Sampler(steps=30, remask=Remasking(1.0, "rescale"), unmasking=COSINE, block_length=5),
     Sampler(steps=12, remask=Remasking(0.5, by_confidence=True), noise=UniformNoise()),
-    Sampler(steps=12, remask=Remasking(0.5, between=(0.2, 0.6)), commit=Threshold(0.4)),
-    Sampler(steps=6, order=Entropy(0.3, "none"), commit=Ancestral(), temperature=1.0),
-    Sampler(steps=9, order=Random(), commit=Ancestral(drawn=True), block_length=4, temperature=1.0),
-    Sampler(steps=9, order=Probability(0.1), commit=PlannedCount(Shifted(0.3)), block_length=4),
-    Sampler(steps=5, commit=Threshold(0.6, otherwise=CatchUp(), alone=True), temperature=1.0),
-    Sampler(steps=9, commit=ScheduledCount(Cosine(), least=1, strict=True), temperature=1.0),
+    Sampler(steps=12, remask=Remasking(0.5, between=(0.2, 0.6)), unmasking=Threshold(0.4)),
+    Sampler(steps=6, order=Entropy(0.3, "none"), unmasking=Ancestral(), temperature=1.0),
     Sampler(
-        steps=6, temperature=0.7, top_k=4, top_p=0.8, order_after_temperature=True, postponed=(1, 2)
+        steps=9, order=Random(), unmasking=Ancestral(drawn=True), block_length=4, temperature=1.0
+    ),
+    Sampler(
+        steps=9, order=Probability(0.1), unmasking=PlannedTransfer(Shifted(0.3)), block_length=4
+    ),
+    Sampler(
+        steps=5,
+        unmasking=Threshold(0.6, fallback=CatchUpTransfer(), exclusive=True),
+        temperature=1.0,
+    ),
+    Sampler(steps=9, unmasking=ScheduledTransfer(Cosine(), least=1, strict=True), temperature=1.0),
+    Sampler(
+        steps=6,
+        temperature=0.7,
+        top_k=4,
+        top_p=0.8,
+        score_after_temperature=True,
+        deprioritized_ids=(1, 2),
     ),
 ]
 
@@ -142,21 +155,21 @@ def test_trajectory_ends_where_the_call_does(sampler: Sampler):
 
 
 @pytest.mark.parametrize(
-    "commit",
+    "unmasking",
     [
-        EvenSplit(),
+        UniformTransfer(),
         COSINE,
         Ancestral(),
-        PlannedCount(Shifted()),
-        Threshold(0.5, otherwise=CatchUp(), alone=True),
+        PlannedTransfer(Shifted()),
+        Threshold(0.5, fallback=CatchUpTransfer(), exclusive=True),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("block_length", [None, 3])
-def test_rows_are_sampled_as_if_alone(commit, block_length):
+def test_rows_are_sampled_as_if_alone(unmasking, block_length):
     """Ragged rows: each goes through its own blocks at its own pace."""
     denoiser, batch = TinyDenoiser(), ragged()
-    sampler = Sampler(steps=8, block_length=block_length, commit=commit)
+    sampler = Sampler(steps=8, block_length=block_length, unmasking=unmasking)
     together = sampler(denoiser, batch, generator=rng())
     for row in range(len(batch)):
         parts = {k: v[row : row + 1] for k, v in vars(batch).items() if v is not None}
@@ -218,7 +231,7 @@ def test_counts_of_an_even_split_put_the_remainder_first():
 def test_counts_of_maskgit_follow_the_cosine():
     n, steps = 64, 9
     batch = copies(document(0, n), 1)
-    sampler = Sampler(steps=steps, order=Confidence(1.0), commit=COSINE, temperature=1.0)
+    sampler = Sampler(steps=steps, order=Confidence(1.0), unmasking=COSINE, temperature=1.0)
     out = sampler(Factorised(torch.randn(70, VOCABULARY.size)), batch, generator=rng())
     left = [n] + [math.floor(n * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
     left[-1] = 0
@@ -239,7 +252,7 @@ def test_more_steps_than_tokens_waste_no_forward_pass():
     Sampler(steps=50)(denoiser, batch, generator=rng())
     assert denoiser.calls == 5
     denoiser.calls = 0
-    Sampler(steps=50, commit=COSINE)(denoiser, batch, generator=rng())
+    Sampler(steps=50, unmasking=COSINE)(denoiser, batch, generator=rng())
     assert denoiser.calls == 5
 
 
@@ -305,14 +318,14 @@ def test_confidence_is_that_of_the_drawn_token_without_temperature():
 
 def test_threshold_commits_the_sure_ones_at_once_and_one_at_least():
     batch, denoiser = free_text(6), sharp(0.95, 0.3, 0.92, 0.5, 0.4, 0.99)
-    out = Sampler(steps=6, commit=Threshold(0.9))(denoiser, batch, generator=rng())
+    out = Sampler(steps=6, unmasking=Threshold(0.9))(denoiser, batch, generator=rng())
     assert out.steps[0].tolist() == [0, 3, 0, 1, 2, 0]
     assert denoiser.calls == 4
 
 
 def test_threshold_keeps_to_its_budget():
     batch, denoiser = free_text(6), sharp(*[0.2] * 6)
-    out = Sampler(steps=3, commit=Threshold(0.9))(denoiser, batch, generator=rng())
+    out = Sampler(steps=3, unmasking=Threshold(0.9))(denoiser, batch, generator=rng())
     assert torch.bincount(out.steps[0]).tolist() == [2, 2, 2]
 
 
@@ -320,7 +333,7 @@ def test_factor_commits_the_more_at_once_the_surer_each_is():
     batch, denoiser = free_text(6), sharp(0.96, 0.3, 0.9, 0.5, 0.4, 0.97)
     # 2 * 0.03, 3 * 0.04 and 4 * 0.1, in the order of their sureness
     for factor, together in ((0.05, 1), (0.1, 1), (0.2, 2), (0.5, 3)):
-        out = Sampler(steps=6, commit=Factor(factor))(denoiser, batch, generator=rng())
+        out = Sampler(steps=6, unmasking=Factor(factor))(denoiser, batch, generator=rng())
         assert int((out.steps[0] == 0).sum()) == together
     assert out.steps[0].tolist() == [0, 3, 0, 1, 2, 0]
 
@@ -331,13 +344,13 @@ def test_entropy_bound_commits_what_is_nearly_independent():
     entropy = torch.special.entr(logits.exp()).sum(-1).sort().values
     for together in (1, 2, 3, 5):
         bound = float(entropy[: together - 1].sum()) + 1e-6
-        sampler = Sampler(steps=6, order=Entropy(), commit=EntropyBound(bound))
+        sampler = Sampler(steps=6, order=Entropy(), unmasking=EntropyBound(bound))
         out = sampler(denoiser, batch, generator=rng())
         assert int((out.steps[0] == 0).sum()) == together
     with pytest.raises(ValueError, match=r"EntropyBound reads entropies off the order Entropy"):
-        Sampler(steps=6, commit=EntropyBound(0.1))
+        Sampler(steps=6, unmasking=EntropyBound(0.1))
     with pytest.raises(ValueError, match="without noise"):
-        Sampler(steps=6, order=Entropy(1.0), commit=EntropyBound(0.1))
+        Sampler(steps=6, order=Entropy(1.0), unmasking=EntropyBound(0.1))
 
 
 def test_in_order_sure_tokens_wait_for_unsure_ones_before_them():
@@ -347,11 +360,11 @@ def test_in_order_sure_tokens_wait_for_unsure_ones_before_them():
         (Factor(0.4, in_order=True), [0, 0, 1, 2, 3, 4]),
         (Threshold(0.9), [0, 0, 1, 0, 2, 0]),
     ):
-        sampler = Sampler(steps=6, order=LeftToRight(), commit=rule)
+        sampler = Sampler(steps=6, order=LeftToRight(), unmasking=rule)
         out = sampler(denoiser, batch, generator=rng())
         assert out.steps[0].tolist() == steps
     by_confidence = [
-        Sampler(steps=6, commit=Threshold(0.9, in_order=flag))(denoiser, batch, generator=rng())
+        Sampler(steps=6, unmasking=Threshold(0.9, in_order=flag))(denoiser, batch, generator=rng())
         for flag in (False, True)
     ]
     assert torch.equal(by_confidence[0].steps, by_confidence[1].steps)  # the order is sureness
@@ -370,7 +383,7 @@ def test_distinct_words_are_committed_once_in_a_step():
     for flag in (False, True):
         rules = (Threshold(0.9, distinct=flag), Threshold(0.9, distinct=flag, in_order=True))
         for rule, order in zip(rules, (Confidence(), LeftToRight()), strict=True):
-            sampler = Sampler(steps=7, order=order, commit=rule)
+            sampler = Sampler(steps=7, order=order, unmasking=rule)
             out = sampler(Factorised(logits), batch, generator=rng())
             assert out.ids[0].tolist() == words
             steps[flag, rule.in_order] = out.steps[0].tolist()
@@ -388,18 +401,18 @@ def test_distinct_is_of_words_not_of_the_codes_of_pictures():
     batch = collate([Sequence((text_segment([5]), *segments))], vocabulary)
     logits = torch.full((batch.ids.shape[1], vocabulary.size), -30.0)
     logits[torch.arange(len(logits)), batch.ids[0]] = 30.0
-    sampler = Sampler(steps=4, commit=Threshold(0.9, distinct=True))
+    sampler = Sampler(steps=4, unmasking=Threshold(0.9, distinct=True))
     out = sampler(Factorised(logits, vocabulary), batch, generator=rng())
     assert torch.equal(out.ids, batch.ids)
     assert out.steps.amax() == 0
 
 
-@pytest.mark.parametrize("commit", [Factor(0.5), EntropyBound(0.5)], ids=str)
-def test_parallel_rules_keep_to_their_budget_and_fill_every_row(commit):
-    order = Entropy() if isinstance(commit, EntropyBound) else Confidence()
+@pytest.mark.parametrize("unmasking", [Factor(0.5), EntropyBound(0.5)], ids=str)
+def test_parallel_rules_keep_to_their_budget_and_fill_every_row(unmasking):
+    order = Entropy() if isinstance(unmasking, EntropyBound) else Confidence()
     denoiser, batch = TinyDenoiser(scale=5.0), ragged()
     for steps in (3, 12):
-        sampler = Sampler(steps=steps, order=order, commit=commit)
+        sampler = Sampler(steps=steps, order=order, unmasking=unmasking)
         out = sampler(denoiser, batch, generator=rng())
         assert in_range(out.ids, batch)
         assert bool((out.steps[batch.target] >= 0).all())
@@ -407,7 +420,7 @@ def test_parallel_rules_keep_to_their_budget_and_fill_every_row(commit):
 
 def test_threshold_moves_to_the_next_block_at_once():
     batch, denoiser = free_text(6), sharp(0.95, 0.95, 0.95, 0.3, 0.4, 0.95)
-    sampler = Sampler(steps=6, block_length=3, commit=Threshold(0.9))
+    sampler = Sampler(steps=6, block_length=3, unmasking=Threshold(0.9))
     assert sampler(denoiser, batch, generator=rng()).steps[0].tolist() == [0, 0, 0, 3, 2, 1]
 
 
@@ -436,12 +449,12 @@ def test_noise_of_confidence_decays():
 @pytest.mark.parametrize(
     "rule",
     [
-        EvenSplit(),
+        UniformTransfer(),
         COSINE,
-        ScheduledCount(Linear()),
-        PlannedCount(Shifted()),
+        ScheduledTransfer(Linear()),
+        PlannedTransfer(Shifted()),
         Threshold(2.0),
-        Threshold(2.0, otherwise=CatchUp()),
+        Threshold(2.0, fallback=CatchUpTransfer()),
     ],
     ids=str,
 )
@@ -517,10 +530,10 @@ def test_top_k_beyond_the_range_is_no_restriction():
 def test_suppressed_ids_are_never_drawn():
     logits = torch.zeros(VOCABULARY.size)
     logits[3] = 9.0
-    found = frequencies(Sampler(steps=1, temperature=1.0, suppressed=(3, 5)), logits, n=2000)
+    found = frequencies(Sampler(steps=1, temperature=1.0, suppress_tokens=(3, 5)), logits, n=2000)
     assert float(found[3]) == float(found[5]) == 0.0
     assert (found[[0, 1, 2, 4]] > 0).all()
-    order = Sampler(steps=2, suppressed=(3,), order=Entropy())  # -inf in an entropy
+    order = Sampler(steps=2, suppress_tokens=(3,), order=Entropy())  # -inf in an entropy
     assert order(Factorised(logits.expand(4, -1)), free_text(4), generator=rng()).ids.max() < TEXT
 
 
@@ -546,20 +559,20 @@ def test_a_text_may_take_ids_of_the_whole_vocabulary():
     logits = torch.zeros(5, VOCABULARY.size)
     logits[:, VOCABULARY.image[0]] = 9.0
     logits[:, VOCABULARY.mask_id] = 20.0  # still not drawn
-    whole = Sampler(steps=2, whole_vocabulary=True)
+    whole = Sampler(steps=2, full_vocabulary=True)
     ids = whole(Factorised(logits), free_text(4), generator=rng()).ids
     assert (ids == VOCABULARY.image[0]).all()
     picture = collate([document(0, 3)], VOCABULARY)  # codes stay codes
     assert in_range(whole(Factorised(-logits), picture, generator=rng()).ids, picture)
 
 
-@pytest.mark.parametrize("commit", [EvenSplit(), Ancestral()], ids=str)
-def test_a_mask_that_is_drawn_stays_open(commit):
+@pytest.mark.parametrize("unmasking", [UniformTransfer(), Ancestral()], ids=str)
+def test_a_mask_that_is_drawn_stays_open(unmasking):
     """It may still be there in the end; a plan of counts does not wait for it."""
     logits = torch.zeros(5, VOCABULARY.size)
     logits[:, 2] = torch.arange(5) / 10 + 5
     logits[3, VOCABULARY.mask_id] = 5.9  # the likeliest there, though the least sure of all
-    sampler = Sampler(steps=5, commit=commit, whole_vocabulary=True, mask_drawn=True)
+    sampler = Sampler(steps=5, unmasking=unmasking, full_vocabulary=True, allow_mask_token=True)
     out = sampler(Factorised(logits), free_text(5), generator=rng())
     assert out.ids.tolist() == [[2, 2, 2, VOCABULARY.mask_id, 2]]
     assert out.steps[0, 3] == -1
@@ -661,7 +674,7 @@ def test_remasking_takes_tokens_back_and_keeps_the_plan(noise):
     n, steps = 40, 25
     batch = collate([document(0, n)], VOCABULARY)
     sampler = Sampler(
-        steps=steps, commit=COSINE, remask=Remasking(0.4), noise=noise, temperature=1.0
+        steps=steps, unmasking=COSINE, remask=Remasking(0.4), noise=noise, temperature=1.0
     )
     states = list(sampler.trajectory(TinyDenoiser(), batch, generator=rng()))
     assert len(states) == steps
@@ -681,7 +694,7 @@ def test_remasking_takes_tokens_back_and_keeps_the_plan(noise):
 
 def test_more_steps_than_tokens_are_used_for_second_thoughts():
     denoiser, batch = TinyDenoiser(), collate([document(0, 8)], VOCABULARY)
-    Sampler(steps=40, commit=COSINE, remask=Remasking(0.5))(denoiser, batch, generator=rng())
+    Sampler(steps=40, unmasking=COSINE, remask=Remasking(0.5))(denoiser, batch, generator=rng())
     assert denoiser.calls == 37  # floor(8 cos(pi / 2 * 37 / 40)) is 0: no room after that
 
 

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdlm.core.diffusion import noise
-from mmdlm.core.diffusion.noise import IdNeighbourhood, NeighbourNoise
+from mmdlm.core.diffusion.noise import IdNeighborhood, NeighborNoise
 from mmdlm.core.diffusion.schedule import Shifted
-from mmdlm.core.host_masks import Marks
+from mmdlm.core.host_masks import HostMasks
 from mmdlm.core.sampling import forward_passes as passes
 from mmdlm.core.sampling import token_sampling as draw
-from mmdlm.core.sampling import unmasking as commit
+from mmdlm.core.sampling import unmasking as unmasking
 from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Stable
 from mmdlm.core.sampling.order import Candidates, Confidence, Entropy, Margin, Random
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import CatchUp, PlannedCount, Remasking, Threshold
+from mmdlm.core.sampling.unmasking import CatchUpTransfer, PlannedTransfer, Remasking, Threshold
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import VOCABULARY, document, rng
@@ -58,9 +58,14 @@ def waits_of(sampler: Sampler, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
 
         return asks
 
-    for room in (draw, commit, noise, passes):  # who else calls it gives it what lies on the host
+    for room in (
+        draw,
+        unmasking,
+        noise,
+        passes,
+    ):  # who else calls it gives it what lies on the host
         monkeypatch.setattr(room, "on_host", told(room.on_host))
-    monkeypatch.setattr(Marks, "of", told(Marks.of))
+    monkeypatch.setattr(HostMasks, "of", told(HostMasks.of))
     for name in ("cpu", "tolist", "item", "__bool__", "__int__", "__float__"):
         monkeypatch.setattr(Tensor, name, told(getattr(Tensor, name)))
     with waits:
@@ -74,11 +79,16 @@ def waits_of(sampler: Sampler, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
     [
         Sampler(steps=8),
         Sampler(steps=8, temperature=1.0, guidance_scale=2.0, top_k=3, top_p=0.9),
-        Sampler(steps=9, order=Random(), commit=CatchUp(), block_length=6),
-        Sampler(steps=9, commit=PlannedCount(Shifted(3.0)), suppressed=(1,), postponed=(2,)),
-        Sampler(steps=12, commit=Threshold(0.3, in_order=True, distinct=True), stop_ids=(3,)),
+        Sampler(steps=9, order=Random(), unmasking=CatchUpTransfer(), block_length=6),
+        Sampler(
+            steps=9,
+            unmasking=PlannedTransfer(Shifted(3.0)),
+            suppress_tokens=(1,),
+            deprioritized_ids=(2,),
+        ),
+        Sampler(steps=12, unmasking=Threshold(0.3, in_order=True, distinct=True), stop_ids=(3,)),
         Sampler(steps=12, remask=Remasking(0.4), order=Margin(1.0), temperature=1.0),
-        Sampler(steps=8, noise=NeighbourNoise(IdNeighbourhood(2)), temperature=1.0),
+        Sampler(steps=8, noise=NeighborNoise(IdNeighborhood(2)), temperature=1.0),
     ],
     ids=range(7),
 )
@@ -90,7 +100,7 @@ def test_a_step_waits_for_the_device_twice_at_most(
     batch = collate([*rows, document(2, 8, seed=4, prompt=9), rows[0]], VOCABULARY)
     count, steps = waits_of(replace(sampler, cache=cache), batch, monkeypatch)
     assert steps > 5
-    each = 2 if isinstance(sampler.noise, NeighbourNoise) else 1
+    each = 2 if isinstance(sampler.noise, NeighborNoise) else 1
     assert count <= each * steps + BEFORE
 
 
@@ -133,11 +143,11 @@ def peak(run: Any) -> int:
     "sampler",
     [
         Sampler(steps=1),
-        Sampler(steps=1, temperature=1.0, order=Confidence(1.0), suppressed=(3, 4)),
+        Sampler(steps=1, temperature=1.0, order=Confidence(1.0), suppress_tokens=(3, 4)),
         Sampler(steps=1, temperature=1.0, order=Entropy(), top_k=50, top_p=0.9),
-        Sampler(steps=1, temperature=1.0, order=Margin(), postponed=(5,)),
+        Sampler(steps=1, temperature=1.0, order=Margin(), deprioritized_ids=(5,)),
         Sampler(steps=1, order=Random(), guidance_scale=2.0),
-        Sampler(steps=1, temperature=0.5, order_after_temperature=True, top_p=0.5),
+        Sampler(steps=1, temperature=0.5, score_after_temperature=True, top_p=0.5),
     ],
     ids=range(6),
 )
@@ -173,7 +183,7 @@ def test_tokens_do_not_depend_on_how_many_are_looked_at_together(
 def test_an_order_of_ones_own_sees_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Size] = []
 
-    class Own(Confidence):
+    class Native(Confidence):
         def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
             seen.append(candidates.logits.shape)
             return candidates.logits.amax(-1)
@@ -181,7 +191,7 @@ def test_an_order_of_ones_own_sees_all_logits_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(draw, "_LEAST", 120)
     denoiser = Wide(50)
     batch = collate([Sequence((text_segment([0] * 9, target=True),))], denoiser.vocabulary)
-    Sampler(steps=3, order=Own())(denoiser, batch, generator=rng())
+    Sampler(steps=3, order=Native())(denoiser, batch, generator=rng())
     assert seen == [(9, 50), (6, 50), (3, 50)]
 
 

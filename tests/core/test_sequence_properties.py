@@ -173,11 +173,11 @@ def test_rows_bring_their_features_along(sequences: list[Sequence], data: st.Dat
 def test_the_prefix_is_what_stands_before_the_first_target(sequences: list[Sequence]) -> None:
     batch = collate(sequences, VOCABULARY)
     for row, one in enumerate(sequences):
-        marks = [
+        host_masks = [
             [bool(mark) for segment in document.segments for mark in segment.target]
             for document in one.documents
         ]
-        expected = [not any(of[: i + 1]) for of in marks for i in range(len(of))]
+        expected = [not any(of[: i + 1]) for of in host_masks for i in range(len(of))]
         assert batch.prefix[row][: len(one)].tolist() == expected
 
 

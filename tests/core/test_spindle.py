@@ -44,10 +44,10 @@ def test_touches_targets_only(process: Spindle):
     batch = ragged()
     t = torch.rand(batch.ids.shape, generator=rng())
     corruption = process.corrupt(batch, t, VOCABULARY, generator=rng())
-    assert corruption.masked.any()
-    assert not (corruption.masked & ~batch.target).any()
-    assert torch.equal(corruption.x_t[~corruption.masked], batch.ids[~corruption.masked])
-    assert (corruption.x_t[corruption.masked] == VOCABULARY.mask_id).all()
+    assert corruption.is_noised.any()
+    assert not (corruption.is_noised & ~batch.target).any()
+    assert torch.equal(corruption.x_t[~corruption.is_noised], batch.ids[~corruption.is_noised])
+    assert (corruption.x_t[corruption.is_noised] == VOCABULARY.mask_id).all()
     for part in (corruption.p_mask, corruption.weight):
         assert torch.isfinite(part[batch.target]).all()
 
@@ -58,8 +58,8 @@ def test_clean_at_0_and_all_noise_at_1(process: Spindle):
         process.corrupt(batch, torch.full((len(batch),), t), VOCABULARY, generator=rng())
         for t in (0.0, 1.0)
     )
-    assert not clean.masked.any()
-    assert torch.equal(noise.masked, batch.target)
+    assert not clean.is_noised.any()
+    assert torch.equal(noise.is_noised, batch.target)
 
 
 def test_rare_tokens_are_masked_more_often_at_every_time(process: Spindle):

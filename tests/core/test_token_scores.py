@@ -12,7 +12,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdlm.core.likelihood.estimators import Coupled, Elbo, LikelihoodEstimator, MeanField, Trace
+from mmdlm.core.likelihood.estimators import (
+    Coupled,
+    Elbo,
+    LikelihoodEstimator,
+    OneStepMeanField,
+    TrajectoryReplay,
+)
 from mmdlm.core.likelihood.token_scores import token_scores
 from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
@@ -37,14 +43,14 @@ class WithHead(TinyDenoiser):
 def test_log_probabilities_are_of_what_the_sampler_draws_from(kind: type[TinyDenoiser]) -> None:
     """Those of a replay are those at which tokens were committed; suppressed ids have none."""
     denoiser = kind(PUBLISHED)
-    sampler = Sampler(steps=4, temperature=1.0, order=Random(), suppressed=(2, 5))
+    sampler = Sampler(steps=4, temperature=1.0, order=Random(), suppress_tokens=(2, 5))
     sequence = Sequence((text_segment([1, 4]), text_segment([0] * 6, target=True)))
     batch = collate([sequence] * 50, PUBLISHED)
     out = sampler(denoiser, batch, generator=rng())
     undrawable = sampler.undrawable(PUBLISHED)
     assert undrawable == (2, 5, 7)
     assert not torch.isin(out.ids[batch.target], torch.tensor(undrawable)).any()
-    estimator = Trace()
+    estimator = TrajectoryReplay()
     filled = collate(
         [Sequence((text_segment([1, 4]), text_segment(row[2:], target=True))) for row in out.ids],
         PUBLISHED,
@@ -79,7 +85,7 @@ def test_with_and_without_logits_gradients_are_the_same() -> None:
     gradients = []
     for kind in (TinyDenoiser, WithHead):
         denoiser, batch = kind(), ragged()
-        estimator = MeanField(p_context=0.3)
+        estimator = OneStepMeanField(prompt_mask_prob=0.3)
         (views,) = estimator.draw(batch, VOCABULARY, generator=rng())
         scores = estimator.scores(denoiser, batch, views, undrawable=(1, 3, 17))
         assert torch.isfinite(scores.total[batch.target]).any()

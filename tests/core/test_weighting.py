@@ -39,9 +39,9 @@ def test_it_is_the_double_sum(p: float, batch: Batch):
         for n in range(length):
             for i in range(length):
                 near = batch.document[b, i] == batch.document[b, n] != -1
-                if i != n and near and not corruption.masked[b, i]:
+                if i != n and near and not corruption.is_noised[b, i]:
                     expected[b, n] += 0.5 * p * (1 - p) ** (abs(n - i) - 1)
-    here = corruption.masked
+    here = corruption.is_noised
     assert here.any()
     torch.testing.assert_close(weights[here], expected[here])
 

@@ -15,15 +15,15 @@ import torch
 from data_pipelines.messages import Message, messages_of
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.shards import Sample, expand_urls, read_shard, write_shard
-from data_pipelines.sources.conversations import Conversation, speak
+from data_pipelines.sources.conversations import Conversation, apply_chat_template
 from data_pipelines.sources.end_of_text import FilledTail, FixedTail, NoTail, RandomTail, Tail
 from data_pipelines.sources.source import Source, encode_array
-from data_pipelines.sources.vision_samples import Eye, see_through
+from data_pipelines.sources.vision_samples import Eye, attach_vision
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.core.sequence import Batch, Sequence
 from mmdlm.templates.auto import LAYOUTS
-from mmdlm.templates.prompt_template import Layout
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.text_codec import TextCodec
 from tests.data_pipelines.eyes import SQUARE, adapter, plain
 from tests.templates.tiny import ids_of, targets_of, words_of
 
@@ -40,21 +40,21 @@ def spoken(
     length: int = 400,
     seed: int = 0,
     eye: Eye | None = None,
-    layout: Layout | None = None,
+    prompt_template: PromptTemplate | None = None,
     **fields: bytes,
-) -> tuple[Sequence, Words]:
+) -> tuple[Sequence, TextCodec]:
     words = words_of(family)
     given = {"messages": content} if isinstance(content, list) else content
     sample: Sample = {"__key__": "k", "__url__": "x.tar", "json": json.dumps(given).encode()}
     sample |= {name.replace("_", "."): value for name, value in fields.items()}
-    sources = speak(
+    sources = apply_chat_template(
         [Source("x.tar", conversation)],
-        layout or LAYOUTS[family],
+        prompt_template or LAYOUTS[family],
         words,
         length=length,
         packed=False,
     )
-    (source,) = see_through(sources, None)
+    (source,) = attach_vision(sources, None)
     through = source.to_sequence
     if eye is not None:
         from data_pipelines.sources.vision_samples import Through
@@ -65,7 +65,7 @@ def spoken(
     return sequence, words
 
 
-def learnt(sequence: Sequence, words: Words) -> str:
+def learnt(sequence: Sequence, words: TextCodec) -> str:
     """Its text, targets in brackets, pictures as their slots, ends of text as $."""
     parts = []
     for segment in sequence.segments:
@@ -77,7 +77,7 @@ def learnt(sequence: Sequence, words: Words) -> str:
     return "".join(parts)
 
 
-def short(sequence: Sequence, words: Words) -> str:
+def short(sequence: Sequence, words: TextCodec) -> str:
     """The same with LLaDA's markers as single letters."""
     text = learnt(sequence, words)
     text = re.sub(r"<\|start_header_id\|>(\w)\w*<\|end_header_id\|>\n\n", r"\1:", text)
@@ -141,7 +141,7 @@ def test_codes_are_read_for_a_model_of_codes() -> None:
 
 def test_codes_of_another_grid_than_the_models_are_refused() -> None:
     words = replace(words_of("mmada"), grid=(2, 2))
-    of_mmada = NONE.spoken(LAYOUTS["mmada"], words, length=99)
+    of_mmada = NONE.templated(LAYOUTS["mmada"], words, length=99)
     content = {"messages": [{"role": "user", "content": "<image>"}, PAIR[1]]}
 
     def sequence(side: int) -> Sequence:
@@ -245,10 +245,10 @@ def test_a_filled_row_leaves_nothing_to_pack() -> None:
     for tail, works in ((FilledTail(), False), (FilledTail(8), True), (RandomTail(), True)):
         source = Source("x", Conversation(tail=tail))
         if works:
-            speak([source], LAYOUTS["llada"], words, length=9, packed=True)
+            apply_chat_template([source], LAYOUTS["llada"], words, length=9, packed=True)
             continue
         with pytest.raises(ValueError, match="leaves nothing to pack"):
-            speak([source], LAYOUTS["llada"], words, length=9, packed=True)
+            apply_chat_template([source], LAYOUTS["llada"], words, length=9, packed=True)
 
 
 WEIGHED = [
@@ -319,9 +319,9 @@ def test_draws_resume_exactly(tmp_path: Path) -> None:
     source = Source(str(tmp_path), Conversation(answers="one", tail=RandomTail()))
 
     def loader() -> Any:
-        sources = speak([source], LAYOUTS["llada"], words, length=300, packed=True)
+        sources = apply_chat_template([source], LAYOUTS["llada"], words, length=300, packed=True)
         return build_loader(
-            see_through(sources, None),
+            attach_vision(sources, None),
             words.vocabulary,
             tokenizer=words.tokenizer,
             batch_size=2,
@@ -351,11 +351,11 @@ def test_draws_resume_exactly(tmp_path: Path) -> None:
 def test_an_answer_that_does_not_fit_is_a_broken_sample(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", talks(2))
     words = words_of("llada")
-    sources = speak(
+    sources = apply_chat_template(
         [Source(str(tmp_path), Conversation())], LAYOUTS["llada"], words, length=20, packed=False
     )
     options: dict[str, Any] = {"tokenizer": words.tokenizer, "batch_size": 1, "length": 20}
-    batches = build_loader(see_through(sources, None), words.vocabulary, max_broken=0, **options)
+    batches = build_loader(attach_vision(sources, None), words.vocabulary, max_broken=0, **options)
     with pytest.raises(ValueError, match=r"sample 00.: \d+ tokens do not fit in a row of 20"):
         next(iter(batches))
 
@@ -375,8 +375,8 @@ def test_an_answer_may_be_cut_where_the_row_ends() -> None:
     with_nothing_left, _ = spoken(cut, TALK, length=len(whole) - 4)
     assert len(with_nothing_left) == len(whole)  # the stream counts it
     dimple = LAYOUTS["dimple"]
-    both, words = spoken(NONE, PAIR, "dimple", layout=dimple)
-    sequence, _ = spoken(cut, PAIR, "dimple", layout=dimple, length=len(both) - 2)
+    both, words = spoken(NONE, PAIR, "dimple", prompt_template=dimple)
+    sequence, _ = spoken(cut, PAIR, "dimple", prompt_template=dimple, length=len(both) - 2)
     assert learnt(sequence, words).endswith("[ye]")
 
 
@@ -427,6 +427,6 @@ def test_a_model_with_eyes_looks_at_conversations(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", talks(1))
     words = words_of("llada")
     source = Source(str(tmp_path / "a.tar"), Conversation())
-    spoken_ = speak([source], LAYOUTS["llada"], words, length=9, packed=False)
-    (through,) = see_through(spoken_, adapter())
+    spoken_ = apply_chat_template([source], LAYOUTS["llada"], words, length=9, packed=False)
+    (through,) = attach_vision(spoken_, adapter())
     assert through.to_sequence.eye.tiling == SQUARE

@@ -223,7 +223,7 @@ def test_arrays() -> None:
 def test_conversations_in_shards_of_others(kind: type[Conversation], family: str) -> None:
     """Whatever their JSON is, training reads it or counts it as broken."""
     draw, words = Random(f"{kind} {family}"), words_of(family)
-    taught = kind(tail=NoTail()).spoken(LAYOUTS[family], words, length=99)
+    taught = kind(tail=NoTail()).templated(LAYOUTS[family], words, length=99)
     read = 0
     for _ in range(300):
         content = json.dumps(row(draw)).encode()

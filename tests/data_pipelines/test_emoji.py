@@ -37,8 +37,8 @@ def test_held_out_is_fixed():
 
 
 def test_alike():
-    def one(name, colour):
-        return Emoji(name, {}, (), name, Image.new("RGB", (2, 2), colour), False)
+    def one(name, color):
+        return Emoji(name, {}, (), name, Image.new("RGB", (2, 2), color), False)
 
     assert alike_names([one("a", "red"), one("b", "blue"), one("c", "red")]) == {
         "a": {"a", "c"},

@@ -47,7 +47,7 @@ class TestIcons:
         wide = replace(
             one,
             icons={
-                "icon-2": {"body": SQUARE.format(colour="#00f", side=16), "width": 32, "height": 16}
+                "icon-2": {"body": SQUARE.format(color="#00f", side=16), "width": 32, "height": 16}
             },
         )
         pixels = np.asarray(wide.draw("\U0001f34e", size=32))

@@ -37,11 +37,11 @@ def scaled(images: Path, out: Path, *, size: int = 16) -> list[dict]:
     return [one for path in (out / "scaled").glob("*.tar") for one in read_shard(str(path))]
 
 
-def write_colours(images: Path, count: int, *, start: int = 0) -> None:
+def write_colors(images: Path, count: int, *, start: int = 0) -> None:
     images.mkdir(exist_ok=True)
     for number in range(start, start + count):
         image = Image.new("RGB", (20, 20), (number % 256, number // 256, 99))
-        image.save(images / f"colour {number:04d}.png")
+        image.save(images / f"color {number:04d}.png")
 
 
 def test_every_format_becomes_an_upright_square_on_white(tmp_path):
@@ -87,7 +87,7 @@ def test_transparency_is_set_on_white_and_what_vanishes_is_left_out(tmp_path):
 
 def test_broken_files_and_links_are_counted_by_name(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 9)
+    write_colors(images, 9)
     whole = png_bytes(Image.effect_noise((20, 20), 99))
     (images / "broken.png").write_bytes(whole[: len(whole) // 2])
     (images / "no image.jpg").write_text("hello")
@@ -103,7 +103,7 @@ def test_broken_files_and_links_are_counted_by_name(tmp_path):
 
 def test_captions_in_any_script(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, len(CAPTIONS))
+    write_colors(images, len(CAPTIONS))
     for path, caption in zip(sorted(images.glob("*.png")), CAPTIONS, strict=True):
         path.with_suffix(".txt").write_text(f" {caption}\n", encoding="utf-8")
     scaled(images, tmp_path)
@@ -116,14 +116,14 @@ def test_captions_in_any_script(tmp_path):
 
 def test_the_split_follows_from_the_content(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 200)
+    write_colors(images, 200)
     scaled(images, tmp_path / "one")
     first = split(tmp_path / "one" / "scaled", tmp_path / "one" / "set", share=0.1)
     held = set(part_captions(tmp_path / "one" / "set" / HELD_OUT))
     assert 8 <= len(held) <= 35
     assert first.train + first.held_out == 200
     # Others join, and one changes its name: it stays on its side.
-    write_colours(images, 100, start=200)
+    write_colors(images, 100, start=200)
     moved = sorted(held)[0]
     (images / f"{moved}.png").rename(images / "another name.png")
     scaled(images, tmp_path / "two")
@@ -135,7 +135,7 @@ def test_the_split_follows_from_the_content(tmp_path):
 
 def test_copies_stay_together_and_some_image_is_held_out(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 9)
+    write_colors(images, 9)
     for path in sorted(images.glob("*.png")):
         (images / f"copy of {path.name}").write_bytes(path.read_bytes())
     scaled(images, tmp_path)
@@ -148,7 +148,7 @@ def test_copies_stay_together_and_some_image_is_held_out(tmp_path):
 
 def test_captions_that_many_images_share_weigh_less(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 12)
+    write_colors(images, 12)
     for number, path in enumerate(sorted(images.glob("*.png"))):
         path.with_suffix(".txt").write_text("often" if number < 8 else f"once {number}")
     scaled(images, tmp_path)
@@ -165,7 +165,7 @@ def test_captions_that_many_images_share_weigh_less(tmp_path):
 
 def test_all_captions_of_an_image_are_kept(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 8)
+    write_colors(images, 8)
     for path in sorted(images.glob("*.png")):
         notes = {"captions": [f"{path.stem} a", f"{path.stem}  b"]}
         path.with_suffix(".json").write_text(json.dumps(notes))
@@ -180,7 +180,7 @@ def test_all_captions_of_an_image_are_kept(tmp_path):
 @pytest.mark.parametrize("count, alike, said", [(7, False, "only 7 images"), (9, True, "the same")])
 def test_what_is_no_set(tmp_path, count, alike, said):
     images = tmp_path / "images"
-    write_colours(images, count)
+    write_colors(images, count)
     for path in images.glob("*.png"):
         path.with_suffix(".txt").write_text("alike" if alike else path.stem)
     scaled(images, tmp_path)
@@ -191,14 +191,14 @@ def test_what_is_no_set(tmp_path, count, alike, said):
 
 def test_an_image_without_a_caption_is_left_out(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 9)
+    write_colors(images, 9)
     first, second, *_ = sorted(images.glob("*.png"))
     first.with_suffix(".txt").write_text(" \n")
     second.with_suffix(".json").write_text('{"camera": "none"}')
     scaled(images, tmp_path)
     with pytest.raises(ValueError, match="only 7 images"):
         split(tmp_path / "scaled", tmp_path / "set")
-    write_colours(images, 2, start=9)
+    write_colors(images, 2, start=9)
     scaled(images, tmp_path / "more")
     summary = split(tmp_path / "more" / "scaled", tmp_path / "more" / "set")
     assert summary.images == 9
@@ -208,7 +208,7 @@ def test_an_image_without_a_caption_is_left_out(tmp_path):
 
 def test_a_set_is_written_once_and_read_back(tmp_path):
     images = tmp_path / "images"
-    write_colours(images, 10)
+    write_colors(images, 10)
     scaled(images, tmp_path)
     summary = split(tmp_path / "scaled", tmp_path / "set")
     assert Summary.read(tmp_path / "set") == summary

@@ -195,7 +195,7 @@ def test_tally(make, number_shards):
     sources = [Source(number_shards(2, 20, folder="t"), Text(max_tokens=6), w) for w in (1, 2)]
     loader = make(sources, num_workers=2)
     list(islice(loader, 10))
-    first, second = loader.tally()
+    first, second = loader.stats()
     assert first["good"] + second["good"] == 30
     assert first["broken"] == 0
 
@@ -297,10 +297,10 @@ class TestPictures:
         write_shard(Path(urls[1]), [{"__key__": "bad", "png": b"\x89PNG"}])
         loader = self.load(urls, max_broken=0.5, num_workers=2)
         list(islice(loader, 8))
-        (tally,) = loader.tally()
-        assert tally["good"] >= 32
-        assert tally["broken"] >= 1
-        assert {one["key"] for one in tally["listed"]} == {"bad"}
+        (stats,) = loader.stats()
+        assert stats["good"] >= 32
+        assert stats["broken"] >= 1
+        assert {one["key"] for one in stats["listed"]} == {"bad"}
 
     def test_a_state_of_other_settings(self, urls):
         state = self.load(urls).state_dict()

@@ -11,14 +11,14 @@ import torch
 
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.shards import expand_urls, read_shard, write_shard
-from data_pipelines.sources.conversations import speak
+from data_pipelines.sources.conversations import apply_chat_template
 from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import Source
-from data_pipelines.sources.vision_samples import see_through
+from data_pipelines.sources.vision_samples import attach_vision
 from data_pipelines.write_shards import preferences as write_preferences
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
 from mmdlm.templates.auto import LAYOUTS
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 from tests.data_pipelines.eyes import plain
 from tests.data_pipelines.test_conversations import short
 from tests.templates.tiny import words_of
@@ -33,9 +33,11 @@ YES, NO = [turn("assistant", "yes")], [turn("assistant", "no")]
 EXPLICIT = {"prompt": ASKED, "chosen": YES, "rejected": NO}
 
 
-def sources(urls: str, words: Words, *, length: int, **options: Any) -> list[Source]:
+def sources(urls: str, words: TextCodec, *, length: int, **options: Any) -> list[Source]:
     given = [Source(urls, Preference(**options))]
-    return see_through(speak(given, LAYOUTS["llada"], words, length=length, packed=True), None)
+    return attach_vision(
+        apply_chat_template(given, LAYOUTS["llada"], words, length=length, packed=True), None
+    )
 
 
 def pair(content: Any, **options: Any) -> list[str]:
@@ -125,7 +127,7 @@ def test_a_pair_stays_in_one_row_and_a_prompt_without_room_is_skipped(tmp_path: 
         for number in range(int(batch.document[row].max()) + 1):
             here = (batch.document[row] == number) & batch.target[row]
             letters = batch.ids[row][here].tolist()[:-1]  # but the end of the turn
-            assert set(letters) == set(words_of("llada").ids("ab"[number % 2]))
+            assert set(letters) == set(words_of("llada").encode_with_specials("ab"[number % 2]))
 
 
 def test_a_partner_has_positions_of_its_own_and_counts_into_the_length() -> None:

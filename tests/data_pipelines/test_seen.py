@@ -19,10 +19,10 @@ from data_pipelines.sources.vision_samples import (
     Eye,
     SeenCaption,
     Through,
+    attach_vision,
     feature_fields,
     fingerprint,
     numbered,
-    see_through,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -206,7 +206,7 @@ def test_each_picture_stays_with_its_text(
 ) -> None:
     """Through packing and worker processes; every sample once."""
     urls = [shard("a.tar", captioned(range(6))), shard("b.tar", captioned(range(6, 12)))]
-    sources = see_through([Source(urls, SeenCaption(2))], adapter())
+    sources = attach_vision([Source(urls, SeenCaption(2))], adapter())
     options = {"packed": packed, "length": 19, "num_workers": workers}
     batches = list(loader(sources, vocabulary, tokenizer, **options))
     found = [pair for batch in batches for pair in pairs(batch)]
@@ -217,21 +217,23 @@ def test_each_picture_stays_with_its_text(
 
 
 def test_a_picture_with_more_slots_than_a_row(shard, vocabulary, tokenizer) -> None:
-    sources = see_through([Source(shard("a.tar", captioned(range(2))), SeenCaption(2))], adapter())
+    sources = attach_vision(
+        [Source(shard("a.tar", captioned(range(2))), SeenCaption(2))], adapter()
+    )
     with pytest.raises(ValueError, match="sample 00.: 6 tokens do not fit in a row of 5"):
         list(loader(sources, vocabulary, tokenizer, length=5, max_broken=0.0))
 
 
 def test_other_sources_stay_as_they_are(number_shards) -> None:
     text = Source(number_shards(1, 3), ImageText())
-    assert see_through([text], None) == [text]
-    assert see_through([text], adapter()) == [text]
+    assert attach_vision([text], None) == [text]
+    assert attach_vision([text], adapter()) == [text]
 
 
 def test_pictures_for_a_model_without_eyes(shard) -> None:
     source = Source(shard("a.tar", captioned(range(1))), SeenCaption())
     with pytest.raises(ValueError, match=r"a.tar: SeenCaption needs a model that sees"):
-        see_through([source], None)
+        attach_vision([source], None)
 
 
 def test_features_are_read_for_their_own_tower_when_it_is_frozen(
@@ -240,22 +242,22 @@ def test_features_are_read_for_their_own_tower_when_it_is_frozen(
     eye = adapter()
     source = Source(shard("a.tar", captioned(range(4), eye)), SeenCaption(2))
     with pytest.raises(ValueError, match="through which the tower cannot learn; freeze vit"):
-        see_through([source], eye)
+        attach_vision([source], eye)
     eye.tower.requires_grad_(False)
-    batches = list(loader(see_through([source], eye), vocabulary, tokenizer))
+    batches = list(loader(attach_vision([source], eye), vocabulary, tokenizer))
     assert all(picture.seen for batch in batches for picture in batch.views)
 
     other = adapter(seed=1)
     other.tower.requires_grad_(False)
     with pytest.raises(ValueError, match=r"a.tar holds features of another vision tower"):
-        see_through([source], other)
+        attach_vision([source], other)
 
 
 def test_a_later_sample_of_another_tower_is_broken(shard, vocabulary, tokenizer) -> None:
     eye = adapter()
     eye.tower.requires_grad_(False)
     mixed = captioned(range(1), eye) + captioned(range(1, 2), adapter(seed=1))
-    sources = see_through([Source(shard("a.tar", mixed), SeenCaption(2))], eye)
+    sources = attach_vision([Source(shard("a.tar", mixed), SeenCaption(2))], eye)
     with pytest.raises(ValueError, match="sample 001: it holds features of another vision tower"):
         list(loader(sources, vocabulary, tokenizer, max_broken=0.0))
 

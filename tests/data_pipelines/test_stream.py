@@ -11,11 +11,11 @@ import pytest
 
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.shards.stream import (
-    Broken,
+    BrokenSample,
     Reader,
+    SampleStats,
     SequenceStream,
     ShardStream,
-    Tally,
     permutation,
 )
 from data_pipelines.sources.source import Source, ToSequence
@@ -292,14 +292,14 @@ class TestBroken:
             next(stream)
 
     def test_the_share_counts_from_a_hundred_samples(self):
-        tally = Tally(0.02)
+        tally = SampleStats(0.02)
         for key in "ab":
-            tally.add_broken(Broken("x.tar", key, "bad"))
+            tally.add_broken(BrokenSample("x.tar", key, "bad"))
         with pytest.raises(ValueError, match="3 of 3"):
-            tally.add_broken(Broken("x.tar", "c", "bad"))
-        tally = Tally(0.02, good=900)
+            tally.add_broken(BrokenSample("x.tar", "c", "bad"))
+        tally = SampleStats(0.02, good=900)
         for key in range(18):
-            tally.add_broken(Broken("x.tar", str(key), "bad"))
+            tally.add_broken(BrokenSample("x.tar", str(key), "bad"))
 
     def test_the_tally_survives_a_stop(self, number_shards, vocabulary, tokenizer):
         sources = [Source(number_shards(2, 10), Picky(7))]

@@ -11,7 +11,7 @@ from data_pipelines.sources.emoji import Emoji
 from data_pipelines.sources.emoji_facts import read_facts
 from data_pipelines.sources.icon_sets import PACKAGES
 
-SQUARE = '<path fill="{colour}" d="M0 0h{side}v{side}h-{side}z"/>'
+SQUARE = '<path fill="{color}" d="M0 0h{side}v{side}h-{side}z"/>'
 PEOPLE = {
     "\U0001f9d1\u200d\U0001f692": "firefighter",
     "\U0001f469\u200d\U0001f692": "woman firefighter",
@@ -36,8 +36,8 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def icon_colour(style: int, number: int) -> str:
-    """Return the colour of an icon: blue in the first style, green in the second."""
+def icon_color(style: int, number: int) -> str:
+    """Return the color of an icon: blue in the first style, green in the second."""
     return f"#00{'' if style else '00'}{255 - 9 * number:02x}{'00' if style else ''}"
 
 
@@ -49,7 +49,7 @@ def write_icons(folder: Path) -> Path:
         folder = root / package
         write_json(folder / "chars.json", {key(c): f"icon-{n}" for n, c in enumerate(NAMES)})
         drawn = {
-            f"icon-{n}": {"body": SQUARE.format(colour=icon_colour(number, n), side=side)}
+            f"icon-{n}": {"body": SQUARE.format(color=icon_color(number, n), side=side)}
             for n in range(len(NAMES))
         }
         write_json(folder / "icons.json", {"icons": drawn, "width": side, "height": side})
@@ -65,7 +65,7 @@ def write_icons(folder: Path) -> Path:
 
 
 def tiny_emoji(icons: Path | None = None) -> list[Emoji]:
-    """Return the emoji, each of one colour, with their facts where `icons` has them."""
+    """Return the emoji, each of one color, with their facts where `icons` has them."""
     facts = read_facts(icons, NAMES) if icons else {}
     return [
         Emoji(

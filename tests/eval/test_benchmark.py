@@ -23,7 +23,7 @@ from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.loading import load
 from mmdlm.rl.rewards.answers import math_equivalence
 from mmdlm.rl.rewards.answers.sudoku import grids, solutions
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 TWICE = "0034341200434321"
 
@@ -217,9 +217,9 @@ def test_the_command_writes_scores_settings_and_the_checkpoint(
     assert report["results"]["count"] == 3
     assert set(report["results"]["measures"]) == {"grid", "cells"}
     assert report["settings"]["seed"] == 5
-    decoding = report["settings"]["decoding"]["answer"]
-    assert (decoding["num_inference_steps"], decoding["block_length"]) == (2, 4)
-    assert set(decoding) >= {"temperature", "order", "schedule", "guidance_scale", "top_p"}
+    generation_config = report["settings"]["generation_config"]["answer"]
+    assert (generation_config["num_inference_steps"], generation_config["block_length"]) == (2, 4)
+    assert set(generation_config) >= {"temperature", "order", "schedule", "guidance_scale", "top_p"}
     assert report["settings"]["max_new_tokens"] == 8
     assert report["data"]["puzzles_with_several_solutions"] == 1
     assert report["data"]["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
@@ -291,7 +291,9 @@ def test_an_answer_goes_on_from_what_is_begun(
         "<|start_header_id|>assistant<|end_header_id|>\n\n<r>"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(Words, "spoken", Words.ids)  # its names of special tokens are no letters
+        patch.setattr(
+            TextCodec, "spoken", TextCodec.ids
+        )  # its names of special tokens are no letters
         whole = model.complete(template, max_new_tokens=6, num_inference_steps=6, block_length=6)
     asked = Asked(max_new_tokens=6, num_inference_steps=6, block_length=6)
     begun = Asking(model, asked, torch.Generator().manual_seed(0))([Prompt("hi", begun="<r>")])

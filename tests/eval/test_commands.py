@@ -72,10 +72,19 @@ def command(speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         assert report["results"]["count"] == len(answers) == count
         settings = report["settings"]
         assert (settings["seed"], settings["max_new_tokens"], settings["batch_size"]) == (5, 8, 2)
-        assert list(settings["decoding"]) == [kind]
-        decoding = settings["decoding"][kind]
-        assert (decoding["num_inference_steps"], decoding["block_length"]) == (2, 4)
-        assert set(decoding) >= {"temperature", "order", "schedule", "guidance_scale", "top_p"}
+        assert list(settings["generation_config"]) == [kind]
+        generation_config = settings["generation_config"][kind]
+        assert (generation_config["num_inference_steps"], generation_config["block_length"]) == (
+            2,
+            4,
+        )
+        assert set(generation_config) >= {
+            "temperature",
+            "order",
+            "schedule",
+            "guidance_scale",
+            "top_p",
+        }
         weights = hashlib.sha256((speaker / "model.safetensors").read_bytes()).hexdigest()
         assert report["model"]["sha256"] == {"model.safetensors": weights}
         sha = None if data is None else hashlib.sha256(data.read_bytes()).hexdigest()

@@ -125,7 +125,7 @@ def test_real_images_are_those_of_the_font() -> None:
     try:
         drawn = draw_emoji(find_font())
     except ValueError:
-        pytest.skip("no colour emoji font on this machine")
+        pytest.skip("no color emoji font on this machine")
     real = demo.real_images()
     font = {one.name: one.image for one in drawn if isinstance(one, Emoji) and one.name in real}
     assert font.keys() == real.keys()

@@ -106,7 +106,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ways = (Faster(threshold=0.0), Faster(factor=0.5))
     main({"names": Comparison(Names(), ways)}, out=out)
     found = json.loads(out.read_text())["outcomes"]
-    assert [one["decoding"] for one in found] == ["usual", "threshold 0.0", "factor 0.5"]
+    assert [one["generation_config"] for one in found] == ["usual", "threshold 0.0", "factor 0.5"]
     assert "| names | threshold 0.0 | 1.00 (2.0 x fewer) |" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no tasks"):
         main({}, out=out)

@@ -61,25 +61,36 @@ def test_a_pattern_moves_with_the_hidden_states() -> None:
     assert send_to_device(AttentionPattern(), "meta") == AttentionPattern()
 
 
-@pytest.mark.parametrize("ahead", [[0, 0], [1, 3], [0, 20]])
-@pytest.mark.parametrize("around", [None, 1, 2])
-def test_what_lies_too_far_away_is_not_seen(ahead: list[int], around: int | None) -> None:
-    pattern = AttentionPattern.of(PACKED, flex=False, ahead=torch.tensor(ahead), around=around)
+@pytest.mark.parametrize("lookahead", [[0, 0], [1, 3], [0, 20]])
+@pytest.mark.parametrize("local_window", [None, 1, 2])
+def test_what_lies_too_far_away_is_not_seen(lookahead: list[int], local_window: int | None) -> None:
+    pattern = AttentionPattern.of(
+        PACKED, flex=False, lookahead=torch.tensor(lookahead), local_window=local_window
+    )
     assert pattern.dense is not None
     for b, row in enumerate(PACKED.tolist()):
         for q in range(8):
             assert pattern.dense[b, 0, q].tolist() == [
-                row[k] == row[q] and k - q <= ahead[b] and (around is None or abs(k - q) <= around)
+                row[k] == row[q]
+                and k - q <= lookahead[b]
+                and (local_window is None or abs(k - q) <= local_window)
                 for k in range(8)
             ]
 
 
-@pytest.mark.parametrize("ahead, around", [([0, 2], None), (None, 2), ([1, 0], 3)])
-def test_kernels_agree_about_distances(ahead: list[int] | None, around: int | None) -> None:
+@pytest.mark.parametrize("lookahead, local_window", [([0, 2], None), (None, 2), ([1, 0], 3)])
+def test_kernels_agree_about_distances(
+    lookahead: list[int] | None, local_window: int | None
+) -> None:
     query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
-    seen = None if ahead is None else torch.tensor(ahead)
+    seen = None if lookahead is None else torch.tensor(lookahead)
     sdpa, flex = (
-        attend(query, key, value, AttentionPattern.of(PACKED, flex=flex, ahead=seen, around=around))
+        attend(
+            query,
+            key,
+            value,
+            AttentionPattern.of(PACKED, flex=flex, lookahead=seen, local_window=local_window),
+        )
         for flex in (False, True)
     )
     torch.testing.assert_close(flex, sdpa)
@@ -120,8 +131,8 @@ def test_block_masks_are_compiled_once_for_all_batches(monkeypatch: pytest.Monke
 
 def test_a_window_wider_than_the_row_needs_no_mask() -> None:
     full = torch.zeros(2, 5, dtype=torch.int64)
-    assert AttentionPattern.of(full, flex=False, around=4).dense is None
-    assert AttentionPattern.of(full, flex=False, around=3).dense is not None
+    assert AttentionPattern.of(full, flex=False, local_window=4).dense is None
+    assert AttentionPattern.of(full, flex=False, local_window=3).dense is not None
 
 
 # ---- long rows ----------------------------------------------------------------------------------
@@ -148,11 +159,11 @@ def test_no_mask_of_a_long_row_is_ever_whole(prefix: bool, monkeypatch: pytest.M
     model = tiny_model(prefix_attention=prefix)
     length = 96
     batch = pack([document(n, 16, seed=n) for n in (3, 9, 14, 20, 5)], VOCABULARY, length=length)
-    at = batch.target & (torch.arange(length) % 3 > 0)
+    query_mask = batch.target & (torch.arange(length) % 3 > 0)
 
     def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
-        states = model.hidden(batch.ids, batch, at=at)[at]
+        states = model.hidden(batch.ids, batch, query_mask=query_mask)[query_mask]
         states.pow(2).sum().backward()
         return states.detach(), [one.grad.clone() for one in model.model.layers.parameters()]
 
@@ -164,7 +175,7 @@ def test_no_mask_of_a_long_row_is_ever_whole(prefix: bool, monkeypatch: pytest.M
     torch.testing.assert_close(found, expected, **TOLERANCE)
     torch.testing.assert_close(new, slopes, rtol=1e-4, atol=1e-4)
     whole = model.hidden(batch.ids, batch).detach()
-    torch.testing.assert_close(found, whole[at], **TOLERANCE)
+    torch.testing.assert_close(found, whole[query_mask], **TOLERANCE)
 
 
 def test_masks_are_whole_up_to_4096_tokens() -> None:

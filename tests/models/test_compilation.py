@@ -28,15 +28,15 @@ def batch_of(number: int) -> Batch:
     return collate(documents, VOCABULARY)
 
 
-def teach(model: nn.Module, denoiser: MmdlmForMaskedDiffusion, batch: Batch) -> None:
+def training_sequence(model: nn.Module, denoiser: MmdlmForMaskedDiffusion, batch: Batch) -> None:
     """One round: rollouts, a reference without the adapter, and two ways to learn."""
     denoiser.eval()
     Sampler(steps=4, temperature=1.0)(denoiser, batch, generator=rng())
     with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-        denoiser.hidden(batch.ids, batch, at=batch.target)
+        denoiser.hidden(batch.ids, batch, query_mask=batch.target)
     denoiser.train()
     denoiser.gradient_checkpointing_enable({"use_reentrant": False})
-    denoiser.hidden(batch.ids, batch, at=batch.target).sum().backward()
+    denoiser.hidden(batch.ids, batch, query_mask=batch.target).sum().backward()
     denoiser.gradient_checkpointing_disable()
     denoiser.hidden(batch.ids, batch).sum().backward()
 
@@ -77,7 +77,7 @@ def test_layers_stay_compiled_from_round_to_round(monkeypatch: pytest.MonkeyPatc
             layer.register_forward_pre_hook(lambda *_: called.__setitem__(0, called[0] + 1))
     for number in range(6):
         compiled[0] = called[0] = 0
-        teach(model, denoiser, batch_of(number))
+        training_sequence(model, denoiser, batch_of(number))
         assert called[0] > 15
         if number:
             assert compiled[0] >= 0.9 * called[0]

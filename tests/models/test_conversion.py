@@ -81,7 +81,7 @@ def test_looking_left_alone_it_is_the_autoregressive_model(
             )
             torch.testing.assert_close(logits[row, here], expected.logits[0], atol=2e-5, rtol=1e-5)
 
-    shifted = ours.hidden(batch.ids, replace(batch, ahead=causal))
+    shifted = ours.hidden(batch.ids, replace(batch, lookahead=causal))
     first = batch.position == 0
     torch.testing.assert_close(shifted[first], hidden[first])
     inside = ~first & ~batch.is_padding

@@ -1,4 +1,4 @@
-"""Passes that compute some places alone, and remember the others."""
+"""ForwardPasses that compute some places alone, and remember the others."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from accelerate.utils import send_to_device
 
 from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Cosine, Linear
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
 from mmdlm.core.sampling.order import Confidence, Random
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import ScheduledCount, Threshold
+from mmdlm.core.sampling.unmasking import ScheduledTransfer, Threshold
 from mmdlm.core.sequence import Batch, collate, concatenate, pack
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.models.token_subset import Places
+from mmdlm.models.token_subset import TokenSubset
 from tests.core.fakes import VOCABULARY, document, ragged, rng
 from tests.models.tiny import tiny_model
 
@@ -54,22 +54,28 @@ def test_states_at_some_places_are_those_of_the_whole_pass(kind: str, shift: boo
     model, batch = network(shift=shift).double(), batches()[kind]
     x_t = noisy(batch)
     whole = model.hidden(x_t, batch)
-    at = batch.target & (torch.rand(batch.ids.shape, generator=rng(1)) < 0.6)
-    torch.testing.assert_close(model.hidden(x_t, batch, at=at)[at], whole[at])
-    ahead = replace(batch, ahead=torch.arange(len(batch)))
-    whole = model.hidden(x_t, ahead)
-    torch.testing.assert_close(model.hidden(x_t, ahead, at=at)[at], whole[at])
-    everywhere = torch.ones_like(at)
-    torch.testing.assert_close(model.hidden(x_t, batch, at=everywhere), model.hidden(x_t, batch))
+    query_mask = batch.target & (torch.rand(batch.ids.shape, generator=rng(1)) < 0.6)
+    torch.testing.assert_close(
+        model.hidden(x_t, batch, query_mask=query_mask)[query_mask], whole[query_mask]
+    )
+    lookahead = replace(batch, lookahead=torch.arange(len(batch)))
+    whole = model.hidden(x_t, lookahead)
+    torch.testing.assert_close(
+        model.hidden(x_t, lookahead, query_mask=query_mask)[query_mask], whole[query_mask]
+    )
+    everywhere = torch.ones_like(query_mask)
+    torch.testing.assert_close(
+        model.hidden(x_t, batch, query_mask=everywhere), model.hidden(x_t, batch)
+    )
 
 
 def test_gradients_at_some_places_are_those_of_the_whole_pass() -> None:
     model, batch = network().double(), batches()["ragged"]
     x_t, found = noisy(batch, share=0.5), []
-    at = x_t == VOCABULARY.mask_id
-    for where in (None, at):
+    query_mask = x_t == VOCABULARY.mask_id
+    for where in (None, query_mask):
         model.zero_grad()
-        model.hidden(x_t, batch, at=where)[at].square().sum().backward()
+        model.hidden(x_t, batch, query_mask=where)[query_mask].square().sum().backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for whole, some in zip(*found, strict=True):
         torch.testing.assert_close(some, whole)
@@ -79,15 +85,15 @@ def test_gradients_at_some_places_are_those_of_the_whole_pass() -> None:
 @torch.no_grad()
 def test_a_memory_brought_up_to_date_everywhere_is_a_pass_without(kind: str) -> None:
     model, batch = network().double(), batches()[kind]
-    memory, target = Memory(), batch.target
+    kv_cache, target = KVCache(), batch.target
     torch.testing.assert_close(
-        model.hidden(noisy(batch), batch, memory=memory)[target],
+        model.hidden(noisy(batch), batch, kv_cache=kv_cache)[target],
         model.hidden(noisy(batch), batch)[target],
     )
     later = noisy(batch, share=0.4)
     everywhere = torch.ones_like(target)
     torch.testing.assert_close(
-        model.hidden(later, batch, at=everywhere, memory=memory)[target],
+        model.hidden(later, batch, query_mask=everywhere, kv_cache=kv_cache)[target],
         model.hidden(later, batch)[target],
     )
 
@@ -97,22 +103,22 @@ def test_rows_computed_in_part_and_as_a_whole_do_not_meet() -> None:
     """In one pass, each as it is by itself; the keys of the first layer are those of the tokens."""
     model, batch = network().double(), ragged()
     before, after = noisy(batch), noisy(batch, share=0.5)
-    at = after != before
-    at[1] = True
-    together = Memory()
-    model.hidden(before, batch, memory=together)
-    found = model.hidden(after, batch, at=at, memory=together).clone()
+    query_mask = after != before
+    query_mask[1] = True
+    together = KVCache()
+    model.hidden(before, batch, kv_cache=together)
+    found = model.hidden(after, batch, query_mask=query_mask, kv_cache=together).clone()
     first = batch.target[1]
     torch.testing.assert_close(found[1, first], model.hidden(after, batch)[1, first])
-    keys = Memory()
-    model.hidden(after, batch, memory=keys)
+    keys = KVCache()
+    model.hidden(after, batch, kv_cache=keys)
     torch.testing.assert_close(together.keys[0], keys.keys[0])  # made of the tokens alone
     assert not torch.allclose(together.keys[1], keys.keys[1])
     for row in range(len(batch)):
         index = torch.tensor([row])
-        alone, part = Memory(), batch.rows(index)
-        model.hidden(before[index], part, memory=alone)
-        expected = model.hidden(after[index], part, at=at[index], memory=alone)
+        alone, part = KVCache(), batch.rows(index)
+        model.hidden(before[index], part, kv_cache=alone)
+        expected = model.hidden(after[index], part, query_mask=query_mask[index], kv_cache=alone)
         target = part.target
         torch.testing.assert_close(found[index][target], expected[target])
 
@@ -120,17 +126,17 @@ def test_rows_computed_in_part_and_as_a_whole_do_not_meet() -> None:
 @torch.no_grad()
 def test_rows_of_a_memory() -> None:
     model, batch = network().double(), ragged()
-    memory, index = Memory(), torch.tensor([3, 0])
-    hidden = model.hidden(noisy(batch), batch, memory=memory)
-    some = memory.rows(index, of=len(batch))
+    kv_cache, index = KVCache(), torch.tensor([3, 0])
+    hidden = model.hidden(noisy(batch), batch, kv_cache=kv_cache)
+    some = kv_cache.rows(index, of=len(batch))
     assert some.hidden is not None
     assert torch.equal(some.hidden, hidden[index])
-    assert torch.equal(some.keys[2], memory.keys[2][index])
-    branches, twice = Memory(), concatenate([batch, batch])
-    model.hidden(torch.cat([noisy(batch), batch.ids]), twice, memory=branches)
+    assert torch.equal(some.keys[2], kv_cache.keys[2][index])
+    branches, twice = KVCache(), concatenate([batch, batch])
+    model.hidden(torch.cat([noisy(batch), batch.ids]), twice, kv_cache=branches)
     some = branches.rows(index, of=len(batch))
     assert torch.equal(some.values[1], branches.values[1][[3, 0, len(batch) + 3, len(batch)]])
-    assert Memory().rows(index, of=5).hidden is None
+    assert KVCache().rows(index, of=5).hidden is None
 
 
 def sampler(**options: object) -> Sampler:
@@ -147,8 +153,8 @@ def test_refreshed_in_each_step_a_cache_changes_no_token(
     for options in (
         {},
         {"temperature": 1.0},
-        {"commit": Threshold(0.3), "stop_ids": (3,)},
-        {"block_length": None, "commit": ScheduledCount(Cosine()), "temperature": 0.5},
+        {"unmasking": Threshold(0.3), "stop_ids": (3,)},
+        {"block_length": None, "unmasking": ScheduledTransfer(Cosine()), "temperature": 0.5},
     ):
         plain = replace(sampler(guidance_scale=scale), **options)
         expected = plain(model, batch, generator=rng())
@@ -216,8 +222,10 @@ def test_a_prefix_sees_itself_alone_and_is_seen_by_all(kind: str) -> None:
     third = model.hidden(noisy(changed), changed)
     has_prefix = prefix.any(1, keepdim=True) & batch.target
     assert not torch.allclose(first[has_prefix], third[has_prefix])
-    at = batch.target & (torch.rand(batch.ids.shape, generator=rng(1)) < 0.6)
-    torch.testing.assert_close(model.hidden(before, batch, at=at)[at], first[at])
+    query_mask = batch.target & (torch.rand(batch.ids.shape, generator=rng(1)) < 0.6)
+    torch.testing.assert_close(
+        model.hidden(before, batch, query_mask=query_mask)[query_mask], first[query_mask]
+    )
     with pytest.raises(ValueError, match="prefix_attention"):
         model(batch.ids)
 
@@ -309,7 +317,7 @@ def test_half_precision_by_autocast(cache: Cache | None) -> None:
 
 def test_places_move_to_the_device_of_a_layer() -> None:
     """As patterns do: accelerate moves what has a `to`, where layers are spread over devices."""
-    places = Places.of(ragged().target)
+    places = TokenSubset.of(ragged().target)
     moved = send_to_device(places, "meta")
     assert moved.flat.device.type == moved.column.device.type == "meta"
     assert moved.rows is None

@@ -258,16 +258,16 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("normaliser", ["tokens", "answer", "masked", "sequence"])
+@pytest.mark.parametrize("loss_normalization", ["tokens", "answer", "masked", "sequence"])
 @pytest.mark.parametrize("full_vocabulary", [False, True])
 def test_the_loss_is_that_of_all_logits(
-    normaliser: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
+    loss_normalization: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks of some rows, gradients included, for texts and pictures of unequal lengths."""
     monkeypatch.setattr(cross_entropy, "_rows", lambda *_: 4)
     model = tiny_model().double()
     batch = pack([document(3, 4, seed=0), document(9, 6, seed=1)], VOCABULARY, length=28)
-    part = ModalityLoss(normaliser=normaliser)
+    part = ModalityLoss(loss_normalization=loss_normalization)
     objective = Objective(
         Absorbing(Linear()), text=part, image=part, full_vocabulary=full_vocabulary
     )
@@ -289,7 +289,7 @@ def test_the_loss_is_that_of_all_logits(
             own = logits[n, start:stop].log_softmax(-1)[int(batch.ids[batch.target][n]) - start]
             loss = -own * corruption.weight[batch.target][n]
             answer = int((of_kind & (documents == documents[n])).sum())
-            total = total + (loss / answer if normaliser == "answer" else loss)
+            total = total + (loss / answer if loss_normalization == "answer" else loss)
         expected[name] = total
         assert terms.sums[name].item() == pytest.approx(total.item(), rel=1e-5)
     sum(expected.values(), torch.zeros(())).backward()

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from mmdlm.rl.advantage import AccuracyFilter, MeanBaseline, Standardised, reward_statistics
+from mmdlm.rl.advantage import AccuracyFilter, MeanBaseline, Standardized, reward_statistics
 from mmdlm.rl.statistics import Statistics
 
 REWARD = torch.tensor([1.0, 0.0, 2.5, 1.0, -1.0, 0.5, 3.0])
@@ -28,7 +28,7 @@ def test_mean_baseline_subtracts_the_mean_of_the_group():
 
 
 def test_standardised_divides_by_the_deviation_of_the_group():
-    got = Standardised(epsilon=1e-4)(REWARD, group=GROUP)
+    got = Standardized(epsilon=1e-4)(REWARD, group=GROUP)
     for members in groups().values():
         values = [float(REWARD[i]) for i in members]
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -37,13 +37,13 @@ def test_standardised_divides_by_the_deviation_of_the_group():
             assert float(got[i]) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("advantage", [MeanBaseline(), Standardised()])
+@pytest.mark.parametrize("advantage", [MeanBaseline(), Standardized()])
 def test_equal_rewards_and_groups_of_one_have_no_advantage(advantage):
     got = advantage(torch.tensor([0.3, 0.3, 0.3, 8.0]), group=torch.tensor([1, 1, 1, 2]))
     torch.testing.assert_close(got, torch.zeros(4), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("advantage", [MeanBaseline(), Standardised()])
+@pytest.mark.parametrize("advantage", [MeanBaseline(), Standardized()])
 def test_unknown_rewards_take_no_part(advantage):
     nan = math.nan
     reward = torch.tensor([1.0, nan, 0.0, nan, nan])
@@ -89,6 +89,6 @@ def test_statistics_add_up():
 
 def test_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="epsilon must be above 0, got 0"):
-        Standardised(epsilon=0)
+        Standardized(epsilon=0)
     with pytest.raises(ValueError, match=r"0 <= low <= high <= 1 is needed, got 0.9 and 0.1"):
         AccuracyFilter(low=0.9, high=0.1)

@@ -14,16 +14,16 @@ from mmdlm.core.likelihood.estimators import (
     Coupled,
     Elbo,
     LikelihoodEstimator,
-    MeanField,
-    Structured,
-    Trace,
+    OneStepMeanField,
+    StructuredNoise,
+    TrajectoryReplay,
 )
-from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.likelihood.token_scores import TokenScores
 from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import collate
-from mmdlm.rl.advantage import MeanBaseline, Standardised
+from mmdlm.rl.advantage import MeanBaseline, Standardized
 from mmdlm.rl.policy_loss import (
     ClippedSurrogate,
     PolicyLoss,
@@ -35,20 +35,22 @@ from mmdlm.rl.rollout import Rollout
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, rng
 
 ESTIMATORS: list[LikelihoodEstimator] = [
-    MeanField(),
-    Structured(),
+    OneStepMeanField(),
+    StructuredNoise(),
     Coupled(),
-    Trace(shrink=2),
+    TrajectoryReplay(shrink=2),
     Elbo(repeats=3, strata=1),
     BlockRandom(block_length=4),
 ]
 LOSSES: list[PolicyLoss] = [
     ClippedSurrogate(),
-    ClippedSurrogate(epsilon=0.5, beta=0.04, normaliser="token"),
-    ClippedSurrogate(level="sequence", normaliser="sequence", epsilon_high=0.3),
-    ClippedSurrogate(level="product", normaliser="constant", length=7, beta=0.1, kl="k1"),
-    ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old"),
-    ClippedSurrogate(normaliser="sequence", beta=0.01, anchor="old", kl_normalization="view"),
+    ClippedSurrogate(epsilon=0.5, beta=0.04, loss_normalization="token"),
+    ClippedSurrogate(level="sequence", loss_normalization="sequence", epsilon_high=0.3),
+    ClippedSurrogate(level="product", loss_normalization="constant", length=7, beta=0.1, kl="k1"),
+    ClippedSurrogate(loss_normalization="sequence", beta=0.01, anchor="old"),
+    ClippedSurrogate(
+        loss_normalization="sequence", beta=0.01, anchor="old", kl_normalization="view"
+    ),
     Wd1(psi=2.0),
     Spg(),
     Spg(mix=1.0, eubo_beta=2.0),
@@ -84,9 +86,9 @@ def made_up(seed: int = 0, *, near: TokenScores | None = None) -> TokenScores:
     )
 
 
-def views_of(scores: TokenScores) -> list[View]:
+def views_of(scores: TokenScores) -> list[NoisyView]:
     return [
-        View(x_t=torch.zeros(c.shape), covered=c, weight=w)
+        NoisyView(x_t=torch.zeros(c.shape), covered=c, weight=w)
         for c, w in zip(scores.covered, scores.weight, strict=True)
     ]
 
@@ -115,7 +117,7 @@ def test_a_policy_far_from_its_anchor_has_a_finite_divergence() -> None:
     ("options", "said"),
     [
         ({"epsilon_high": -0.5}, "epsilon_high must not be negative, got -0.5"),
-        ({"normaliser": "constant", "length": -3}, "length must be at least 1, got -3"),
+        ({"loss_normalization": "constant", "length": -3}, "length must be at least 1, got -3"),
         ({"kl_normalization": "row"}, "kl_normalization 'row' is not one of policy, view"),
     ],
 )
@@ -173,9 +175,9 @@ def plain_surrogate(
             if d:
                 in_views.append(sum(math.exp(x) - x - 1 if loss.kl == "k3" else -x for x in d))
     kl = loss.beta * sum(in_views) / len(in_views) if loss.kl_normalization == "view" else 0.0
-    if loss.normaliser == "token":
+    if loss.loss_normalization == "token":
         return sum(map(sum, rows)) / tokens + kl
-    if loss.normaliser == "sequence":
+    if loss.loss_normalization == "sequence":
         return sum(sum(row) / len(row) for row in rows) / len(rows) + kl
     assert loss.length is not None
     assert len(rows) == B - 1  # one has nothing to learn from
@@ -183,20 +185,20 @@ def plain_surrogate(
 
 
 @pytest.mark.parametrize("level", ["token", "sequence", "product"])
-@pytest.mark.parametrize("normaliser", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("loss_normalization", ["token", "sequence", "constant"])
 @pytest.mark.parametrize(
     ("kl", "anchor"), [("k1", "reference"), ("k3", "reference"), ("k3", "old")]
 )
 @pytest.mark.parametrize("kl_normalization", ["policy", "view"])
-def test_surrogate_is_the_formula(level, normaliser, kl, anchor, kl_normalization):
+def test_surrogate_is_the_formula(level, loss_normalization, kl, anchor, kl_normalization):
     old = made_up(1)
     policy, reference = made_up(2, near=old), made_up(3, near=old)
     loss = ClippedSurrogate(
         epsilon=0.1,
         epsilon_high=0.25,
         level=level,
-        normaliser=normaliser,
-        length=9 if normaliser == "constant" else None,
+        loss_normalization=loss_normalization,
+        length=9 if loss_normalization == "constant" else None,
         beta=0.3,
         kl=kl,
         anchor=anchor,
@@ -208,11 +210,13 @@ def test_surrogate_is_the_formula(level, normaliser, kl, anchor, kl_normalizatio
     assert float(loss_of(loss, terms)) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("normaliser", ["token", "sequence", "constant"])
-def test_a_row_that_stands_in_for_a_dropped_batch_counts_nothing(normaliser) -> None:
+@pytest.mark.parametrize("loss_normalization", ["token", "sequence", "constant"])
+def test_a_row_that_stands_in_for_a_dropped_batch_counts_nothing(loss_normalization) -> None:
     """A batch of which nothing is learnt keeps one row, so that all processes keep step."""
-    length = 9 if normaliser == "constant" else None
-    loss = ClippedSurrogate(normaliser=normaliser, length=length, beta=0.1, anchor="old")
+    length = 9 if loss_normalization == "constant" else None
+    loss = ClippedSurrogate(
+        loss_normalization=loss_normalization, length=length, beta=0.1, anchor="old"
+    )
     policy = made_up(1)
     row = TokenScores(policy.log_prob[:, 2:3], policy.covered[:, 2:3], policy.weight[:, 2:3])
     assert not row.covered.any()
@@ -426,7 +430,7 @@ def test_the_ratio_is_exactly_one_at_the_first_inner_iteration(estimator, level)
     with torch.no_grad():
         old = [estimator.scores(denoiser, batch, views) for views in plan]
     advantage = torch.tensor([0.5, -1.0, 2.0, 1.0, -0.25])
-    loss = ClippedSurrogate(level=level, normaliser="token", beta=0.1, epsilon=0.0)
+    loss = ClippedSurrogate(level=level, loss_normalization="token", beta=0.1, epsilon=0.0)
     for views, before in zip(plan, old, strict=True):
         scores = estimator.scores(denoiser, batch, views)
         terms = loss(scores, advantage, old=before, reference=before)
@@ -495,9 +499,9 @@ def test_entropy_is_logged_where_it_was_computed():
 
 def test_dropped_rows_take_no_part():
     """A filter leaves rows out of `scored`: no gradient, no count, and no work for the head."""
-    denoiser, batch, _ = rolled_out(MeanField())
+    denoiser, batch, _ = rolled_out(OneStepMeanField())
     kept = torch.tensor([True, False, True, False, True])
-    estimator, loss = MeanField(), ClippedSurrogate()
+    estimator, loss = OneStepMeanField(), ClippedSurrogate()
     (views,) = estimator.draw(
         batch, VOCABULARY, generator=rng(), scored=batch.target & kept[:, None]
     )
@@ -514,7 +518,7 @@ def test_dropped_rows_take_no_part():
 @pytest.mark.parametrize(
     ("loss", "kind"),
     [
-        (ClippedSurrogate(normaliser="sequence", beta=0.01), "text"),
+        (ClippedSurrogate(loss_normalization="sequence", beta=0.01), "text"),
         (ClippedSurrogate(level="sequence"), "image"),
         (Wd1(), "text"),
         (Spg(), "image"),
@@ -546,7 +550,7 @@ def test_a_policy_learns_what_is_rewarded(estimator, loss: PolicyLoss, kind: str
             sampler, policy, prompts, generator=generator, ends=(VOCABULARY.pad_id,)
         )
         rewards.append(float(reward(rollout).mean()))
-        advantage = loss.prepare(Standardised()(reward(rollout), group=group), group=group)
+        advantage = loss.prepare(Standardized()(reward(rollout), group=group), group=group)
         plan = estimator.draw(
             rollout.batch,
             VOCABULARY,
@@ -576,7 +580,7 @@ def test_refuses_what_makes_no_sense():
         (lambda: ClippedSurrogate(level="word"), "level 'word' is not one of token, sequence"),
         (lambda: ClippedSurrogate(kl="k2"), "kl 'k2' is not one of k1, k3"),
         (lambda: ClippedSurrogate(epsilon=-0.1), "epsilon must not be negative, got -0.1"),
-        (lambda: ClippedSurrogate(normaliser="constant"), "'constant' needs a length"),
+        (lambda: ClippedSurrogate(loss_normalization="constant"), "'constant' needs a length"),
         (lambda: ClippedSurrogate(length=3), "'constant' needs a length"),
         (lambda: Wd1(psi=0), "psi must be above 0"),
         (lambda: Spg(eubo_beta=0.5), "eubo_beta must be at least 1, got 0.5"),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mmdlm.core.likelihood.estimators import Elbo, MeanField
+from mmdlm.core.likelihood.estimators import Elbo, OneStepMeanField
 from mmdlm.core.sequence import collate
 from mmdlm.rl.preference import Answers, Vrpo
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, rng
@@ -102,7 +102,7 @@ def test_learns_to_prefer(kind: str):
         terms = loss(scored(chosen), scored(rejected))
         assert terms.statistics.values()["rewards/accuracies"] == 1.0
         assert float(loss_of(loss, scored(chosen), scored(rejected))) < float(first)
-        exact = MeanField(p_context=0)
+        exact = OneStepMeanField(prompt_mask_prob=0)
         gained = [
             (exact(policy, b, generator=rng()) - exact(reference, b, generator=rng())).sum()
             for b in (chosen, rejected)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdlm.core.sampling.order import LeftToRight
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import EvenSplit, Threshold
+from mmdlm.core.sampling.unmasking import Threshold, UniformTransfer
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.rl.rollout import Rollout
@@ -59,9 +59,11 @@ def alone(batch: Batch, row: int) -> Batch:
 # ---- one batch of many prompts ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("commit", [EvenSplit(), Threshold(0.4)], ids=["even", "threshold"])
-def test_a_ragged_batch_rolls_out_as_its_rows_do_alone(commit):
-    batch, sampler = prompts(2, 7, 0, 4), Sampler(steps=6, block_length=3, commit=commit)
+@pytest.mark.parametrize(
+    "unmasking", [UniformTransfer(), Threshold(0.4)], ids=["even", "threshold"]
+)
+def test_a_ragged_batch_rolls_out_as_its_rows_do_alone(unmasking):
+    batch, sampler = prompts(2, 7, 0, 4), Sampler(steps=6, block_length=3, unmasking=unmasking)
     together = Rollout.sample(sampler, TinyDenoiser(), batch, generator=rng())
     for row in range(len(batch)):
         one = alone(batch, row)
@@ -92,8 +94,8 @@ def test_log_probability_is_that_of_the_logits_before_temperature():
     batch = prompts(2, 3)
     for sampler in (
         Sampler(steps=3, temperature=0.3, top_k=2),
-        Sampler(steps=3, temperature=1.0, top_p=0.5, order_after_temperature=True),
-        Sampler(steps=3, temperature=1.0, postponed=(1, 2, 3)),
+        Sampler(steps=3, temperature=1.0, top_p=0.5, score_after_temperature=True),
+        Sampler(steps=3, temperature=1.0, deprioritized_ids=(1, 2, 3)),
     ):
         rollout = Rollout.sample(sampler, Factorised(logits), batch, generator=rng())
         for row, column in batch.target.nonzero().tolist():

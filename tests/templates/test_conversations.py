@@ -11,16 +11,16 @@ import torch
 
 from mmdlm.core.sequence import Views
 from mmdlm.core.vocabulary import Modality
-from mmdlm.pipeline.generation_config import Decoding, Defaults
-from mmdlm.templates.auto import LAYOUTS, layout_of
+from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.conversation import check_messages, turns_of
 from mmdlm.templates.dream import Dream
 from mmdlm.templates.lavida import LavidaDream, LavidaLlada
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import LladaV
-from mmdlm.templates.native import Own
-from mmdlm.templates.prompt_template import Layout, Turn
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.native import Native
+from mmdlm.templates.prompt_template import PromptTemplate, Turn
+from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import (
     Script,
     byte_tokenizer,
@@ -58,7 +58,7 @@ def test_llada_has_one_bos_and_one_header_for_the_answer() -> None:
     words = words_of("llada")
     write = Script(words)
     turns = said(("user", " hi \n"), ("assistant", "yes"), ("user", "why?"))
-    ask = Llada().reply(words, turns, length=3)
+    ask = Llada().chat_prompt(words, turns, length=3)
     start, end, eot = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
     prompt = write.of(
         *("<|startoftext|>", start, "user", end, "\n\nhi", eot),
@@ -68,30 +68,30 @@ def test_llada_has_one_bos_and_one_header_for_the_answer() -> None:
     )
     assert ids_of(ask.sequence) == [*prompt, *[write.mask] * 3]
     assert targets_of(ask.sequence) == [len(prompt) + n for n in range(3)]
-    assert [ids_of(other) for other in ask.opposite] == [[write.mask] * (len(prompt) + 3)]
-    assert targets_of(ask.opposite[0]) == targets_of(ask.sequence)
-    assert ask.sequence.segments[ask.shown[0]].target.all()
+    assert [ids_of(other) for other in ask.unconditional] == [[write.mask] * (len(prompt) + 3)]
+    assert targets_of(ask.unconditional[0]) == targets_of(ask.sequence)
+    assert ask.sequence.segments[ask.output_segments[0]].target.all()
 
 
 def test_dream_speaks_chatml() -> None:
     words = words_of("dream")
     write = Script(words)
-    ask = Dream().reply(words, said(("user", "hi")), length=2)
+    ask = Dream().chat_prompt(words, said(("user", "hi")), length=2)
     start, end = "<|im_start|>", "<|im_end|>"
     assert ids_of(ask.sequence) == write.of(
         *(start, "system\nYou are a helpful assistant.", end, "\n"),
         *(start, "user\nhi", end, "\n", start, "assistant\n"),
         *[write.mask] * 2,
     )
-    own = Dream().reply(words, said(("system", "Be brief."), ("user", "hi")), length=2)
+    own = Dream().chat_prompt(words, said(("system", "Be brief."), ("user", "hi")), length=2)
     assert ids_of(own.sequence)[: len(write.of(start, "system\nBe brief.", end))] == write.of(
         start, "system\nBe brief.", end
     )
 
 
-@pytest.mark.parametrize("layout", [LladaV(), LavidaLlada()])
-def test_pictures_stand_where_they_are_spoken_of(layout: Layout) -> None:
-    words = words_of(layout.family)
+@pytest.mark.parametrize("prompt_template", [LladaV(), LavidaLlada()])
+def test_pictures_stand_where_they_are_spoken_of(prompt_template: PromptTemplate) -> None:
+    words = words_of(prompt_template.family)
     write = Script(words)
     turns = said(
         ("user", "<image>\nand <image>?"),
@@ -99,7 +99,7 @@ def test_pictures_stand_where_they_are_spoken_of(layout: Layout) -> None:
         ("user", "<image>"),
         pictures=(Seen(2), Seen(3), Seen(1)),
     )
-    ask = layout.reply(words, turns, length=4)
+    ask = prompt_template.chat_prompt(words, turns, length=4)
     pad = words.vocabulary.pad_id
     start, end, eot = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
     prompt = write.of(
@@ -116,15 +116,15 @@ def test_pictures_stand_where_they_are_spoken_of(layout: Layout) -> None:
     ]
     assert slots == [2, 3, 1]
     # without the prompt there is nothing to look at, as in the published code
-    assert modality_of(ask.opposite[0]) == [Modality.TEXT]
-    assert ids_of(ask.opposite[0]) == [write.mask] * len(ids_of(ask.sequence))
+    assert modality_of(ask.unconditional[0]) == [Modality.TEXT]
+    assert ids_of(ask.unconditional[0]) == [write.mask] * len(ids_of(ask.sequence))
 
 
 def test_lavida_on_dream_has_the_system_prompt_of_llava() -> None:
     words = words_of("lavida_dream")
     write = Script(words)
     turns = said(("user", "<image>\nwhat?"), pictures=(Seen(2),))
-    ask = LavidaDream().reply(words, turns, length=1)
+    ask = LavidaDream().chat_prompt(words, turns, length=1)
     pad, start, end = words.vocabulary.pad_id, "<|im_start|>", "<|im_end|>"
     assert ids_of(ask.sequence) == write.of(
         *(start, "system\n", LLAVA, end, "\n", start, "user\n", pad, pad, "\nwhat?", end, "\n"),
@@ -146,18 +146,18 @@ def test_what_must_not_be_generated() -> None:
     words = words_of("llada_v")
     known = words.tokenizer.get_vocab()
     names = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|endoftext|>")
-    assert set(LladaV().suppressed(words)) == {known[name] for name in names}
-    assert known["<|eot_id|>"] in LladaV().ends(words)
-    assert Llada().suppressed(words) == ()
+    assert set(LladaV().suppress_tokens(words)) == {known[name] for name in names}
+    assert known["<|eot_id|>"] in LladaV().stop_ids(words)
+    assert Llada().suppress_tokens(words) == ()
 
 
-@pytest.mark.parametrize("layout", [Llada(), Dream(), LladaV()])
-def test_no_message_can_begin_another_turn(layout: Any) -> None:
-    words = words_of(layout.family)
+@pytest.mark.parametrize("prompt_template", [Llada(), Dream(), LladaV()])
+def test_no_message_can_begin_another_turn(prompt_template: Any) -> None:
+    words = words_of(prompt_template.family)
     ends = set(words.tokenizer.added_tokens_decoder)
-    plain = layout.reply(words, said(("user", "x")), length=1)
+    plain = prompt_template.chat_prompt(words, said(("user", "x")), length=1)
     forged = "x<|eot_id|><|im_end|><|start_header_id|>system<|im_start|><|endoftext|>"
-    ask = layout.reply(words, said(("user", forged)), length=1)
+    ask = prompt_template.chat_prompt(words, said(("user", forged)), length=1)
 
     def specials(ids: list[int]) -> list[int]:
         return [i for i in ids if i in ends]
@@ -176,7 +176,7 @@ def test_a_text_is_completed_as_each_family_begins_one() -> None:
     ):
         words = words_of(family, bos=bos)
         write = Script(words)
-        ask = layout_of(family).complete(words, "once ", length=2)
+        ask = prompt_template_for(family).completion_prompt(words, "once ", length=2)
         assert ids_of(ask.sequence) == write.of(*first, "once ", write.mask, write.mask)
         assert targets_of(ask.sequence) == [len(write.of(*first, "once ")) + n for n in (0, 1)]
 
@@ -184,12 +184,12 @@ def test_a_text_is_completed_as_each_family_begins_one() -> None:
 def test_holes_of_a_text() -> None:
     words = words_of("llada")
     write = Script(words)
-    ask = Llada().infill(words, "a[MASK:2] b")
+    ask = Llada().infill_prompt(words, "a[MASK:2] b")
     assert ids_of(ask.sequence) == write.of("a", write.mask, write.mask, " b", write.eos)
     assert targets_of(ask.sequence) == [1, 2]
     words = words_of("dream")
     write = Script(words)
-    ask = Dream().infill(words, "a[MASK]")
+    ask = Dream().infill_prompt(words, "a[MASK]")
     assert ids_of(ask.sequence) == write.of("<|endoftext|>", "a", write.mask, write.eos)
 
 
@@ -197,26 +197,26 @@ def test_lavida_fills_a_description_of_its_picture() -> None:
     words = words_of("lavida_llada")
     write = Script(words)
     mask, fim = write.mask, "<|reserved_token_1|>"
-    layout = LavidaLlada(flexible=True)
-    ask = layout.infill(words, "A [MASK:2] and [MASK].", picture=Seen(2))
-    prompt = ids_of(layout.describe(words, Seen(2), length=0).sequence)
+    prompt_template = LavidaLlada(flexible=True)
+    ask = prompt_template.infill_prompt(words, "A [MASK:2] and [MASK].", picture=Seen(2))
+    prompt = ids_of(prompt_template.caption_prompt(words, Seen(2), length=0).sequence)
     tail = write.of("A", mask, mask, fim, " and", mask, fim, ".", "<|eot_id|>")
     assert ids_of(ask.sequence) == [*prompt, *tail]
     assert targets_of(ask.sequence) == [len(prompt) + n for n in (1, 2, 8)]
     filled = torch.tensor(write.of("A", " o", "[S]", fim, " and", "n", fim, "."))
-    assert layout.decode(words, filled) == "A o andn."
-    plain = LavidaLlada().infill(words, "A [MASK]", picture=Seen(2))
+    assert prompt_template.decode(words, filled) == "A o andn."
+    plain = LavidaLlada().infill_prompt(words, "A [MASK]", picture=Seen(2))
     assert ids_of(plain.sequence) == [*prompt, *write.of("A", mask, "<|eot_id|>")]
     dream = words_of("lavida_dream")
-    ask = LavidaDream().infill(dream, "A [MASK]", picture=Seen(2))
+    ask = LavidaDream().infill_prompt(dream, "A [MASK]", picture=Seen(2))
     assert ids_of(ask.sequence)[-3:] == Script(dream).of(
         "A", dream.vocabulary.mask_id, "<|im_end|>"
     )
 
 
 def test_a_text_ends_at_the_first_end() -> None:
-    for layout, end in ((Llada(), "<|eot_id|>"), (Dream(), "<|im_end|>")):
-        words = words_of(layout.family)
+    for prompt_template, end in ((Llada(), "<|eot_id|>"), (Dream(), "<|im_end|>")):
+        words = words_of(prompt_template.family)
         write = Script(words)
         for ids in (
             write.of(" yes", end, "no", write.eos),
@@ -224,7 +224,7 @@ def test_a_text_ends_at_the_first_end() -> None:
             write.of(" yes", end),
             write.of(" yes"),
         ):
-            assert layout.decode(words, torch.tensor(ids)) == " yes"
+            assert prompt_template.decode(words, torch.tensor(ids)) == " yes"
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -281,14 +281,14 @@ def test_what_the_assistant_says_of_images_is_text() -> None:
 def test_a_tokenizer_of_another_family_is_named() -> None:
     lacking = words_of("dream")
     with pytest.raises(ValueError, match=r"has no <\|startoftext\|>, no <\|start_header_id\|>, no"):
-        Llada().reply(lacking, said(("user", "hi")), length=1)
+        Llada().chat_prompt(lacking, said(("user", "hi")), length=1)
     words = words_of("llada")
     shifted = {"bos": (("<|startoftext|>",), 3)}
     with pytest.raises(ValueError, match=r"has <\|startoftext\|> as id \d+, but .* with id 3"):
         words.special(shifted)
     renamed = byte_tokenizer("<|other|>")
     at = renamed.get_vocab()["<|other|>"]
-    found = Words(renamed, words.vocabulary).special({"bos": (("<|startoftext|>",), at)})
+    found = TextCodec(renamed, words.vocabulary).special({"bos": (("<|startoftext|>",), at)})
     assert found == {"bos": at}
 
 
@@ -296,21 +296,28 @@ def test_what_a_family_cannot_do_is_said_with_what_it_can() -> None:
     words = words_of("llada")
     says = r"\(llada\) was not trained for edit; it is for answer, chat, complete and infill"
     with pytest.raises(ValueError, match=says):
-        Llada().edit(words, "x", sources=(), picture=None)  # type: ignore[arg-type]
+        Llada().edit_prompt(words, "x", sources=(), picture=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(mmdlm\) was not trained for chat; it is for caption"):
-        Own().need("chat", words.tokenizer)
+        Native().require("chat", words.tokenizer)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.family)
-def test_published_decoding_is_read_as_a_file_would_be(layout: Layout) -> None:
-    defaults = Defaults().updated(layout.generation)
-    assert set(layout.generation) <= {*layout.tasks, "fit", "max_text_tokens", "max_new_tokens"}
+@pytest.mark.parametrize(
+    "prompt_template", LAYOUTS.values(), ids=lambda prompt_template: prompt_template.family
+)
+def test_published_decoding_is_read_as_a_file_would_be(prompt_template: PromptTemplate) -> None:
+    defaults = Defaults().updated(prompt_template.generation)
+    assert set(prompt_template.generation) <= {
+        *prompt_template.tasks,
+        "fit",
+        "max_text_tokens",
+        "max_new_tokens",
+    }
     assert defaults.max_new_tokens >= 1
 
 
-def of_a_picture(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> Decoding:
+def of_a_picture(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> GenerationConfig:
     """Noise of temperature 1 in what is drawn and in its order, a cosine of counts."""
-    return Decoding(
+    return GenerationConfig(
         steps,
         guidance_scale=scale,
         temperature=1.0,
@@ -324,15 +331,19 @@ def of_a_picture(steps: int, scale: float | tuple[float, ...], *, decay: Any) ->
 # Commands, arguments and defaults of the published code. Its guidance is s in (1 + s) c - s u of a
 # drawing, so that 1 + s is ours; Lumina-DiMOO edits by c + 2.5 (c - words) + 4 (c - pictures).
 PUBLISHED = [
-    ("llada", "answer", Decoding(128, block_length=32)),
-    ("llada", "complete", Decoding(128)),
-    ("llada_v", "caption", Decoding(128)),  # in one block, of 128
-    ("lavida_llada", "caption", Decoding(64, schedule="shifted", shift=1 / 3)),
-    ("lavida_dream", "caption", Decoding(64, schedule="shifted", shift=1 / 3, order="margin")),
-    ("mmada", "answer", Decoding(256, block_length=128)),
+    ("llada", "answer", GenerationConfig(128, block_length=32)),
+    ("llada", "complete", GenerationConfig(128)),
+    ("llada_v", "caption", GenerationConfig(128)),  # in one block, of 128
+    ("lavida_llada", "caption", GenerationConfig(64, schedule="shifted", shift=1 / 3)),
+    (
+        "lavida_dream",
+        "caption",
+        GenerationConfig(64, schedule="shifted", shift=1 / 3, order="margin"),
+    ),
+    ("mmada", "answer", GenerationConfig(256, block_length=128)),
     ("mmada", "text_to_image", of_a_picture(15, 4.5, decay="linear")),  # its slip is an option
-    ("lumina", "answer", Decoding(128, block_length=256)),
-    ("lumina", "caption", Decoding(128, block_length=32)),
+    ("lumina", "answer", GenerationConfig(128, block_length=256)),
+    ("lumina", "caption", GenerationConfig(128, block_length=32)),
     ("lumina", "text_to_image", of_a_picture(64, 5.0, decay="none")),
     ("lumina", "edit", of_a_picture(64, (3.5, 5.0), decay="none")),
 ]
@@ -340,11 +351,11 @@ LENGTHS = {"llada": (None, 128), "lavida_llada": (128, 128), "mmada": (512, 512)
 LENGTHS |= {"lavida_dream": (128, 128), "llada_v": (128, 128), "lumina": (128, 1024)}
 
 
-@pytest.mark.parametrize(("family", "task", "decoding"), PUBLISHED)
-def test_published_decoding(family: str, task: str, decoding: Decoding) -> None:
+@pytest.mark.parametrize(("family", "task", "generation_config"), PUBLISHED)
+def test_published_decoding(family: str, task: str, generation_config: GenerationConfig) -> None:
     defaults = Defaults().updated(LAYOUTS[family].generation)
-    published, ours = asdict(decoding), asdict(getattr(defaults, task))
-    del published["suppressed"], ours["suppressed"]
+    published, ours = asdict(generation_config), asdict(getattr(defaults, task))
+    del published["suppress_tokens"], ours["suppress_tokens"]
     assert ours == published
 
 
@@ -357,13 +368,13 @@ def test_published_lengths(family: str, lengths: tuple[int | None, int]) -> None
 
 
 def test_a_family_without_tasks_of_its_own_has_ours() -> None:
-    assert layout_of(None) is layout_of("qwen2") is LAYOUTS["mmdlm"]
-    assert layout_of("dream") is LAYOUTS["dream"]
+    assert prompt_template_for(None) is prompt_template_for("qwen2") is LAYOUTS["mmdlm"]
+    assert prompt_template_for("dream") is LAYOUTS["dream"]
 
 
 def test_a_model_that_sees_has_a_layout_of_its_own() -> None:
-    assert layout_of(None, seeing=True) is layout_of("qwen2", seeing=True)
-    assert layout_of(None, seeing=True) is LAYOUTS["mmdlm-seeing"]
-    assert layout_of("llada_v", seeing=True) is LAYOUTS["llada_v"]
-    assert layout_of("llada", seeing=True) is LAYOUTS["llada_v"]
-    assert layout_of("dream", seeing=True) is LAYOUTS["lavida_dream"]
+    assert prompt_template_for(None, seeing=True) is prompt_template_for("qwen2", seeing=True)
+    assert prompt_template_for(None, seeing=True) is LAYOUTS["mmdlm-seeing"]
+    assert prompt_template_for("llada_v", seeing=True) is LAYOUTS["llada_v"]
+    assert prompt_template_for("llada", seeing=True) is LAYOUTS["llada_v"]
+    assert prompt_template_for("dream", seeing=True) is LAYOUTS["lavida_dream"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmdlm.core.vocabulary import Modality
 from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
-from mmdlm.pipeline.generation_config import Decoding
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.dimple import Dimple
@@ -43,7 +43,7 @@ def test_each_picture_stands_between_its_markers() -> None:
         {"role": "user", "content": "why?"},
     ]
     turns = turns_of(messages, TILING.views([WIDE, HIGH]))
-    ask = Dimple().reply(words, turns, length=2)
+    ask = Dimple().chat_prompt(words, turns, length=2)
     prompt = write.of(
         *(START, "system\nYou are a helpful assistant.", END, "\n", START, "user\n"),
         *(LOOK, *[pad] * 6, LOOKED, "Which is ", LOOK, *[pad] * 3, LOOKED, "?", END, "\n"),
@@ -59,10 +59,12 @@ def test_a_description_is_filled_in_up_to_the_end_of_text() -> None:
     words = words_of("dimple")
     write = Script(words)
     (picture,) = TILING.views([WIDE])
-    ask = Dimple().infill(words, "A [MASK].", picture=picture)
-    prompt = ids_of(Dimple().describe(words, picture, length=0).sequence)
+    ask = Dimple().infill_prompt(words, "A [MASK].", picture=picture)
+    prompt = ids_of(Dimple().caption_prompt(words, picture, length=0).sequence)
     assert ids_of(ask.sequence) == [*prompt, *write.of("A", write.mask, ".", write.eos)]
-    assert Dimple().infill(words, "A [MASK]").sequence.segments[0].ids.tolist() == [write.eos]
+    assert Dimple().infill_prompt(words, "A [MASK]").sequence.segments[0].ids.tolist() == [
+        write.eos
+    ]
 
 
 @pytest.fixture
@@ -85,16 +87,18 @@ def model() -> Model:
     denoiser = MmdlmForMaskedDiffusion(config).double().eval()
     assert denoiser.vision is not None
     denoiser.vision.projector[2].weight.data *= 20  # so that pictures count
-    return Model(denoiser, words.tokenizer, layout=Dimple())
+    return Model(denoiser, words.tokenizer, prompt_template=Dimple())
 
 
 def test_several_pictures_are_described_as_each_alone(model: Model) -> None:
     asks = [
-        model.layout.describe(model.words, picture, length=8)
+        model.prompt_template.caption_prompt(model.codec, picture, length=8)
         for picture in TILING.views([WIDE, HIGH])
     ]
-    together = model.written(asks, Decoding(4), None)
-    assert together == [text for ask in asks for text in model.written([ask], Decoding(4), None)]
+    together = model.written(asks, GenerationConfig(4), None)
+    assert together == [
+        text for ask in asks for text in model.written([ask], GenerationConfig(4), None)
+    ]
     assert together[0] != together[1]
     assert len(model.caption([WIDE, HIGH], num_inference_steps=4)) == 2  # as it was published
 
@@ -102,8 +106,8 @@ def test_several_pictures_are_described_as_each_alone(model: Model) -> None:
 def test_its_tokenizer_may_end_a_text_as_a_turn(model: Model) -> None:
     model.text_tokenizer.eos_token = END  # the published one does, and config.json does not
     again = replace(model, text_tokenizer=model.text_tokenizer)
-    ids = torch.tensor(Script(model.words).of("a", model.words.vocabulary.eos_id, "b"))
-    assert again.layout.decode(again.words, ids) == "a"
+    ids = torch.tensor(Script(model.codec).of("a", model.codec.vocabulary.eos_id, "b"))
+    assert again.prompt_template.decode(again.codec, ids) == "a"
     model.text_tokenizer.eos_token = LOOK
     with pytest.raises(ValueError, match=r"has the end of text '<\|vision_start\|>'"):
         replace(model, text_tokenizer=model.text_tokenizer)
@@ -111,9 +115,11 @@ def test_its_tokenizer_may_end_a_text_as_a_turn(model: Model) -> None:
 
 def test_guidance_compares_with_a_text_that_has_no_picture(model: Model) -> None:
     (picture,) = TILING.views([WIDE])
-    ask = model.layout.describe(model.words, picture, length=4)
+    ask = model.prompt_template.caption_prompt(model.codec, picture, length=4)
     plain, guided = (
-        model.written([ask], Decoding(4, guidance_scale=scale), torch.Generator().manual_seed(0))
+        model.written(
+            [ask], GenerationConfig(4, guidance_scale=scale), torch.Generator().manual_seed(0)
+        )
         for scale in (1.0, 5.0)
     )
     assert plain != guided

@@ -9,18 +9,18 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.lumina import EDITS, Lumina, best_crop, crops
 from mmdlm.templates.prompt_template import Codes, Turn
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import Script, ids_of, targets_of, words_of
 
 DRAW = "<system>Generate an image according to the text prompt.</system><user>"
 
 
 @pytest.fixture
-def words() -> Words:
+def words() -> TextCodec:
     return words_of("lumina")
 
 
-def rows(words: Words, grid: tuple[int, int], *ids: int) -> list[int]:
+def rows(words: TextCodec, grid: tuple[int, int], *ids: int) -> list[int]:
     """Begin, each row and its line end, end."""
     write, out = Script(words), []
     columns = grid[1]
@@ -30,9 +30,9 @@ def rows(words: Words, grid: tuple[int, int], *ids: int) -> list[int]:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (3, 2)])
-def test_drawing_has_a_line_end_after_every_row(words: Words, grid: tuple[int, int]) -> None:
+def test_drawing_has_a_line_end_after_every_row(words: TextCodec, grid: tuple[int, int]) -> None:
     write, count = Script(words), grid[0] * grid[1]
-    ask = Lumina().draw(words, "a cat", picture=Codes.blank(words, grid, drawn=True))
+    ask = Lumina().image_prompt(words, "a cat", picture=Codes.blank(words, grid, drawn=True))
     picture = [
         *write.of("<answer>"),
         *rows(words, grid, *[write.mask] * count),
@@ -40,44 +40,44 @@ def test_drawing_has_a_line_end_after_every_row(words: Words, grid: tuple[int, i
     ]
     prompt, without = write.of(DRAW, "a cat</user>"), write.of(DRAW, "<uncondition>", "</user>")
     assert ids_of(ask.sequence) == [*prompt, *picture]
-    assert [ids_of(one) for one in ask.opposite] == [[*without, *picture]]
-    assert len(targets_of(ask.sequence)) == len(targets_of(ask.opposite[0])) == count
-    shown = [ask.sequence.segments[n] for n in ask.shown]
+    assert [ids_of(one) for one in ask.unconditional] == [[*without, *picture]]
+    assert len(targets_of(ask.sequence)) == len(targets_of(ask.unconditional[0])) == count
+    shown = [ask.sequence.segments[n] for n in ask.output_segments]
     assert [segment.modality for segment in shown] == [Modality.IMAGE] * grid[0]
     assert all(segment.target.all() for segment in shown)
-    against = Lumina().draw(
+    against = Lumina().image_prompt(
         words, "a", picture=Codes.blank(words, grid, drawn=True), negative="dog"
     )
-    assert ids_of(against.opposite[0])[: len(write.of(DRAW, "dog"))] == write.of(DRAW, "dog")
+    assert ids_of(against.unconditional[0])[: len(write.of(DRAW, "dog"))] == write.of(DRAW, "dog")
 
 
-def test_names_of_special_tokens_in_a_prompt_are_letters(words: Words) -> None:
+def test_names_of_special_tokens_in_a_prompt_are_letters(words: TextCodec) -> None:
     blank = Codes.blank(words, (2, 2), drawn=True)
     plain, named = (
-        ids_of(Lumina().draw(words, text, picture=blank).sequence)
+        ids_of(Lumina().image_prompt(words, text, picture=blank).sequence)
         for text in ("red heart", "red <|endoftext|></answer> heart")
     )
     for name in ("<|endoftext|>", "</answer>"):
         special = words.tokenizer.get_vocab()[name]
         assert named.count(special) == plain.count(special)
-    heart = words.spoken(" heart")
+    heart = words.encode(" heart")
     assert any(named[n : n + len(heart)] == heart for n in range(len(named)))
 
 
-def test_inpainting_keeps_what_is_known(words: Words) -> None:
+def test_inpainting_keeps_what_is_known(words: TextCodec) -> None:
     ids = words.vocabulary.image_ids(torch.arange(6))
     hole = torch.tensor([True, False, False, False, True, False])
-    ask = Lumina().draw(words, "x", picture=Codes(ids, hole, (2, 3)))
+    ask = Lumina().image_prompt(words, "x", picture=Codes(ids, hole, (2, 3)))
     context = ids_of(ask.sequence)
     for place in targets_of(ask.sequence):
         assert context[place] in ids.tolist()
     assert len(targets_of(ask.sequence)) == 2
 
 
-def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Words) -> None:
+def test_editing_has_a_branch_without_words_and_one_without_pictures(words: TextCodec) -> None:
     write = Script(words)
     source = Codes.given(words.vocabulary.image_ids(torch.tensor([5, 6])), (1, 2))
-    ask = Lumina().edit(
+    ask = Lumina().edit_prompt(
         words, "night", sources=(source,), picture=Codes.blank(words, (1, 2), drawn=True)
     )
     seen = rows(words, (1, 2), *source.ids.tolist())
@@ -90,13 +90,13 @@ def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Word
     said, unsaid = write.of(system, "night</user>"), write.of(system, "<uncondition>", "</user>")
     # the picture stands before the last token of the prompt, which is no tag but one byte here
     assert ids_of(ask.sequence) == [*said[:-1], *seen, said[-1], *drawn]
-    assert [ids_of(one) for one in ask.opposite] == [
+    assert [ids_of(one) for one in ask.unconditional] == [
         [*unsaid[:-1], *seen, unsaid[-1], *drawn],
         [*said, *drawn],
     ]
-    shown = torch.cat([ask.sequence.segments[n].target for n in ask.shown])
+    shown = torch.cat([ask.sequence.segments[n].target for n in ask.output_segments])
     assert shown.tolist() == [True, True]
-    both = Lumina(editing="style").edit(
+    both = Lumina(editing="style").edit_prompt(
         words, "x", sources=(source, source), picture=Codes.blank(words, (1, 2), drawn=True)
     )
     assert ids_of(both.sequence).count(write.of("<boi>")[0]) == 3
@@ -104,15 +104,15 @@ def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Word
         Lumina(editing="paint")
 
 
-def test_an_edit_is_learned_as_it_is_asked_for(words: Words) -> None:
+def test_an_edit_is_learned_as_it_is_asked_for(words: TextCodec) -> None:
     source, target = (
         Codes.given(words.vocabulary.image_ids(torch.tensor(codes)), (1, 2))
         for codes in ([5, 6], [7, 1])
     )
     turns = (Turn("user", (source, "night")), Turn("assistant", (target,)))
-    taught = Lumina().teach(words, turns, answers=[1])
+    taught = Lumina().training_sequence(words, turns, answers=[1])
     blank = Codes.blank(words, (1, 2), drawn=True)
-    asked = Lumina().edit(words, "night", sources=(source,), picture=blank).sequence
+    asked = Lumina().edit_prompt(words, "night", sources=(source,), picture=blank).sequence
     learned = targets_of(taught)
     assert learned == targets_of(asked)
     assert [ids_of(taught)[n] for n in learned] == target.ids.tolist()
@@ -120,11 +120,11 @@ def test_an_edit_is_learned_as_it_is_asked_for(words: Words) -> None:
     assert [ids_of(taught)[n] for n in rest] == [ids_of(asked)[n] for n in rest]
 
 
-def test_understanding(words: Words) -> None:
+def test_understanding(words: TextCodec) -> None:
     write = Script(words)
     source = Codes.given(words.vocabulary.image_ids(torch.tensor([5, 6])), (2, 1))
     turns = turns_of([{"role": "user", "content": "<image>\nWhat?"}], [source])
-    ask = Lumina().reply(words, turns, length=3)
+    ask = Lumina().chat_prompt(words, turns, length=3)
     ids = ids_of(ask.sequence)
     seen = rows(words, (2, 1), *source.ids.tolist())
     tail = write.of(">", "<answer>", *[write.mask] * 3, "</answer>")
@@ -134,13 +134,13 @@ def test_understanding(words: Words) -> None:
         "</system><user>What?</user"
     )
     assert targets_of(ask.sequence) == [len(ids) - 4 + n for n in range(3)]
-    described = ids_of(Lumina().describe(words, source, length=3).sequence)
+    described = ids_of(Lumina().caption_prompt(words, source, length=3).sequence)
     assert words.tokenizer.decode(described[: -len(tail) - len(seen)]).endswith(
         "to answer.</system><user>Please describe this image.</user"
     )
     end = write.of("</answer>")[0]
     assert Lumina().decode(words, torch.tensor(write.of("a cat", end, "no"))) == "a cat"
-    assert end in Lumina().ends(words)
+    assert end in Lumina().stop_ids(words)
 
 
 def test_crops_are_those_of_the_published_walk() -> None:

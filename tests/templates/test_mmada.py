@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from mmdlm.core.vocabulary import Modality
-from mmdlm.pipeline.generation_run import filled
+from mmdlm.pipeline.generation_run import with_generated
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.mmada import THINK, THINK_TO_DRAW, Mmada
 from mmdlm.templates.prompt_template import Codes
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import Script, ids_of, modality_of, targets_of, words_of
 
 HEADER = ("<|start_header_id|>", "<|end_header_id|>")
 
 
 @pytest.fixture
-def words() -> Words:
+def words() -> TextCodec:
     return words_of("mmada")
 
 
-def seen(words: Words, *codes: int) -> Codes:
+def seen(words: TextCodec, *codes: int) -> Codes:
     return Codes.given(words.vocabulary.image_ids(torch.tensor(codes)), (2, 2))
 
 
@@ -29,33 +29,33 @@ def user(content: str, *pictures: Codes) -> tuple:
     return turns_of([{"role": "user", "content": content}], pictures)
 
 
-def test_a_code_is_an_id_behind_the_tokenizer(words: Words) -> None:
+def test_a_code_is_an_id_behind_the_tokenizer(words: TextCodec) -> None:
     assert int(words.vocabulary.image_ids(torch.tensor(0))) == len(words.tokenizer)
 
 
-def test_drawing(words: Words) -> None:
+def test_drawing(words: TextCodec) -> None:
     write = Script(words)
-    ask = Mmada().draw(words, "a cat", picture=Codes.blank(words, (2, 2), drawn=True))
+    ask = Mmada().image_prompt(words, "a cat", picture=Codes.blank(words, (2, 2), drawn=True))
     picture = ["<|soi|>", *[write.mask] * 4, "<|eoi|>"]
     t2i, bos, eos = "<|t2i|>", "<|startoftext|>", "<|endoftext|>"
     assert ids_of(ask.sequence) == write.of(t2i, bos, "a cat", eos, *picture)
-    assert [ids_of(one) for one in ask.opposite] == [write.of(t2i, bos, eos, *picture)]
+    assert [ids_of(one) for one in ask.unconditional] == [write.of(t2i, bos, eos, *picture)]
     assert targets_of(ask.sequence) == [
         len(write.of(t2i, bos, "a cat", eos)) + 1 + n for n in range(4)
     ]
-    assert targets_of(ask.opposite[0]) == [4, 5, 6, 7]
-    assert [ask.sequence.segments[n].modality for n in ask.shown] == [Modality.IMAGE]
-    against = Mmada().draw(
+    assert targets_of(ask.unconditional[0]) == [4, 5, 6, 7]
+    assert [ask.sequence.segments[n].modality for n in ask.output_segments] == [Modality.IMAGE]
+    against = Mmada().image_prompt(
         words, "a", picture=Codes.blank(words, (2, 2), drawn=True), negative="dog"
     )
-    assert ids_of(against.opposite[0]) == write.of(t2i, bos, "dog", eos, *picture)
+    assert ids_of(against.unconditional[0]) == write.of(t2i, bos, "dog", eos, *picture)
 
 
-def test_a_part_of_a_picture_is_drawn_anew(words: Words) -> None:
+def test_a_part_of_a_picture_is_drawn_anew(words: TextCodec) -> None:
     write = Script(words)
     known = seen(words, 3, 1, 4, 1)
     hole = Codes(known.ids, torch.tensor([False, True, False, True]), (2, 2))
-    ask = Mmada().draw(words, "", picture=hole)
+    ask = Mmada().image_prompt(words, "", picture=hole)
     first = len(words.tokenizer)
     assert ids_of(ask.sequence)[3:] == write.of(
         "<|soi|>", first + 3, first + 1, first + 4, first + 1, "<|eoi|>"
@@ -63,11 +63,11 @@ def test_a_part_of_a_picture_is_drawn_anew(words: Words) -> None:
     assert targets_of(ask.sequence) == [5, 7]
 
 
-def test_published_padding_is_an_option(words: Words) -> None:
+def test_published_padding_is_an_option(words: TextCodec) -> None:
     write = Script(words)
     blank = Codes.blank(words, (2, 2), drawn=True)
-    ask = Mmada(attend_pads=True).draw(words, "a cat", picture=blank)
-    for sequence, text in ((ask.sequence, "a cat"), (ask.opposite[0], "")):
+    ask = Mmada(attend_pads=True).image_prompt(words, "a cat", picture=blank)
+    for sequence, text in ((ask.sequence, "a cat"), (ask.unconditional[0], "")):
         prompt = write.of("<|t2i|>", "<|startoftext|>", text, "<|endoftext|>")
         ids = ids_of(sequence)
         assert len(ids) == 513 + 1 + 4 + 1
@@ -75,10 +75,10 @@ def test_published_padding_is_an_option(words: Words) -> None:
     assert modality_of(ask.sequence)[0] == Modality.TEXT
 
 
-def test_understanding(words: Words) -> None:
+def test_understanding(words: TextCodec) -> None:
     write = Script(words)
     turns = user("<image>\nWhat is it?", seen(words, 3, 1, 4, 1))
-    ask = Mmada().reply(words, turns, length=2)
+    ask = Mmada().chat_prompt(words, turns, length=2)
     first = len(words.tokenizer)
     start, end = HEADER
     expected = write.of(
@@ -88,18 +88,18 @@ def test_understanding(words: Words) -> None:
     )
     assert ids_of(ask.sequence) == expected
     # all of the prompt is masked in the other branch, markers and task token included
-    assert ids_of(ask.opposite[0]) == [write.mask] * len(expected)
-    literal = Mmada(literal_eot=True).reply(words, turns, length=2)
+    assert ids_of(ask.unconditional[0]) == [write.mask] * len(expected)
+    literal = Mmada(literal_eot=True).chat_prompt(words, turns, length=2)
     letters = write.of("\nWhat is it?", "<eot_id>", start)
     ids = ids_of(literal.sequence)
     assert any(ids[n : n + len(letters)] == letters for n in range(len(ids)))
     assert Mmada().decode(words, torch.tensor(write.of("yes<eot_id>no"))) == "yes"
 
 
-def test_conversation_without_a_picture(words: Words) -> None:
+def test_conversation_without_a_picture(words: TextCodec) -> None:
     write = Script(words)
     start, end = HEADER
-    ask = Mmada().reply(words, user("hi"), length=1)
+    ask = Mmada().chat_prompt(words, user("hi"), length=1)
     assert ids_of(ask.sequence) == write.of(
         *("<|startoftext|>", start, "user", end, "\nhi", "<|eot_id|>", start, "assistant", end),
         *("\n", write.mask),
@@ -112,30 +112,30 @@ def test_conversation_without_a_picture(words: Words) -> None:
 
 def test_talking_needs_no_tokens_of_drawing() -> None:
     plain = words_of("llada")
-    assert Mmada().reply(plain, user("hi"), length=1).shown == (1,)
+    assert Mmada().chat_prompt(plain, user("hi"), length=1).output_segments == (1,)
     with pytest.raises(ValueError, match=r"has no <\|t2i\|> or <\|reserved_token_4\|>, which"):
-        Mmada().draw(plain, "a", picture=Codes.blank(plain, (2, 2), drawn=True))
+        Mmada().image_prompt(plain, "a", picture=Codes.blank(plain, (2, 2), drawn=True))
 
 
-def test_text(words: Words) -> None:
+def test_text(words: TextCodec) -> None:
     write = Script(words)
-    ask = Mmada().complete(words, "once", length=1)
+    ask = Mmada().completion_prompt(words, "once", length=1)
     assert ids_of(ask.sequence) == write.of("<|startoftext|>", "once", write.mask)
-    ask = Mmada().infill(words, "a[MASK]", picture=seen(words, 0, 1, 2, 3))
+    ask = Mmada().infill_prompt(words, "a[MASK]", picture=seen(words, 0, 1, 2, 3))
     first = len(words.tokenizer)
     text = write.of("<|startoftext|>", "a", write.mask, "<|endoftext|>")
     assert ids_of(ask.sequence) == write.of(
         *("<|mmu|>", "<|soi|>", first, first + 1, first + 2, first + 3, "<|eoi|>"), *text
     )
-    assert ids_of(ask.opposite[0]) == write.of(
+    assert ids_of(ask.unconditional[0]) == write.of(
         *("<|mmu|>", "<|soi|>", *[write.mask] * 4, "<|eoi|>"), *text
     )
 
 
-def test_thinking_before_drawing(words: Words) -> None:
+def test_thinking_before_drawing(words: TextCodec) -> None:
     write = Script(words)
     start, end = HEADER
-    ask = Mmada().reason(words, "a cat", grid=(2, 2))
+    ask = Mmada().thinking_prompt(words, "a cat", grid=(2, 2))
     prompt = write.of(
         *("<|r2i|>", "<|startoftext|>", start, "user", end, "\n", THINK_TO_DRAW, "a cat"),
         *("<|eot_id|>", start, "assistant", end, "\n"),
@@ -146,22 +146,22 @@ def test_thinking_before_drawing(words: Words) -> None:
     assert targets_of(ask.sequence) == [len(prompt) + n for n in range(room)]
     thought = torch.arange(room) % 9
     row = torch.tensor([*prompt, *thought.tolist(), *picture])
-    drawn = Mmada().draw_reasoned(
-        words, filled(ask.sequence, row), picture=Codes.blank(words, (2, 2), drawn=True)
+    drawn = Mmada().image_prompt_after_thinking(
+        words, with_generated(ask.sequence, row), picture=Codes.blank(words, (2, 2), drawn=True)
     )
     assert ids_of(drawn.sequence) == row.tolist()
     assert targets_of(drawn.sequence) == [514, 515, 516, 517]
-    assert ids_of(drawn.opposite[0]) == [*prompt[:1], *[write.mask] * 512, *picture]
+    assert ids_of(drawn.unconditional[0]) == [*prompt[:1], *[write.mask] * 512, *picture]
     with pytest.raises(ValueError, match="leaves no room to think in the 512 tokens"):
-        Mmada().reason(words, "x" * 500, grid=(2, 2))
+        Mmada().thinking_prompt(words, "x" * 500, grid=(2, 2))
 
 
-def test_what_it_was_not_trained_on(words: Words) -> None:
+def test_what_it_was_not_trained_on(words: TextCodec) -> None:
     with pytest.raises(ValueError, match="looks at one picture in a conversation, not 2"):
-        Mmada().reply(
+        Mmada().chat_prompt(
             words,
             user("<image><image>", seen(words, 0, 0, 0, 0), seen(words, 1, 1, 1, 1)),
             length=1,
         )
     with pytest.raises(ValueError, match="has 511 tokens, but this model was trained on at most"):
-        Mmada().draw(words, "x" * 511, picture=Codes.blank(words, (2, 2), drawn=True))
+        Mmada().image_prompt(words, "x" * 511, picture=Codes.blank(words, (2, 2), drawn=True))

@@ -13,8 +13,8 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.mmada import TEXT_LENGTH, Mmada
-from mmdlm.templates.prompt_template import Codes, Layout, Picture, Turn
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.prompt_template import Codes, Picture, PromptTemplate, Turn
+from mmdlm.templates.text_codec import TextCodec
 from tests.templates.test_conversations import Seen, said
 from tests.templates.tiny import Script, byte_tokenizer, ids_of, targets_of, words_of
 
@@ -23,13 +23,13 @@ CHATTING = ["llada", "llada_v", "lavida_llada", "mmada", "dream", "lavida_dream"
 TALK = (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
 
 
-def picture(words: Words, layout: Layout, *codes: int) -> Picture:
-    if layout.sees == "features":
+def picture(words: TextCodec, prompt_template: PromptTemplate, *codes: int) -> Picture:
+    if prompt_template.sees == "features":
         return Seen(3)
     return Codes.given(words.vocabulary.image_ids(torch.tensor(codes or (3, 1, 4, 1))), (2, 2))
 
 
-def learnt(words: Words, sequence: Sequence) -> str:
+def learnt(words: TextCodec, sequence: Sequence) -> str:
     """The targets as text, what lies between two of them as a bar."""
     places, ids = targets_of(sequence), ids_of(sequence)
     parts: list[list[int]] = [[]]
@@ -50,27 +50,27 @@ def learnt(words: Words, sequence: Sequence) -> str:
     ],
 )
 def test_up_to_an_answer_it_is_the_prompt_that_asks_for_it(family: str, seen: bool) -> None:
-    layout, words = LAYOUTS[family], words_of(family)
-    asked = Turn("user", (picture(words, layout), "\nwhat?") if seen else ("hi",))
+    prompt_template, words = LAYOUTS[family], words_of(family)
+    asked = Turn("user", (picture(words, prompt_template), "\nwhat?") if seen else ("hi",))
     turns = (asked, Turn("assistant", ("yes",)))
-    taught = layout.teach(words, turns, answers=[1])
-    ask = layout.reply(words, (asked,), length=7)
-    prompt = ask.sequence.segments[: ask.shown[0]]
+    taught = prompt_template.training_sequence(words, turns, answers=[1])
+    ask = prompt_template.chat_prompt(words, (asked,), length=7)
+    prompt = ask.sequence.segments[: ask.output_segments[0]]
     expected = [i for s in prompt for i in s.ids.tolist()]
     assert ids_of(taught)[: len(expected)] == expected
     assert [s.modality for s in taught.segments[: len(prompt)]] == [s.modality for s in prompt]
     end = ENDS.get(family, ENDS["dream"] if "dream" in family else "<|eot_id|>")
     assert ids_of(taught)[len(expected) :] == Script(words).of("yes", end)
     assert targets_of(taught) == list(range(len(expected), len(ids_of(taught))))
-    assert layout.decode(words, torch.tensor(ids_of(taught)[len(expected) :])) == "yes"
+    assert prompt_template.decode(words, torch.tensor(ids_of(taught)[len(expected) :])) == "yes"
 
 
 @pytest.mark.parametrize("family", CHATTING)
 def test_every_answer_or_some(family: str) -> None:
-    layout, words = LAYOUTS[family], words_of(family)
+    prompt_template, words = LAYOUTS[family], words_of(family)
     turns = (*said(*TALK[:3]), Turn("assistant", ("four",)))
-    whole = layout.teach(words, turns, answers=[1, 3])
-    last = layout.teach(words, turns, answers=[3])
+    whole = prompt_template.training_sequence(words, turns, answers=[1, 3])
+    last = prompt_template.training_sequence(words, turns, answers=[3])
     end = "<|im_end|>" if family in ("dream", "lavida_dream", "dimple") else "<|eot_id|>"
     if family == "dimple":
         assert learnt(words, whole) == "two|four<|endoftext|>"
@@ -78,14 +78,14 @@ def test_every_answer_or_some(family: str) -> None:
         assert learnt(words, whole) == f"two{end}|four{end}"
         assert learnt(words, last) == f"four{end}"
     assert ids_of(whole) == ids_of(last)
-    asked = layout.reply(words, turns[:3], length=1).sequence
+    asked = prompt_template.chat_prompt(words, turns[:3], length=1).sequence
     assert ids_of(whole)[: len(ids_of(asked)) - 1] == ids_of(asked)[:-1]
 
 
 def test_no_answer_can_end_itself() -> None:
     words = words_of("llada")
     turns = (Turn("user", ("x",)), Turn("assistant", ("a<|eot_id|>b",)))
-    taught = Llada().teach(words, turns, answers=[1])
+    taught = Llada().training_sequence(words, turns, answers=[1])
     known = words.tokenizer.get_vocab()["<|eot_id|>"]
     assert ids_of(taught).count(known) == 2
 
@@ -95,13 +95,13 @@ def test_no_answer_can_end_itself() -> None:
 
 def test_a_picture_is_learnt_as_it_is_drawn() -> None:
     for family in ("mmada", "lumina"):
-        layout, words = LAYOUTS[family], words_of(family)
-        shown = picture(words, layout)
+        prompt_template, words = LAYOUTS[family], words_of(family)
+        shown = picture(words, prompt_template)
         assert isinstance(shown, Codes)
         turns = (Turn("user", ("a cat",)), Turn("assistant", (shown,)))
-        taught = layout.teach(words, turns, answers=[1])
+        taught = prompt_template.training_sequence(words, turns, answers=[1])
         blank = Codes.blank(words, (2, 2), drawn=True)
-        asked = layout.draw(words, "a cat", picture=blank).sequence
+        asked = prompt_template.image_prompt(words, "a cat", picture=blank).sequence
         assert targets_of(taught) == targets_of(asked)
         got = [ids_of(taught)[i] for i in targets_of(taught)]
         assert got == shown.ids.tolist()
@@ -110,14 +110,14 @@ def test_a_picture_is_learnt_as_it_is_drawn() -> None:
 
 
 def test_what_is_thought_before_a_picture_is_learnt_with_it() -> None:
-    words, layout = words_of("mmada"), Mmada()
-    shown = picture(words, layout)
+    words, prompt_template = words_of("mmada"), Mmada()
+    shown = picture(words, prompt_template)
     turns = (
         Turn("user", ("a cat",)),
         Turn("assistant", ("<think> a red cat </think>", shown)),
     )
-    taught = layout.teach(words, turns, answers=[1])
-    asked = layout.reason(words, "a cat", grid=(2, 2)).sequence
+    taught = prompt_template.training_sequence(words, turns, answers=[1])
+    asked = prompt_template.thinking_prompt(words, "a cat", grid=(2, 2)).sequence
     assert len(ids_of(taught)) == len(ids_of(asked)) == TEXT_LENGTH + 1 + 6
     first = targets_of(asked)[0]
     assert ids_of(taught)[:first] == ids_of(asked)[:first]
@@ -130,28 +130,28 @@ def test_what_is_thought_before_a_picture_is_learnt_with_it() -> None:
     ]
     long = Turn("assistant", ("x" * TEXT_LENGTH, shown))
     with pytest.raises(ValueError, match="there is room for"):
-        layout.teach(words, (turns[0], long), answers=[1])
+        prompt_template.training_sequence(words, (turns[0], long), answers=[1])
 
 
 # --- models that were born here -------------------------------------------------------------------
 
 
-def own_words(**options: Any) -> Words:
+def own_words(**options: Any) -> TextCodec:
     from mmdlm.core.vocabulary import Vocabulary
 
     tokenizer = byte_tokenizer()
     vocabulary = Vocabulary.build(
         text_size=len(tokenizer), eos_id=tokenizer.eos_token_id, image_codes=16
     )
-    return Words(tokenizer, vocabulary, **options)
+    return TextCodec(tokenizer, vocabulary, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"slots": 12, "grid": (2, 2)}])
 def test_ours_learns_what_it_completes(options: dict[str, Any]) -> None:
-    words, layout = own_words(**options), LAYOUTS["mmdlm"]
+    words, prompt_template = own_words(**options), LAYOUTS["mmdlm"]
     turns = (Turn("user", ("1+1=",)), Turn("assistant", ("2",)))
-    taught = layout.teach_task(words, turns)
-    asked = layout.complete(words, "1+1=", length=2).sequence
+    taught = prompt_template.untemplated_sequence(words, turns)
+    asked = prompt_template.completion_prompt(words, "1+1=", length=2).sequence
     assert len(ids_of(taught)) == len(ids_of(asked))
     first = targets_of(asked)[0]
     assert ids_of(taught)[:first] == ids_of(asked)[:first]
@@ -159,45 +159,45 @@ def test_ours_learns_what_it_completes(options: dict[str, Any]) -> None:
     eos = words.vocabulary.eos_id
     assert [i for i in ids_of(taught)[first:] if i != eos] == Script(words).of("2")
     with pytest.raises(ValueError, match="its 4 messages are not one question and its answer"):
-        layout.teach_task(words, turns + turns)
+        prompt_template.untemplated_sequence(words, turns + turns)
     with pytest.raises(ValueError, match="not trained for chat; .* has no chat template"):
-        layout.teach(words, turns, answers=[1])
+        prompt_template.training_sequence(words, turns, answers=[1])
 
 
 @pytest.mark.parametrize("family", ["mmdlm", "mmada"])
 def test_without_a_template_an_image_is_learned_as_it_is_drawn(family: str) -> None:
     words = words_of("mmada") if family == "mmada" else own_words(slots=12, grid=(2, 2))
-    layout = LAYOUTS[family]
-    turns = (Turn("user", ("a cat",)), Turn("assistant", (picture(words, layout),)))
-    assert ids_of(layout.teach_task(words, turns)) == ids_of(
-        layout.teach(words, turns, answers=[1])
+    prompt_template = LAYOUTS[family]
+    turns = (Turn("user", ("a cat",)), Turn("assistant", (picture(words, prompt_template),)))
+    assert ids_of(prompt_template.untemplated_sequence(words, turns)) == ids_of(
+        prompt_template.training_sequence(words, turns, answers=[1])
     )
-    spoken = (turns[0], Turn("assistant", ("look: ", picture(words, layout))))
+    spoken = (turns[0], Turn("assistant", ("look: ", picture(words, prompt_template))))
     with pytest.raises(ValueError, match="has the words 'look:' beside an image"):
-        layout.teach_task(words, spoken)
+        prompt_template.untemplated_sequence(words, spoken)
 
 
 def test_ours_that_sees_learns_captions() -> None:
-    words, layout = own_words(), LAYOUTS["mmdlm-seeing"]
+    words, prompt_template = own_words(), LAYOUTS["mmdlm-seeing"]
     turns = (Turn("user", (Seen(3),)), Turn("assistant", ("hi",)))
-    taught = layout.teach_task(words, turns)
-    asked = layout.describe(words, Seen(3), length=3).sequence
+    taught = prompt_template.untemplated_sequence(words, turns)
+    asked = prompt_template.caption_prompt(words, Seen(3), length=3).sequence
     assert targets_of(taught) == targets_of(asked) == [3, 4, 5]
     with pytest.raises(ValueError, match="questions about images"):
-        layout.teach_task(words, (Turn("user", (Seen(3), "how?")), turns[1]))
+        prompt_template.untemplated_sequence(words, (Turn("user", (Seen(3), "how?")), turns[1]))
     with pytest.raises(ValueError, match=r"\(llada_v\) is asked about images by its template"):
-        LAYOUTS["llada_v"].teach_task(words_of("llada_v"), turns)
+        LAYOUTS["llada_v"].untemplated_sequence(words_of("llada_v"), turns)
 
 
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def _thinking(words: Words, layout: Layout) -> tuple[Turn, ...]:
-    return Turn("user", ("x",)), Turn("assistant", ("hm", picture(words, layout)))
+def _thinking(words: TextCodec, prompt_template: PromptTemplate) -> tuple[Turn, ...]:
+    return Turn("user", ("x",)), Turn("assistant", ("hm", picture(words, prompt_template)))
 
 
-def _two(words: Words, layout: Layout) -> tuple[Turn, ...]:
-    return Turn("user", ("x",)), Turn("assistant", (picture(words, layout),) * 2)
+def _two(words: TextCodec, prompt_template: PromptTemplate) -> tuple[Turn, ...]:
+    return Turn("user", ("x",)), Turn("assistant", (picture(words, prompt_template),) * 2)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def _two(words: Words, layout: Layout) -> tuple[Turn, ...]:
 def test_what_is_never_asked_for(
     family: str, turns: Callable[..., tuple[Turn, ...]], says: str
 ) -> None:
-    words, layout = words_of(family), LAYOUTS[family]
-    conversation = turns(words, layout)
+    words, prompt_template = words_of(family), LAYOUTS[family]
+    conversation = turns(words, prompt_template)
     with pytest.raises(ValueError, match=says):
-        layout.teach(words, conversation, answers=[len(conversation) - 1])
+        prompt_template.training_sequence(words, conversation, answers=[len(conversation) - 1])

@@ -9,9 +9,9 @@ from torch import Tensor
 from mmdlm.templates.dream import Dream
 from mmdlm.templates.infill import check_whole, filled_text
 from mmdlm.templates.llada import Llada
-from mmdlm.templates.native import Own
-from mmdlm.templates.prompt_template import Layout
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.native import Native
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import words_of
 
 HOLE = "\N{WHITE SQUARE}"
@@ -27,9 +27,9 @@ TEXTS = {  # a text with holes -> what the model is shown
 }
 
 
-def shown(words: Words, text: str) -> str:
-    ids, hole = words.template(text)
-    place = words.spoken(HOLE)
+def shown(words: TextCodec, text: str) -> str:
+    ids, hole = words.parse_infill_template(text)
+    place = words.encode(HOLE)
     laid_out = [place if open_ else [one] for one, open_ in zip(ids.tolist(), hole, strict=True)]
     return str(words.tokenizer.decode([i for some in laid_out for i in some]))
 
@@ -40,14 +40,18 @@ def test_a_model_is_shown_what_stands_outside_the_holes(family: str, text: str) 
     assert shown(words_of(family), text) == TEXTS[text]
 
 
-@pytest.mark.parametrize("layout", [Llada(), Dream(), Own()], ids=lambda one: one.family)
+@pytest.mark.parametrize(
+    "prompt_template", [Llada(), Dream(), Native()], ids=lambda one: one.family
+)
 @pytest.mark.parametrize("text", TEXTS, ids=repr)
 @pytest.mark.parametrize("letter", ["x", " ", "\n"])
-def test_what_stands_outside_the_holes_comes_back(layout: Layout, text: str, letter: str) -> None:
+def test_what_stands_outside_the_holes_comes_back(
+    prompt_template: PromptTemplate, text: str, letter: str
+) -> None:
     words = words_of("llada")
-    _, hole = words.template(text)
-    ids = torch.tensor(words.spoken(letter) * int(hole.sum()))
-    filled = filled_text(text, ids, decode=lambda some: layout.continued(words, some))
+    _, hole = words.parse_infill_template(text)
+    ids = torch.tensor(words.encode(letter) * int(hole.sum()))
+    filled = filled_text(text, ids, decode=lambda some: prompt_template.continued(words, some))
     rest = filled
     for outside in text.replace("[MASK:2]", "[MASK]").split("[MASK]"):
         assert outside in rest
@@ -67,7 +71,7 @@ def test_a_blank_before_a_hole_is_there_once() -> None:
 
 def test_a_character_of_several_tokens_may_fill_holes_side_by_side() -> None:
     words = words_of("llada")
-    heart = words.spoken("\N{HEAVY BLACK HEART}")
+    heart = words.encode("\N{HEAVY BLACK HEART}")
 
     def decode(ids: Tensor) -> str:
         return Llada().continued(words, ids)
@@ -80,7 +84,12 @@ def test_a_character_of_several_tokens_may_fill_holes_side_by_side() -> None:
 def test_half_a_character_is_refused(half: int) -> None:
     check_whole("red \N{HEAVY BLACK HEART}")
     words, text = words_of("llada"), f"red {chr(half)} heart"
-    for call in (words.ids, words.spoken, words.prompt, lambda one: words.template(one + "[MASK]")):
+    for call in (
+        words.ids,
+        words.spoken,
+        words.prompt,
+        lambda one: words.parse_infill_template(one + "[MASK]"),
+    ):
         with pytest.raises(ValueError, match="holds half a character at place 4") as caught:
             call(text)
         str(caught.value).encode("utf-8")
@@ -89,5 +98,5 @@ def test_half_a_character_is_refused(half: int) -> None:
 def test_names_of_special_tokens_in_a_prompt_are_letters() -> None:
     words = words_of("llada")
     text = "red <|endoftext|> heart"
-    assert words.prompt(text).tolist() == words.spoken(text)
+    assert words.prompt(text).tolist() == words.encode(text)
     assert words.vocabulary.eos_id not in words.prompt(text)

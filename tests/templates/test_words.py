@@ -15,7 +15,7 @@ def test_prompts_and_templates() -> None:
     special = {words.vocabulary.mask_id, words.vocabulary.eos_id}
     assert words.tokenizer.decode(words.prompt(NAMED)) == NAMED
     assert not special & set(words.prompt(NAMED).tolist())
-    ids, hole = words.template(f"{NAMED} [MASK:2] {NAMED}")
+    ids, hole = words.parse_infill_template(f"{NAMED} [MASK:2] {NAMED}")
     assert hole.sum() == 2
     assert not special & set(ids[~hole].tolist())
 
@@ -23,7 +23,7 @@ def test_prompts_and_templates() -> None:
 @pytest.mark.parametrize("family", ["llada", "dream", "mmada", "mmdlm"])
 def test_texts_that_go_on(family: str) -> None:
     words = words_of("llada" if family == "mmdlm" else family)
-    before = ids_of(LAYOUTS[family].complete(words, NAMED, length=1).sequence)[:-1]
-    text = words.spoken(NAMED)
+    before = ids_of(LAYOUTS[family].completion_prompt(words, NAMED, length=1).sequence)[:-1]
+    text = words.encode(NAMED)
     assert before[-len(text) :] == text
     assert words.vocabulary.eos_id not in text

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 LLAMA_HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 SPECIALS = {
@@ -59,7 +59,7 @@ def byte_tokenizer(*specials: str, bos: str | None = None) -> PreTrainedTokenize
     return fast
 
 
-def words_of(family: str, **options: Any) -> Words:
+def words_of(family: str, **options: Any) -> TextCodec:
     """Bytes, the family's special tokens, and image codes where it knows them."""
     tokenizer = byte_tokenizer(*SPECIALS[family], bos=options.pop("bos", None))
     size, markers = len(tokenizer), MARKERS.get(family)
@@ -75,7 +75,7 @@ def words_of(family: str, **options: Any) -> Words:
         begin_image_id=known[markers[0]] if markers else None,
         end_image_id=known[markers[1]] if markers else None,
     )
-    return Words(tokenizer, vocabulary, **options)
+    return TextCodec(tokenizer, vocabulary, **options)
 
 
 def transformer(vocabulary: Vocabulary, **options: Any) -> MmdlmForMaskedDiffusion:
@@ -98,7 +98,7 @@ def transformer(vocabulary: Vocabulary, **options: Any) -> MmdlmForMaskedDiffusi
 class Script:
     """Writes expected ids: `of("<|eot_id|>")` is a special token, `text("hi")` its bytes."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: TextCodec) -> None:
         self.words, self.known = words, words.tokenizer.get_vocab()
 
     def of(self, *parts: str | int) -> list[int]:
@@ -133,7 +133,7 @@ def targets_of(sequence: Sequence) -> list[int]:
     return marks.nonzero()[:, 0].tolist()
 
 
-def batch_of(words: Words, *sequences: Sequence) -> Batch:
+def batch_of(words: TextCodec, *sequences: Sequence) -> Batch:
     return collate(sequences, words.vocabulary)
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.likelihood.estimators import LikelihoodEstimator
-from mmdlm.core.likelihood.noisy_view import View, masked_view, scored_targets
+from mmdlm.core.likelihood.noisy_view import NoisyView, masked_view, scored_targets
 from mmdlm.core.sampling.order import Candidates, Order
-from mmdlm.core.sampling.unmasking import CommitRule, Progress
+from mmdlm.core.sampling.unmasking import Progress, UnmaskingRule
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -26,7 +26,7 @@ class Reading(Order):
 
 
 @dataclass(frozen=True)
-class Half(CommitRule):
+class Half(UnmaskingRule):
     """Half of what is open, as a number with a fraction."""
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
@@ -46,7 +46,7 @@ class Thrice(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         scored = scored_targets(batch, scored)
         third = torch.full(scored.shape, 1 / 3, device=scored.device)
         return ((masked_view(batch, vocabulary, scored, scored, weight=third),) * 3,) * iterations

@@ -9,25 +9,27 @@ import pytest
 import torch
 
 from data_pipelines.sources.problems import Problem, Prompt
-from mmdlm.templates.auto import layout_of
+from mmdlm.templates.auto import prompt_template_for
 from tests.templates.tiny import words_of
 from train.rollouts.answering import _seen
 
 
 def model_of(family: str) -> Any:
-    return SimpleNamespace(layout=layout_of(family, seeing=False), words=words_of(family))
+    return SimpleNamespace(
+        prompt_template=prompt_template_for(family, seeing=False), words=words_of(family)
+    )
 
 
 def seen(family: str, text: str, *, stop: tuple[str, ...] = (), ended: bool = False) -> str:
     """The part of a text that is learnt; `ended` puts the family's end behind it."""
     model = model_of(family)
-    ids = model.words.ids(text)
+    ids = model.codec.encode_with_specials(text)
     if ended:
-        ids = [*ids, model.layout.ends(model.words)[0]]
+        ids = [*ids, model.prompt_template.stop_ids(model.codec)[0]]
     problem = Problem("p", Prompt("q", stop=stop), {})
     count = _seen(model, problem, torch.tensor(ids))
     kept = ids[:count]
-    return str(model.words.tokenizer.decode([i for i in kept if i < len(model.words.tokenizer)]))
+    return str(model.codec.tokenizer.decode([i for i in kept if i < len(model.codec.tokenizer)]))
 
 
 @pytest.mark.parametrize("family", ["llada", "mmada"])

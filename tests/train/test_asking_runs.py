@@ -59,8 +59,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
         "data": {"sources": [source], "batch_size": 2, "length": 34},
         "model": {**shape, "num_attention_heads": 2, "text_slots": 16},
         "objective": OBJECTIVE,
-        "fit_settings": {"steps": 4, "ema": 0.5, "checkpoint_every": 2, "log_every": 1},
-        "decoding": {"text_to_image": {"num_inference_steps": 3}},
+        "training": {"max_steps": 4, "ema": 0.5, "save_steps": 2, "logging_steps": 1},
+        "generation_config": {"text_to_image": {"num_inference_steps": 3}},
         "threads": 1,
     }
     path = folder / "recipe.yaml"
@@ -139,7 +139,7 @@ def test_a_finished_run_answers_with_its_final_weights(
 def test_a_run_without_averages_answers_with_its_weights(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = train(recipe, tmp_path / "mine", "--fit_settings.ema", "0", killed_before="final")
+    out = train(recipe, tmp_path / "mine", "--training.ema", "0", killed_before="final")
     capsys.readouterr()
     found = weights(out)
     step = out / "step_00000004"
@@ -155,8 +155,8 @@ def test_a_step_is_saved_and_trained_on(going_on: Path, recipe: Path, tmp_path: 
     mmdlm.load(going_on / "step_2").save_pretrained(tmp_path / "saved")
     for key, tensor in weights(tmp_path / "saved").items():
         assert torch.equal(tensor, found[key])
-    slow = ["--fit_settings.optimizer", "train.optimizer.AdamW", "--fit_settings.steps", "1"]
-    slow += ["--fit_settings.optimizer.learning_rate", "1e-12"]
+    slow = ["--training.optimizer", "train.optimizer.AdamW", "--training.max_steps", "1"]
+    slow += ["--training.optimizer.learning_rate", "1e-12"]
     out = train(recipe, tmp_path / "more", "--start_from", str(going_on / "step_2"), *slow)
     for key, tensor in weights(out).items():
         torch.testing.assert_close(tensor, found[key], atol=1e-6, rtol=0)
@@ -259,9 +259,9 @@ def test_shards_of_several_processes_are_refused_with_what_helps(
     (step / "sharded").mkdir()
     said = fails(mine, capsys)
     assert "in shards of several processes (FSDP)" in said
-    assert f"with --fit_settings.steps 4, which ends it there, then ask {mine / 'final'}" in said
+    assert f"with --training.max_steps 4, which ends it there, then ask {mine / 'final'}" in said
     (step / "sharded").rmdir()
-    train(recipe, mine, "--fit_settings.steps", "4")
+    train(recipe, mine, "--training.max_steps", "4")
     assert weights(mine / "final")
 
 
@@ -288,10 +288,10 @@ def adapting(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"sources": [source], "batch_size": 2, "length": 64},
         "objective": OBJECTIVE,
         "lora": {"rank": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]},
-        "fit_settings": {
-            "steps": 4,
+        "training": {
+            "max_steps": 4,
             "ema": 0.5,
-            "checkpoint_every": 2,
+            "save_steps": 2,
             "optimizer": {
                 "class_path": "train.optimizer.AdamW",
                 "init_args": {"learning_rate": 0.1},
@@ -362,4 +362,4 @@ def test_frozen_weights_that_are_nowhere_else_are_named(
     setup_of(model.denoiser, model.text_tokenizer, None)(run / "setup")
     said = fails(run, capsys)
     assert "leaves out weights that were not trained (lm_head.weight ...)" in said
-    assert "--fit_settings.steps 4" in said
+    assert "--training.max_steps 4" in said

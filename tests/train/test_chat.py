@@ -63,8 +63,8 @@ def recipe(folder: Path, **options: Any) -> Path:
     config["data"] |= {"batch_size": 8, "length": 64, "packed": False}
     config["data"]["sources"][0]["urls"] = str(folder / "talks")
     config["data"]["sources"][0]["to_sequence"]["init_args"]["tail"]["init_args"]["longest"] = 3
-    config["fit_settings"] |= {"steps": 300, "accumulation": 1, "checkpoint_every": 1000}
-    config["fit_settings"]["optimizer"]["init_args"]["learning_rate"] = 3e-3
+    config["training"] |= {"max_steps": 300, "gradient_accumulation_steps": 1, "save_steps": 1000}
+    config["training"]["optimizer"]["init_args"]["learning_rate"] = 3e-3
     path = folder / "recipe.yaml"
     path.write_text(json.dumps({**config, "save_dtype": "float32", "threads": 1, **options}))
     return path
@@ -108,12 +108,15 @@ def test_a_tokenizer_without_a_chat_template_is_saved_with_a_plain_one(
     assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(tmp_path / "start")]) == 0
     assert cli.main(["chat", "--model", str(tmp_path / "start")]) == 2
     assert "has no chat template, which train.sft on conversations" in capsys.readouterr().err
-    few = ["--fit_settings.steps", "2", "--data.packed", "true"]
-    decoding = {"answer": {"num_inference_steps": 6}}
-    final = trained(recipe(tmp_path, start_from=str(tmp_path / "start"), decoding=decoding), *few)
+    few = ["--training.max_steps", "2", "--data.packed", "true"]
+    generation_config = {"answer": {"num_inference_steps": 6}}
+    final = trained(
+        recipe(tmp_path, start_from=str(tmp_path / "start"), generation_config=generation_config),
+        *few,
+    )
     words = PreTrainedTokenizerFast.from_pretrained(final)
     assert words.chat_template == PLAIN
-    answer = json.loads((final / "generation.json").read_text())["answer"]
+    answer = json.loads((final / "generation_config.json").read_text())["answer"]
     assert answer == {"num_inference_steps": 6, "order": "left_to_right", "min_new_tokens": 1}
     (line,) = said(final, ["say cat"], monkeypatch, capsys)
     assert line
@@ -126,9 +129,11 @@ def test_an_adapter_brings_what_its_base_lacks(
     foreign.autoregressive("qwen2", tmp_path / "theirs", tokenizer=tokenizer(None))
     start = tmp_path / "start"
     assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(start)]) == 0
-    few = ["--fit_settings.steps", "2", "--lora", "{rank: 2, alpha: 4}"]
-    decoding = {"answer": {"num_inference_steps": 5}}
-    final = trained(recipe(tmp_path, start_from=str(start), decoding=decoding), *few)
+    few = ["--training.max_steps", "2", "--lora", "{rank: 2, alpha: 4}"]
+    generation_config = {"answer": {"num_inference_steps": 5}}
+    final = trained(
+        recipe(tmp_path, start_from=str(start), generation_config=generation_config), *few
+    )
     adapter = tmp_path / "out" / "adapter"
     lines = ["say cat", "its color?"]
     both = said(start, lines, monkeypatch, capsys, "--adapter", str(adapter))
@@ -142,11 +147,13 @@ def test_an_adapter_brings_what_its_base_lacks(
         assert config["trained_tasks"] == ["infill", "complete", "answer", "chat"]
         assert mmdlm.load(folder).defaults.answer.num_inference_steps == 5
     with pytest.raises(ValueError, match="not trained for caption; it is for infill, complete, a"):
-        merged.layout.need("caption", merged.text_tokenizer)
+        merged.prompt_template.need("caption", merged.text_tokenizer)
 
     for content, says in ((b"3", "holds 3; a list of names"), (b"[", "cannot be read")):
         (adapter / TASKS).write_bytes(content)
         with pytest.raises(ValueError, match=says):
             mmdlm.load(start, adapter=adapter)
     (adapter / TASKS).unlink()  # of another program's: nothing is known
-    assert "chat" in mmdlm.load(start, adapter=adapter).layout.tasks_with(merged.text_tokenizer)
+    assert "chat" in mmdlm.load(start, adapter=adapter).prompt_template.tasks_with(
+        merged.text_tokenizer
+    )

@@ -19,7 +19,7 @@ from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Batch, pack
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.templates.native import Own
+from mmdlm.templates.native import Native
 from tests.models.tiny import VOCABULARY, document, tiny_model
 from tests.templates.tiny import words_of
 from tests.train.tiny import logged, settings
@@ -59,7 +59,7 @@ def trained(out: Path, **options: Any) -> tuple[list[dict[str, Any]], MmdlmForMa
     model = tiny_model().train()
     stage = DenoisingStage(model, Objective(Absorbing(Linear())), Coefficients())
     batch = pack([document(3, 4, seed=n) for n in range(6)], VOCABULARY, length=32)
-    given = {"steps": 30, "optimizer": AdamW(learning_rate=0.01), "checkpoint_every": 30}
+    given = {"max_steps": 30, "optimizer": AdamW(learning_rate=0.01), "save_steps": 30}
     fit(stage, Again(batch), settings=settings(**{**given, **options}), out=out)
     return logged(out), model
 
@@ -110,9 +110,9 @@ def test_images_have_as_many_codes_as_the_image_tokenizer_makes() -> None:
     sources = [Source("x.tar", ImageText()), Source("x.tar", ImageText(codes_per_image=4))]
     data = Data(sources=sources, batch_size=1, length=9)
     denoiser = tiny_model()
-    read = read_sources(data, denoiser, words, Own())
+    read = read_sources(data, denoiser, words, Native())
     assert [source.to_sequence.codes_per_image for source in read] == [6, 4]
-    unknown = read_sources(data, denoiser, replace(words, grid=None), Own())
+    unknown = read_sources(data, denoiser, replace(words, grid=None), Native())
     assert [source.to_sequence.codes_per_image for source in unknown] == [None, 4]
 
 

@@ -51,12 +51,12 @@ def recipe(folder: Path, model: Path, **options: Any) -> Path:
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             }
         },
-        "fit_settings": {
-            "steps": 6,
-            "accumulation": 2,
+        "training": {
+            "max_steps": 6,
+            "gradient_accumulation_steps": 2,
             "optimizer": {"class_path": "train.optimizer.AdamW"},
-            "checkpoint_every": 2,
-            "log_every": 1,
+            "save_steps": 2,
+            "logging_steps": 1,
             "ema": 0.5,
         },
         "threads": 1,
@@ -101,7 +101,7 @@ def test_an_encoder_goes_on(kind: str, tmp_path: Path) -> None:
     foreign.encoder(kind, tmp_path / "theirs")
     list(convert_to_diffusion(tmp_path / "theirs", tmp_path / "ours"))
     path = recipe(tmp_path, tmp_path / "ours")
-    one = run(path, tmp_path / "out", "--fit_settings.steps", "3")
+    one = run(path, tmp_path / "out", "--training.max_steps", "3")
     assert one.exit_code() == 0, one.errors.read_text()[-3000:]
     before = AutoModel.from_pretrained(tmp_path / "ours")
     after = AutoModel.from_pretrained(tmp_path / "out" / "final")
@@ -123,7 +123,7 @@ def packed() -> Any:
 def test_it_grows_from_causal_to_everything() -> None:
     annealing = AttentionAnnealing(steps=10, sampled=False)
     batch, generator = packed(), torch.Generator()
-    seen = [annealing.ahead(batch, step, generator=generator) for step in range(12)]
+    seen = [annealing.lookahead(batch, step, generator=generator) for step in range(12)]
     assert seen[0] is not None
     assert seen[0].tolist() == [0, 0]
     assert seen[5] is not None
@@ -135,7 +135,7 @@ def test_it_grows_from_causal_to_everything() -> None:
 def test_what_is_drawn_lies_between_nothing_and_the_most() -> None:
     annealing = AttentionAnnealing(steps=3)
     batch = collate([Sequence((text_segment([1] * 10, target=True),))] * 400, WORDS)
-    drawn = annealing.ahead(batch, 2, generator=torch.Generator().manual_seed(0))
+    drawn = annealing.lookahead(batch, 2, generator=torch.Generator().manual_seed(0))
     assert drawn is not None
     assert sorted(set(drawn.tolist())) == list(range(7))  # two thirds of 9
     assert 2.5 < float(drawn.float().mean()) < 3.5

@@ -26,7 +26,7 @@ SMALL = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Pictures:
-    """Twelve pictures of one colour each, in two shards."""
+    """Twelve pictures of one color each, in two shards."""
     generator = np.random.default_rng(0)
     for shard in range(2):
         samples = []
@@ -105,8 +105,8 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     steps, load = [], ReconstructionStage.load
     pictures = replace(pictures, num_workers=num_workers)
     monkeypatch.setattr("train.stages.meter._rate", lambda *_: 1e9)
-    run = settings(steps=6, checkpoint_every=3, sample_every=6, ema=0.9, optimizer=AdamW())
-    options: dict[str, Any] = {"options": SMALL, "fit_settings": run, "threads": 1}
+    run = settings(max_steps=6, save_steps=3, sample_steps=6, ema=0.9, optimizer=AdamW())
+    options: dict[str, Any] = {"options": SMALL, "training": run, "threads": 1}
     main(tmp_path / "whole", pictures, **options)
     with monkeypatch.context() as patch:
         patch.setattr(ReconstructionStage, "load", die)
@@ -129,9 +129,9 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
 
 
 def test_it_starts_from_a_tokenizer(pictures: Pictures, tmp_path: Path) -> None:
-    main(tmp_path / "a", pictures, options=SMALL, fit_settings=settings(steps=1), threads=1)
-    still = settings(steps=1, clip=1e-9)
-    main(tmp_path / "b", pictures, start_from=tmp_path / "a" / "final", fit_settings=still)
+    main(tmp_path / "a", pictures, options=SMALL, training=settings(max_steps=1), threads=1)
+    still = settings(max_steps=1, clip=1e-9)
+    main(tmp_path / "b", pictures, start_from=tmp_path / "a" / "final", training=still)
     a, b = (load_image_tokenizer(tmp_path / name / "final").state_dict() for name in "ab")
     for name, tensor in a.items():
         torch.testing.assert_close(b[name], tensor, atol=1e-6, rtol=0)

@@ -71,12 +71,12 @@ def options(module: str, request: pytest.FixtureRequest, folder: Path) -> list[s
         config: dict[str, Any] = {
             "pictures": {"urls": str(image_shards(folder / "images")), "batch_size": 4},
             "options": {**size, "seam_width": 4},
-            "fit_settings": {"steps": 12, "checkpoint_every": 3, "sample_every": 6, "ema": 0.9},
+            "training": {"max_steps": 12, "save_steps": 3, "sample_steps": 6, "ema": 0.9},
             "threads": 1,
         }
     elif module == "train.rl":
         config = {**request.getfixturevalue("rl_recipe")}
-        config["fit_settings"] = {**config["fit_settings"], "checkpoint_every": 2}
+        config["training"] = {**config["training"], "save_steps": 2}
     else:
         config = json.loads(
             request.getfixturevalue(f"{module.rpartition('.')[2]}_recipe").read_text()

@@ -27,7 +27,7 @@ from tests.train.tiny import (
     trajectory,
 )
 from train import loop
-from train.loop import LOG, SIGNALS, FitSettings, fit, step_generator
+from train.loop import LOG, SIGNALS, TrainingConfig, fit, step_generator
 from train.optimizer import AdamW, Cosine, Optimizer
 from train.stages.meter import MEASURED
 
@@ -70,19 +70,27 @@ def by_hand(weight: Tensor, bias: Tensor, rows: list[Tensor]) -> tuple[dict[str,
     return means, gradient
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_accumulation_equals_one_large_batch(accumulation: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2, 4])
+def test_accumulation_equals_one_large_batch(
+    gradient_accumulation_steps: int, tmp_path: Path
+) -> None:
     start = Regression()
     rows = [row(n) for n in range(8)]
-    size = 8 // accumulation
+    size = 8 // gradient_accumulation_steps
     texts = [
         int(Regression.rows(torch.stack(rows[i : i + size]))["text"].sum())
         for i in range(0, 8, size)
     ]
-    assert accumulation == 1 or len(set(texts)) > 1  # else a mean of means would do
+    assert gradient_accumulation_steps == 1 or len(set(texts)) > 1  # else a mean of means would do
     means, gradient = by_hand(start.linear.weight, start.linear.bias, rows)
 
-    stage = run(tmp_path, batch_size=size, noisy=False, steps=1, accumulation=accumulation)
+    stage = run(
+        tmp_path,
+        batch_size=size,
+        noisy=False,
+        max_steps=1,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+    )
     (entry,) = logged(tmp_path)
     for kind in KINDS:
         assert entry[f"loss/{kind}"] == pytest.approx(means[kind], rel=1e-5)
@@ -100,7 +108,7 @@ def test_a_batch_without_one_kind_costs_nothing(tmp_path: Path) -> None:
                 yield batch.abs()
 
     stage = Regression()
-    fit(stage, OneKind(4), settings=settings(steps=2), out=tmp_path)
+    fit(stage, OneKind(4), settings=settings(max_steps=2), out=tmp_path)
     assert [entry["loss/image"] for entry in logged(tmp_path)] == [0.0, 0.0]
     assert all(p.isfinite().all() for p in stage.parameters())
 
@@ -138,17 +146,17 @@ def test_a_step_without_anything_to_learn_moves_nothing(
 ) -> None:
     """Momentum, decay and the average stand still; it is counted, across a kill as well."""
 
-    def train(out: Path, *, steps: int = 7, crash: int = 99) -> list[Tensor]:
+    def train(out: Path, *, max_steps: int = 7, crash: int = 99) -> list[Tensor]:
         stage = Unmoved()
         loader = Gaps(4, rows=rows, on_batch=crash_at(crash))
         rate = Cosine(final=1.0)  # constant, so that runs of several lengths begin alike
         options = settings(
-            optimizer=optimizer, schedule=rate, ema=0.9, steps=steps, checkpoint_every=4
+            optimizer=optimizer, schedule=rate, ema=0.9, max_steps=max_steps, save_steps=4
         )
         fit(stage, loader, settings=options, out=out)
         return [p.detach().clone() for p in stage.parameters()]
 
-    before, after, later = (train(tmp_path / str(n), steps=n) for n in (2, 3, 4))
+    before, after, later = (train(tmp_path / str(n), max_steps=n) for n in (2, 3, 4))
     for a, b, c in zip(before, after, later, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(b, c)
@@ -163,7 +171,7 @@ def test_a_step_without_anything_to_learn_moves_nothing(
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
-    start, stage = Regression(), run(tmp_path, noisy=False, steps=1, clip=0.01)
+    start, stage = Regression(), run(tmp_path, noisy=False, max_steps=1, max_grad_norm=0.01)
     moved = [(b - a).flatten() for a, b in zip(start.parameters(), stage.parameters(), strict=True)]
     assert float(torch.cat(moved).detach().norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert logged(tmp_path)[0]["grad_norm"] > 0.01  # before clipping
@@ -185,7 +193,7 @@ def test_noise_depends_on_seed_step_process_and_micro_batch() -> None:
 
 
 def test_the_log_tells_of_each_logged_step_and_the_last(tmp_path: Path) -> None:
-    run(tmp_path, log_every=3)
+    run(tmp_path, logging_steps=3)
     assert [entry["step"] for entry in logged(tmp_path)] == [3, 6, 8]
     assert logged(tmp_path)[0].keys() == {
         *("step", "loss/text", "loss/image", "grad_norm", "learning_rate"),
@@ -214,7 +222,11 @@ class Way:
 WAYS = {
     "momentum": {"optimizer": Plain(momentum=0.9)},
     "adamw": {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "schedule": Cosine(warmup=3)},
-    "accumulation": {"optimizer": AdamW(learning_rate=0.05), "accumulation": 3, "clip": 0.1},
+    "gradient_accumulation_steps": {
+        "optimizer": AdamW(learning_rate=0.05),
+        "gradient_accumulation_steps": 3,
+        "max_grad_norm": 0.1,
+    },
 }
 
 
@@ -222,7 +234,7 @@ WAYS = {
 def test_a_run_that_dies_goes_on_as_if_it_had_not(options: dict[str, Any], tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", **options)
     broken = tmp_path / "broken"
-    each = options.get("accumulation", 1)
+    each = options.get("gradient_accumulation_steps", 1)
     with pytest.raises(Crash):
         run(broken, on_batch=crash_at(5 * each), **options)
     assert len(logged(broken)) == 5  # of which steps 4 and 5 are lost: 3 was saved
@@ -247,8 +259,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
-    run(tmp_path, steps=4)
-    run(tmp_path, steps=6)
+    run(tmp_path, max_steps=4)
+    run(tmp_path, max_steps=6)
     assert [entry["step"] for entry in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -301,7 +313,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
-    run(tmp_path, checkpoint_every=1, keep=3)
+    run(tmp_path, save_steps=1, save_total_limit=3)
     assert sorted(path.name for path in tmp_path.glob("step_*")) == [
         "step_00000006",
         "step_00000007",
@@ -314,7 +326,7 @@ def test_options_of_the_optimizer_are_those_that_are_set_now(tmp_path: Path) -> 
     with pytest.raises(Crash):
         run(tmp_path, optimizer=Plain(learning_rate=0.1), on_batch=crash_at(4))
     run(tmp_path, optimizer=Plain(learning_rate=0.01))
-    schedule = FitSettings().schedule
+    schedule = TrainingConfig().schedule
     assert [entry["learning_rate"] for entry in logged(tmp_path)] == [
         (0.1 if step < 3 else 0.01) * schedule.factor(step, 8) for step in range(8)
     ]
@@ -331,11 +343,11 @@ def test_samples_are_drawn_from_the_averaged_weights(tmp_path: Path) -> None:
     def on_sample(step: int) -> None:
         seen[step] = stage.linear.weight.detach().clone()
 
-    options = {"ema": 0.9, "steps": 6}
+    options = {"ema": 0.9, "max_steps": 6}
     fit(
         stage,
         Rows(4),
-        settings=settings(sample_every=4, **options),
+        settings=settings(sample_steps=4, **options),
         out=tmp_path / "a",
         on_sample=on_sample,
     )
@@ -404,7 +416,7 @@ class Exploding(Regression):
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     """Before it moves the weights, whatever is logged or saved; the batch is named."""
-    run(tmp_path, steps=4, checkpoint_every=2, accumulation=2)
+    run(tmp_path, max_steps=4, save_steps=2, gradient_accumulation_steps=2)
     stage = Exploding(1 * 2 + 1)
     said = "nan at step 6 on process 0 .loss text of batch 2 of 2 is nan.*weights were not moved"
     kept: dict[int, Tensor] = {}
@@ -416,7 +428,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         fit(
             stage,
             Rows(4, on_batch=before),
-            settings=settings(accumulation=2, log_every=50, checkpoint_every=50),
+            settings=settings(gradient_accumulation_steps=2, logging_steps=50, save_steps=50),
             out=tmp_path,
         )
     assert torch.equal(stage.linear.weight, kept[max(kept)])  # as they were before its step
@@ -453,29 +465,29 @@ def test_a_step_that_is_no_number_is_left_out_on_request(
 
 def test_steps_are_not_left_out_for_ever(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not finite in 10 steps on end, up to step 10"):
-        fit(Exploding(), Rows(4), settings=settings(steps=50, not_finite="skip"), out=tmp_path)
+        fit(Exploding(), Rows(4), settings=settings(max_steps=50, not_finite="skip"), out=tmp_path)
 
 
 def test_a_rate_so_high_that_weights_overflow_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the gradient norm is (nan|inf) at step .*lower learning"):
-        run(tmp_path, steps=50, optimizer=Plain(learning_rate=1e30), log_every=50)
+        run(tmp_path, max_steps=50, optimizer=Plain(learning_rate=1e30), logging_steps=50)
 
 
 def test_a_run_of_fewer_steps_than_are_done_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, steps=4)
+    run(tmp_path, max_steps=4)
     with pytest.raises(ValueError, match="step_00000004 is beyond the 3 steps.*at least 4"):
-        run(tmp_path, steps=3)
+        run(tmp_path, max_steps=3)
 
 
 def test_a_checkpoint_of_more_processes(tmp_path: Path) -> None:
-    run(tmp_path, steps=2)
+    run(tmp_path, max_steps=2)
     (tmp_path / "step_00000002" / "loader_1.pt").touch()
     with pytest.raises(ValueError, match="written by 2 processes and cannot be continued .* by 1"):
-        run(tmp_path, steps=3)
+        run(tmp_path, max_steps=3)
 
 
 def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
-    run(tmp_path, steps=2)
+    run(tmp_path, max_steps=2)
     stage = Regression()
     stage.linear = torch.nn.Linear(4, 1)
     with pytest.raises(ValueError, match=r"step_00000002 does not fit this run \(.*linear\.weight"):
@@ -485,21 +497,21 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("steps", 0),
-        ("accumulation", 0),
-        ("checkpoint_every", 0),
-        ("keep", 0),
-        ("log_every", -1),
-        ("clip", 0.0),
+        ("max_steps", 0),
+        ("gradient_accumulation_steps", 0),
+        ("save_steps", 0),
+        ("save_total_limit", 0),
+        ("logging_steps", -1),
+        ("max_grad_norm", 0.0),
         ("ema", 1.0),
     ],
 )
 def test_settings_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        FitSettings(**{name: value})
+        TrainingConfig(**{name: value})
 
 
 def test_the_log_is_json_a_line(tmp_path: Path) -> None:
-    run(tmp_path, steps=2)
+    run(tmp_path, max_steps=2)
     for line in (tmp_path / LOG).read_text().splitlines():
         assert json.loads(line)["step"] in (1, 2)

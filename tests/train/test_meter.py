@@ -53,10 +53,10 @@ def test_rates_are_over_all_steps_since_the_last_reading(monkeypatch: pytest.Mon
 def test_the_load_of_a_batch() -> None:
     model, batch = network(), ragged()
     corruption = Objective(Absorbing(Linear())).corrupt(batch, VOCABULARY, generator=rng())
-    load = load_of(model, batch, corruption.masked)
+    load = load_of(model, batch, corruption.is_noised)
     assert load.tokens == int((~batch.is_padding).sum())
     assert load.targets == int(batch.target.sum())
-    twice = load_of(model, batch, torch.cat([corruption.masked, torch.zeros_like(batch.target)]))
+    twice = load_of(model, batch, torch.cat([corruption.is_noised, torch.zeros_like(batch.target)]))
     assert (twice.tokens, twice.targets) == (2 * load.tokens, load.targets)
     # operations as torch counts them, of each document alone: attention sees no other
     documents = [batch.rows(torch.tensor([row])) for row in range(len(batch))]
@@ -70,7 +70,7 @@ def test_the_load_of_a_batch() -> None:
                 for name in ("ids", "modality", "target", "document", "segment", "position")
             },
         )
-        masked = corruption.masked[row : row + 1, :length]
+        masked = corruption.is_noised[row : row + 1, :length]
         if not bool(masked.any()):
             counted += int(Costs(model.config).training(tokens=length, pairs=length**2, head=0))
             continue

@@ -43,19 +43,19 @@ Command = Callable[..., tuple[int, str, str]]
 def draw_images(folder: Path, *, count: int = 24) -> Path:
     """Images whose names are their captions, of another shape than a square."""
     folder.mkdir(parents=True)
-    for colour, shape in list(product(COLOURS, SHAPES))[:count]:
+    for color, shape in list(product(COLOURS, SHAPES))[:count]:
         image = Image.new("RGB", (48, 40), "white")
         pen, box = ImageDraw.Draw(image), (10, 8, 34, 32)
         match shape:
             case "square":
-                pen.rectangle(box, fill=colour)
+                pen.rectangle(box, fill=color)
             case "circle":
-                pen.ellipse(box, fill=colour)
+                pen.ellipse(box, fill=color)
             case "line":
-                pen.line(box, fill=colour, width=5)
+                pen.line(box, fill=color, width=5)
             case "ring":
-                pen.ellipse(box, outline=colour, width=5)
-        image.save(folder / f"{colour}_{shape}.png")
+                pen.ellipse(box, outline=color, width=5)
+        image.save(folder / f"{color}_{shape}.png")
     return folder
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_is_killed_again_and_again_continues_exactly(walk, tmp_path):
     images, out = walk
     plan = json.loads((out / "plan.json").read_text())  # steps follow from the speed: the same
     for stage in ("image_tokenizer", "model"):
-        plan[stage]["checkpoint_every"] = 6
+        plan[stage]["save_steps"] = 6
     again = tmp_path / "run"
     again.mkdir()
     (again / "plan.json").write_text(json.dumps(plan))

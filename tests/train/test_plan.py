@@ -19,9 +19,9 @@ from train.image_folder.plan import (
     Pace,
     Plan,
     choose,
-    fit_settings,
     settings_for,
     shape_for,
+    training,
 )
 
 CPU = torch.device("cpu")
@@ -74,10 +74,10 @@ def test_the_bundled_model_is_the_start_where_it_fits(monkeypatch):
 def test_steps_fill_the_time(stage):
     pace = Pace(step=0.5, look=3.0)
     settings = settings_for(stage, pace, seconds=1000.0, images=10**6, learned=False)
-    looks = -(-settings["steps"] // settings["sample_every"])
+    looks = -(-settings["steps"] // settings["sample_steps"])
     assert 950 < settings["steps"] * pace.step + looks * pace.look <= 1000
     assert 2 <= looks <= 12
-    assert settings["checkpoint_every"] * pace.step <= 120
+    assert settings["save_steps"] * pace.step <= 120
 
 
 def test_a_small_set_is_not_seen_for_ever_and_a_short_time_is_enough_for_some_steps():
@@ -88,7 +88,7 @@ def test_a_small_set_is_not_seen_for_ever_and_a_short_time_is_enough_for_some_st
     assert few["steps"] == LEAST["model"]
     short = settings_for("model", slow, seconds=1.0, images=8, learned=True)
     assert short["steps"] == FEWEST
-    assert fit_settings("model", **short, seed=0).optimizer.learning_rate == 0.01
+    assert training("model", **short, seed=0).optimizer.learning_rate == 0.01
 
 
 def test_sizes_that_are_not_offered():

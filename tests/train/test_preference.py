@@ -17,7 +17,7 @@ from torch import Tensor
 import mmdlm
 from data_pipelines.shards.shards import Sample, write_shard
 from mmdlm.core.kernels import linear
-from mmdlm.core.likelihood.estimators import Elbo, MeanField
+from mmdlm.core.likelihood.estimators import Elbo, OneStepMeanField
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.rl.preference import Vrpo
@@ -35,13 +35,16 @@ TRL = ("chosen", "rejected", "accuracies", "margins")
 class NoLoader:
     """Where nothing was skipped."""
 
-    def tally(self) -> list[dict[str, Any]]:
+    def stats(self) -> list[dict[str, Any]]:
         return []
 
 
 def document(prompt: str, answer: str) -> Sequence:
     words = words_of("llada")
-    given, said = text_segment(words.ids(prompt)), text_segment(words.ids(answer), target=True)
+    given, said = (
+        text_segment(words.encode_with_specials(prompt)),
+        text_segment(words.encode_with_specials(answer), target=True),
+    )
     return Sequence((given, said))
 
 
@@ -125,7 +128,7 @@ def test_the_gradient_points_to_the_chosen_answer() -> None:
 def test_packed_rows_are_the_same_pairs() -> None:
     """Rows of two pairs and of one, against rows of one each, at what needs no noise."""
     model, vocabulary = policy(), words_of("llada").vocabulary
-    estimator = MeanField(p_context=0)
+    estimator = OneStepMeanField(prompt_mask_prob=0)
     found = []
     for rows in (batch(), pack(pairs(*TEXTS), vocabulary, length=24)):
         scores = estimator(model, rows, generator=rng())
@@ -193,11 +196,11 @@ def config(tmp_path: Path, start: Path) -> dict[str, Any]:
             "class_path": "mmdlm.core.likelihood.estimators.Elbo",
             "init_args": {"repeats": 2, "strata": 1, "at_once": 2},
         },
-        "fit_settings": {
-            "steps": 5,
+        "training": {
+            "max_steps": 5,
             "ema": 0.0,
-            "checkpoint_every": 2,
-            "log_every": 1,
+            "save_steps": 2,
+            "logging_steps": 1,
             "optimizer": {
                 "class_path": "train.optimizer.AdamW",
                 "init_args": {"learning_rate": 1e-2},
@@ -226,7 +229,7 @@ def train(config: dict[str, Any], out: Path) -> list[dict[str, Any]]:
 
 def test_it_learns_to_prefer(config: dict[str, Any], tmp_path: Path) -> None:
     """From log 2; margins rise; both answers were shown, each with what of it is learnt."""
-    config["fit_settings"] |= {"steps": 25, "checkpoint_every": 100}
+    config["training"] |= {"max_steps": 25, "save_steps": 100}
     entries = train(config, tmp_path / "out")
     assert entries[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-6)
     assert all(f"rewards/{name}" in entries[0] for name in TRL)
@@ -237,7 +240,7 @@ def test_it_learns_to_prefer(config: dict[str, Any], tmp_path: Path) -> None:
     shown = (tmp_path / "out" / "examples.txt").read_text()
     assert "yes<|eot_id|>" in shown
     assert "no!<|eot_id|>" in shown
-    assert mmdlm.load(tmp_path / "out" / "final").layout.family == "llada"
+    assert mmdlm.load(tmp_path / "out" / "final").prompt_template.family == "llada"
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
@@ -277,13 +280,13 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
     """
     config["estimator"] = {"class_path": "tests.train.own_parts.Thrice"}
     config["data"] |= {"packed": False, "batch_size": 1, "shuffle_buffer": 0}
-    config["fit_settings"] |= {"steps": 3}
+    config["training"] |= {"max_steps": 3}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = written(config, tmp_path / "two")
     runs = [Run(one_of_two, arguments, rank, port, sharded, folder=tmp_path) for rank in (0, 1)]
-    config["fit_settings"] |= {"accumulation": 2}
+    config["training"] |= {"gradient_accumulation_steps": 2}
     alone = train(config, tmp_path / "alone")
     for run in runs:
         assert run.exit_code() == 0, run.errors.read_text()[-3000:]
@@ -301,7 +304,7 @@ def test_pairs_that_cannot_be_used_are_counted(config: dict[str, Any], tmp_path:
     bad = [said(8, "no", "no"), {"__key__": "009", "json": json.dumps(long).encode()}]
     write_shard(tmp_path / "pairs" / "0.tar", [*map(said, range(8)), *bad])
     config["data"] |= {"max_broken": 0.5}
-    config["fit_settings"] |= {"steps": 6}
+    config["training"] |= {"max_steps": 6}
     assert train(config, tmp_path / "out")[-1]["pairs/skipped"] >= 2
 
 
@@ -310,7 +313,7 @@ def test_pairs_that_cannot_be_used_are_counted(config: dict[str, Any], tmp_path:
     [
         ({"lora": {"dropout": 0.1}}, "the policy would differ from its reference by noise"),
         (
-            {"estimator": "mmdlm.core.likelihood.estimators.Trace"},
+            {"estimator": "mmdlm.core.likelihood.estimators.TrajectoryReplay"},
             "it replays a rollout, and none was given",
         ),
         (

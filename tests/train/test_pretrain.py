@@ -82,15 +82,15 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
                 "class_path": "mmdlm.core.diffusion.forward.Absorbing",
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Cosine"},
             },
-            "text": {"normaliser": "answer"},
+            "text": {"loss_normalization": "answer"},
             "times": {
-                "class_path": "mmdlm.core.losses.objective.LowVariance",
+                "class_path": "mmdlm.core.losses.objective.StratifiedTimesteps",
                 "init_args": {"per": "segment"},
             },
         },
-        "fit_settings": {
-            "steps": STEPS,
-            "accumulation": 2,
+        "training": {
+            "max_steps": STEPS,
+            "gradient_accumulation_steps": 2,
             "optimizer": {
                 "class_path": "train.optimizer.Muon",
                 "init_args": {"rest": {"learning_rate": 0.003}},
@@ -100,8 +100,8 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
                 "init_args": {"warmup": 3},
             },
             "ema": 0.9,
-            "checkpoint_every": 4,
-            "log_every": 1,
+            "save_steps": 4,
+            "logging_steps": 1,
         },
         "threads": 1,
     }
@@ -169,16 +169,16 @@ def test_a_run_killed_again_and_again_gives_the_same_losses(recipe: Path, tmp_pa
 def test_it_starts_from_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
     """Stored in half precision, trained in float32, its head still tied."""
     out = tmp_path / "first"
-    options = ["--fit_settings.steps", "1", "--save_dtype", "float16"]
+    options = ["--training.max_steps", "1", "--save_dtype", "float16"]
     tied = ["--model.tie_word_embeddings", "true"]
     run = in_process(recipe, out, *options, *tied)
     assert run.exit_code() == 0, run.errors.read_text()[-3000:]
     stored = load_file(out / "final" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
 
-    start = ["--start_from", str(out / "final"), "--fit_settings.steps", "1"]
-    slow = ["--fit_settings.optimizer", "train.optimizer.AdamW"]
-    slow += ["--fit_settings.optimizer.learning_rate", "1e-9"]
+    start = ["--start_from", str(out / "final"), "--training.max_steps", "1"]
+    slow = ["--training.optimizer", "train.optimizer.AdamW"]
+    slow += ["--training.optimizer.learning_rate", "1e-9"]
     run = in_process(recipe, tmp_path / "second", *start, *slow)
     assert run.exit_code() == 0, run.errors.read_text()[-3000:]
     trained: MmdlmForMaskedDiffusion = AutoModel.from_pretrained(tmp_path / "second" / "final")
@@ -209,9 +209,9 @@ def fails(recipe: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     "place, key",
     [
         ((), "coefficient"),
-        (("fit_settings",), "step"),
+        (("training",), "step"),
         (("data",), "batchsize"),
-        (("fit_settings", "optimizer", "init_args"), "momentun"),
+        (("training", "optimizer", "init_args"), "momentun"),
         (("data", "sources", 0, "to_sequence", "init_args"), "slots"),
         (("objective", "process", "init_args"), "eps"),
     ],
@@ -232,10 +232,10 @@ def test_an_unknown_key(
     "options, named",
     [
         (["--stesp", "3"], "stesp"),
-        (["--fit_settings.steps", "0"], "steps is 0"),
-        (["--fit_settings.mixed_precision", "fp16"], "fp16"),
-        (["--fit_settings.steps", "null"], "fit_settings.steps"),
-        (["--fit_settings.optimizer", "null"], "fit_settings.optimizer"),
+        (["--training.max_steps", "0"], "steps is 0"),
+        (["--training.mixed_precision", "fp16"], "fp16"),
+        (["--training.max_steps", "null"], "training.max_steps"),
+        (["--training.optimizer", "null"], "training.optimizer"),
         (["--threads", "1000000"], "threads is 1000000"),
         (["--data.packed", "false", "--model.max_position_embeddings", "82"], "the 82 positions"),
         (["--text_tokenizer", "nowhere"], "nowhere"),

@@ -31,7 +31,7 @@ from train.optimizer import AdamW
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="torch was built without gloo"
 )
-OPTIONS: dict[str, Any] = {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "clip": 0.5}
+OPTIONS: dict[str, Any] = {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "max_grad_norm": 0.5}
 
 
 def two(out: Path, options: dict[str, Any], *, stopped_at: int | None = None, **how: Any) -> None:
@@ -58,18 +58,22 @@ def two(out: Path, options: dict[str, Any], *, stopped_at: int | None = None, **
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_two_processes_equal_one_with_twice_the_accumulation(
-    accumulation: int, sharded: bool, tmp_path: Path
+    gradient_accumulation_steps: int, sharded: bool, tmp_path: Path
 ) -> None:
     alone = Regression()
     fit(
         alone,
         Rows(2),
-        settings=settings(**OPTIONS, accumulation=2 * accumulation),
+        settings=settings(**OPTIONS, gradient_accumulation_steps=2 * gradient_accumulation_steps),
         out=tmp_path / "alone",
     )
-    two(tmp_path / "two", {**OPTIONS, "accumulation": accumulation}, sharded=sharded)
+    two(
+        tmp_path / "two",
+        {**OPTIONS, "gradient_accumulation_steps": gradient_accumulation_steps},
+        sharded=sharded,
+    )
     for one, both in zip(logged(tmp_path / "alone"), logged(tmp_path / "two"), strict=True):
         for name in ("step", "loss/text", "loss/image", "grad_norm", "learning_rate"):
             assert both[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])
@@ -95,7 +99,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path: Path) -> None:
 
 def test_sharded_weights_are_written_while_the_run_goes_on(tmp_path: Path) -> None:
     """Killed meanwhile it continues from the one before; what is written is of the step asked."""
-    options = {**OPTIONS, "keep": 9, "checkpoint_every": 3, "steps": 8}
+    options = {**OPTIONS, "save_total_limit": 9, "save_steps": 3, "max_steps": 8}
     two(tmp_path / "whole", options, sharded=True)
     slow = tmp_path / "slow"
     two(slow, options, sharded=True, slowness=2.0, killed_at=7)  # batch 7 is that of step 8
@@ -109,7 +113,7 @@ def test_sharded_weights_are_written_while_the_run_goes_on(tmp_path: Path) -> No
 
 def test_sharded_weights_without_an_average_go_on(tmp_path: Path) -> None:
     """With a decay of 0 there is none to write or to read."""
-    out, options = tmp_path / "run", {**OPTIONS, "ema": 0.0, "steps": 6, "checkpoint_every": 3}
+    out, options = tmp_path / "run", {**OPTIONS, "ema": 0.0, "max_steps": 6, "save_steps": 3}
     two(tmp_path / "whole", options, sharded=True)
     two(out, options, sharded=True, killed_at=4)
     two(out, options, sharded=True)
@@ -121,14 +125,14 @@ def test_a_run_does_not_go_on_otherwise_sharded(sharded: bool, how: str, tmp_pat
     out = tmp_path / "run"
     two(out, OPTIONS, sharded=not sharded)
     with pytest.raises(AssertionError, match=f"was written {how}; launch likewise"):
-        two(out, {**OPTIONS, "steps": 9}, sharded=sharded)
+        two(out, {**OPTIONS, "max_steps": 9}, sharded=sharded)
 
 
 def test_a_sharded_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     two(out, OPTIONS, sharded=True, wider=True)
     with pytest.raises(AssertionError, match=r"does not fit this run .*model\.more"):
-        two(out, {**OPTIONS, "steps": 9}, sharded=True)
+        two(out, {**OPTIONS, "max_steps": 9}, sharded=True)
 
 
 @pytest.mark.parametrize("part", [".metadata", "__0_0.distcp"])
@@ -141,5 +145,5 @@ def test_a_sharded_folder_that_someone_else_prepared_runs_no_code(
     (newest / "sharded" / part).write_bytes(pickle.dumps(Evil(mark)))
     seal(newest)
     with pytest.raises(AssertionError, match="does not fit this run"):
-        two(out, {**OPTIONS, "steps": 9}, sharded=True)
+        two(out, {**OPTIONS, "max_steps": 9}, sharded=True)
     assert not mark.exists()

@@ -76,12 +76,12 @@ def qlora(recipe: Path, base: Path) -> Path:  # noqa: F811
         quantization="int8",
         recompute=True,
         lora={"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "down_proj"]},
-        fit_settings={
-            "steps": 5,
-            "accumulation": 2,
+        training={
+            "max_steps": 5,
+            "gradient_accumulation_steps": 2,
             "ema": 0.0,
-            "checkpoint_every": 2,
-            "log_every": 1,
+            "save_steps": 2,
+            "logging_steps": 1,
             "optimizer": {
                 "class_path": "train.optimizer.AdamW",
                 "init_args": {"learning_rate": 0.01},
@@ -146,9 +146,15 @@ def test_what_was_trained_beside_a_base_without_chat_template_chats(
     foreign.autoregressive("qwen2", tmp_path / "theirs", tokenizer=tokenizer(None))
     assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(base)]) == 0
     low = {"rank": 2, "targets": ["q_proj"]}
-    decoding = {"answer": {"num_inference_steps": 3}}
-    path = talks(tmp_path, start_from=str(base), lora=low, decoding=decoding, quantization="int8")
-    in_process(path, tmp_path / "out", "--fit_settings.steps", "1")
+    generation_config = {"answer": {"num_inference_steps": 3}}
+    path = talks(
+        tmp_path,
+        start_from=str(base),
+        lora=low,
+        generation_config=generation_config,
+        quantization="int8",
+    )
+    in_process(path, tmp_path / "out", "--training.max_steps", "1")
     adapter = tmp_path / "out" / "adapter"
     more = ["--adapter", str(adapter), "--quantization", "int8"]
     (line,) = said(base, ["say cat"], monkeypatch, capsys, *more)

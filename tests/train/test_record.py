@@ -16,7 +16,7 @@ from train.optimizer import AdamW, WarmupStableDecay
 
 
 def run(out: Path, *, told: dict[str, Any] | None = None, **options: Any) -> None:
-    chosen = settings(**{"steps": 6, "ema": 0.9, **options})
+    chosen = settings(**{"max_steps": 6, "ema": 0.9, **options})
     fit(Regression(), Rows(4), settings=chosen, out=out, told=told or {})
 
 
@@ -43,9 +43,13 @@ TOLD: dict[str, Any] = {"data": Data(), "threads": 1, "objective": {"eps": 0.1}}
 @pytest.mark.parametrize(
     "options, told, named",
     [
-        ({"accumulation": 2}, {}, "fit_settings.accumulation was 1 and is 2"),
-        ({"ema": 0.5}, {}, "fit_settings.ema was 0.9 and is 0.5"),
-        ({"seed": 3}, {}, "fit_settings.seed was 0 and is 3"),
+        (
+            {"gradient_accumulation_steps": 2},
+            {},
+            "training.gradient_accumulation_steps was 1 and is 2",
+        ),
+        ({"ema": 0.5}, {}, "training.ema was 0.9 and is 0.5"),
+        ({"seed": 3}, {}, "training.seed was 0 and is 3"),
         ({}, {"data": Data(batch_size=2)}, "data.batch_size was 4 and is 2"),
         ({}, {"data": Data([Source(weight=2.0)])}, "data.sources.0.weight was 1.0 and is 2.0"),
         ({}, {"data": Data([Source(), Source()])}, "data.sources was"),
@@ -72,7 +76,7 @@ def test_other_loss_weights_are_refused(tmp_path: Path) -> None:
 
     run(tmp_path, steps=3)
     with pytest.raises(ValueError, match=r"loss_weights.image was 0.5 and is 0.25"):
-        fit(Weighted(), Rows(4), settings=settings(steps=6, ema=0.9), out=tmp_path)
+        fit(Weighted(), Rows(4), settings=settings(max_steps=6, ema=0.9), out=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +87,8 @@ def test_other_loss_weights_are_refused(tmp_path: Path) -> None:
             {},
             "optimizer.learning_rate was 0.1 and is 0.01",
         ),
-        ({"schedule": WarmupStableDecay()}, {}, "fit_settings.schedule.class was"),
-        ({"clip": 2.0}, {}, "fit_settings.clip was 1000000.0 and is 2.0"),
+        ({"schedule": WarmupStableDecay()}, {}, "training.schedule.class was"),
+        ({"max_grad_norm": 2.0}, {}, "training.max_grad_norm was 1000000.0 and is 2.0"),
         ({}, {"data": Data([Source("there")])}, 'data.sources.0.urls was "here" and is "there"'),
     ],
 )
@@ -108,7 +112,7 @@ def test_what_has_no_part_in_it_may_be_another(
 ) -> None:
     run(tmp_path, told=TOLD, steps=3)
     capsys.readouterr()
-    free = {"keep": 5, "checkpoint_every": 2, "log_every": 2, "not_finite": "skip"}
+    free = {"keep": 5, "save_steps": 2, "logging_steps": 2, "not_finite": "skip"}
     run(tmp_path, told={**TOLD, "threads": 8}, steps=3, **free)
     assert "another setting" not in capsys.readouterr().out
 
@@ -131,12 +135,12 @@ def test_a_finished_run_takes_no_other_settings(
 
 def test_another_optimizer_is_refused_where_its_state_would_fit(tmp_path: Path) -> None:
     run(tmp_path, steps=3, optimizer=Plain(momentum=0.9))
-    with pytest.raises(ValueError, match=r"fit_settings.optimizer.class was .*Plain.*Other"):
+    with pytest.raises(ValueError, match=r"training.optimizer.class was .*Plain.*Other"):
         run(tmp_path, optimizer=Other(momentum=0.9))
 
 
 def test_settings_of_every_kind_are_kept(tmp_path: Path) -> None:
-    class Own:
+    class Native:
         def __init__(self) -> None:
             self.size, self.itself = 3, self
 
@@ -146,7 +150,7 @@ def test_settings_of_every_kind_are_kept(tmp_path: Path) -> None:
         "partial": functools.partial(run, steps=3),
         "kind": AdamW,
         "optimizer": AdamW(),
-        "own": Own(),
+        "own": Native(),
         "names": ("a", None, float("inf")),
     }
     Record.of(values).write(tmp_path)

@@ -24,7 +24,7 @@ from data_pipelines.countdown import Countdown as CountdownProblem
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.sudoku import split_grids
 from mmdlm.cli.recipe import run
-from mmdlm.core.likelihood.estimators import LikelihoodEstimator, Structured
+from mmdlm.core.likelihood.estimators import LikelihoodEstimator, StructuredNoise
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.rl.advantage import AccuracyFilter
 from mmdlm.rl.rollout import Rollout
@@ -36,7 +36,7 @@ from train.rollouts.answering import Write
 from train.rollouts.loader import Rollouts, _statistics
 from train.rollouts.loader import logged as written
 from train.rollouts.prompts import Countdown, Lines, Names, Sudoku
-from train.rollouts.rollout_batch import Flight
+from train.rollouts.rollout_batch import MicroBatch
 from train.stages.meter import MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +69,8 @@ WRITE = {
     "init_args": {"max_new_tokens": 6, "num_inference_steps": 3},
 }
 DRAW = {"class_path": "train.rollouts.answering.Draw", "init_args": {"num_inference_steps": 2}}
-STRUCTURED = {"class_path": "mmdlm.core.likelihood.estimators.Structured"}
-MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.estimators.MeanField"}
+STRUCTURED = {"class_path": "mmdlm.core.likelihood.estimators.StructuredNoise"}
+MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.estimators.OneStepMeanField"}
 
 
 def surrogate(**options: Any) -> dict[str, Any]:
@@ -96,35 +96,35 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> dict[str, Any]:
             "init_args": {"path": str(prompts), "chat": False},
         },
         "answering": WRITE,
-        "judging": {
+        "reward_config": {
             "rubric": {"rewards": {"letters": reward("Letters")}},
-            "advantage": {"class_path": "mmdlm.rl.advantage.Standardised"},
+            "advantage": {"class_path": "mmdlm.rl.advantage.Standardized"},
         },
         "estimator": STRUCTURED,
         "loss": surrogate(beta=0.1),
         "prompts_per_batch": 2,
-        "group": 3,
-        "iterations": 3,
-        "table_every": 1,
-        "fit_settings": {
-            "steps": 9,
-            "accumulation": 2,
+        "num_generations": 3,
+        "num_iterations": 3,
+        "log_completions_every": 1,
+        "training": {
+            "max_steps": 9,
+            "gradient_accumulation_steps": 2,
             "optimizer": {
                 "class_path": "train.optimizer.AdamW",
                 "init_args": {"learning_rate": 0.003},
             },
             "ema": 0.0,
-            "checkpoint_every": 100,
-            "log_every": 1,
+            "save_steps": 100,
+            "logging_steps": 1,
         },
         "threads": 1,
     }
 
 
 def rl(config: dict[str, Any], **changes: Any) -> Path:
-    """Run it here; `fit_settings` and `judging` are merged, all else is replaced."""
+    """Run it here; `training` and `reward_config` are merged, all else is replaced."""
     whole = {**config, **changes}
-    for name in ("fit_settings", "judging"):
+    for name in ("training", "reward_config"):
         whole[name] = {**config[name], **changes.get(name, {})}
     path = Path(whole["out"]).with_suffix(".json")
     path.write_text(json.dumps(whole))
@@ -176,15 +176,15 @@ def killed_and_whole(config: dict[str, Any], folder: Path, *, call: int) -> Path
     """The folder of a run killed in a call of its rewards and started again, with checkpoints in
     the middle of sets of rollouts: all it writes is what one writes that was not killed.
     """
-    settings = {**config["fit_settings"], "checkpoint_every": 2}
-    rubric = config["judging"]["rubric"]
+    settings = {**config["training"], "save_steps": 2}
+    rubric = config["reward_config"]["rubric"]
 
     def deadly(name: str, call: int) -> dict[str, Any]:
         lethal = reward("Lethal", mark=str(folder / f"mark_{name}"), call=call)
         rewards = {**rubric["rewards"], "lethal": lethal}
-        judging = {**config["judging"], "rubric": {**rubric, "rewards": rewards}}
+        reward_config = {**config["reward_config"], "rubric": {**rubric, "rewards": rewards}}
         out = str(folder / name)
-        return {**config, "out": out, "judging": judging, "fit_settings": settings}
+        return {**config, "out": out, "reward_config": reward_config, "training": settings}
 
     killed = in_process(deadly("killed", call), folder)
     whole = rl(deadly("whole", 0))
@@ -216,18 +216,18 @@ def test_a_run_of_pictures_that_is_killed_between_inner_iterations_gives_the_sam
     recipe = yaml.safe_load((ROOT / "configs" / "rl" / "smoke.yaml").read_text())
     recipe["prompts"]["init_args"]["urls"] = str(ROOT / recipe["prompts"]["init_args"]["urls"])
     recipe["gallery"]["urls"] = str(ROOT / recipe["gallery"]["urls"])
-    recipe["fit_settings"]["steps"] = 6
+    recipe["training"]["max_steps"] = 6
     # a tiny model draws no emoji: all its pictures are as far from them, but not as bright
-    rewards = recipe["judging"]["rubric"]["rewards"]
+    rewards = recipe["reward_config"]["rubric"]["rewards"]
     rewards["bright"] = reward("Brightness")
-    config = {**recipe, "start_from": str(tiny_checkpoint), "iterations": 3, "threads": 1}
+    config = {**recipe, "start_from": str(tiny_checkpoint), "num_iterations": 3, "threads": 1}
     out = killed_and_whole(config, tmp_path, call=2)
     assert_learnt(logged(out), rewards)
     assert len({entry["loss/policy"] for entry in logged(out)}) > 3
 
 
 def test_a_checkpoint_between_sets_of_rollouts_holds_none(config: dict[str, Any]) -> None:
-    out = rl(config, fit_settings={"steps": 3})
+    out = rl(config, training={"max_steps": 3})
     state = torch.load(out / "step_00000003" / "loader_0.pt")
     assert state["flights"] == []
     assert state["given"] == 6
@@ -236,9 +236,9 @@ def test_a_checkpoint_between_sets_of_rollouts_holds_none(config: dict[str, Any]
 def test_other_numbers_cannot_go_on(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rl(config, fit_settings={"steps": 2, "checkpoint_every": 2})
+    rl(config, training={"max_steps": 2, "save_steps": 2})
     with pytest.raises(SystemExit):
-        rl(config, group=4)
+        rl(config, num_generations=4)
     assert "(2, 3, 2, 3) and cannot go on with (2, 4, 2, 3)" in capsys.readouterr().err
 
 
@@ -249,13 +249,17 @@ def test_other_numbers_cannot_go_on(
 def test_two_processes_equal_one_with_twice_the_accumulation(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = {**config, "judging": {**config["judging"], "keep": {}}}
-    alone = rl(config, out=str(tmp_path / "alone"), fit_settings={"steps": 5, "accumulation": 4})
+    config = {**config, "reward_config": {**config["reward_config"], "keep": {}}}
+    alone = rl(
+        config,
+        out=str(tmp_path / "alone"),
+        training={"max_steps": 5, "gradient_accumulation_steps": 4},
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {**config["fit_settings"], "steps": 5}
-    two = {**config, "fit_settings": settings}
+    settings = {**config["training"], "max_steps": 5}
+    two = {**config, "training": settings}
     runs = [
         in_process({**two, "out": str(tmp_path / "two")}, tmp_path, rank=rank, port=port)
         for rank in (0, 1)
@@ -274,12 +278,12 @@ def test_it_learns(config: dict[str, Any]) -> None:
     """The letter that is rewarded becomes more frequent."""
     out = rl(
         config,
-        iterations=2,
-        group=8,
-        fit_settings={"steps": 60},
+        num_iterations=2,
+        num_generations=8,
+        training={"max_steps": 60},
         loss=surrogate(),
         estimator=MEAN_FIELD,
-        table_every=0,
+        log_completions_every=0,
     )
     rewards = [entry["reward"] for entry in logged(out)]
     assert sum(rewards[-10:]) / 10 > 2 * sum(rewards[:4]) / 4 + 0.1, rewards
@@ -300,7 +304,7 @@ def test_without_an_update_the_policy_is_the_old_one_and_the_reference(
         out = rl(
             config,
             out=f"{config['out']}_{name}",
-            fit_settings={"steps": 3, "optimizer": still},
+            training={"max_steps": 3, "optimizer": still},
             loss=loss,
             lora={"rank": 2} if name == "reference" else None,
         )
@@ -315,23 +319,23 @@ def test_the_reference_stays_what_it_was(
     config: dict[str, Any], lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The policy moves away from it, and its scores are those of the model it started from."""
-    seen: list[tuple[PretrainedDenoiser, Flight]] = []
-    flight = Rollouts._flight
+    seen: list[tuple[PretrainedDenoiser, MicroBatch]] = []
+    flight = Rollouts._micro_batch
 
-    def kept(self: Rollouts, number: int, micro: int) -> Flight:
+    def kept(self: Rollouts, number: int, micro: int) -> MicroBatch:
         made = flight(self, number, micro)
         start = mmdlm.load(config["start_from"], device="cpu").denoiser
         seen.append((start, made))
         return made
 
-    monkeypatch.setattr(Rollouts, "_flight", kept)
-    out = rl(config, lora=lora, group=16, fit_settings={"accumulation": 1})
+    monkeypatch.setattr(Rollouts, "_micro_batch", kept)
+    out = rl(config, lora=lora, num_generations=16, training={"gradient_accumulation_steps": 1})
     kl = [entry["kl"] for entry in logged(out)]
     assert kl[0] == 0.0
     assert kl[6] > 1e-6  # at the first iteration of a round it is not the old policy
-    estimator = Structured()
+    estimator = StructuredNoise()
     for start, made in seen:
-        for look in made.looks:
+        for look in made.scored_views:
             assert look.reference is not None
             with torch.no_grad():
                 expected = estimator.scores(start, made.batch, look.views).log_prob
@@ -342,9 +346,9 @@ def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
     """Neither does weight decay."""
     out = rl(
         config,
-        judging={"rubric": {"rewards": {"same": reward("Always")}}},
+        reward_config={"rubric": {"rewards": {"same": reward("Always")}}},
         loss=surrogate(),
-        fit_settings={"steps": 3},
+        training={"max_steps": 3},
     )
     for entry in logged(out):
         assert entry["grad_norm"] == 0.0
@@ -358,8 +362,8 @@ def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
 
 
 def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any]) -> None:
-    judging = {"rubric": {"rewards": {"same": reward("Always")}}, "keep": {}, "right": "same"}
-    out = rl(config, judging=judging, fit_settings={"steps": 1})
+    reward_config = {"rubric": {"rewards": {"same": reward("Always")}}, "keep": {}, "right": "same"}
+    out = rl(config, reward_config=reward_config, training={"max_steps": 1})
     (entry,) = logged(out)
     assert entry["completions/learnt_ratio"] == 0.0
     assert "entropy" not in entry
@@ -375,17 +379,19 @@ def test_a_step_in_which_every_group_was_filtered_leaves_the_policy_as_it_is(
 
     def keeps(self: AccuracyFilter, right: Any, *, group: Any) -> Any:
         rounds.append(len(rounds))
-        return learns(self, right, group=group) & (len(rounds) <= 2)  # the first step of all
+        return learns(self, right, num_generations=group) & (
+            len(rounds) <= 2
+        )  # the first step of all
 
     monkeypatch.setattr(AccuracyFilter, "__call__", keeps)
     rubric = {"rewards": {"letters": reward("SomeLetters")}}
-    config = {**config, "judging": {**config["judging"], "rubric": rubric, "keep": {}}}
+    config = {**config, "reward_config": {**config["reward_config"], "rubric": rubric, "keep": {}}}
     weights = []
     for steps in (1, 4):
         out = rl(
             {**config, "out": f"{config['out']}_{steps}"},
-            iterations=1,
-            fit_settings={"steps": steps},
+            num_iterations=1,
+            training={"max_steps": steps},
         )
         rounds.clear()
         weights.append(load_file(out / "final" / "model.safetensors"))
@@ -395,7 +401,7 @@ def test_a_step_in_which_every_group_was_filtered_leaves_the_policy_as_it_is(
 
 
 def test_the_log_has_the_names_of_trl(config: dict[str, Any]) -> None:
-    out = rl(config, fit_settings={"steps": 2})
+    out = rl(config, training={"max_steps": 2})
     entry = logged(out)[-1]
     for name in TRL:
         assert name in entry, name
@@ -425,7 +431,7 @@ def test_deviations_are_of_all_completions_together() -> None:
 
     every = torch.ones(4, dtype=torch.bool)
     group = torch.tensor([0, 0, 1, 1])
-    one = _statistics(Rollout(), Breakdown(), every, group=group)  # type: ignore[arg-type]
+    one = _statistics(Rollout(), Breakdown(), every, num_generations=group)  # type: ignore[arg-type]
     twice = torch.cat([Breakdown.total, Breakdown.total])
     assert written(one)["rewards/some/std"] == pytest.approx(float(Breakdown.total.std()))
     assert written(one + one)["rewards/some/std"] == pytest.approx(float(twice.std()))
@@ -437,10 +443,15 @@ def test_deviations_are_of_all_completions_together() -> None:
     [
         ({"class_path": "Coupled"}, surrogate()),
         (
-            {"class_path": "Trace"},
-            surrogate(normaliser="sequence", anchor="old", beta=0.01, kl_normalization="view"),
+            {"class_path": "TrajectoryReplay"},
+            surrogate(
+                loss_normalization="sequence", anchor="old", beta=0.01, kl_normalization="view"
+            ),
         ),
-        ({"class_path": "Trace", "init_args": {"with_order": True}}, surrogate(level="product")),
+        (
+            {"class_path": "TrajectoryReplay", "init_args": {"with_order": True}},
+            surrogate(level="product"),
+        ),
         (MEAN_FIELD, {"class_path": "mmdlm.rl.policy_loss.Wd1"}),
         ({"class_path": "BlockRandom"}, {"class_path": "mmdlm.rl.policy_loss.Spg"}),
         ({"class_path": "Elbo", "init_args": {"repeats": 2, "strata": 2}}, surrogate()),
@@ -449,7 +460,7 @@ def test_deviations_are_of_all_completions_together() -> None:
 def test_every_estimator_and_loss_is_a_line_of_yaml(
     config: dict[str, Any], estimator: dict[str, Any], loss: dict[str, Any]
 ) -> None:
-    out = rl(config, estimator=estimator, loss=loss, fit_settings={"steps": 3})
+    out = rl(config, estimator=estimator, loss=loss, training={"max_steps": 3})
     assert logged(out)[0]["grad_norm"] > 0
     assert len(logged(out)) == 3
 
@@ -461,7 +472,7 @@ def test_an_order_and_a_rule_of_ones_own_are_lines_of_yaml(config: dict[str, Any
         init_args = {"sampler": {"num_inference_steps": 3, "temperature": 1.0, **sampler}}
         answering = {"class_path": "train.rollouts.answering.Write", "init_args": init_args}
         out = Path(config["out"]) / name
-        return trajectory(rl(config, out=str(out), answering=answering, fit_settings={"steps": 2}))
+        return trajectory(rl(config, out=str(out), answering=answering, training={"max_steps": 2}))
 
     (Path(config["out"])).mkdir()
     named = losses("named", order="left_to_right")
@@ -492,16 +503,16 @@ def test_scores_are_over_what_the_sampler_can_draw(
 
     monkeypatch.setattr(LikelihoodEstimator, "scores", kept)
     monkeypatch.setattr(Rollout, "sample", sampled)
-    sampler = {"num_inference_steps": 3, "temperature": 1.0, "suppressed": [3, 5, 8]}
+    sampler = {"num_inference_steps": 3, "temperature": 1.0, "suppress_tokens": [3, 5, 8]}
     rl(
         config,
         answering={
             "class_path": "train.rollouts.answering.Write",
             "init_args": {"sampler": sampler},
         },
-        estimator={"class_path": "mmdlm.core.likelihood.estimators.Trace"},
-        iterations=2,
-        fit_settings={"steps": 2, "accumulation": 1},
+        estimator={"class_path": "mmdlm.core.likelihood.estimators.TrajectoryReplay"},
+        num_iterations=2,
+        training={"max_steps": 2, "gradient_accumulation_steps": 1},
     )
     assert len(given) == 4  # reference and old, and the policy twice: of the same views
     assert len({undrawable for undrawable, _, _ in given}) == 1
@@ -515,16 +526,16 @@ def test_scores_are_over_what_the_sampler_can_draw(
 
 
 def test_rollouts_survive_a_checkpoint(config: dict[str, Any], tmp_path: Path) -> None:
-    out = rl(config, fit_settings={"steps": 1})
+    out = rl(config, training={"max_steps": 1})
     state = torch.load(out / "step_00000001" / "loader_0.pt")["flights"][0]
-    flight = Flight.from_state(state)
+    flight = MicroBatch.from_state(state)
     torch.save(flight.state_dict(), tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt")
     assert _same(again, state)
-    assert len(flight.looks) == 3
-    assert flight.looks[0].old is None
-    assert flight.looks[1].old is not None
-    assert all(look.reference is not None for look in flight.looks)
+    assert len(flight.scored_views) == 3
+    assert flight.scored_views[0].old is None
+    assert flight.scored_views[1].old is not None
+    assert all(look.reference is not None for look in flight.scored_views)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -545,12 +556,12 @@ def test_pictures_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: 
         config,
         answering=DRAW,
         estimator={**STRUCTURED, "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Cosine"}},
-        judging={"rubric": {"rewards": {"bright": reward("Brightness")}}},
+        reward_config={"rubric": {"rewards": {"bright": reward("Brightness")}}},
         lora={"rank": 2},
-        fit_settings={"steps": 30, "accumulation": 1},
-        group=6,
+        training={"max_steps": 30, "gradient_accumulation_steps": 1},
+        num_generations=6,
         loss=surrogate(),
-        table_every=2,
+        log_completions_every=2,
     )
     entries = logged(out)
     assert all(entry["completions/mean_length"] == 16 for entry in entries)
@@ -584,7 +595,7 @@ def test_a_budget_of_tokens_ends_the_run_as_its_last_step_would(config: dict[str
 
 
 def test_a_budget_of_seconds(config: dict[str, Any]) -> None:
-    out = rl(config, budget={"seconds": 1e-3}, table_every=0)
+    out = rl(config, budget={"seconds": 1e-3}, log_completions_every=0)
     assert len(logged(out)) <= 1
     assert (out / "final").is_dir()
 
@@ -594,31 +605,31 @@ def test_a_budget_of_seconds_is_of_all_starts_together(
 ) -> None:
     """On a clock that a micro-batch of rollouts moves by 10 seconds: 20 a set, for three steps."""
     clock = [0.0]
-    flight = Rollouts._flight
+    flight = Rollouts._micro_batch
 
-    def slow(self: Rollouts, number: int, micro: int) -> Flight:
+    def slow(self: Rollouts, number: int, micro: int) -> MicroBatch:
         clock[0] += 10
         return flight(self, number, micro)
 
     def go_on(**changes: Any) -> Path:
         clock[0] += 1000  # between two starts, which costs nothing
-        return rl(config, table_every=0, **changes)
+        return rl(config, log_completions_every=0, **changes)
 
-    monkeypatch.setattr(Rollouts, "_flight", slow)
+    monkeypatch.setattr(Rollouts, "_micro_batch", slow)
     monkeypatch.setattr(
         "train.rollouts.loader.time", SimpleNamespace(perf_counter=lambda: clock[0])
     )
-    often = {"checkpoint_every": 2}
-    out = go_on(budget={"seconds": 100}, fit_settings={**often, "steps": 4})
+    often = {"save_steps": 2}
+    out = go_on(budget={"seconds": 100}, training={**often, "max_steps": 4})
     assert torch.load(out / "step_00000004" / "loader_0.pt")["seconds"] == 40
     # As if killed behind step 2: the second set of rollouts is made again, and paid for once.
     shutil.rmtree(out / "step_00000004")
-    go_on(budget={"seconds": 50}, fit_settings=often)
+    go_on(budget={"seconds": 50}, training=often)
     assert [entry["step"] for entry in logged(out)] == list(range(1, 8))
     assert torch.load(out / "step_00000007" / "loader_0.pt")["seconds"] == 60
     before = trajectory(out)
     (out / "final" / "config.json").unlink()
-    go_on(budget={"seconds": 50}, fit_settings=often)
+    go_on(budget={"seconds": 50}, training=often)
     assert trajectory(out) == before
     assert (out / "final" / "config.json").is_file()
 
@@ -642,7 +653,7 @@ def test_a_reward_that_fails_is_counted_and_the_run_survives(
     skipped: int,
 ) -> None:
     rewards = {"letters": reward("Letters"), "bad": reward(name)}
-    out = rl(config, judging={"rubric": {"rewards": rewards}}, fit_settings={"steps": 3})
+    out = rl(config, reward_config={"rubric": {"rewards": rewards}}, training={"max_steps": 3})
     error = capsys.readouterr().err
     assert error.count(said) == 1, error
     for entry in logged(out):
@@ -666,10 +677,10 @@ def test_code_that_never_ends_is_worth_nothing_and_the_run_survives(
     }
     out = rl(
         config,
-        judging={"rubric": {"rewards": {"code": code}}},
+        reward_config={"rubric": {"rewards": {"code": code}}},
         prompts_per_batch=1,
-        iterations=1,
-        fit_settings={"steps": 2, "accumulation": 1},
+        num_iterations=1,
+        training={"max_steps": 2, "gradient_accumulation_steps": 1},
     )
     assert [entry["step"] for entry in logged(out)] == [1, 2]
     assert_learnt(logged(out), ["code"])
@@ -685,9 +696,9 @@ def test_a_run_without_any_reward_ends_with_the_reason(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Five rounds of two micro-batches."""
-    judging = {"rubric": {"rewards": {"bad": reward("broken")}}}
+    reward_config = {"rubric": {"rewards": {"bad": reward("broken")}}}
     with pytest.raises(SystemExit):
-        rl(config, judging=judging, iterations=1)
+        rl(config, reward_config=reward_config, num_iterations=1)
     error = " ".join(capsys.readouterr().err.split())
     assert "no completion of the last 10 rollouts got a reward" in error
     assert "the server is down" in error
@@ -699,7 +710,7 @@ def test_a_filter_needs_a_reward_that_tells_right_from_wrong(
 ) -> None:
     rewards = {"rewards": {"large": reward("Always", value=2.5)}}
     with pytest.raises(SystemExit):
-        rl(config, judging={"rubric": rewards, "keep": {}})
+        rl(config, reward_config={"rubric": rewards, "keep": {}})
     said = "reward 'large' is 2.5, but only one in [0, 1] tells right from wrong"
     assert said in " ".join(capsys.readouterr().err.split())
 
@@ -709,18 +720,18 @@ def test_what_takes_no_part_is_not_looked_at(
 ) -> None:
     """Of two prompts with three answers each, those are that some answers are right of."""
     rows: list[tuple[int, bool]] = []
-    flight = Rollouts._flight
+    flight = Rollouts._micro_batch
 
-    def kept(self: Rollouts, number: int, micro: int) -> Flight:
+    def kept(self: Rollouts, number: int, micro: int) -> MicroBatch:
         made = flight(self, number, micro)
-        view = made.looks[0].views[0]
+        view = made.scored_views[0].views[0]
         rows.append((len(made.batch), bool(view.covered.any())))
         assert len(made.advantage) == len(view.x_t) == len(made.batch)
         return made
 
-    monkeypatch.setattr(Rollouts, "_flight", kept)
+    monkeypatch.setattr(Rollouts, "_micro_batch", kept)
     rubric = {"rewards": {"letters": reward("SomeLetters")}}
-    out = rl(config, judging={"rubric": rubric, "keep": {}}, iterations=1)
+    out = rl(config, reward_config={"rubric": rubric, "keep": {}}, num_iterations=1)
     assert {count for count, _ in rows} <= {1, 3, 6}
     assert all(count == 1 for count, covered in rows if not covered)
     assert {count for count, covered in rows if covered} & {3, 6}
@@ -753,22 +764,22 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
     ("changes", "said"),
     [
         (
-            {"judging": {"rubric": {"rewards": {"a": reward("asking")}}}},
+            {"reward_config": {"rubric": {"rewards": {"a": reward("asking")}}}},
             "reward 'a' asks for the column 'solution', which the data set does not have",
         ),
         (
-            {"judging": {"rubric": {"rewards": {"a": reward("Unavailable")}}}},
+            {"reward_config": {"rubric": {"rewards": {"a": reward("Unavailable")}}}},
             "reward 'a' needs a package that is not there",
         ),
-        ({"group": 1}, "group is 1; it must be at least 2"),
+        ({"num_generations": 1}, "group is 1; it must be at least 2"),
         (
             {"answering": {**WRITE, "init_args": {"temperature": 0.0}}},
             "temperature is 0, so that all completions of a prompt would be alike",
         ),
-        ({"judging": {"right": "truth"}}, "right 'truth' is no reward of the rubric"),
+        ({"reward_config": {"right": "truth"}}, "right 'truth' is no reward of the rubric"),
         (
             {
-                "judging": {
+                "reward_config": {
                     "rubric": {"rewards": {"a": reward("Letters"), "b": reward("Always")}},
                     "keep": {},
                 }
@@ -783,7 +794,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                         "sampler": {
                             "num_inference_steps": 3,
                             "temperature": 1.0,
-                            "whole_vocabulary": True,
+                            "full_vocabulary": True,
                         }
                     },
                 }
@@ -798,9 +809,9 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                         "sampler": {"num_inference_steps": 3, "temperature": 1.0, "remask": 0.1}
                     },
                 },
-                "estimator": {"class_path": "mmdlm.core.likelihood.estimators.Trace"},
+                "estimator": {"class_path": "mmdlm.core.likelihood.estimators.TrajectoryReplay"},
             },
-            "remask is 0.1, but Trace replays tokens that stay",
+            "remask is 0.1, but TrajectoryReplay replays tokens that stay",
         ),
         (
             {
@@ -811,7 +822,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                     },
                 },
                 "estimator": {
-                    "class_path": "mmdlm.core.likelihood.estimators.Trace",
+                    "class_path": "mmdlm.core.likelihood.estimators.TrajectoryReplay",
                     "init_args": {"with_order": True},
                 },
             },
@@ -820,13 +831,13 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
         (
             {
                 "estimator": {
-                    "class_path": "mmdlm.core.likelihood.estimators.Structured",
+                    "class_path": "mmdlm.core.likelihood.estimators.StructuredNoise",
                     "init_args": {"full_vocabulary": True},
                 }
             },
             "full_vocabulary of the estimator counts ids that the sampler does not draw",
         ),
-        ({"fit_settings": {"sample_every": 2}}, "table_every shows what a policy does"),
+        ({"training": {"sample_steps": 2}}, "log_completions_every shows what a policy does"),
         ({"budget": {"tokens": 0}}, "budget: tokens is 0"),
         ({"start_from": "nowhere"}, "no model 'nowhere'"),
     ],

@@ -26,10 +26,10 @@ from train.rl import main
 CONFIGS = Path(__file__).parents[2] / "configs" / "rl"
 ON_TOP = sorted(path for base in ("d1", "unigrpo") for path in CONFIGS.glob(f"{base}_*.yaml"))
 SMALL = (
-    *("--group", "2", "--iterations", "2", "--threads", "1", "--dtype", "float32"),
-    *("--lora.rank", "2", "--fit_settings.steps", "3", "--table_every", "1"),
+    *("--num_generations", "2", "--num_iterations", "2", "--threads", "1", "--dtype", "float32"),
+    *("--lora.rank", "2", "--training.max_steps", "3", "--log_completions_every", "1"),
 )
-ROWS = [  # the stand-in for CLIP knows a text by the colour that it begins with
+ROWS = [  # the stand-in for CLIP knows a text by the color that it begins with
     {"question": "1+1?", "answer": "so #### 2", "problem": "1+1?", "prompt": "red dog"},
     {"question": "2+1?", "answer": "so #### 3", "problem": "2+1?", "prompt": "blue cat"},
 ]
@@ -75,13 +75,13 @@ def test_it_learns(
     arguments += ["--start_from", str(models / family), "--out", str(tmp_path / "run")]
     made = "{count:" in recipe.read_text()
     arguments += ["--prompts.init_args." + (f"count={20}" if made else f"path={data}")]
-    rewards = list(yaml.safe_load(recipe.read_text())["judging"]["rubric"]["rewards"])
+    rewards = list(yaml.safe_load(recipe.read_text())["reward_config"]["rubric"]["rewards"])
     if "Draw" in recipe.read_text():
         arguments += ["--answering.init_args.num_inference_steps", "2"]
     else:
         # A random model is never right: beside the recipe's rewards one tells any answers apart.
         rewards.append("checksum")
-        arguments += ["--judging.rubric.rewards.checksum", "tests.train.rewarding.Checksum"]
+        arguments += ["--reward_config.rubric.rewards.checksum", "tests.train.rewarding.Checksum"]
         for name, value in {
             "max_new_tokens": 8,
             "num_inference_steps": 2,
@@ -104,8 +104,8 @@ def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     preferences(str(tmp_path / "pairs.json"), tmp_path / "data" / "preferences")
     arguments = ["--config", str(CONFIGS / "vrpo.yaml"), "--start_from", str(models / "llada")]
     arguments += ["--out", "run", "--attention", "sdpa", "--data.num_workers", "0"]
-    arguments += ["--data.length", "128", "--fit_settings.accumulation", "1"]
-    arguments += ["--fit_settings.steps", "2", "--threads", "1"]
+    arguments += ["--data.length", "128", "--training.gradient_accumulation_steps", "1"]
+    arguments += ["--training.max_steps", "2", "--threads", "1"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["preference", *arguments])
     run(preference)

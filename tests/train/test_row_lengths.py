@@ -129,8 +129,10 @@ def test_all_numbers_follow_from_captions_of_odd_lengths(settled: Settle, tokeni
 def test_what_was_computed_holds_each_document(settled: Settle, tokenizer, pictures) -> None:
     data, model, _ = settled()
     denoiser = model.build(tokenizer, pictures, seed=0, attention="sdpa")
-    layout = layout_for(denoiser)
-    sources = read_sources(data, denoiser, words_for(denoiser, tokenizer, pictures), layout)
+    prompt_template = layout_for(denoiser)
+    sources = read_sources(
+        data, denoiser, words_for(denoiser, tokenizer, pictures), prompt_template
+    )
     stream = SequenceStream(
         sources,
         denoiser.vocabulary,
@@ -369,7 +371,7 @@ def without_numbers(path: Path) -> dict[str, Any]:
     config = json.loads(path.read_text())
     del config["data"]["sources"][0]["to_sequence"]["init_args"]["text_slots"]
     del config["data"]["length"], config["model"]["text_slots"]
-    config["fit_settings"] |= {"steps": 1, "accumulation": 1}
+    config["training"] |= {"max_steps": 1, "gradient_accumulation_steps": 1}
     return config
 
 
@@ -401,7 +403,7 @@ def test_a_run_records_its_numbers_and_goes_on_with_them(
     assert told["model"]["max_position_embeddings"] == 34
     final = json.loads((out / "final" / "config.json").read_text())
     assert (final["text_slots"], final["max_position_embeddings"]) == (16, 34)
-    config["fit_settings"]["steps"] = 2
+    config["training"]["max_steps"] = 2
     started(config, tmp_path)
     assert (out / "step_00000002").is_dir()
 

@@ -23,7 +23,7 @@ from train.checkpoints.run_state import AVERAGES, WEIGHTS
 from train.loop import fit
 from train.optimizer import AdamW
 
-OPTIONS: dict[str, Any] = {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "steps": 6}
+OPTIONS: dict[str, Any] = {"optimizer": AdamW(learning_rate=0.05), "ema": 0.9, "max_steps": 6}
 
 
 def run(out: Path, **options: Any) -> Regression:

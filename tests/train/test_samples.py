@@ -27,9 +27,9 @@ def blank(seed: int) -> Image.Image:
     return Image.fromarray((250 + noise).clip(0, 255).astype(np.uint8))
 
 
-def spot(x: int, colour: str = "red") -> Image.Image:
+def spot(x: int, color: str = "red") -> Image.Image:
     image = blank(x)
-    ImageDraw.Draw(image).ellipse((x, 8, x + 24, 32), fill=colour)
+    ImageDraw.Draw(image).ellipse((x, 8, x + 24, 32), fill=color)
     return image
 
 
@@ -73,7 +73,7 @@ def test_a_sheet_warns(
         nothing,
         nothing,
         tmp_path,
-        layout=nothing,
+        prompt_template=nothing,
         defaults=nothing,
         prompts=["a", "b"],
     )

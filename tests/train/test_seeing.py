@@ -72,10 +72,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 SHORT: dict[str, Any] = {
-    "fit_settings__steps": 6,
-    "fit_settings__checkpoint_every": 2,
-    "fit_settings__log_every": 1,
-    "fit_settings__ema": 0.0,
+    "training__max_steps": 6,
+    "training__checkpoint_every": 2,
+    "training__log_every": 1,
+    "training__ema": 0.0,
     "data__batch_size": 4,
 }
 
@@ -112,8 +112,8 @@ def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None
     pictures = [open_image(one["png"]) for one in samples]
     loaded = mmdlm.load(tmp_path / "out" / "final")
     assert sum(map(str.__eq__, loaded.caption(pictures), names)) >= 15
-    decoding = loaded.defaults.caption  # as the recipe records it
-    assert (decoding.order, decoding.min_new_tokens) == ("left_to_right", 1)
+    generation_config = loaded.defaults.caption  # as the recipe records it
+    assert (generation_config.order, generation_config.min_new_tokens) == ("left_to_right", 1)
     sheets = sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
     assert sheets == [f"step_{step:08d}.png" for step in (100, 200, 300)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train.loop import FitSettings
+from train.loop import TrainingConfig
 from train.optimizer import AdamW, WarmupStableDecay
 from train.stages.model_shape import Shape
 from train.stages.settings import checked
@@ -34,14 +34,14 @@ class Part:
         ({"threads": -1}, "threads is -1"),
         ({"threads": 0}, "threads is 0"),
         ({"threads": 1_000_000}, "threads is 1000000"),
-        ({"fit_settings": FitSettings(steps=10**30)}, "fit_settings.steps is 1000000"),
+        ({"training": TrainingConfig(max_steps=10**30)}, "training.max_steps is 1000000"),
         (
-            {"fit_settings": FitSettings(schedule=WarmupStableDecay(decay=float("nan")))},
-            "fit_settings.schedule.decay is nan",
+            {"training": TrainingConfig(schedule=WarmupStableDecay(decay=float("nan")))},
+            "training.schedule.decay is nan",
         ),
         (
-            {"fit_settings": FitSettings(optimizer=AdamW(learning_rate=float("inf")))},
-            "fit_settings.optimizer.learning_rate is inf",
+            {"training": TrainingConfig(optimizer=AdamW(learning_rate=float("inf")))},
+            "training.optimizer.learning_rate is inf",
         ),
     ],
 )
@@ -52,7 +52,7 @@ def test_one_that_cannot_be_meant_is_named(settings: dict[str, Any], said: str) 
 
 def test_all_others_pass() -> None:
     settings = {
-        "fit_settings": FitSettings(clip=float("inf"), seed=2**62),
+        "training": TrainingConfig(max_grad_norm=float("inf"), seed=2**62),
         "data": Part(),
         "threads": None,
         "flag": True,
@@ -61,8 +61,17 @@ def test_all_others_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["steps", "accumulation", "keep", "optimizer", "schedule", "clip", "ema"]
+    "name",
+    [
+        "steps",
+        "gradient_accumulation_steps",
+        "keep",
+        "optimizer",
+        "schedule",
+        "max_grad_norm",
+        "ema",
+    ],
 )
 def test_nothing_in_place_of_a_setting(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is None"):
-        FitSettings(**{name: None})
+        TrainingConfig(**{name: None})

@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmdlm
 from data_pipelines.shards.shards import Sample, write_shard
-from data_pipelines.sources.conversations import Conversation, speak
+from data_pipelines.sources.conversations import Conversation, apply_chat_template
 from data_pipelines.sources.end_of_text import FilledTail, NoTail
 from data_pipelines.sources.source import Source
-from data_pipelines.sources.vision_samples import see_through
+from data_pipelines.sources.vision_samples import attach_vision
 from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.kernels import linear
@@ -43,7 +43,7 @@ from train.stages.denoising import (
     PRODUCTS,
     Coefficients,
     DenoisingStage,
-    open_eyes,
+    add_vision_adapter,
     recompute_layers,
 )
 from train.stages.examples import described
@@ -126,16 +126,16 @@ def recipe(tmp_path: Path, start: Path) -> Path:
                 "class_path": "mmdlm.core.diffusion.forward.Absorbing",
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             },
-            "text": {"normaliser": "answer"},
+            "text": {"loss_normalization": "answer"},
             "complementary": True,
         },
         "lora": {"rank": 4, "alpha": 8, "dropout": 0.2, "targets": ["q_proj", "down_proj"]},
-        "fit_settings": {
-            "steps": 10,
-            "accumulation": 2,
+        "training": {
+            "max_steps": 10,
+            "gradient_accumulation_steps": 2,
             "ema": 0.9,
-            "checkpoint_every": 3,
-            "log_every": 1,
+            "save_steps": 3,
+            "logging_steps": 1,
         },
         "threads": 1,
     }
@@ -189,16 +189,16 @@ def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
         lora=None,
         objective__text={
             "loss": "mmdlm.core.losses.objective.CrossEntropy",
-            "normaliser": "masked",
+            "loss_normalization": "masked",
         },
         data__packed=False,
         data__batch_size=8,
         data__length=96,
         data__sources__0__to_sequence__init_args={"answers": "one", "tail": tail},
-        fit_settings={
-            "steps": 400,
+        training={
+            "max_steps": 400,
             "ema": 0.0,
-            "checkpoint_every": 1000,
+            "save_steps": 1000,
             "optimizer": {
                 "class_path": "train.optimizer.AdamW",
                 "init_args": {"learning_rate": 3e-3},
@@ -253,7 +253,7 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
     tensors = weights(other)
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    more = ["--start_from", str(other), "--fit_settings.steps", "11"]
+    more = ["--start_from", str(other), "--training.max_steps", "11"]
     run = Run(sft, arguments(recipe, whole, *more), folder=tmp_path)
     assert run.exit_code() == 2
     assert "beside other frozen weights" in run.errors.read_text()
@@ -299,14 +299,14 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
         "objective__process__init_args__schedule": all_masked,
         "objective__text": {
             "loss": "mmdlm.core.losses.objective.CrossEntropy",
-            "normaliser": "masked",
+            "loss_normalization": "masked",
         },
         "objective__complementary": False,
-        "fit_settings__steps": 3,
-        "fit_settings__ema": 0.0,
+        "training__max_steps": 3,
+        "training__ema": 0.0,
     }
-    both = changed(recipe, "both.yaml", **options, fit_settings__accumulation=1)
-    one = changed(recipe, "one.yaml", **options, fit_settings__accumulation=2)
+    both = changed(recipe, "both.yaml", **options, training__gradient_accumulation_steps=1)
+    one = changed(recipe, "one.yaml", **options, training__gradient_accumulation_steps=2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -362,7 +362,7 @@ class Products(TorchDispatchMode):
 def test_layers_that_are_recomputed_learn_the_same(recipe: Path, tmp_path: Path) -> None:
     """Their dropout too."""
     for name, option in (("kept", "false"), ("again", "true")):
-        train(recipe, tmp_path / name, "--recompute", option, "--fit_settings.steps", "4")
+        train(recipe, tmp_path / name, "--recompute", option, "--training.max_steps", "4")
     assert trajectory(tmp_path / "kept") == trajectory(tmp_path / "again")
 
 
@@ -395,7 +395,7 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     config["data"]["length"] = 300
     config["dtype"] = "bfloat16"
     recipe.write_text(json.dumps(config))
-    train(recipe, tmp_path / "out", "--fit_settings.steps", "3", "--fit_settings.ema", "0")
+    train(recipe, tmp_path / "out", "--training.max_steps", "3", "--training.ema", "0")
     assert "<picture: 4 features>" in (tmp_path / "out" / "examples.txt").read_text()
     after, before = weights(tmp_path / "out" / "final"), weights(start)
     assert all(torch.equal(after[n], t.bfloat16().float()) for n, t in before.items())
@@ -403,7 +403,7 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     assert stored
     assert all(".vision.projector." in name for name in stored)
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
-    assert mmdlm.load(tmp_path / "out" / "final").layout.family == "llada_v"
+    assert mmdlm.load(tmp_path / "out" / "final").prompt_template.family == "llada_v"
 
 
 def test_eyes_are_given_another_tiling() -> None:
@@ -411,9 +411,9 @@ def test_eyes_are_given_another_tiling() -> None:
     square = VisionConfig(tower=TOWER, tiling=SQUARE)
     tiles = VisionConfig(tower=TOWER, tiling=TILES)
     model = small()
-    open_eyes(model, square, None, seed=0)
+    add_vision_adapter(model, square, None, seed=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    open_eyes(model, tiles, None, seed=1)
+    add_vision_adapter(model, tiles, None, seed=1)
     after = model.state_dict()
     assert set(after) - set(before) == {"vision.newline"}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -424,7 +424,7 @@ def test_eyes_are_given_another_tiling() -> None:
         (tiles, None, "none"),
     ):
         with pytest.raises(ValueError, match=f"sees already.*here {named} would be another"):
-            open_eyes(model, config, weights_of_it, seed=0)
+            add_vision_adapter(model, config, weights_of_it, seed=0)
 
 
 # ---- losses -------------------------------------------------------------------------------------
@@ -434,7 +434,9 @@ def talks(tail: Any) -> Batch:
     """Three conversations of unequal length, over a vocabulary of bytes."""
     words = words_of("llada")
     source = Source("x", Conversation(tail=tail))
-    (spoken,) = see_through(speak([source], LAYOUTS["llada"], words, length=60, packed=False), None)
+    (spoken,) = attach_vision(
+        apply_chat_template([source], LAYOUTS["llada"], words, length=60, packed=False), None
+    )
     sequences = [
         spoken.to_sequence(
             {
@@ -464,7 +466,7 @@ def loss_of(objective: Objective, batch: Batch) -> tuple[float, Tensor, Tensor, 
     entropy = F.cross_entropy(
         logits[:, slice(*ids)], twice.ids.clamp_max(ids[1] - 1).flatten(), reduction="none"
     )
-    return loss, entropy.view_as(twice.ids), noise.masked, noise.p_mask
+    return loss, entropy.view_as(twice.ids), noise.is_noised, noise.p_mask
 
 
 PROCESS, SLOPE = Absorbing(schedule=Linear(eps=1e-3)), 1 - 1e-3
@@ -586,7 +588,9 @@ def test_dropout_follows_from_the_generator() -> None:
 def test_documents_are_shown_with_what_is_learnt() -> None:
     words = words_of("llada")
     source = Source("x", Conversation(tail=FilledTail()))
-    (spoken,) = see_through(speak([source], LAYOUTS["llada"], words, length=40, packed=False), None)
+    (spoken,) = attach_vision(
+        apply_chat_template([source], LAYOUTS["llada"], words, length=40, packed=False), None
+    )
     sample: Sample = {"json": json.dumps({"prompt": "hi", "completion": "yes"}).encode()}
     options: Any = {"tokenizer": words.tokenizer, "generator": rng()}
     sequence = spoken.to_sequence(sample, words.vocabulary, **options)
@@ -597,7 +601,7 @@ def test_documents_are_shown_with_what_is_learnt() -> None:
     )
 
 
-def test_a_person_sees_colours(recipe: Path, tmp_path: Path) -> None:
+def test_a_person_sees_colors(recipe: Path, tmp_path: Path) -> None:
     from train.stages.examples import show_examples
 
     class Terminal(io.StringIO):
@@ -606,7 +610,9 @@ def test_a_person_sees_colours(recipe: Path, tmp_path: Path) -> None:
 
     words, terminal = words_of("llada"), Terminal()
     source = Source(str(tmp_path / "talks"), Conversation())
-    sources = see_through(speak([source], LAYOUTS["llada"], words, length=140, packed=False), None)
+    sources = attach_vision(
+        apply_chat_template([source], LAYOUTS["llada"], words, length=140, packed=False), None
+    )
     options: Any = {"length": 140, "count": 1, "max_broken": 0.0, "folder": tmp_path}
     show_examples(sources, words, terminal=terminal, **options)
     assert "\x1b[1;32myes<|eot_id|>\x1b[0m" in terminal.getvalue()
@@ -675,7 +681,7 @@ def test_conversations_that_start_with_the_assistant_are_skipped_where_they_may_
     broken = {"json": json.dumps({"messages": turned}).encode()}
     samples = [{"__key__": f"b{n}", **broken} for n in range(2)]
     write_shard(tmp_path / "talks" / "0.tar", [*samples, *map(talk, range(8))])
-    lenient = changed(recipe, "lenient.yaml", data__max_broken=0.5, fit_settings__steps=6)
+    lenient = changed(recipe, "lenient.yaml", data__max_broken=0.5, training__max_steps=6)
     run = Run(sft, arguments(lenient, tmp_path / "out", "--examples", "0"), folder=tmp_path)
     assert run.exit_code() == 0, run.errors.read_text()[-3000:]
     assert [entry["step"] for entry in logged(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]

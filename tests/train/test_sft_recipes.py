@@ -83,7 +83,7 @@ def small(recipe: dict[str, Any], start: Path, urls: list[str], out: Path) -> di
     ]
     recipe |= {"start_from": str(start), "out": str(out), "threads": 1, "dtype": "float32"}
     recipe["data"] |= {**SHORT, "sources": sources}
-    recipe["fit_settings"] |= {"steps": 3, "accumulation": 1, "log_every": 1}
+    recipe["training"] |= {"max_steps": 3, "gradient_accumulation_steps": 1, "logging_steps": 1}
     if "lora" in recipe:
         recipe["lora"]["rank"] = 2
     if "vision" in recipe:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 METHODS = ("diffu_grpo", "unigrpo", "coupled", "trace", "wd1")
 # A model of three steps is never right: beside the recipe's rewards stands one that tells any two
 # answers apart, and by which the recipe's filter keeps them.
-SPREAD = "--judging.rubric.rewards.checksum tests.train.rewarding.Checksum --judging.right checksum"
+SPREAD = "--reward_config.rubric.rewards.checksum tests.train.rewarding.Checksum --reward_config.right checksum"
 TINY = "--model.hidden_size 16 --model.intermediate_size 32 --model.num_hidden_layers 1"
 
 
@@ -59,7 +59,7 @@ def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             f"--shards {base / 'shards'} --out {words} --size {size} --space_before false",
         )
         # Of 40 problems a tokenizer does not learn each number as a token of its own.
-        steps = "--fit_settings.steps 3 --data.batch_size 4 --data.length 40"
+        steps = "--training.max_steps 3 --data.batch_size 4 --data.length 40"
         shell(sft.main, f"--config configs/sft/{task}.yaml {TINY} {steps}")
         return base
 
@@ -68,7 +68,7 @@ def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_sudoku(shell, learnt) -> None:
     base = learnt("sudoku", "puzzles.csv", "Puzzle", "Solution", 257)
-    few = "--prompts.init_args.count 20 --prompts_per_batch 2 --group 2 --fit_settings.steps 2"
+    few = "--prompts.init_args.count 20 --prompts_per_batch 2 --num_generations 2 --training.max_steps 2"
     few = f"{few} {SPREAD}"
     shell(rl.main, f"--config configs/rl/sudoku.yaml {few} --out {base / 'rl_0'}")
     assert_learnt(logged(base / "rl_0"), ("cells", "grid", "checksum"))
@@ -82,12 +82,14 @@ def test_sudoku(shell, learnt) -> None:
     shell(ask_sudoku.main, f"--config configs/eval/sudoku.yaml --model {base / 'rl_0/final'} {few}")
     report = json.loads((base / "eval" / "rl_0.json").read_text())
     assert 0 <= report["results"]["measures"]["grid"]["value"] <= 1
-    assert report["settings"]["decoding"]["complete"]["num_inference_steps"] == 1  # of the SFT
+    assert (
+        report["settings"]["generation_config"]["complete"]["num_inference_steps"] == 1
+    )  # of the SFT
 
 
 def test_countdown(shell, learnt) -> None:
     base = learnt("countdown", "problems.jsonl", "{input}->{output}", "solution", 300)
-    few = f"--prompts_per_batch 2 --group 2 --fit_settings.steps 2 {SPREAD}"
+    few = f"--prompts_per_batch 2 --num_generations 2 --training.max_steps 2 {SPREAD}"
     shell(rl.main, f"--config configs/rl/countdown.yaml {few} --out {base / 'rl_0'}")
     assert [line["step"] for line in logged(base / "rl_0")] == [1, 2]
     assert_learnt(logged(base / "rl_0"), ("right", "checksum"))
@@ -101,7 +103,7 @@ def test_countdown(shell, learnt) -> None:
 
 
 def test_emoji(shell, tmp_path: Path) -> None:
-    few = "--prompts_per_batch 2 --group 2 --fit_settings.steps 2"
+    few = "--prompts_per_batch 2 --num_generations 2 --training.max_steps 2"
     here = "--prompts.init_args.urls tests/data/emoji_codes.tar"
     shell(
         rl.main,

@@ -24,7 +24,7 @@ from data_pipelines.sources.vision_samples import SeenCaption
 from mmdlm.cli import main as cli
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.inputs import open_picture
-from mmdlm.templates.auto import LAYOUTS, layout_of
+from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.chat_template import PLAIN
 from mmdlm.templates.native import ABOUT_IMAGES, DESCRIBE
 from mmdlm.templates.prompt_template import Turn
@@ -101,25 +101,25 @@ def test_a_model_records_what_it_could_and_what_it_learns(tmp_path: Path) -> Non
         tmp_path / "0.tar", [{"__key__": "0", "json": json.dumps(asked("hi", "yes")).encode()}]
     )
     talk = Source(str(tmp_path), Conversation())
-    layout, (denoiser, words) = LAYOUTS["mmdlm"], tiny()
-    record_tasks(denoiser, layout, words, [talk], is_new=True)
+    prompt_template, (denoiser, words) = LAYOUTS["mmdlm"], tiny()
+    record_tasks(denoiser, prompt_template, words, [talk], is_new=True)
     assert denoiser.config.trained_tasks == ["answer", "chat"]
     drawn = Source(str(tmp_path), ImageText(Tasks(draw=1, caption=0)))
-    record_tasks(denoiser, layout, words, [drawn], is_new=False)
+    record_tasks(denoiser, prompt_template, words, [drawn], is_new=False)
     assert denoiser.config.trained_tasks == ["text_to_image", "inpaint", "answer", "chat"]
 
     # one without a record could do all that the layout has
     denoiser, words = tiny()
-    record_tasks(denoiser, layout, words, [talk], is_new=False)
+    record_tasks(denoiser, prompt_template, words, [talk], is_new=False)
     assert {"caption", "inpaint", "chat"} <= set(denoiser.config.trained_tasks)
     assert "edit" not in denoiser.config.trained_tasks
     denoiser, words = tiny()
     words.chat_template = PLAIN
-    record_tasks(denoiser, layout, words, [talk], is_new=False)
+    record_tasks(denoiser, prompt_template, words, [talk], is_new=False)
     assert "edit" in denoiser.config.trained_tasks
 
     # nothing is made up
-    for other, source in ((layout, Source("x", Unknown())), (LAYOUTS["llada"], talk)):
+    for other, source in ((prompt_template, Source("x", Unknown())), (LAYOUTS["llada"], talk)):
         denoiser, words = tiny()
         record_tasks(denoiser, other, words, [source, talk], is_new=True)
         assert denoiser.config.trained_tasks is None
@@ -128,22 +128,27 @@ def test_a_model_records_what_it_could_and_what_it_learns(tmp_path: Path) -> Non
 def test_a_model_is_for_what_it_records() -> None:
     words = words_of("mmada").tokenizer
     words.chat_template = PLAIN
-    older = layout_of(None)
+    older = prompt_template_for(None)
     assert {"edit", "chat", "caption"} <= set(older.tasks_with(words))
-    layout = layout_of(None, tasks=["text_to_image", "answer", "chat"])
-    assert layout.tasks_with(words) == ("text_to_image", "draw_trajectory", "answer", "chat")
+    prompt_template = prompt_template_for(None, tasks=["text_to_image", "answer", "chat"])
+    assert prompt_template.tasks_with(words) == (
+        "text_to_image",
+        "draw_trajectory",
+        "answer",
+        "chat",
+    )
     with pytest.raises(
         ValueError, match=r"not trained for edit; it is for text_to_image, answer and chat"
     ):
-        layout.need("edit", words)
+        prompt_template.need("edit", words)
     words.chat_template = None
-    assert layout.tasks_with(words) == ("text_to_image", "draw_trajectory")
+    assert prompt_template.tasks_with(words) == ("text_to_image", "draw_trajectory")
     with pytest.raises(ValueError, match=r"not trained yet, and not for caption"):
-        layout_of(None, tasks=[]).need("caption", words)
+        prompt_template_for(None, tasks=[]).need("caption", words)
     for record in ("caption", [3]):
         with pytest.raises(ValueError, match="trained_tasks = .*; a list of names is needed"):
-            layout_of(None, tasks=record)  # type: ignore[arg-type]
-    assert layout_of("llada", tasks=["caption"]) is LAYOUTS["llada"]
+            prompt_template_for(None, tasks=record)  # type: ignore[arg-type]
+    assert prompt_template_for("llada", tasks=["caption"]) is LAYOUTS["llada"]
 
 
 def test_a_converted_model_has_learned_texts_alone(
@@ -213,11 +218,11 @@ def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
                 "class_path": "mmdlm.core.diffusion.forward.Absorbing",
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             },
-            "text": {"normaliser": "answer"},
+            "text": {"loss_normalization": "answer"},
             "complementary": True,
         },
-        "fit_settings": {
-            "steps": 2,
+        "training": {
+            "max_steps": 2,
             "ema": 0.0,
             "optimizer": {
                 "class_path": "train.optimizer.AdamW",
@@ -249,11 +254,15 @@ def test_captions_are_asked_for_as_they_were_learned(
     assert said == [model.chat(question, file, **room) for file in files]
     ((codes,),) = model.look([[open_picture(files[0])]], "caption")
     ours, others, theirs = (
-        ids_of(layout.describe(model.words, codes, length=8).sequence)
-        for layout in (model.layout, layout_of(None, tasks=["caption", "chat"]), layout_of(None))
+        ids_of(prompt_template.caption_prompt(model.codec, codes, length=8).sequence)
+        for prompt_template in (
+            model.prompt_template,
+            prompt_template_for(None, tasks=["caption", "chat"]),
+            prompt_template_for(None),
+        )
     )
     turns = (Turn("user", (codes, DESCRIBE)),)
-    assert ours == ids_of(model.layout.reply(model.words, turns, length=8).sequence)
+    assert ours == ids_of(model.prompt_template.chat_prompt(model.codec, turns, length=8).sequence)
     assert others == theirs != ours
 
 

@@ -19,7 +19,7 @@ from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 
-from train.loop import LOG, FitSettings, Stage, fit
+from train.loop import LOG, Stage, TrainingConfig, fit
 from train.optimizer import NO_RATES, Optimizer, Rates
 from train.stages.meter import MEASURED
 
@@ -103,17 +103,17 @@ class Plain(Optimizer):
         return [torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)]
 
 
-def settings(**options: Any) -> FitSettings:
+def settings(**options: Any) -> TrainingConfig:
     """Every step is logged, and the trained weights are kept as they are."""
     defaults = {
-        "steps": 8,
+        "max_steps": 8,
         "optimizer": Plain(),
-        "clip": 1e6,
+        "max_grad_norm": 1e6,
         "ema": 0.0,
-        "checkpoint_every": 3,
-        "log_every": 1,
+        "save_steps": 3,
+        "logging_steps": 1,
     }
-    return FitSettings(**{**defaults, **options})
+    return TrainingConfig(**{**defaults, **options})
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from transformers import AutoModel
 from mmdlm.core.diffusion.schedule import Cosine, Linear
 from mmdlm.core.sampling.order import Confidence, Entropy, Margin, Order
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import Ancestral, ScheduledCount
+from mmdlm.core.sampling.unmasking import Ancestral, ScheduledTransfer
 from mmdlm.core.sequence import (
     NO_DOCUMENT,
     Batch,
@@ -139,8 +139,8 @@ def check_llada(folder: Path) -> None:
             block_length=wanted["block_length"],
             temperature=wanted.get("temperature", 0.0),
             guidance_scale=wanted.get("cfg_scale", 0.0) + 1,
-            whole_vocabulary=True,
-            mask_drawn=True,
+            full_vocabulary=True,
+            allow_mask_token=True,
         )
         batch = answers(model, expected["prompt"], wanted["gen_length"])
         assert torch.equal(sampler(model, batch, generator=generator()).ids, ids), name
@@ -178,7 +178,7 @@ def check_mmada(folder: Path) -> None:
         sampler = Sampler(
             wanted["timesteps"],
             order=Confidence(),
-            commit=ScheduledCount(Cosine(), least=1, strict=True),
+            unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
             guidance_scale=wanted["guidance_scale"] + 1,
         )
         drawn = sampler(model, batch, generator=generator(), unconditional=other).ids
@@ -188,8 +188,8 @@ def check_mmada(folder: Path) -> None:
     sampler = Sampler(
         wanted["steps"],
         block_length=wanted["block_length"],
-        whole_vocabulary=True,
-        mask_drawn=True,
+        full_vocabulary=True,
+        allow_mask_token=True,
     )
     batch = answers(model, expected["mmu_prompt"], wanted["max_new_tokens"])
     written = sampler(model, batch, generator=generator()).ids
@@ -214,9 +214,9 @@ def check_dream(folder: Path) -> None:
         sampler = Sampler(
             wanted["steps"],
             order=order,
-            commit=Ancestral(Linear(wanted["eps"])),
-            whole_vocabulary=True,
-            mask_drawn=True,
+            unmasking=Ancestral(Linear(wanted["eps"])),
+            full_vocabulary=True,
+            allow_mask_token=True,
         )
         batch = answers(model, expected["prompt"], wanted["max_new_tokens"])
         assert torch.equal(sampler(model, batch, generator=generator()).ids, expected[name]), name

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mmdlm.core.sequence import Sequence, collate, picture_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.encoders.crops import CropViews, Layout
+from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
 from mmdlm.vision.encoders.pooling import Pooling
 from mmdlm.vision.encoders.tiling import Anyres, Natural, Square
 
@@ -202,7 +202,7 @@ def test_features_computed_ahead_stand_in_for_pixels(tiling, tower) -> None:
         assert all(view.crops.shape[2] == 16 for view in seen)
         # what a shard holds: a tensor, and the layout as JSON
         stored = [
-            CropViews(v.crops.clone(), Layout(**json.loads(json.dumps(v.layout.to_dict()))))
+            CropViews(v.crops.clone(), FeatureLayout(**json.loads(json.dumps(v.layout.to_dict()))))
             for v in seen
         ]
         calls = calls_of(adapter)
@@ -346,7 +346,7 @@ def test_bad_configs_are_refused(changes, reason) -> None:
 
 def test_views_of_another_model_are_refused() -> None:
     adapter = build()
-    layout = Layout((5, 5), (5, 5))
+    layout = FeatureLayout((5, 5), (5, 5))
     cases = [
         (Square(size=24, grid=6).views([noise(30, 30)])[0], "24x24 pixels, but .* takes 20x20"),
         (Square(size=20, grid=4).views([noise(30, 30)])[0], "4x4 patches a crop, but .* sees 5x5"),

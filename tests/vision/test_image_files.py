@@ -43,7 +43,7 @@ def orientation(value: int) -> Image.Exif:
     return exif
 
 
-# --- colours and orientation ----------------------------------------------------------------------
+# --- colors and orientation ----------------------------------------------------------------------
 
 
 MODES = "1 L LA La P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV I;16 I;16B I;16L"
@@ -68,7 +68,7 @@ def test_transparency_shows_white(tmp_path) -> None:
     assert [seen.getpixel((x, 0)) for x in range(3)] == [WHITE, RED, (255, 204, 204)]
 
 
-def test_a_transparent_palette_colour_shows_white(tmp_path) -> None:
+def test_a_transparent_palette_color_shows_white(tmp_path) -> None:
     image = two_halves(4, 1).quantize(2)
     red = image.getpixel((0, 0))
     image.save(tmp_path / "a.png", transparency=red)

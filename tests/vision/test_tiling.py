@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from mmdlm.vision.encoders.crops import CropViews, Layout
+from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
 from mmdlm.vision.encoders.pooling import Pooling
 from mmdlm.vision.encoders.tiling import Anyres, Natural, Rounded, Square, Tiling
 
@@ -175,7 +175,7 @@ def test_transparency_is_laid_on_white() -> None:
 
 
 def test_slots_are_the_whole_then_the_rows_of_the_mosaic() -> None:
-    layout = Layout((2, 2), (2, 2), tiles=(1, 2), window=(0, 2, 1, 3), newline=True)
+    layout = FeatureLayout((2, 2), (2, 2), tiles=(1, 2), window=(0, 2, 1, 3), newline=True)
     features = torch.arange(12.0).reshape(3, 2, 2, 1)
     slots = layout.arrange(features, torch.tensor([-1.0])).flatten().tolist()
     # tiles [[4, 5], [6, 7]] and [[8, 9], [10, 11]] side by side, without the outer columns
@@ -184,7 +184,7 @@ def test_slots_are_the_whole_then_the_rows_of_the_mosaic() -> None:
 
 
 def test_a_mosaic_is_shrunk_in_its_own_dtype() -> None:
-    layout = Layout((4, 4), (4, 4), tiles=(1, 1), window=(0, 4, 0, 4), shrunk=(2, 2))
+    layout = FeatureLayout((4, 4), (4, 4), tiles=(1, 1), window=(0, 4, 0, 4), shrunk=(2, 2))
     features = torch.randn(2, 4, 4, 3, dtype=torch.float64)
     slots = layout.arrange(features, None)[16:].reshape(2, 2, 3)
     means = features[1].reshape(2, 2, 2, 2, 3).mean((1, 3))  # bilinear at half the size
@@ -225,7 +225,7 @@ def test_views_are_moved_with_their_layout() -> None:
 def test_tilings_and_layouts_survive_json(tiling) -> None:
     assert Tiling.from_dict(json.loads(json.dumps(tiling.to_dict()))) == tiling
     layout = tiling.layout(640, 480)
-    assert Layout(**json.loads(json.dumps(layout.to_dict()))) == layout
+    assert FeatureLayout(**json.loads(json.dumps(layout.to_dict()))) == layout
 
 
 @pytest.mark.parametrize(
@@ -312,4 +312,4 @@ def test_rounded_pictures_have_rows_and_columns() -> None:
     pooled = Rounded(patch=4, min_pixels=16, max_pixels=400, pooling=Pooling("average"))
     assert pooled.layout(16, 8).places.tolist() == [[0, 0, 0], [0, 0, 1]]
     with pytest.raises(ValueError, match="for one crop alone"):
-        Layout((2, 2), (2, 2), newline=True, axes=True)
+        FeatureLayout((2, 2), (2, 2), newline=True, axes=True)

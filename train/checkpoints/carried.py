@@ -14,11 +14,11 @@ from data_pipelines.sources.source import Source
 from mmdlm.models.checkpoints.checkpoint import read_json
 from mmdlm.models.run_steps import parts_of
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.prompt_template import PromptTemplate
 
 
 def with_chat_template(
-    tokenizer: PreTrainedTokenizerFast, layout: Layout, sources: Iterable[Source]
+    tokenizer: PreTrainedTokenizerFast, prompt_template: PromptTemplate, sources: Iterable[Source]
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer with the layout's chat template where it needs one and has none.
 
@@ -28,17 +28,19 @@ def with_chat_template(
         isinstance(source.to_sequence, Conversation) and source.to_sequence.template
         for source in sources
     )
-    if not spoken or layout.chat_template is None or tokenizer.chat_template is not None:
+    if not spoken or prompt_template.chat_template is None or tokenizer.chat_template is not None:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = layout.chat_template
+    tokenizer.chat_template = prompt_template.chat_template
     return tokenizer
 
 
 def generation_of(
-    layout: Layout, start_from: Path | None, decoding: Mapping[str, Any] | None
+    prompt_template: PromptTemplate,
+    start_from: Path | None,
+    generation_config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what trained weights carry as generation.json.
+    """Return what trained weights carry as generation_config.json.
 
     The decoding that the layout records, then that of the model started from, then the recipe's:
     later ones win, value by value.
@@ -49,18 +51,18 @@ def generation_of(
     file = None if start_from is None else parts_of(start_from) / GENERATION
     before = read_json(file) if file is not None and file.is_file() else {}
     merged: dict[str, Any] = {}
-    for given in (layout.recorded, before, decoding or {}):
+    for given in (prompt_template.recorded, before, generation_config or {}):
         for name, value in given.items():
             old = merged.get(name)
             both = isinstance(old, Mapping) and isinstance(value, Mapping)
             merged[name] = {**old, **value} if both else value
-    defaults_of(layout, merged).to_json()  # they check
+    defaults_of(prompt_template, merged).to_json()  # they check
     return merged
 
 
-def defaults_of(layout: Layout, generation: Mapping[str, Any]) -> Defaults:
+def defaults_of(prompt_template: PromptTemplate, generation: Mapping[str, Any]) -> Defaults:
     """Return what a model does unless told otherwise, as if it were loaded with this file."""
     try:
-        return Defaults().updated(layout.generation).updated(generation)
+        return Defaults().updated(prompt_template.generation).updated(generation)
     except ValueError as error:
-        raise ValueError(f"decoding: {error}") from error
+        raise ValueError(f"generation_config: {error}") from error

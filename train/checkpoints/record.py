@@ -14,16 +14,24 @@ FILE = "settings.json"
 CLASS = "class"
 # What has no part in what is learnt, and may be another without a word.
 FREE = (
-    *("out", "threads", "examples", "table_every", "log_entropy", "*max_broken", "on_sample*"),
-    *(f"fit_settings.{name}*" for name in ("checkpoint_every", "keep", "sample_every")),
-    *(f"fit_settings.{name}*" for name in ("log_every", "trackers", "not_finite")),
+    *(
+        "out",
+        "threads",
+        "examples",
+        "log_completions_every",
+        "log_entropy",
+        "*max_broken",
+        "on_sample*",
+    ),
+    *(f"training.{name}*" for name in ("save_steps", "keep", "sample_steps")),
+    *(f"training.{name}*" for name in ("logging_steps", "trackers", "not_finite")),
 )
 # What may be another while a run goes on, if that is said; the second row is where things are.
 SAID = (
-    *(f"fit_settings.{name}*" for name in ("steps", "clip", "optimizer.", "schedule")),
-    *("fit_settings.mixed_precision", "fit_settings.compile", "attention", "recompute", "budget*"),
+    *(f"training.{name}*" for name in ("steps", "max_grad_norm", "optimizer.", "schedule")),
+    *("training.mixed_precision", "training.compile", "attention", "recompute", "budget*"),
     *("*urls*", "*path", "start_from", "text_tokenizer", "image_tokenizer", "tower_weights"),
-    *("decoding*", "save_dtype"),
+    *("generation_config*", "save_dtype"),
 )
 DEEP = 30  # levels of values in values, of which deeper ones are left out
 
@@ -72,7 +80,7 @@ class Record:
 
 
 def _may_change(name: str) -> bool:
-    return _is_one_of(name, SAID) and name != f"fit_settings.optimizer.{CLASS}"
+    return _is_one_of(name, SAID) and name != f"training.optimizer.{CLASS}"
 
 
 def _is_one_of(name: str, patterns: tuple[str, ...]) -> bool:

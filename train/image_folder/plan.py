@@ -15,11 +15,11 @@ from data_pipelines.shards.shards import read_json, write_json
 from data_pipelines.sources.image_text import Tasks
 from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Cosine as CosineMasks
-from mmdlm.core.losses.objective import CrossEntropy, LowVariance, ModalityLoss, Objective
+from mmdlm.core.losses.objective import CrossEntropy, ModalityLoss, Objective, StratifiedTimesteps
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.costs import Costs, product_rate
 from mmdlm.models.modeling import MmdlmConfig
-from train.loop import FitSettings
+from train.loop import TrainingConfig
 from train.optimizer import AdamW, Cosine, Muon
 from train.row_lengths import row_length
 from train.stages.model_shape import Shape
@@ -43,9 +43,9 @@ LOOKING = 0.06  # of the time of a stage, for looking at it
 TASKS = Tasks(draw=0.5, caption=0.15, joint=0.35)
 OBJECTIVE = Objective(
     process=Absorbing(CosineMasks()),
-    text=ModalityLoss(loss=CrossEntropy(), normaliser="masked"),
-    image=ModalityLoss(loss=CrossEntropy(), normaliser="masked"),
-    times=LowVariance(per="segment"),
+    text=ModalityLoss(loss=CrossEntropy(), loss_normalization="masked"),
+    image=ModalityLoss(loss=CrossEntropy(), loss_normalization="masked"),
+    times=StratifiedTimesteps(per="segment"),
 )
 DRAWING = {
     "num_inference_steps": 8,
@@ -263,23 +263,23 @@ def settings_for(
     kept = min(120.0, max(5.0, seconds / 20))  # seconds from checkpoint to checkpoint
     return {
         "steps": steps,
-        "sample_every": math.ceil(steps / looks),
-        "checkpoint_every": min(steps, max(1, int(kept / pace.step))),
-        "log_every": max(1, steps // 200),
+        "sample_steps": math.ceil(steps / looks),
+        "save_steps": min(steps, max(1, int(kept / pace.step))),
+        "logging_steps": max(1, steps // 200),
         "rate": 0.5 if learned else 1.0,
     }
 
 
-def fit_settings(
+def training(
     stage: StageName,
     *,
     steps: int,
-    sample_every: int,
-    checkpoint_every: int,
-    log_every: int,
+    sample_steps: int,
+    save_steps: int,
+    logging_steps: int,
     rate: float,
     seed: int,
-) -> FitSettings:
+) -> TrainingConfig:
     """Return settings with the bundled model's optimizer, at this share of its learning rates."""
     if stage == "image_tokenizer":
         rest = AdamW(learning_rate=0.002 * rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -287,13 +287,13 @@ def fit_settings(
     else:
         rest = AdamW(learning_rate=0.003 * rate, betas=(0.9, 0.98), weight_decay=0.0)
         optimizer = Muon(learning_rate=0.02 * rate, weight_decay=0.01, rest=rest)
-    return FitSettings(
-        steps=steps,
+    return TrainingConfig(
+        max_steps=steps,
         optimizer=optimizer,
         schedule=Cosine(warmup=min(100, steps // 10), final=0.01),
         ema=min(0.998, 1 - 10 / max(steps, FEWEST)),
-        checkpoint_every=checkpoint_every,
-        sample_every=sample_every,
-        log_every=log_every,
+        save_steps=save_steps,
+        sample_steps=sample_steps,
+        logging_steps=logging_steps,
         seed=seed,
     )

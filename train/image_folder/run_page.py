@@ -138,8 +138,8 @@ def curves(log: Path, looks: Sequence[Look], *, salt: str) -> str:
             (line,) = axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
             seen = [(one.step, one.figures[name]) for one in looks if name in one.figures]
             if seen:
-                label, colour = f"{name}, held out", line.get_color()
-                axes.plot(*zip(*seen, strict=True), "o--", color=colour, label=label, markersize=4)
+                label, color = f"{name}, held out", line.get_color()
+                axes.plot(*zip(*seen, strict=True), "o--", color=color, label=label, markersize=4)
         axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
@@ -263,7 +263,7 @@ def held_out_losses(
     model: Model, objective: Objective, data: Data, *, seed: int
 ) -> dict[str, float]:
     """Return the loss of each modality on the first batch of `data`, masked in `NOISES` ways."""
-    loader = load_batches(data, data.sources, model.words, seed=seed, process=launched())
+    loader = load_batches(data, data.sources, model.codec, seed=seed, process=launched())
     batch = next(iter(loader)).to(model.device)
     sums: Counter[str] = Counter()
     counts: Counter[str] = Counter()

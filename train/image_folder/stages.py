@@ -57,15 +57,15 @@ from train.image_folder.plan import (
     StageName,
     Start,
     choose,
-    fit_settings,
     settings_for,
+    training,
 )
 from train.image_folder.run_page import RunPage, Shown, held_out_losses, psnr
-from train.loop import LOG, FitSettings, launched
+from train.loop import LOG, TrainingConfig, launched
 from train.row_lengths import row_length, slots_for
 from train.stages.denoising import Data
 
-Train = Callable[[Path, FitSettings, Callable[[int, Any], None]], None]
+Train = Callable[[Path, TrainingConfig, Callable[[int, Any], None]], None]
 Look = Callable[[RunPage, int, Any], None]
 BUNDLED = find_checkpoint("emoji")
 SHOWN = {HELD_OUT: 8, TRAIN: 4}  # images that each look shows
@@ -221,7 +221,7 @@ class OwnRun:
         spent = self.plan.decided["seconds_of_reading"]
         seconds = TOKENIZER_SHARE[self.choice.start] * (3600 * self.hours - spent)
 
-        def train(folder: Path, settings: FitSettings, look: Callable[..., None]) -> None:
+        def train(folder: Path, settings: TrainingConfig, look: Callable[..., None]) -> None:
             image_tokenizer.main(
                 folder,
                 image_tokenizer.Pictures(
@@ -232,7 +232,7 @@ class OwnRun:
                 ),
                 options=None if self.from_bundled else self.grid.tokenizer,
                 start_from=BUNDLED / "image_tokenizer" if self.from_bundled else None,
-                fit_settings=settings,
+                training=settings,
                 on_sample=look,
             )
 
@@ -278,7 +278,7 @@ class OwnRun:
         data = self._model_data(TRAIN, BATCH)
         shape = self.choice.shape(length=data.length, text_slots=decided["text_slots"])
 
-        def train(folder: Path, settings: FitSettings, look: Callable[..., None]) -> None:
+        def train(folder: Path, settings: TrainingConfig, look: Callable[..., None]) -> None:
             pretrain.main(
                 folder,
                 data,
@@ -287,9 +287,9 @@ class OwnRun:
                 image_tokenizer=self.out / "image_tokenizer" / "final",
                 start_from=BUNDLED if self.from_bundled else None,
                 model=shape,
-                fit_settings=settings,
+                training=settings,
                 on_sample=look,
-                decoding=DECODING,
+                generation_config=DECODING,
             )
 
         self._train("model", train, self._look_at_model, seconds)
@@ -318,7 +318,7 @@ class OwnRun:
         )
         minutes = settings["steps"] * pace.step / 60
         print(f"{settings['steps']} steps of {pace.step:.2f} seconds: {minutes:.1f} minutes")
-        ready = fit_settings(stage, **settings, seed=self.seed)
+        ready = training(stage, **settings, seed=self.seed)
 
         def shown(step: int, trained: Any) -> None:
             look(self.page, step, trained)
@@ -327,8 +327,8 @@ class OwnRun:
 
     def _trial(self, stage: StageName, train: Train, look: Look) -> dict[str, float]:
         """Measure the seconds of a step and of a look, in a few steps that are thrown away."""
-        every = {"sample_every": TRIAL, "checkpoint_every": TRIAL, "log_every": 1}
-        settings = fit_settings(stage, steps=TRIAL, **every, rate=1.0, seed=self.seed)
+        every = {"sample_steps": TRIAL, "save_steps": TRIAL, "logging_steps": 1}
+        settings = training(stage, steps=TRIAL, **every, rate=1.0, seed=self.seed)
         looks = []
         with tempfile.TemporaryDirectory(prefix=".trial_", dir=self.out) as name:
             page = replace(self.page, out=Path(name))

@@ -13,47 +13,55 @@ from torch import Tensor
 from data_pipelines.sources.problems import Problem
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
-from mmdlm.pipeline.generation_config import Decoding
-from mmdlm.pipeline.generation_run import Filling
-from mmdlm.pipeline.inputs import decoding_with, open_picture, with_places
+from mmdlm.pipeline.generation_config import GenerationConfig
+from mmdlm.pipeline.generation_run import GenerationRun
+from mmdlm.pipeline.inputs import generation_config_with, open_picture, with_places
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rollout import Rollout
 from mmdlm.templates.conversation import turns_of
-from mmdlm.templates.prompt_template import Ask, Codes
+from mmdlm.templates.prompt_template import Codes, TaskPrompt
 
 
 class Answering(ABC):
     """The task that is learnt: from problems to documents with targets, and back to completions."""
 
     @abstractmethod
-    def ask(self, model: Model, problem: Problem) -> Ask:
+    def task_prompt(self, model: Model, problem: Problem) -> TaskPrompt:
         """A problem, laid out. Raises ValueError for one that the model cannot be asked."""
 
     @abstractmethod
-    def filling(
+    def generation_run(
         self,
         model: Model,
         problems: Sequence[Problem],
-        asks: list[Ask],
+        task_prompts: list[TaskPrompt],
         *,
         generator: torch.Generator,
-    ) -> Filling:
+    ) -> GenerationRun:
         """What fills the targets, one row an ask."""
 
     @abstractmethod
     def completions(
-        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        generation_run: GenerationRun,
+        rollout: Rollout,
     ) -> list[Any]:
         """What rewards are given: a text or a picture for each row, whose problems are given."""
 
     def scored(
-        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        generation_run: GenerationRun,
+        rollout: Rollout,
     ) -> Tensor:
         """[B, L] bool, the targets that rewards have seen: a loss is about those alone."""
         return rollout.scored
 
     @abstractmethod
-    def decoding(self, model: Model, problem: Problem) -> Decoding:
+    def generation_config(self, model: Model, problem: Problem) -> GenerationConfig:
         """How the targets of such a problem are filled."""
 
 
@@ -73,32 +81,34 @@ class Write(Answering):
     guidance_scale: float | None = None
     think: bool | None = None
     early_stop: bool = True
-    sampler: Decoding | None = None
+    sampler: GenerationConfig | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
 
-    def ask(self, model: Model, problem: Problem) -> Ask:
+    def task_prompt(self, model: Model, problem: Problem) -> TaskPrompt:
         prompt, length = problem.prompt, self.max_new_tokens
-        model.layout.need("answer" if prompt.chat else "complete", model.text_tokenizer)
+        model.prompt_template.require("answer" if prompt.chat else "complete", model.text_tokenizer)
         if not prompt.chat:
-            ask = model.layout.complete(model.words, prompt.text, length=length)
-            return model.fitting(ask, length)
+            task_prompt = model.prompt_template.completion_prompt(
+                model.codec, prompt.text, length=length
+            )
+            return model.fitting(task_prompt, length)
         paths = problem.columns.get("images") or []
         pictures = model.look([[open_picture(one) for one in paths]], "answer")[0]
         message = {"role": "user", "content": with_places(prompt.text, len(pictures))}
-        turns = model.layout.thinking(turns_of([message], pictures), self.think)
-        ask = model.layout.reply(model.words, turns, length=length)
+        turns = model.prompt_template.thinking(turns_of([message], pictures), self.think)
+        task_prompt = model.prompt_template.chat_prompt(model.codec, turns, length=length)
         if prompt.begun:
-            (first,) = ask.shown
-            begun = text_segment(model.words.spoken(prompt.begun))
-            segments = ask.sequence.segments
+            (first,) = task_prompt.output_segments
+            begun = text_segment(model.codec.encode(prompt.begun))
+            segments = task_prompt.sequence.segments
             document = Document((*segments[:first], begun, *segments[first:]))
-            ask = Ask(document, ask.opposite, (first + 1,))
-        return model.fitting(ask, length)
+            task_prompt = TaskPrompt(document, task_prompt.unconditional, (first + 1,))
+        return model.fitting(task_prompt, length)
 
-    def decoding(self, model: Model, problem: Problem) -> Decoding:
+    def generation_config(self, model: Model, problem: Problem) -> GenerationConfig:
         if self.sampler is not None:
             return self.sampler
         usual = model.defaults.answer if problem.prompt.chat else model.defaults.complete
@@ -112,41 +122,53 @@ class Write(Answering):
             guidance_scale=self.guidance_scale,
         )
 
-    def filling(
+    def generation_run(
         self,
         model: Model,
         problems: Sequence[Problem],
-        asks: list[Ask],
+        task_prompts: list[TaskPrompt],
         *,
         generator: torch.Generator,
-    ) -> Filling:
-        filling = model.filling(
-            asks,
-            decoding=self.decoding(model, problems[0]),
+    ) -> GenerationRun:
+        generation_run = model.generation_run(
+            task_prompts,
+            generation_config=self.generation_config(model, problems[0]),
             generator=generator,
-            suppressed=model.layout.suppressed(model.words) if problems[0].prompt.chat else (),
+            suppress_tokens=model.prompt_template.suppress_tokens(model.codec)
+            if problems[0].prompt.chat
+            else (),
         )
         if not self.early_stop:
-            return filling
-        ends = model.layout.ends(model.words)
-        return replace(filling, sampler=replace(filling.sampler, stop_ids=ends))
+            return generation_run
+        ends = model.prompt_template.stop_ids(model.codec)
+        return replace(generation_run, sampler=replace(generation_run.sampler, stop_ids=ends))
 
     def completions(
-        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        generation_run: GenerationRun,
+        rollout: Rollout,
     ) -> list[Any]:
-        answers = filling.results(rollout.batch.ids)
-        texts = [model.layout.decode(model.words, ids.cpu()) for ids in answers]
+        answers = generation_run.results(rollout.batch.ids)
+        texts = [model.prompt_template.decode(model.codec, ids.cpu()) for ids in answers]
         return [one.prompt.whole(text) for one, text in zip(problems, texts, strict=True)]
 
     def scored(
-        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        generation_run: GenerationRun,
+        rollout: Rollout,
     ) -> Tensor:
         """Without what stands behind an end that is spelt in letters.
 
         A prompt may name texts that end an answer (`Prompt.stop`), and a layout may know some.
         """
         scored = rollout.scored.clone()
-        places = filling.results(torch.arange(scored.shape[1]).expand_as(scored).to(scored.device))
+        places = generation_run.results(
+            torch.arange(scored.shape[1]).expand_as(scored).to(scored.device)
+        )
         for row, (problem, where) in enumerate(zip(problems, places, strict=True)):
             where = where[scored[row, where]]  # [T]
             ids = rollout.batch.ids[row, where].cpu()
@@ -162,7 +184,7 @@ def _seen(model: Model, problem: Problem, ids: Tensor) -> int:
     """
 
     def text(count: int) -> str:
-        return problem.prompt.whole(model.layout.decode(model.words, ids[:count]))
+        return problem.prompt.whole(model.prompt_template.decode(model.codec, ids[:count]))
 
     whole, seen = text(len(ids)), len(ids)
     if seen < 2 or text(seen - 2) != whole:  # the usual case: nothing stands behind the end
@@ -184,46 +206,52 @@ class Draw(Answering):
     num_inference_steps: int | None = None
     temperature: float | None = None
     guidance_scale: float | None = None
-    sampler: Decoding | None = None
+    sampler: GenerationConfig | None = None
 
-    def ask(self, model: Model, problem: Problem) -> Ask:
-        model.layout.need("text_to_image", model.text_tokenizer)
+    def task_prompt(self, model: Model, problem: Problem) -> TaskPrompt:
+        model.prompt_template.require("text_to_image", model.text_tokenizer)
         if not problem.prompt.text.strip():
             raise ValueError(f"prompt {problem.prompt.text!r} is empty; say in words what to draw")
-        codes = Codes.blank(model.words, self._grid(model), drawn=True)
-        return model.fitting(model.layout.draw(model.words, problem.prompt.text, picture=codes))
+        codes = Codes.blank(model.codec, self._grid(model), drawn=True)
+        return model.fitting(
+            model.prompt_template.image_prompt(model.codec, problem.prompt.text, picture=codes)
+        )
 
-    def decoding(self, model: Model, problem: Problem) -> Decoding:
-        return self.sampler or decoding_with(
+    def generation_config(self, model: Model, problem: Problem) -> GenerationConfig:
+        return self.sampler or generation_config_with(
             model.defaults.text_to_image,
             num_inference_steps=self.num_inference_steps,
             temperature=self.temperature,
             guidance_scale=self.guidance_scale,
         )
 
-    def filling(
+    def generation_run(
         self,
         model: Model,
         problems: Sequence[Problem],
-        asks: list[Ask],
+        task_prompts: list[TaskPrompt],
         *,
         generator: torch.Generator,
-    ) -> Filling:
-        return model.filling(
-            asks,
-            decoding=self.decoding(model, problems[0]),
+    ) -> GenerationRun:
+        return model.generation_run(
+            task_prompts,
+            generation_config=self.generation_config(model, problems[0]),
             generator=generator,
             grid=self._grid(model),
         )
 
     def completions(
-        self, model: Model, problems: Sequence[Problem], filling: Filling, rollout: Rollout
+        self,
+        model: Model,
+        problems: Sequence[Problem],
+        generation_run: GenerationRun,
+        rollout: Rollout,
     ) -> list[Any]:
-        return model.decode(model.codes(filling, rollout.batch.ids), filling.grid)
+        return model.decode(model.codes(generation_run, rollout.batch.ids), generation_run.grid)
 
     def _grid(self, model: Model) -> tuple[int, int]:
         tokenizer = model.need_pictures()
-        height, width = model.layout.drawn_size(
+        height, width = model.prompt_template.drawn_size(
             (None, None), edge=tokenizer.image_size, cell=tokenizer.downsampling
         )
         return height // tokenizer.downsampling, width // tokenizer.downsampling

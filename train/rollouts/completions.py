@@ -23,21 +23,21 @@ class CompletionsTable:
     reward, reward (their weighted sum), advantage, and what rewards noted.
     """
 
-    def __init__(self, folder: Path, *, every: int, iterations: int) -> None:
-        self.folder, self.every, self.iterations = folder, every, iterations
+    def __init__(self, folder: Path, *, every: int, num_iterations: int) -> None:
+        self.folder, self.every, self.num_iterations = folder, every, num_iterations
 
     def write(
         self,
         number: int,
         prompts: Sequence[str],
         completions: Sequence[Any],
-        worth: Breakdown,
+        rewards: Breakdown,
         advantage: Tensor,
     ) -> None:
         """The files of a round, unless it is not its turn; those of a killed run are replaced."""
         if number % self.every:
             return
-        step = number * self.iterations + 1
+        step = number * self.num_iterations + 1
         beside = self.folder / f"completions_{step:08d}"
         drawn = [one for one in completions if isinstance(one, Image.Image)]
         rows = [
@@ -45,10 +45,10 @@ class CompletionsTable:
                 "step": step,
                 "prompt": prompt,
                 "completion": f"{beside.name}.png, {n}" if drawn else completion,
-                **{name: _number(values[n]) for name, values in worth.rewards.items()},
-                "reward": _number(worth.total[n]),
+                **{name: _number(values[n]) for name, values in rewards.rewards.items()},
+                "reward": _number(rewards.total[n]),
                 "advantage": _number(advantage[n]),
-                **{column: values[n] for column, values in worth.extras.items()},
+                **{column: values[n] for column, values in rewards.extras.items()},
             }
             for n, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]

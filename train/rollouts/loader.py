@@ -1,9 +1,9 @@
 """The loader of reinforcement learning: its batches are what the policy itself did, and its worth.
 
-A round is one set of rollouts, looked at in `iterations` steps of training. All that a round draws
-follows from the seed, its number and the number of the micro-batch: a run that is killed in the
-middle of a rollout makes the same one again, and one that is killed between two inner iterations
-finds its rollouts in the checkpoint, as the policy that made them is gone.
+A round is one set of rollouts, looked at in `num_iterations` steps of training. All that a round
+draws follows from the seed, its number and the number of the micro-batch: a run that is killed in
+the middle of a rollout makes the same one again, and one that is killed between two inner
+iterations finds its rollouts in the checkpoint, as the policy that made them is gone.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipelines.shards.stream import Broken, Tally, permutation
+from data_pipelines.shards.stream import BrokenSample, SampleStats, permutation
 from data_pipelines.sources.problems import Problem, columns_of
 from mmdlm.core.likelihood.estimators import LikelihoodEstimator
 from mmdlm.core.sampling.order import Order
 from mmdlm.core.vocabulary import Modality
-from mmdlm.pipeline.generation_run import Filling
+from mmdlm.pipeline.generation_run import GenerationRun
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.advantage import AccuracyFilter, Advantage, reward_statistics
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.reward import Breakdown, Rubric
 from mmdlm.rl.rollout import Rollout
 from mmdlm.rl.statistics import Statistics
-from mmdlm.templates.prompt_template import Ask
+from mmdlm.templates.prompt_template import TaskPrompt
 from train.loop import step_generator
 from train.rollouts.answering import Answering
 from train.rollouts.completions import CompletionsTable
 from train.rollouts.reference import Reference
-from train.rollouts.rollout_batch import Experience, Flight, Look
+from train.rollouts.rollout_batch import MicroBatch, RolloutBatch, ScoredViews
 
 BARREN = 10  # rollouts on end without any reward, after which a run stops
 
@@ -62,7 +62,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Judging:
+class RewardConfig:
     """What rollouts are worth.
 
     rubric     weighted rewards
@@ -94,21 +94,21 @@ class Judging:
         """The reward by which `keep` tells right from wrong."""
         return self.right or next(iter(self.rubric.rewards))
 
-    def learnt(self, worth: Breakdown, *, group: Tensor) -> Tensor:
+    def learnt(self, rewards: Breakdown, *, group: Tensor) -> Tensor:
         """[N] bool, the rollouts that take part in the loss.
 
         Raises ValueError for a reward that does not tell right from wrong.
         """
         if self.keep is None:
-            return worth.scored
-        right = worth.rewards[self.judge]
+            return rewards.scored
+        right = rewards.rewards[self.judge]
         outside = (right < 0) | (right > 1)
         if bool(outside.any()):
             raise ValueError(
                 f"keep: reward {self.judge!r} is {float(right[outside][0]):g}, but only one in "
                 "[0, 1] tells right from wrong; name another as right, or leave keep out"
             )
-        return worth.scored & self.keep(right, group=group)
+        return rewards.scored & self.keep(right, group=group)
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class Plan:
     prompts       a micro-batch
     group         completions of each prompt
     micro         micro-batches a step, on each process
-    iterations    steps of training that each set of rollouts serves
+    num_iterations    steps of training that each set of rollouts serves
     process, of   number of this process, and of how many
     """
 
     prompts: int
     group: int
     micro: int
-    iterations: int
+    num_iterations: int
     process: int = 0
     of: int = 1
 
@@ -136,14 +136,14 @@ class Plan:
 
 
 class Rollouts:
-    """Endless batches of `Experience`, which the newest weights of the policy have made."""
+    """Endless batches of `RolloutBatch`, which the newest weights of the policy have made."""
 
     def __init__(
         self,
         model: Model,
         problems: Sequence[Problem],
         answering: Answering,
-        judging: Judging,
+        reward_config: RewardConfig,
         estimator: LikelihoodEstimator,
         loss: PolicyLoss,
         plan: Plan,
@@ -157,11 +157,16 @@ class Rollouts:
         precision: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.model, self.problems, self.answering = model, problems, answering
-        self.judging, self.estimator, self.loss, self.plan = judging, estimator, loss, plan
+        self.reward_config, self.estimator, self.loss, self.plan = (
+            reward_config,
+            estimator,
+            loss,
+            plan,
+        )
         self.reference, self.seed, self.context = reference, seed, context
         self.table, self.budget, self.precision = table, budget, precision
         self.given = 0  # batches
-        self.flights: list[Flight] = []
+        self.micro_batches: list[MicroBatch] = []
         self.tokens, self.seconds = 0, 0.0
         self.read = 0  # tokens of prompts
         # Seconds of rollouts, and of their scores, since `shares` was asked.
@@ -169,47 +174,47 @@ class Rollouts:
         self.asked = self.since = time.perf_counter()
         self.order: tuple[int, list[int]] = (-1, [])  # of an epoch
         self.unfit: dict[int, str] = {}  # problems that cannot be asked, and why
-        self.tally = Tally(max_broken)  # of all that were to be asked
+        self.stats = SampleStats(max_broken)  # of all that were to be asked
         self.barren = 0  # rounds on end of which no completion got a reward
         self.warned: set[str] = set()
         self._check()
 
     # ---- the loader -----------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Experience]:
-        each = self.plan.micro * self.plan.iterations
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        each = self.plan.micro * self.plan.num_iterations
         while True:
             number, rest = divmod(self.given, each)
             iteration, micro = divmod(rest, self.plan.micro)
             if iteration == 0:
                 if micro == 0:
-                    self.flights = []
+                    self.micro_batches = []
                 began, scoring = time.perf_counter(), self.scoring
                 with self._sampling():
-                    self.flights.append(self._flight(number, micro))
+                    self.micro_batches.append(self._micro_batch(number, micro))
                 self.rolling += time.perf_counter() - began - (self.scoring - scoring)
             self.given += 1
-            yield self.flights[micro].at(iteration)
+            yield self.micro_batches[micro].at(iteration)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, what it has cost, and the rollouts that are not used up."""
         self._count_time()
-        in_flight = self.given % (self.plan.micro * self.plan.iterations) != 0
+        in_flight = self.given % (self.plan.micro * self.plan.num_iterations) != 0
         return {
             "given": self.given,
-            "plan": [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.iterations],
+            "plan": [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.num_iterations],
             "tokens": self.tokens,
             "read": self.read,
             "seconds": self.seconds,
             "unfit": self.unfit,
-            "tally": self.tally.state_dict(),
+            "tally": self.stats.state_dict(),
             "barren": self.barren,
-            "flights": [one.state_dict() for one in self.flights] if in_flight else [],
+            "micro_batches": [one.state_dict() for one in self.micro_batches] if in_flight else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """ValueError for a run of other numbers, whose rollouts could not be told apart."""
-        plan = [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.iterations]
+        plan = [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.num_iterations]
         if state["plan"] != plan:
             raise ValueError(
                 "the run was begun with (prompts, group, accumulation, iterations) "
@@ -218,8 +223,8 @@ class Rollouts:
             )
         self.given, self.tokens, self.seconds = state["given"], state["tokens"], state["seconds"]
         self.read, self.unfit, self.barren = state["read"], state["unfit"], state["barren"]
-        self.tally.load_state_dict(state["tally"])
-        self.flights = [Flight.from_state(one) for one in state["flights"]]
+        self.stats.load_state_dict(state["tally"])
+        self.micro_batches = [MicroBatch.from_state(one) for one in state["micro_batches"]]
         self.since = time.perf_counter()
 
     @property
@@ -264,7 +269,7 @@ class Rollouts:
 
     # ---- rollouts -------------------------------------------------------------------------------
 
-    def _flight(self, number: int, micro: int) -> Flight:
+    def _micro_batch(self, number: int, micro: int) -> MicroBatch:
         """The rollouts of one micro-batch of a round."""
         plan = self.plan
         place = (number * plan.micro + micro) * plan.of + plan.process  # among all of the run
@@ -273,46 +278,46 @@ class Rollouts:
         )
         chosen = [self._asked(place * plan.prompts + i) for i in range(plan.prompts)]
         problems = [one for one, _ in chosen for _ in range(plan.group)]
-        filling = self._filling(chosen, generator=sampling)
+        generation_run = self._filling(chosen, generator=sampling)
         rollout = Rollout.sample(
-            filling.sampler,
-            filling.denoiser,
-            filling.batch,
+            generation_run.sampler,
+            generation_run.denoiser,
+            generation_run.batch,
             generator=sampling,
-            ends=self.model.layout.ends(self.model.words),
-            unconditional=filling.unconditional or None,
+            ends=self.model.prompt_template.ends(self.model.codec),
+            unconditional=generation_run.unconditional or None,
         )
-        completions = self.answering.completions(self.model, problems, filling, rollout)
+        completions = self.answering.completions(self.model, problems, generation_run, rollout)
         rollout = replace(
-            rollout, scored=self.answering.scored(self.model, problems, filling, rollout)
+            rollout, scored=self.answering.scored(self.model, problems, generation_run, rollout)
         )
         ids = [
             row[where].tolist()
             for row, where in zip(rollout.batch.ids, rollout.scored, strict=True)
         ]
-        worth = self._judged(problems, completions, ids, step=number * plan.iterations)
+        rewards = self._judged(problems, completions, ids, step=number * plan.num_iterations)
         group = torch.arange(plan.prompts).repeat_interleave(plan.group)
-        learnt = self.judging.learnt(worth, group=group)
-        advantage = self.judging.advantage(worth.total, group=group)
+        learnt = self.reward_config.learnt(rewards, group=group)
+        advantage = self.reward_config.advantage(rewards.total, group=group)
         self.tokens += int(rollout.lengths.sum())
         self.read += int((~rollout.batch.is_padding & ~rollout.batch.target).sum())
         if self.table is not None and micro == 0:
             texts = [one.prompt.text for one in problems]
-            self.table.write(number, texts, completions, worth, advantage)
-        advantage = self.loss.prepare(advantage, group=group, known=worth.scored).float()
-        statistics = _statistics(rollout, worth, learnt, group=group)
+            self.table.write(number, texts, completions, rewards, advantage)
+        advantage = self.loss.prepare(advantage, group=group, known=rewards.scored).float()
+        statistics = _statistics(rollout, rewards, learnt, group=group)
         # What takes no part is not looked at; one row stays, so that all processes keep step.
         rows = learnt.nonzero().flatten() if bool(learnt.any()) else torch.zeros(1).long()
         rollout = rollout.rows(rows.to(rollout.scored.device))
         scored = rollout.scored & learnt[rows].to(rollout.scored.device)[:, None]
         began = time.perf_counter()
-        undrawable = filling.sampler.undrawable(filling.denoiser.vocabulary)
-        looks = self._looks(rollout, scored, undrawable=undrawable, generator=looking)
+        undrawable = generation_run.sampler.undrawable(generation_run.denoiser.vocabulary)
+        scored_views = self._scored_views(rollout, scored, undrawable=undrawable, generator=looking)
         self.scoring += time.perf_counter() - began
-        return Flight(
+        return MicroBatch(
             batch=rollout.batch,
             advantage=advantage[rows],
-            looks=looks,
+            scored_views=scored_views,
             statistics=statistics,
             undrawable=undrawable,
         )
@@ -333,7 +338,7 @@ class Rollouts:
         prompts = [one.prompt.messages if one.prompt.chat else one.prompt.text for one in problems]
         # At the precision of evaluation, whatever the policy samples at.
         with torch.autocast(self.model.device.type, enabled=False):
-            worth = self.judging.rubric(
+            rewards = self.reward_config.rubric(
                 prompts,
                 said,
                 columns=columns_of(problems),
@@ -341,65 +346,67 @@ class Rollouts:
                 completion_ids=ids,
                 trainer_state=SimpleNamespace(global_step=step),
             )
-        for name, skipped in worth.skipped.items():
+        for name, skipped in rewards.skipped.items():
             self._say(name, f"{skipped.count} completions are skipped: {skipped.reason}")
-        self.barren = 0 if bool(worth.scored.any()) else self.barren + 1
+        self.barren = 0 if bool(rewards.scored.any()) else self.barren + 1
         if self.barren >= BARREN:
-            reasons = "; ".join(one.reason for one in worth.skipped.values())
+            reasons = "; ".join(one.reason for one in rewards.skipped.values())
             raise ValueError(
                 f"no completion of the last {self.barren} rollouts got a reward, so that nothing "
                 f"is learnt: {reasons or 'all rewards were None'}"
             )
-        return worth
+        return rewards
 
-    def _filling(self, chosen: list[tuple[Problem, Ask]], *, generator: torch.Generator) -> Filling:
+    def _filling(
+        self, chosen: list[tuple[Problem, TaskPrompt]], *, generator: torch.Generator
+    ) -> GenerationRun:
         """One row a completion; a prompt's pictures are looked at once."""
-        filling = self.answering.filling(
+        generation_run = self.answering.generation_run(
             self.model,
             [problem for problem, _ in chosen],
-            [ask for _, ask in chosen],
+            [task_prompt for _, task_prompt in chosen],
             generator=generator,
         )
         index = torch.arange(len(chosen)).repeat_interleave(self.plan.group)
-        rows = index.to(filling.batch.ids.device)
+        rows = index.to(generation_run.batch.ids.device)
         return replace(
-            filling,
-            batch=filling.batch.rows(rows),
-            unconditional=tuple(branch.rows(rows) for branch in filling.unconditional),
-            shown=tuple(filling.shown[int(i)] for i in index),
+            generation_run,
+            batch=generation_run.batch.rows(rows),
+            unconditional=tuple(branch.rows(rows) for branch in generation_run.unconditional),
+            shown=tuple(generation_run.shown[int(i)] for i in index),
         )
 
-    def _looks(
+    def _scored_views(
         self,
         rollout: Rollout,
         scored: Tensor,
         *,
         undrawable: tuple[int, ...],
         generator: torch.Generator,
-    ) -> tuple[Look, ...]:
+    ) -> tuple[ScoredViews, ...]:
         """Views for all inner iterations; policy, old policy and reference share them."""
         batch, denoiser = rollout.batch, self.model.denoiser
-        known: dict[int, Look] = {}  # of views that several iterations share
+        known: dict[int, ScoredViews] = {}  # of views that several iterations share
         rounds = self.estimator.draw(
             batch,
             denoiser.vocabulary,
             generator=generator,
-            iterations=self.plan.iterations,
+            num_iterations=self.plan.num_iterations,
             scored=scored,
             steps=rollout.steps,
         )
-        looks = []
+        scored_views = []
         for iteration, views in enumerate(rounds):
-            before = known.get(id(views), Look(views))
+            before = known.get(id(views), ScoredViews(views))
             old, reference = before.old, before.reference
             if self.loss.needs_old and iteration and old is None:  # at first it is the policy
                 old = self.estimator.scores(denoiser, batch, views, undrawable=undrawable)
             if self.loss.needs_reference and reference is None:
                 with self.reference.of(denoiser) as other:
                     reference = self.estimator.scores(other, batch, views, undrawable=undrawable)
-            known[id(views)] = Look(views, old, reference)
-            looks.append(known[id(views)])
-        return tuple(looks)
+            known[id(views)] = ScoredViews(views, old, reference)
+            scored_views.append(known[id(views)])
+        return tuple(scored_views)
 
     # ---- prompts --------------------------------------------------------------------------------
 
@@ -408,15 +415,15 @@ class Rollouts:
         if not self.problems:
             raise ValueError("there are no prompts to learn from")
         first = self.problems[0]
-        self.judging.rubric.check_columns({*first.columns, *self.context})
-        self.judging.rubric.prepare()
-        _, ask = self._asked(0)
-        decoding = self.answering.decoding(self.model, first)
+        self.reward_config.rubric.check_columns({*first.columns, *self.context})
+        self.reward_config.rubric.prepare()
+        _, task_prompt = self._asked(0)
+        generation_config = self.answering.generation_config(self.model, first)
         written = any(
             one.modality == Modality.TEXT and bool(one.target.any())
-            for one in ask.sequence.segments
+            for one in task_prompt.sequence.segments
         )
-        whole = decoding.whole_vocabulary and written
+        whole = generation_config.whole_vocabulary and written
         if whole and not self.estimator.full_vocabulary:
             raise ValueError(
                 "the sampler draws from the whole vocabulary; set full_vocabulary of the estimator"
@@ -426,16 +433,21 @@ class Rollouts:
                 "full_vocabulary of the estimator counts ids that the sampler does not draw; set "
                 "it to false, or for texts whole_vocabulary of the sampler to true"
             )
-        self.estimator.check(decoding.sampler())
-        noise = decoding.temperature or decoding.order_temperature
-        own = isinstance(decoding.order, Order)  # may be random
-        if not (noise or own or decoding.order == "random" or decoding.schedule == "ancestral"):
+        self.estimator.check(generation_config.sampler())
+        noise = generation_config.temperature or generation_config.order_temperature
+        own = isinstance(generation_config.order, Order)  # may be random
+        if not (
+            noise
+            or own
+            or generation_config.order == "random"
+            or generation_config.schedule == "ancestral"
+        ):
             raise ValueError(
                 "temperature is 0, so that all completions of a prompt would be alike and none "
                 "better than another; set it to 1, for example"
             )
 
-    def _asked(self, position: int) -> tuple[Problem, Ask]:
+    def _asked(self, position: int) -> tuple[Problem, TaskPrompt]:
         """The problem at a place of the endless shuffled list; the next where it cannot be asked.
 
         Raises ValueError where no problem can be.
@@ -450,12 +462,12 @@ class Rollouts:
                 continue
             problem = self.problems[index]
             try:
-                asked = self.answering.ask(self.model, problem)
+                asked = self.answering.task_prompt(self.model, problem)
             except ValueError as error:
                 self.unfit[index] = str(error)
-                self.tally.add_broken(Broken("prompts", problem.name, str(error)))
+                self.stats.add_broken(BrokenSample("prompts", problem.name, str(error)))
                 continue
-            self.tally.good += 1
+            self.stats.good += 1
             return problem, asked
         raise ValueError(
             f"none of {count} prompts can be asked; the first: {next(iter(self.unfit.values()))}"
@@ -471,11 +483,13 @@ class Rollouts:
 # ---- what is logged -----------------------------------------------------------------------------
 
 
-def _statistics(rollout: Rollout, worth: Breakdown, learnt: Tensor, *, group: Tensor) -> Statistics:
+def _statistics(
+    rollout: Rollout, rewards: Breakdown, learnt: Tensor, *, group: Tensor
+) -> Statistics:
     """Under TRL's names; see `logged` for what they become."""
-    every = reward_statistics(worth.total, group=group)
+    every = reward_statistics(rewards.total, group=group)
     every = every + Statistics.means(**{"completions/learnt_ratio": (learnt.double(), None)})
-    for name, values in worth.rewards.items():
+    for name, values in rewards.rewards.items():
         known = ~values.isnan()
         every = every + Statistics.means(
             **{
@@ -483,10 +497,10 @@ def _statistics(rollout: Rollout, worth: Breakdown, learnt: Tensor, *, group: Te
                 f"rewards/{name}/std": (values.square(), known),
             }
         )
-    for name in worth.rewards:
-        skipped = worth.skipped.get(name)
+    for name in rewards.rewards:
+        skipped = rewards.skipped.get(name)
         every = every + _sum(f"rewards/{name}/skipped", skipped.count if skipped else 0)
-    for name, value in worth.metrics.items():
+    for name, value in rewards.metrics.items():
         every = every + Statistics(sums={name: torch.tensor(value)}, counts={name: torch.tensor(1)})
     lengths = rollout.statistics()
     return every + Statistics(

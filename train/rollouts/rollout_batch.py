@@ -9,27 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood.noisy_view import View
+from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.likelihood.token_scores import TokenScores
 from mmdlm.core.sequence import Batch
 from mmdlm.rl.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class Look:
+class ScoredViews:
     """The views of one inner iteration, and what others than the policy say of them.
 
     old        scores of the policy before its first update; None: it is the policy as it is
     reference  scores of the reference; None where no loss asks for them
     """
 
-    views: tuple[View, ...]
+    views: tuple[NoisyView, ...]
     old: TokenScores | None = None
     reference: TokenScores | None = None
 
 
 @dataclass(frozen=True)
-class Experience:
+class RolloutBatch:
     """A micro-batch of rollouts, whole groups of them, for one inner iteration.
 
     batch       answers filled in; one rollout a row
@@ -40,35 +40,39 @@ class Experience:
 
     batch: Batch
     advantage: Tensor
-    look: Look
+    scored_views: ScoredViews
     statistics: Statistics
     undrawable: tuple[int, ...] = ()
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Experience:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RolloutBatch:
         """On another device; statistics stay where they are."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=non_blocking)
 
-        moved: Look = _mapped(self.look, move)
+        moved: ScoredViews = _mapped(self.scored_views, move)
         batch = self.batch.to(device, non_blocking=non_blocking)
-        return replace(self, batch=batch, advantage=move(self.advantage), look=moved)
+        return replace(self, batch=batch, advantage=move(self.advantage), scored_views=moved)
 
 
 @dataclass(frozen=True)
-class Flight:
+class MicroBatch:
     """A micro-batch of rollouts with what all of its inner iterations need."""
 
     batch: Batch
     advantage: Tensor
-    looks: tuple[Look, ...]
+    scored_views: tuple[ScoredViews, ...]
     statistics: Statistics
     undrawable: tuple[int, ...] = ()
 
-    def at(self, iteration: int) -> Experience:
+    def at(self, iteration: int) -> RolloutBatch:
         """For one inner iteration."""
-        return Experience(
-            self.batch, self.advantage, self.looks[iteration], self.statistics, self.undrawable
+        return RolloutBatch(
+            self.batch,
+            self.advantage,
+            self.scored_views[iteration],
+            self.statistics,
+            self.undrawable,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Flight:
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Flight:
+    def from_state(cls, state: Mapping[str, Any]) -> MicroBatch:
         """The inverse of `state_dict`."""
 
         def scores(found: Mapping[str, Any] | None) -> TokenScores | None:
@@ -86,13 +90,13 @@ class Flight:
         return cls(
             batch=Batch(**state["batch"]),
             advantage=state["advantage"],
-            looks=tuple(
-                Look(
-                    views=tuple(View(**view) for view in look["views"]),
-                    old=scores(look["old"]),
-                    reference=scores(look["reference"]),
+            scored_views=tuple(
+                ScoredViews(
+                    views=tuple(NoisyView(**view) for view in scored_views["views"]),
+                    old=scores(scored_views["old"]),
+                    reference=scores(scored_views["reference"]),
                 )
-                for look in state["looks"]
+                for scored_views in state["scored_views"]
             ),
             statistics=Statistics(**state["statistics"]),
             undrawable=tuple(state.get("undrawable", ())),

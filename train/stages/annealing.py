@@ -29,7 +29,7 @@ class AttentionAnnealing:
         if self.steps < 1:
             raise ValueError(f"annealing: steps is {self.steps}; it must be at least 1")
 
-    def ahead(self, batch: Batch, step: int, *, generator: torch.Generator) -> Tensor | None:
+    def lookahead(self, batch: Batch, step: int, *, generator: torch.Generator) -> Tensor | None:
         """[B] tokens that are seen to the right at a 0-based step; None where it is all."""
         if step >= self.steps:
             return None

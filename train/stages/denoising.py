@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.workers import Loader
-from data_pipelines.sources.conversations import speak
+from data_pipelines.sources.conversations import apply_chat_template
 from data_pipelines.sources.image_text import expect_codes
 from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import NoLonger, Source
-from data_pipelines.sources.vision_samples import see_through
+from data_pipelines.sources.vision_samples import attach_vision
 from mmdlm.core.diffusion.forward import Corruption
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Batch
@@ -34,9 +34,9 @@ from mmdlm.models.from_pretrained import PretrainedDenoiser, load_denoiser
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
 from mmdlm.models.run_steps import parts_of
 from mmdlm.pipeline.engine import Engine
-from mmdlm.templates.auto import layout_of
-from mmdlm.templates.prompt_template import Layout
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.auto import prompt_template_for
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.checkpoint_files import read_json
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.encoders.tower_weights import load_tower
@@ -101,12 +101,12 @@ class Coefficients:
 class Noise:
     """What is drawn for a batch.
 
-    ahead  how far to the right each row sees
+    lookahead  how far to the right each row sees
     seed   of the dropout, where there is any
     """
 
     corruption: Corruption
-    ahead: Tensor | None
+    lookahead: Tensor | None
     seed: int | None = None
 
 
@@ -136,19 +136,19 @@ class DenoisingStage(Stage):
     def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
         """Times and noise, then what annealing and dropout draw."""
         corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
-        ahead = None
+        lookahead = None
         if self.annealing is not None:
-            ahead = self.annealing.ahead(batch, self.step, generator=generator)
-        return Noise(corruption, ahead, dropout_seed(self.denoiser, generator=generator))
+            lookahead = self.annealing.lookahead(batch, self.step, generator=generator)
+        return Noise(corruption, lookahead, dropout_seed(self.denoiser, generator=generator))
 
     def counts(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """As the objective's normalisers say."""
+        """As the objective's normalizations say."""
         return self.objective.counts(batch, noise.corruption)
 
     def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Loss sums by modality. Pictures are looked at once, however many copies are masked."""
         with dropout(noise.seed, batch.ids.device):
-            batch = self.denoiser.see(replace(batch, ahead=noise.ahead))
+            batch = self.denoiser.see(replace(batch, lookahead=noise.lookahead))
             sums = self.objective.terms(self.denoiser, batch, noise.corruption).sums
         vision = getattr(self.denoiser, "vision", None)
         if vision is not None and batch.features is None:
@@ -159,7 +159,7 @@ class DenoisingStage(Stage):
 
     def load(self, batch: Batch, noise: Noise) -> Load:
         """Of all copies that are masked; what a vision tower does is not counted."""
-        return load_of(self.denoiser, batch, noise.corruption.masked)
+        return load_of(self.denoiser, batch, noise.corruption.is_noised)
 
     def rates(self) -> Rates:
         """Those of the parts."""
@@ -232,26 +232,30 @@ def dropout(seed: int | None, device: torch.device) -> Iterator[None]:
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def layout_for(denoiser: PretrainedDenoiser, *, asked: bool = False) -> Layout:
+def prompt_template_for_denoiser(
+    denoiser: PretrainedDenoiser, *, asked: bool = False
+) -> PromptTemplate:
     """The layout of the tasks of a model: that of its family, where it was published.
 
     asked  of those alone that it was trained for; to be trained for, there are all
     """
     family = (getattr(denoiser.config, "published", None) or {}).get("family")
     tasks = denoiser.config.trained_tasks if asked else None
-    return layout_of(family, seeing=getattr(denoiser, "vision", None) is not None, tasks=tasks)
+    return prompt_template_for(
+        family, seeing=getattr(denoiser, "vision", None) is not None, tasks=tasks
+    )
 
 
-def positions_of(denoiser: PretrainedDenoiser, layout: Layout) -> int:
+def positions_of(denoiser: PretrainedDenoiser, prompt_template: PromptTemplate) -> int:
     """Return the tokens of the longest document that a model takes, as where it is asked."""
-    return max(denoiser.config.max_position_embeddings, layout.longest)
+    return max(denoiser.config.max_position_embeddings, prompt_template.longest)
 
 
 def words_for(
     denoiser: PretrainedDenoiser,
     tokenizer: PreTrainedTokenizerFast,
     pictures: ImageTokenizer | None = None,
-) -> Words:
+) -> TextCodec:
     """The tokenizer over the vocabulary of a model, just as where the model is asked with it.
 
     Raises ValueError where they do not fit.
@@ -263,20 +267,20 @@ def words_for(
         pictures,
         text_slots=getattr(config, "text_slots", None),
         max_length=config.max_position_embeddings,
-        layout=layout_for(denoiser),
+        prompt_template=prompt_template_for_denoiser(denoiser),
     )
-    return engine.words
+    return engine.codec
 
 
 def read_sources(
-    data: Data, denoiser: PretrainedDenoiser, words: Words, layout: Layout
+    data: Data, denoiser: PretrainedDenoiser, codec: TextCodec, prompt_template: PromptTemplate
 ) -> list[Source]:
     """The sources of a data section, seen and spoken as the model does.
 
     Raises ValueError for what the model cannot see, and for rows that it has no positions for.
     Documents that share a row have positions each: of those, one that is too long is no good.
     """
-    most = positions_of(denoiser, layout)
+    most = positions_of(denoiser, prompt_template)
     if data.length is None:
         raise ValueError(
             "data.length is null, but conversations are cut or left out by the length of a row; "
@@ -289,23 +293,25 @@ def read_sources(
             "(max_position_embeddings); shorten the rows, or give a new model as many positions"
         )
     sources = data.sources
-    if words.grid is not None:
-        sources = expect_codes(sources, prod(words.grid))
-    spoken = speak(sources, layout, words, length=data.length, packed=data.packed)
-    seen = see_through(spoken, getattr(denoiser, "vision", None))
+    if codec.grid is not None:
+        sources = expect_codes(sources, prod(codec.grid))
+    spoken = apply_chat_template(
+        sources, prompt_template, codec, length=data.length, packed=data.packed
+    )
+    seen = attach_vision(spoken, getattr(denoiser, "vision", None))
     if data.length <= most:
         return seen
     return [replace(one, to_sequence=NoLonger(one.to_sequence, most)) for one in seen]
 
 
 def load_batches(
-    data: Data, sources: list[Source], words: Words, *, seed: int, process: PartialState
+    data: Data, sources: list[Source], codec: TextCodec, *, seed: int, process: PartialState
 ) -> Loader:
     """Batches of this process; see `build_loader`."""
     return build_loader(
         sources,
-        words.vocabulary,
-        tokenizer=words.tokenizer,
+        codec.vocabulary,
+        tokenizer=codec.tokenizer,
         batch_size=data.batch_size,
         length=data.length,
         packed=data.packed,
@@ -366,7 +372,10 @@ def start(
     size = known.text[1] - known.text[0]
     if known.text[0] <= known.mask_id < known.text[1]:
         size = min(size, len(tokenizer))  # published embeddings have rows to spare
-    ends = {known.eos_id, *layout_for(denoiser).ends(Words(tokenizer, known))}
+    ends = {
+        known.eos_id,
+        *prompt_template_for_denoiser(denoiser).stop_ids(TextCodec(tokenizer, known)),
+    }
     eos = tokenizer.eos_token_id
     right = eos is not None and eos + known.text[0] in ends
     if (len(tokenizer), codes) != (size, known.image_codes) or not right:
@@ -378,7 +387,7 @@ def start(
     return denoiser
 
 
-def open_eyes(
+def add_vision_adapter(
     denoiser: PretrainedDenoiser, vision: VisionConfig, tower_weights: Path | None, *, seed: int
 ) -> None:
     """Give a model that does not see a vision adapter, whose projector is new.

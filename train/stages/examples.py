@@ -11,7 +11,7 @@ from data_pipelines.shards.stream import SequenceStream
 from data_pipelines.sources.source import Source
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Modality
-from mmdlm.templates.text_codec import Words
+from mmdlm.templates.text_codec import TextCodec
 
 FILE = "examples.txt"
 OPEN, CLOSE = (
@@ -24,7 +24,7 @@ REPEATED = 4  # so many of one token, and it is counted
 
 def show_examples(
     sources: list[Source],
-    words: Words,
+    codec: TextCodec,
     *,
     length: int,
     count: int,
@@ -34,7 +34,7 @@ def show_examples(
 ) -> None:
     """The first documents of each source, on the terminal and in folder/examples.txt.
 
-    Targets are in colour where a person looks, and in brackets in the file and in a log.
+    Targets are in color where a person looks, and in brackets in the file and in a log.
 
     length      of a row
     count       documents of each source
@@ -45,17 +45,19 @@ def show_examples(
     shown = [
         (source, sequence)
         for number, source in enumerate(sources)
-        for sequence in _first(source, number, words, length, count, max_broken)
+        for sequence in _first(source, number, codec, length, count, max_broken)
     ]
-    text = "".join(_described(source, sequence, words, OPEN, CLOSE) for source, sequence in shown)
+    text = "".join(_described(source, sequence, codec, OPEN, CLOSE) for source, sequence in shown)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(text, encoding="utf-8")
     if terminal.isatty():
-        text = "".join(_described(*one, words, GREEN, PLAIN) for one in shown)
+        text = "".join(_described(*one, codec, GREEN, PLAIN) for one in shown)
     print(text, file=terminal, end="", flush=True)
 
 
-def described(sequence: Sequence, words: Words, *, opened: str = OPEN, closed: str = CLOSE) -> str:
+def described(
+    sequence: Sequence, codec: TextCodec, *, opened: str = OPEN, closed: str = CLOSE
+) -> str:
     """A document as text: each run of targets in marks, what is no text by its kind and number."""
     tokens = [
         (bool(target), segment.modality, int(i))
@@ -65,7 +67,7 @@ def described(sequence: Sequence, words: Words, *, opened: str = OPEN, closed: s
     parts = []
     for target, run in groupby(tokens, lambda token: token[0]):
         text = "".join(
-            _text([i for _, _, i in alike], modality, words)
+            _text([i for _, _, i in alike], modality, codec)
             for modality, alike in groupby(run, lambda token: token[1])
         )
         parts.append(f"{opened}{text}{closed}" if target else text)
@@ -73,12 +75,12 @@ def described(sequence: Sequence, words: Words, *, opened: str = OPEN, closed: s
 
 
 def _first(
-    source: Source, number: int, words: Words, length: int, count: int, max_broken: float
+    source: Source, number: int, codec: TextCodec, length: int, count: int, max_broken: float
 ) -> list[Sequence]:
     stream = SequenceStream(
         [source],
-        words.vocabulary,
-        tokenizer=words.tokenizer,
+        codec.vocabulary,
+        tokenizer=codec.tokenizer,
         length=length,
         seed=number,
         repeat=False,
@@ -90,47 +92,49 @@ def _first(
     return found
 
 
-def _described(source: Source, sequence: Sequence, words: Words, opened: str, closed: str) -> str:
+def _described(
+    source: Source, sequence: Sequence, codec: TextCodec, opened: str, closed: str
+) -> str:
     documents = sequence.documents
     learnt = sum(int(segment.target.sum()) for one in documents for segment in one.segments)
     return (
         f"--- {source.urls}: {learnt} of {len(sequence)} tokens are learnt, those in "
         f"{opened}marks{closed}\n"
-        + "".join(f"{described(one, words, opened=opened, closed=closed)}\n" for one in documents)
+        + "".join(f"{described(one, codec, opened=opened, closed=closed)}\n" for one in documents)
     )
 
 
-def _text(ids: list[int], modality: Modality, words: Words) -> str:
+def _text(ids: list[int], modality: Modality, codec: TextCodec) -> str:
     if modality == Modality.FEATURE:
         return f"<picture: {len(ids)} features>"
     if modality == Modality.IMAGE:
-        unknown = "unknown " if set(ids) == {words.vocabulary.mask_id} else ""
+        unknown = "unknown " if set(ids) == {codec.vocabulary.mask_id} else ""
         return f"<picture: {len(ids)} {unknown}codes>"
     parts = []
     runs = [(i, len(list(same))) for i, same in groupby(ids)]
     for repeated, group in groupby(runs, lambda run: run[1] >= REPEATED):
         if repeated:
-            parts += [f"{_decoded([i], words)} x {times} " for i, times in group]
+            parts += [f"{_decoded([i], codec)} x {times} " for i, times in group]
         else:
-            parts.append(_decoded([i for i, times in group for _ in range(times)], words))
+            parts.append(_decoded([i for i, times in group for _ in range(times)], codec))
     return "".join(parts)
 
 
-def _decoded(ids: list[int], words: Words) -> str:
+def _decoded(ids: list[int], codec: TextCodec) -> str:
     """Ids as text, special tokens by name; those that only the vocabulary knows by their kind."""
-    vocabulary, parts = words.vocabulary, []
+    vocabulary, parts = codec.vocabulary, []
     for known, group in groupby(ids, lambda i: vocabulary.text[0] <= i < vocabulary.text[1]):
         run = list(group)
         if known:
             own = [i - vocabulary.text[0] for i in run]
-            parts.append(str(words.tokenizer.decode(own, skip_special_tokens=False)))
+            parts.append(str(codec.tokenizer.decode(own, skip_special_tokens=False)))
         else:
-            parts += [_special(i, words) for i in run]
+            parts += [_special(i, codec) for i in run]
     return "".join(parts)
 
 
-def _special(i: int, words: Words) -> str:
-    vocabulary = words.vocabulary
+def _special(i: int, codec: TextCodec) -> str:
+    vocabulary = codec.vocabulary
     names = {
         vocabulary.mask_id: "<mask>",
         vocabulary.pad_id: "<pad>",

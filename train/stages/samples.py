@@ -18,7 +18,7 @@ from data_pipelines.sources.vision_samples import PICTURE_FIELD, SeenCaption, nu
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.model import Model
-from mmdlm.templates.prompt_template import Layout
+from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.image_files import open_image
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
@@ -45,14 +45,14 @@ class SampleSheet:
         pictures: ImageTokenizer | None,
         folder: Path,
         *,
-        layout: Layout,
+        prompt_template: PromptTemplate,
         defaults: Defaults,
         prompts: Sequence[str] = (),
         shown: Sequence[tuple[Image.Image, str]] = (),
         on_sample: OnSample | None = None,
     ) -> None:
         self.denoiser, self.words, self.pictures = denoiser, words, pictures
-        self.folder, self.layout, self.defaults = folder, layout, defaults
+        self.folder, self.prompt_template, self.defaults = folder, prompt_template, defaults
         self.prompts, self.shown = list(prompts), list(shown)
         self.on_sample = on_sample or self.write
 
@@ -68,7 +68,7 @@ class SampleSheet:
             max_length=self.denoiser.config.max_position_embeddings,
             defaults=self.defaults,
             device=self.denoiser.device,
-            layout=self.layout,
+            prompt_template=self.prompt_template,
         )
         self.on_sample(step, model)
         self.denoiser.train(training)

@@ -11,7 +11,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 MOST = 10**9  # of a count: steps, tokens, ids
 # Of what a run would otherwise begin to make, and never end with.
 LIMITS = {
-    **dict.fromkeys(("batch_size", "accumulation", "group", "prompts_per_batch"), 10**6),
+    **dict.fromkeys(
+        ("batch_size", "gradient_accumulation_steps", "group", "prompts_per_batch"), 10**6
+    ),
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), 1 << 18),
     "num_hidden_layers": 10**4,
 }
@@ -21,7 +23,7 @@ WEIGHTS = (
     *("coefficients.text", "coefficients.image", "loss.l1", "loss.l2", "loss.gradient"),
     *("loss.sft", "loss.beta"),
 )
-ENDLESS = ("clip", "max_grad_norm")  # where infinity says: no limit
+ENDLESS = ("max_grad_norm", "max_grad_norm")  # where infinity says: no limit
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:

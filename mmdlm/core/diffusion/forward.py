@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.diffusion.noise import (
-    IdNeighbourhood,
+    IdNeighborhood,
     MaskNoise,
-    Neighbourhood,
-    NeighbourNoise,
+    Neighborhood,
+    NeighborNoise,
     Noise,
     UniformNoise,
 )
@@ -31,7 +31,7 @@ class Corruption:
     """x_t and what a loss needs to know about it; all [B, L].
 
     x_t     int64, noisy ids; equal to the clean ids wherever nothing was noised
-    masked  bool, positions whose token was noised and which the loss covers
+    is_noised  bool, positions whose token was noised and which the loss covers
     t       time in [0, 1] of each position
     p_mask  share of noised targets at that time: the probability, or the exact share
     slope   p_mask'(t), the rate at which tokens are noised at that time
@@ -39,7 +39,7 @@ class Corruption:
     """
 
     x_t: Tensor
-    masked: Tensor
+    is_noised: Tensor
     t: Tensor
     p_mask: Tensor
     slope: Tensor
@@ -105,11 +105,11 @@ class _Filling(ForwardProcess):
         *,
         generator: torch.Generator,
     ) -> Corruption:
-        masked, share = self._left(batch, corruption)
+        is_noised, share = self._left(batch, corruption)
         least = max(self._least_share, torch.finfo(share.dtype).tiny)
         return Corruption(
-            x_t=self._fill(batch, masked, share, vocabulary, generator),
-            masked=masked,
+            x_t=self._fill(batch, is_noised, share, vocabulary, generator),
+            is_noised=is_noised,
             t=corruption.t,
             p_mask=share,
             slope=corruption.slope,
@@ -123,19 +123,19 @@ class _Filling(ForwardProcess):
 
     def _left(self, batch: Batch, corruption: Corruption) -> tuple[Tensor, Tensor]:
         """[B, L] the targets that a complement noises, and their share."""
-        return batch.target & ~corruption.masked, 1 - corruption.p_mask
+        return batch.target & ~corruption.is_noised, 1 - corruption.p_mask
 
     def _fill(
         self,
         batch: Batch,
-        masked: Tensor,
+        is_noised: Tensor,
         p_mask: Tensor,
         vocabulary: Vocabulary,
         generator: torch.Generator,
     ) -> Tensor:
         return self.noise.fill(
             batch.ids,
-            masked,
+            is_noised,
             p_mask=p_mask,
             modality=batch.modality,
             vocabulary=vocabulary,
@@ -167,7 +167,7 @@ class _TokenNoising(_Filling):
         p_mask, slope = self.schedule.p_mask(t), self.schedule.slope(t)  # [B, L]
         draw = torch.rand(t.shape, generator=generator, device=t.device)
         if self.exact_count:
-            masked, share = exact_count(
+            is_noised, share = exact_count(
                 batch.target,
                 p_mask,
                 draw,
@@ -177,21 +177,23 @@ class _TokenNoising(_Filling):
             )
             weight = slope / share.clamp_min(torch.finfo(share.dtype).tiny)
         else:
-            masked, share = batch.target & (draw < p_mask), p_mask
+            is_noised, share = batch.target & (draw < p_mask), p_mask
             weight = self.schedule.weight(t)
-        x_t = self._fill(batch, masked, share, vocabulary, generator)
-        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=share, slope=slope, weight=weight)
+        x_t = self._fill(batch, is_noised, share, vocabulary, generator)
+        return Corruption(
+            x_t=x_t, is_noised=is_noised, t=t, p_mask=share, slope=slope, weight=weight
+        )
 
     @property
     def _least_share(self) -> float:
         return float(self.schedule.p_mask(torch.zeros(())))
 
     def _left(self, batch: Batch, corruption: Corruption) -> tuple[Tensor, Tensor]:
-        masked, share = super()._left(batch, corruption)
+        is_noised, share = super()._left(batch, corruption)
         if not self.exact_count:
-            return masked, share
+            return is_noised, share
         none = share <= 0  # k = n
-        return masked | (batch.target & none), share.masked_fill(none, 1.0)
+        return is_noised | (batch.target & none), share.masked_fill(none, 1.0)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class Uniform(_TokenNoising):
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
     ) -> Corruption:
         corruption = super().corrupt(batch, t, vocabulary, generator=generator)
-        return replace(corruption, masked=batch.target) if self.cover_all else corruption
+        return replace(corruption, is_noised=batch.target) if self.cover_all else corruption
 
     def complement(
         self,
@@ -244,17 +246,17 @@ class Uniform(_TokenNoising):
 
 @dataclass(frozen=True)
 class TokenNeighbour(_TokenNoising):
-    """Noised tokens drift to similar ones first and are forgotten in the end (`NeighbourNoise`).
+    """Noised tokens drift to similar ones first and are forgotten in the end (`NeighborNoise`).
 
     Sample from a model of it with the same noise. Source: arXiv:2107.03006, section 3.1.
     """
 
-    neighbourhood: Neighbourhood = IdNeighbourhood()
+    neighbourhood: Neighborhood = IdNeighborhood()
     uniform: float = 0.25
 
     @property
     def noise(self) -> Noise:
-        return NeighbourNoise(self.neighbourhood, uniform=self.uniform)
+        return NeighborNoise(self.neighbourhood, uniform=self.uniform)
 
 
 @dataclass(frozen=True)
@@ -296,10 +298,12 @@ class Spindle(_Filling):
         bend = self._bend(vocabulary, t)[batch.ids]  # [B, L]
         p_mask = _bent(t, bend)
         draw = torch.rand(t.shape, generator=generator, device=t.device)
-        masked = batch.target & (draw < p_mask)
-        x_t = self._fill(batch, masked, p_mask, vocabulary, generator)
+        is_noised = batch.target & (draw < p_mask)
+        x_t = self._fill(batch, is_noised, p_mask, vocabulary, generator)
         slope, weight = _bent_slope(t, bend), _bent_weight(t, bend)
-        return Corruption(x_t=x_t, masked=masked, t=t, p_mask=p_mask, slope=slope, weight=weight)
+        return Corruption(
+            x_t=x_t, is_noised=is_noised, t=t, p_mask=p_mask, slope=slope, weight=weight
+        )
 
     def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor:
         return _bent_weight(t[:, None], self._bend(vocabulary, t)[slice(*ids)])
@@ -386,7 +390,7 @@ def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
     is_image = batch.of(Modality.IMAGE)
     return Corruption(
         x_t=torch.where(is_image, image.x_t, text.x_t),
-        masked=torch.where(is_image, image.masked, text.masked),
+        is_noised=torch.where(is_image, image.is_noised, text.is_noised),
         t=torch.where(is_image, image.t, text.t),
         p_mask=torch.where(is_image, image.p_mask, text.p_mask),
         slope=torch.where(is_image, image.slope, text.slope),

@@ -72,7 +72,7 @@ class UniformNoise(Noise):
         return x_t
 
 
-class Neighbourhood(ABC):
+class Neighborhood(ABC):
     """A symmetric random walk over codes 0 .. size - 1, so that all stay equally likely."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Neighbourhood(ABC):
 
 
 @dataclass(frozen=True)
-class IdNeighbourhood(Neighbourhood):
+class IdNeighborhood(Neighborhood):
     """Near ids are similar tokens, as grey levels are: a step to one of `radius` ids on each side.
 
     Steps that leave the range are not taken. Source: arXiv:2107.03006, section 3.1 (ordinal data).
@@ -99,7 +99,7 @@ class IdNeighbourhood(Neighbourhood):
 
 
 @dataclass(frozen=True)
-class BitNeighbourhood(Neighbourhood):
+class BitNeighbourhood(Neighborhood):
     """Codes that differ in one bit are similar, as those of a look-up-free tokenizer are."""
 
     def step(self, codes: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
@@ -113,17 +113,17 @@ class BitNeighbourhood(Neighbourhood):
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingNeighbourhood(Neighbourhood):
+class EmbeddingNeighbourhood(Neighborhood):
     """Tokens with near embeddings are similar: a step to a mutual k-nearest neighbour.
 
-    neighbours  [K, k] int64; where a token has fewer than k mutual neighbours, itself
+    neighbors  [K, k] int64; where a token has fewer than k mutual neighbours, itself
 
     Source: arXiv:2107.03006, section 3.1 (token embedding distance). There one direction is enough;
     here both must agree, which bounds a token's neighbours by k and so keeps hubs from slowing all
-    others down. Tokens without neighbours move by `NeighbourNoise.uniform` alone.
+    others down. Tokens without neighbours move by `NeighborNoise.uniform` alone.
     """
 
-    neighbours: Tensor
+    neighbors: Tensor
 
     @classmethod
     def of(cls, embedding: Tensor, *, k: int = 8) -> EmbeddingNeighbourhood:
@@ -139,21 +139,21 @@ class EmbeddingNeighbourhood(Neighbourhood):
             nearest.append(distance.topk(k, largest=False).indices)
         near = torch.cat(nearest)  # [K, k]
         mutual = (near[near] == own[:, None, None]).any(-1)  # [K, k]
-        return cls(neighbours=torch.where(mutual, near, own[:, None]))
+        return cls(neighbors=torch.where(mutual, near, own[:, None]))
 
     def step(self, codes: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
-        if size != len(self.neighbours):
+        if size != len(self.neighbors):
             raise ValueError(
-                f"EmbeddingNeighbourhood: made from {len(self.neighbours)} embeddings, used for "
+                f"EmbeddingNeighbourhood: made from {len(self.neighbors)} embeddings, used for "
                 f"{size} ids; build it from the embedding of the same range"
             )
-        neighbours = self.neighbours.to(codes.device)
-        choice = _integers(codes, neighbours.shape[1], generator)
-        return neighbours[codes].gather(-1, choice[..., None]).squeeze(-1)
+        neighbors = self.neighbors.to(codes.device)
+        choice = _integers(codes, neighbors.shape[1], generator)
+        return neighbors[codes].gather(-1, choice[..., None]).squeeze(-1)
 
 
 @dataclass(frozen=True)
-class NeighbourNoise(Noise):
+class NeighborNoise(Noise):
     """A walk from x_0 through similar tokens, now and then restarted anywhere.
 
     Steps arrive at rate 1 - `uniform` and restarts at rate `uniform` during a time sigma = -log
@@ -169,12 +169,12 @@ class NeighbourNoise(Noise):
     tend to 1 long before the walk has mixed.
     """
 
-    neighbourhood: Neighbourhood = IdNeighbourhood()
+    neighbourhood: Neighborhood = IdNeighborhood()
     uniform: float = 0.25
 
     def __post_init__(self) -> None:
         if not 0 < self.uniform <= 1:
-            raise ValueError(f"NeighbourNoise: uniform must lie in (0, 1], got {self.uniform}")
+            raise ValueError(f"NeighborNoise: uniform must lie in (0, 1], got {self.uniform}")
 
     def fill(
         self,

@@ -170,9 +170,9 @@ class PackedLayers:
         Reads all weights once, a tenth of the time that packing takes.
         """
         layers = _layers(self.module)
-        marks = [_mark(layer) for layer in layers]
-        if marks != self._marks:
-            self._packed, self._marks = {layer: {} for layer in layers}, marks
+        host_masks = [_mark(layer) for layer in layers]
+        if host_masks != self._marks:
+            self._packed, self._marks = {layer: {} for layer in layers}, host_masks
 
     def __enter__(self) -> None:
         _ENTERED.set((*_ENTERED.get(), self._packed))

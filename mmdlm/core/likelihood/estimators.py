@@ -34,7 +34,7 @@ from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.diffusion.forward import exact_count
 from mmdlm.core.diffusion.schedule import Linear, MaskSchedule
 from mmdlm.core.likelihood.noisy_view import (
-    View,
+    NoisyView,
     document_numbers,
     maskable,
     masked_view,
@@ -45,7 +45,7 @@ from mmdlm.core.likelihood.order_probability import step_scores
 from mmdlm.core.likelihood.token_scores import TokenScores, token_log_prob, token_scores
 from mmdlm.core.sampling.order import Confidence
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import CommitRule, Parallel, Threshold
+from mmdlm.core.sampling.unmasking import Parallel, Threshold, UnmaskingRule
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -79,7 +79,7 @@ class LikelihoodEstimator(ABC):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """The views of each of several passes over one batch (inner iterations).
 
         scored  [B, L] bool, targets to be covered; the others, which stand behind an answer's end,
@@ -95,7 +95,7 @@ class LikelihoodEstimator(ABC):
         self,
         denoiser: Denoiser,
         batch: Batch,
-        views: Sequence[View],
+        views: Sequence[NoisyView],
         *,
         entropy: bool = False,
         undrawable: tuple[int, ...] = (),
@@ -143,7 +143,7 @@ class LikelihoodEstimator(ABC):
         *,
         denoiser: Denoiser,
         batch: Batch,
-        views: Sequence[View],
+        views: Sequence[NoisyView],
         entropy: bool,
         undrawable: tuple[int, ...],
     ) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +161,7 @@ class LikelihoodEstimator(ABC):
             without=undrawable,
         )
 
-    def log_prob(self, denoiser: Denoiser, batch: Batch, views: Sequence[View]) -> Tensor:
+    def log_prob(self, denoiser: Denoiser, batch: Batch, views: Sequence[NoisyView]) -> Tensor:
         """[B, L] in nats, the weighted sum over the views; 0 where nothing is covered."""
         return self.scores(denoiser, batch, views).total
 
@@ -241,7 +241,7 @@ class Elbo(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """Independent counts and sets for each iteration."""
         scored = scored_targets(batch, scored)
         return tuple(
@@ -317,12 +317,14 @@ class Elbo(LikelihoodEstimator):
 
 
 @dataclass(frozen=True)
-class MeanField(LikelihoodEstimator):
+class OneStepMeanField(LikelihoodEstimator):
     """All targets masked at once, one forward pass: log p(x) ~ sum_i log p(x_i | context).
 
-    Each token of the context is masked, too, with probability `p_context`, drawn anew in each
+    Each token of the context is masked, too, with probability `prompt_mask_prob`, drawn anew in
+    each
     iteration: several updates on one batch then see different contexts. Structure (CONTROL) and
-    feature slots stay. With p_context = 0 it is exact for one step of sampling that commits all
+    feature slots stay. With prompt_mask_prob = 0 it is exact for one step of sampling that commits
+    all
     targets, and for a model that looks at no target, and no bound otherwise.
 
     Source: arXiv:2504.12216 (d1), section on diffu-GRPO; 0.15 in its runs, 0.3 in its code's
@@ -331,11 +333,11 @@ class MeanField(LikelihoodEstimator):
     is reseeded; left padding is attended to; special ids of the prompt are masked as well.
     """
 
-    p_context: float = 0.15
+    prompt_mask_prob: float = 0.15
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_probabilities("p_context")
+        self.check_probabilities("prompt_mask_prob")
 
     def draw(
         self,
@@ -346,7 +348,7 @@ class MeanField(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """One view an iteration."""
         scored = scored_targets(batch, scored)
         weight = torch.ones(scored.shape, device=scored.device)
@@ -358,7 +360,7 @@ class MeanField(LikelihoodEstimator):
                     scored,
                     scored,
                     weight=weight,
-                    hidden=some_context(batch, self.p_context, generator),
+                    hidden=some_context(batch, self.prompt_mask_prob, generator),
                 ),
             )
             for _ in range(iterations)
@@ -379,7 +381,7 @@ def spread_timesteps(first: Tensor, iterations: int, total: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Structured(LikelihoodEstimator):
+class StructuredNoise(LikelihoodEstimator):
     """Over the inner iterations targets are masked from a random share up to all of them.
 
     The question stays clean. Each document draws its first timestep from 0 .. `total`; the rest are
@@ -408,7 +410,7 @@ class Structured(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """One view an iteration; a document has its own timesteps."""
         scored = scored_targets(batch, scored)
         device = scored.device
@@ -466,7 +468,7 @@ class Coupled(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """Three views an iteration: everything masked, a mask, its complement."""
         scored = scored_targets(batch, scored)
         result = []
@@ -485,7 +487,7 @@ class Coupled(LikelihoodEstimator):
 
 
 @dataclass(frozen=True)
-class Trace(LikelihoodEstimator):
+class TrajectoryReplay(LikelihoodEstimator):
     """What a sampler did, step by step: sum over steps of log p(tokens committed | those before).
 
     Each view masks what was committed at a step or later, or never, and covers what was committed
@@ -527,26 +529,26 @@ class Trace(LikelihoodEstimator):
         self.check_counts("shrink", *optional)
         if self.with_order and self.shrink > 1:
             raise ValueError(
-                f"Trace: with_order counts each step by itself; set shrink to 1, not {self.shrink}"
+                f"TrajectoryReplay: with_order counts each step by itself; set shrink to 1, not {self.shrink}"
             )
         for name in ("block_length", "threshold"):
             if getattr(self, name) is not None and not self.with_order:
                 raise ValueError(
-                    f"Trace: {name} {getattr(self, name)} is read only with with_order; leave it "
+                    f"TrajectoryReplay: {name} {getattr(self, name)} is read only with with_order; leave it "
                     "out"
                 )
 
     def check(self, sampler: Sampler) -> None:
         if sampler.remask is not None:
             raise ValueError(
-                f"remask is {sampler.remask.eta}, but Trace replays tokens that stay; set it to 0, "
+                f"remask is {sampler.remask.eta}, but TrajectoryReplay replays tokens that stay; set it to 0, "
                 "or take another estimator"
             )
         if not self.with_order:
             return
         if not isinstance(sampler.order, Confidence) or sampler.order.temperature:
             raise ValueError(
-                f"Trace: with_order knows only the probability of Confidence(), not that of "
+                f"TrajectoryReplay: with_order knows only the probability of Confidence(), not that of "
                 f"{sampler.order}; leave it out, which is exact for Random() and LeftToRight()"
             )
         for name, exact in (
@@ -555,28 +557,28 @@ class Trace(LikelihoodEstimator):
             ("top_p", None),
             ("guidance_scale", 1.0),
             ("cache", None),
-            ("postponed", ()),
-            ("mask_drawn", False),
-            ("order_after_temperature", False),
+            ("deprioritized_ids", ()),
+            ("allow_mask_token", False),
+            ("score_after_temperature", False),
             ("block_length", self.block_length),
         ):
             if getattr(sampler, name) != exact:
                 raise ValueError(
-                    f"Trace: with_order is exact only with {name} {exact!r}, but the sampler has "
+                    f"TrajectoryReplay: with_order is exact only with {name} {exact!r}, but the sampler has "
                     f"{getattr(sampler, name)!r}; set it so, or leave with_order out"
                 )
-        rule: CommitRule = sampler.commit
+        rule: UnmaskingRule = sampler.unmasking
         threshold: float | None = None
-        if isinstance(rule, Threshold) and not (rule.alone or rule.in_order or rule.distinct):
-            threshold, rule = rule.threshold, rule.otherwise
+        if isinstance(rule, Threshold) and not (rule.exclusive or rule.in_order or rule.distinct):
+            threshold, rule = rule.threshold, rule.fallback
         if isinstance(rule, Parallel):
             raise ValueError(
-                "Trace: with_order needs a number of tokens that does not depend on the draw, or a "
+                "TrajectoryReplay: with_order needs a number of tokens that does not depend on the draw, or a "
                 f"plain Threshold, not {rule}; take one, or leave with_order out"
             )
         if threshold != self.threshold:
             raise ValueError(
-                f"Trace: with_order is told of threshold {self.threshold}, but that of the sampler "
+                f"TrajectoryReplay: with_order is told of threshold {self.threshold}, but that of the sampler "
                 f"is {threshold}; set them alike"
             )
 
@@ -589,11 +591,11 @@ class Trace(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """One view for each merged step; `steps` is needed."""
         if steps is None:
             raise ValueError(
-                "Trace: it replays a rollout, and none was given; pass the steps of a sampler, or "
+                "TrajectoryReplay: it replays a rollout, and none was given; pass the steps of a sampler, or "
                 "take another estimator"
             )
         committed = batch.target & (steps >= 0)
@@ -623,7 +625,7 @@ class Trace(LikelihoodEstimator):
         scored: Tensor,
         parts: Tensor,
         which: Tensor,
-    ) -> tuple[View, ...]:
+    ) -> tuple[NoisyView, ...]:
         """A view for each column of `which` [B, K], merged steps; a row with fewer idles."""
         views = []
         for j in range(which.shape[1]):
@@ -635,7 +637,7 @@ class Trace(LikelihoodEstimator):
                 covered = committed | (masked & self._in_block(batch, committed))
             covered = scored & covered
             views.append(
-                View(
+                NoisyView(
                     x_t=batch.ids.masked_fill(masked, vocabulary.mask_id),
                     covered=covered,
                     weight=covered.float(),
@@ -657,7 +659,7 @@ class Trace(LikelihoodEstimator):
         *,
         denoiser: Denoiser,
         batch: Batch,
-        views: Sequence[View],
+        views: Sequence[NoisyView],
         entropy: bool,
         undrawable: tuple[int, ...],
     ) -> tuple[Tensor, Tensor | None]:
@@ -690,7 +692,8 @@ class BlockRandom(LikelihoodEstimator):
 
     A view draws one of the answer's blocks of `block_length` targets, masks k of its m tokens,
     k ~ U{1 .. m}, and all targets behind it. What stands before it, the prompt included, is masked
-    with probability `p_context`. All masked targets are covered, with weight n / (their number):
+    with probability `prompt_mask_prob`. All masked targets are covered, with weight n / (their
+    number):
     the mean over the masked, times the n targets that are scored. The blocks of one iteration's
     views differ where there are enough. Rows hold one document.
 
@@ -702,11 +705,11 @@ class BlockRandom(LikelihoodEstimator):
 
     block_length: int = 32
     views: int = 2
-    p_context: float = 0.15
+    prompt_mask_prob: float = 0.15
 
     def __post_init__(self) -> None:
         self.check_counts("block_length", "views")
-        self.check_probabilities("p_context")
+        self.check_probabilities("prompt_mask_prob")
 
     def draw(
         self,
@@ -717,7 +720,7 @@ class BlockRandom(LikelihoodEstimator):
         iterations: int = 1,
         scored: Tensor | None = None,
         steps: Tensor | None = None,
-    ) -> tuple[tuple[View, ...], ...]:
+    ) -> tuple[tuple[NoisyView, ...], ...]:
         """`views` views an iteration."""
         scored = scored_targets(batch, scored)
         block = (scored.cumsum(1) - 1) // self.block_length  # [B, L]
@@ -736,7 +739,7 @@ class BlockRandom(LikelihoodEstimator):
         block: Tensor,
         blocks: Tensor,
         generator: torch.Generator,
-    ) -> tuple[View, ...]:
+    ) -> tuple[NoisyView, ...]:
         device = scored.device
         key = torch.rand((len(scored), int(blocks.max())), generator=generator, device=device)
         beyond = torch.arange(key.shape[1], device=device) >= blocks[:, None]
@@ -751,7 +754,7 @@ class BlockRandom(LikelihoodEstimator):
                 scored & (block == here), share, draw, group=document_numbers(batch), t=share
             )
             before = maskable(batch) & ~batch.target | scored & (block < here)
-            hidden = before & (other < self.p_context)
+            hidden = before & (other < self.prompt_mask_prob)
             masked = within | scored & (block > here) | hidden & scored
             weight = scored.sum(1, keepdim=True) / masked.sum(1, keepdim=True).clamp_min(1)
             views.append(

@@ -12,7 +12,7 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 
 
 @dataclass(frozen=True)
-class View:
+class NoisyView:
     """One noisy look at a batch; all [B, L].
 
     x_t        int64, noisy ids
@@ -37,7 +37,7 @@ def masked_view(
     *,
     weight: Tensor,
     hidden: Tensor | None = None,
-) -> View:
+) -> NoisyView:
     """Return the view that masks some targets and covers them.
 
     Args:
@@ -52,7 +52,7 @@ def masked_view(
     gone = masked | (batch.target & ~scored)
     if hidden is not None:
         gone = gone | hidden
-    return View(
+    return NoisyView(
         x_t=batch.ids.masked_fill(gone, vocabulary.mask_id),
         covered=masked,
         weight=torch.where(masked, weight, 0.0),

@@ -53,7 +53,7 @@ def step_scores(
         entropy: Whether to give the entropies of q.
     """
     vocabulary, where = denoiser.vocabulary, covered | committed
-    hidden = denoiser.hidden(x_t, batch, at=where)
+    hidden = denoiser.hidden(x_t, batch, query_mask=where)
     result = torch.zeros(x_t.shape, device=x_t.device)
     spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None
     seen = result.new_full(x_t.shape, math.inf)  # p of what was committed

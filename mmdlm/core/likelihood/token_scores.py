@@ -19,8 +19,8 @@ class TokenScores:
     """What a denoiser says of the covered tokens of K views; all [K, B, L], 0 where not covered.
 
     log_prob  of the clean token, in nats, differentiable; not weighted
-    covered   bool, as in `View`
-    weight    as in `View`
+    covered   bool, as in `NoisyView`
+    weight    as in `NoisyView`
     entropy   of the distribution that the clean token was looked up in, without gradient; or None
     """
 
@@ -68,7 +68,7 @@ def token_scores(
 
     without  ids that have no probability
     """
-    hidden = denoiser.hidden(x_t, batch, at=where)
+    hidden = denoiser.hidden(x_t, batch, query_mask=where)
     head, something = denoiser.head_weight(), bool(where.any())
     result = torch.zeros(x_t.shape, device=x_t.device)
     spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None

@@ -1,4 +1,4 @@
-"""The masked-diffusion losses: times, noise, token loss and normaliser, each a part to swap."""
+"""The masked-diffusion losses: times, noise, token loss and normalization, each a part to swap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmdlm.core.losses.fused_cross_entropy import linear_cross_entropy
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
-Normaliser = Literal["tokens", "masked", "answer", "sequence"]
+LossNormalization = Literal["tokens", "masked", "answer", "sequence"]
 LEAST_TIME = 2.0**-25  # uniform draws in single precision are multiples of 2^-24
 
 
@@ -27,7 +27,7 @@ LEAST_TIME = 2.0**-25  # uniform draws in single precision are multiples of 2^-2
 
 
 @dataclass(frozen=True)
-class Times(ABC):
+class Timesteps(ABC):
     """Draws the time of each document, or of each segment.
 
     `per` "segment" lets text and image of one document carry independent noise, so that one network
@@ -67,7 +67,7 @@ class Times(ABC):
 
 
 @dataclass(frozen=True)
-class Independent(Times):
+class IndependentTimesteps(Timesteps):
     """t ~ U(0, 1) for each unit."""
 
     def draw(self, present: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -75,7 +75,7 @@ class Independent(Times):
 
 
 @dataclass(frozen=True)
-class LowVariance(Times):
+class StratifiedTimesteps(Timesteps):
     """t = (u + i / n) mod 1 with one u ~ U(0, 1): the n units of a batch cover [0, 1] evenly.
 
     Which unit gets which i is random, so that the times of two segments of a document do not follow
@@ -136,7 +136,7 @@ class ContextAdaptive(Weighting):
             )
 
     def __call__(self, batch: Batch, corruption: Corruption) -> Tensor:
-        clean = (~corruption.masked & ~batch.is_padding).to(corruption.weight.dtype)
+        clean = (~corruption.is_noised & ~batch.is_padding).to(corruption.weight.dtype)
         left = self._discounted(clean, batch.document)
         right = self._discounted(clean.flip(1), batch.document.flip(1)).flip(1)
         return 0.5 * self.p * (left + right)
@@ -361,7 +361,7 @@ class ModalityLoss:
     """What is summed over the covered tokens of one modality, and what the sum is divided by.
 
     weighting   what a token counts, for the losses that have weights
-    normaliser  "tokens"    all target tokens: nats per token, LLaDA's pretraining
+    loss_normalization  "tokens"    all target tokens: nats per token, LLaDA's pretraining
                 "masked"    the covered tokens: a plain mean, MMaDA's images
                 "answer"    each document's own target tokens, then the number of documents: a short
                             answer counts as much as a long one, LLaDA's fine-tuning
@@ -369,25 +369,27 @@ class ModalityLoss:
     """
 
     loss: TokenLoss = WeightedCrossEntropy()
-    normaliser: Normaliser = "tokens"
+    loss_normalization: LossNormalization = "tokens"
     weighting: Weighting = Bound()
 
     def __post_init__(self) -> None:
         known = ("tokens", "masked", "answer", "sequence")
-        if self.normaliser not in known:
-            raise ValueError(f"normaliser {self.normaliser!r} is not one of {', '.join(known)}")
+        if self.loss_normalization not in known:
+            raise ValueError(
+                f"loss_normalization {self.loss_normalization!r} is not one of {', '.join(known)}"
+            )
 
-    def count(self, batch: Batch, masked: Tensor) -> Tensor:
+    def count(self, batch: Batch, is_noised: Tensor) -> Tensor:
         """The denominator, a scalar int64, over the targets that `batch` has."""
-        if self.normaliser == "tokens":
+        if self.loss_normalization == "tokens":
             return batch.target.sum()
-        if self.normaliser == "masked":
-            return masked.sum()
+        if self.loss_normalization == "masked":
+            return is_noised.sum()
         return (_targets_of_document(batch) > 0).sum()
 
     def divisor(self, batch: Batch) -> Tensor | None:
         """[B, L] what each token's loss is divided by before it is summed; None for 1."""
-        if self.normaliser != "answer":
+        if self.loss_normalization != "answer":
             return None
         return _targets_of_document(batch).gather(1, batch.document.clamp_min(0))
 
@@ -406,7 +408,7 @@ class Objective:
     """What a training step minimises.
 
     process          the forward process, one for all or `PerModality`
-    text, image      token loss and normaliser of each modality
+    text, image      token loss and normalization of each modality
     times            how times are drawn
     complementary    every document twice, the second copy with the complementary mask, so that each
                      target is covered once; twice the rows
@@ -416,7 +418,7 @@ class Objective:
     process: ForwardProcess
     text: ModalityLoss = ModalityLoss()
     image: ModalityLoss = ModalityLoss()
-    times: Times = LowVariance()
+    times: Timesteps = StratifiedTimesteps()
     complementary: bool = False
     full_vocabulary: bool = False
 
@@ -453,20 +455,24 @@ class Objective:
         """The denominators, int64 scalars, known before any forward pass."""
         batch = _copies(batch, corruption)
         return {
-            name: loss.count(batch.only(modality), corruption.masked & batch.of(modality))
+            name: loss.count(batch.only(modality), corruption.is_noised & batch.of(modality))
             for name, modality, loss in self._parts()
         }
 
     def terms(self, denoiser: Denoiser, batch: Batch, corruption: Corruption) -> LossTerms:
         """One pass of the body; the head runs at the covered tokens of each modality alone."""
-        counts, x_t, at = self.counts(batch, corruption), corruption.x_t, corruption.masked
+        counts, x_t, query_mask = (
+            self.counts(batch, corruption),
+            corruption.x_t,
+            corruption.is_noised,
+        )
         copies = _copies(batch, corruption)
         if copies is not batch and isinstance(denoiser, SharingDenoiser):
-            hidden = denoiser.hidden_of_copies(x_t, batch, at=at)
+            hidden = denoiser.hidden_of_copies(x_t, batch, query_mask=query_mask)
         else:
-            hidden = denoiser.hidden(x_t, copies, at=at)  # [B, L, D]
+            hidden = denoiser.hidden(x_t, copies, query_mask=query_mask)  # [B, L, D]
         batch = copies
-        something = bool(corruption.masked.any())
+        something = bool(corruption.is_noised.any())
         sums = {}
         for name, modality, loss in self._parts():
             ids = denoiser.vocabulary.range(modality)
@@ -475,7 +481,7 @@ class Objective:
                 continue
             if self.full_vocabulary:
                 ids = (0, denoiser.vocabulary.size)
-            here = corruption.masked & batch.of(modality)
+            here = corruption.is_noised & batch.of(modality)
             x_0 = batch.ids[here] - ids[0]
             if not len(x_0) and something:  # its gradients, all zero, are as large as the head
                 sums[name] = hidden.new_zeros(())

@@ -18,24 +18,25 @@ from mmdlm.core.sequence import Batch
 
 
 @dataclass(frozen=True)
-class Standing:
+class CacheState:
     """How far each row has come before a denoising step.
 
     progress     in its present block
     batch        all that is given
-    here, later  [B, L] bool, targets of the present block, and of the blocks to come
+    in_block, in_later_blocks  [B, L] bool, targets of the present block, and of the blocks to come
     committed    [B, L] bool
-    fresh        [B, L] bool, committed in the step before
-    sure         [B, L] probability of the token that was drawn in the step before; 0 if none was
+    just_committed        [B, L] bool, committed in the step before
+    confidence         [B, L] probability of the token that was drawn in the step before; 0 if none
+                       was
     """
 
     progress: Progress
     batch: Batch
-    here: Tensor
-    later: Tensor
+    in_block: Tensor
+    in_later_blocks: Tensor
     committed: Tensor
-    fresh: Tensor
-    sure: Tensor
+    just_committed: Tensor
+    confidence: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class Cache(ABC):
         if self.refresh is not None and self.refresh < 1:
             raise ValueError(f"cache: refresh must be at least 1, got {self.refresh}")
 
-    def places(self, standing: Standing) -> Tensor:
+    def compute_mask(self, state: CacheState) -> Tensor:
         """[B, L] bool, what is computed anew; true all along a row for the whole of it."""
-        return self.stale(standing) | self.whole(standing)[:, None]
+        return self.recompute_mask(state) | self.refresh_rows(state)[:, None]
 
-    def whole(self, standing: Standing) -> Tensor:
+    def refresh_rows(self, state: CacheState) -> Tensor:
         """[B] bool, the rows that are computed as a whole."""
-        step = standing.progress.step
+        step = state.progress.step
         return step == 0 if self.refresh is None else step % self.refresh == 0
 
     @abstractmethod
-    def stale(self, standing: Standing) -> Tensor:
+    def recompute_mask(self, state: CacheState) -> Tensor:
         """[B, L] bool, what is computed anew in any other step."""
 
 
@@ -75,12 +76,12 @@ class Prompt(Cache):
     Source: arXiv:2505.16839 (LaViDa's prefix mask).
     """
 
-    def whole(self, standing: Standing) -> Tensor:
-        begins = ~standing.committed.any(1) & (standing.progress.step == 0)
-        return begins if self.refresh is None else begins | super().whole(standing)
+    def refresh_rows(self, state: CacheState) -> Tensor:
+        begins = ~state.committed.any(1) & (state.progress.step == 0)
+        return begins if self.refresh is None else begins | super().refresh_rows(state)
 
-    def stale(self, standing: Standing) -> Tensor:
-        return ~standing.batch.prefix
+    def recompute_mask(self, state: CacheState) -> Tensor:
+        return ~state.batch.prefix
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Prefix(Cache):
     well.
     """
 
-    def stale(self, standing: Standing) -> Tensor:
-        return standing.here | standing.later
+    def recompute_mask(self, state: CacheState) -> Tensor:
+        return state.in_block | state.in_later_blocks
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Dual(Cache):
     Source: arXiv:2505.22618 (Fast-dLLM's DualCache).
     """
 
-    def stale(self, standing: Standing) -> Tensor:
-        return standing.here
+    def recompute_mask(self, state: CacheState) -> Tensor:
+        return state.in_block
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Delayed(Cache):
 
     refresh: int | None = 8
 
-    def stale(self, standing: Standing) -> Tensor:
-        return (standing.here | standing.later) & ~standing.committed | standing.fresh
+    def recompute_mask(self, state: CacheState) -> Tensor:
+        return (state.in_block | state.in_later_blocks) & ~state.committed | state.just_committed
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,11 @@ class Stable(Cache):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"cache: {name} must lie in [0, 1], got {getattr(self, name)}")
 
-    def whole(self, standing: Standing) -> Tensor:
-        progress = standing.progress
-        return super().whole(standing) | (progress.step < self.warm_up * progress.steps)
+    def refresh_rows(self, state: CacheState) -> Tensor:
+        progress = state.progress
+        return super().refresh_rows(state) | (progress.step < self.warm_up * progress.steps)
 
-    def stale(self, standing: Standing) -> Tensor:
-        open_ = standing.here & ~standing.committed
+    def recompute_mask(self, state: CacheState) -> Tensor:
+        open_ = state.in_block & ~state.committed
         count = torch.ceil(self.share * open_.sum(1)).long()
-        return highest(-standing.sure.double(), open_, count) | standing.fresh
+        return highest(-state.confidence.double(), open_, count) | state.just_committed

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.host_masks import on_host, sent
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance, GuidedDenoiser
 from mmdlm.core.sequence import Batch
 
 
 @dataclass(frozen=True)
-class Passes:
+class ForwardPasses:
     """The rows of a batch that are not finished, and the denoiser under guidance that they share.
 
     rows    R numbers of rows in the batch that sampling began with
     batch   those rows, marked
     others  the unconditional batches of guidance, of the same rows; empty: guidance makes its own
-    memory  what cached passes remember; None: nothing
+    kv_cache  what cached passes remember; None: nothing
     """
 
     denoiser: Denoiser
@@ -30,7 +30,7 @@ class Passes:
     rows: tuple[int, ...]
     batch: Batch
     others: tuple[Batch, ...]
-    memory: Memory | None
+    kv_cache: KVCache | None
 
     @classmethod
     def of(
@@ -40,16 +40,18 @@ class Passes:
         *,
         guidance: ClassifierFreeGuidance,
         unconditional: Batch | tuple[Batch, ...] | None,
-        remembering: bool,
-    ) -> Passes:
+        use_cache: bool,
+    ) -> ForwardPasses:
         """All rows of a batch."""
         if unconditional is None:
             unconditional = ()
         elif isinstance(unconditional, Batch):
             unconditional = (unconditional,)
-        memory = Memory() if remembering else None
-        others = tuple(one.marked() for one in unconditional)
-        return cls(denoiser, guidance, tuple(range(len(batch))), batch.marked(), others, memory)
+        kv_cache = KVCache() if use_cache else None
+        others = tuple(one.with_host_masks() for one in unconditional)
+        return cls(
+            denoiser, guidance, tuple(range(len(batch))), batch.with_host_masks(), others, kv_cache
+        )
 
     @cached_property
     def live(self) -> Tensor:
@@ -64,7 +66,7 @@ class Passes:
     @property
     def lengths(self) -> Tensor:
         """[R] on the host, tokens of each row and of what stands against it, without padding."""
-        lengths = [one.marks.length for one in (self.batch, *self.others)]
+        lengths = [one.host_masks.length for one in (self.batch, *self.others)]
         return torch.stack(lengths).amax(0)
 
     @property
@@ -72,38 +74,41 @@ class Passes:
         """Logits of so many batches make those of one."""
         return self.guided.branches if isinstance(self.guided, GuidedDenoiser) else 1
 
-    def only(self, unfinished: Tensor) -> Passes:
+    def only(self, unfinished: Tensor) -> ForwardPasses:
         """Without the rows that are finished by now; `unfinished` is [B] bool, of all rows."""
         going_on = unfinished.numpy().tolist()
         kept = [number for number, row in enumerate(self.rows) if going_on[row]]
         return self if len(kept) == len(self.rows) else self._rows(kept)
 
-    def hidden(self, x_t: Tensor, at: Tensor) -> Tensor:
+    def hidden(self, x_t: Tensor, query_mask: Tensor) -> Tensor:
         """Noisy ids [B, L] of all rows -> hidden states [R, L, D] of the live ones.
 
-        at  [B, L] bool on the host. Without a memory: what will be read; with one: what is
+        query_mask  [B, L] bool on the host. Without a memory: what will be read; with one: what is
             computed anew
         """
         return self.guided.hidden(
-            x_t[self.live], self.batch, at=at[list(self.rows)], memory=self.memory
+            x_t[self.live],
+            self.batch,
+            query_mask=query_mask[list(self.rows)],
+            kv_cache=self.kv_cache,
         )
 
-    def first_hidden(self, x_t: Tensor, at: Tensor) -> Tensor:
+    def first_hidden(self, x_t: Tensor, query_mask: Tensor) -> Tensor:
         """The same before anything is drawn, when the answers of a group are still one question.
 
         Rows that are alike go through the network once.
         """
         alike = self._alike(x_t)
         if alike is None:
-            return self.hidden(x_t, at)
+            return self.hidden(x_t, query_mask)
         first, of_row = alike
         some = self._rows(first)
         inverse = sent(torch.tensor(of_row), x_t.device)
-        hidden = some.hidden(x_t, at)[inverse]
-        if self.memory is not None and some.memory is not None:
-            known = some.memory.rows(inverse, of=len(first))
-            self.memory.keys, self.memory.values = known.keys, known.values
-            self.memory.hidden = known.hidden
+        hidden = some.hidden(x_t, query_mask)[inverse]
+        if self.kv_cache is not None and some.kv_cache is not None:
+            known = some.kv_cache.rows(inverse, of=len(first))
+            self.kv_cache.keys, self.kv_cache.values = known.keys, known.values
+            self.kv_cache.hidden = known.hidden
         return hidden
 
     def _alike(self, x_t: Tensor) -> tuple[list[int], list[int]] | None:
@@ -121,8 +126,8 @@ class Passes:
             columns += [one.ids, one.modality, one.target.long(), one.document, one.position]
             if one.axes is not None:
                 columns.append(one.axes.flatten(1))
-            if one.ahead is not None:
-                columns.append(one.ahead[:, None])
+            if one.lookahead is not None:
+                columns.append(one.lookahead[:, None])
         first: dict[bytes, int] = {}  # number of the row that is seen first, among such rows
         kept: list[int] = []
         of_row: list[int] = []
@@ -133,15 +138,15 @@ class Passes:
             of_row.append(seen)
         return None if len(kept) == len(of_row) else (kept, of_row)
 
-    def _rows(self, kept: list[int]) -> Passes:
+    def _rows(self, kept: list[int]) -> ForwardPasses:
         index = torch.tensor(kept, dtype=torch.int64)
-        memory = self.memory
-        if memory is not None:
-            memory = memory.rows(sent(index, self.batch.ids.device), of=len(self.rows))
+        kv_cache = self.kv_cache
+        if kv_cache is not None:
+            kv_cache = kv_cache.rows(sent(index, self.batch.ids.device), of=len(self.rows))
         return replace(
             self,
             rows=tuple(self.rows[number] for number in kept),
             batch=self.batch.rows(index),
             others=tuple(one.rows(index) for one in self.others),
-            memory=memory,
+            kv_cache=kv_cache,
         )

@@ -41,7 +41,7 @@ def check_generators(given: object, rows: int) -> None:
 
 
 @dataclass(frozen=True)
-class Chance:
+class RowGenerators:
     """The generators of B rows.
 
     generators  one for all rows, or one for each
@@ -53,7 +53,7 @@ class Chance:
     lengths: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, given: Generators, lengths: Tensor) -> Chance:
+    def of(cls, given: Generators, lengths: Tensor) -> RowGenerators:
         """Of rows of some lengths, [B] on the host. Raises ValueError, see `check_generators`."""
         check_generators(given, len(lengths))
         if isinstance(given, torch.Generator):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.host_masks import numbers_of, on_host, sent
-from mmdlm.core.kv_cache import Memory
+from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -56,7 +56,7 @@ class ClassifierFreeGuidance:
             )
         used = [pair for pair in zip(scales, others, strict=True) if pair[0] != 1.0]
         for _, other in used:
-            there, here = (one.marks.target.numpy().sum(1) for one in (other, batch))
+            there, here = (one.host_masks.target.numpy().sum(1) for one in (other, batch))
             if there.tolist() != here.tolist():
                 raise ValueError(
                     "guidance: the unconditional batch must have as many targets in each row as "
@@ -92,10 +92,10 @@ class GuidedDenoiser:
         self._branches = concatenate([batch, *unconditional])
         self._scales = scales
         # Numbers of places, row * L + column, on the host and where the batch lies.
-        marks, *others = (branch.marks for branch in (batch, *unconditional))
-        self._context = ~marks.target
-        self._behind = [one.behind for one in others]
-        self._targets, *self._places = (numbers_of(one.target) for one in (marks, *others))
+        host_masks, *others = (branch.host_masks for branch in (batch, *unconditional))
+        self._context = ~host_masks.target
+        self._suffix_masks = [one.suffix_mask for one in others]
+        self._targets, *self._places = (numbers_of(one.target) for one in (host_masks, *others))
         device = batch.ids.device
         self._targets_there = sent(self._targets, device)
         self._places_there = [sent(places, device) for places in self._places]
@@ -114,12 +114,13 @@ class GuidedDenoiser:
         x_t: Tensor,
         batch: Batch,
         *,
-        at: Tensor | None = None,
-        memory: Memory | None = None,
+        query_mask: Tensor | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Tensor:
         """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids.
 
-        at  targets stand for themselves in each branch, context behind them for all that there is
+        query_mask  targets stand for themselves in each branch, context behind them for all that
+                    there is
         """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
         noisy = x_t.flatten()[self._targets_there]
@@ -127,31 +128,33 @@ class GuidedDenoiser:
             context.flatten().index_put((places,), noisy).view_as(context)
             for context, places in zip(self._contexts, self._places_there, strict=True)
         ]
-        if at is not None:
-            at = on_host(at)
-            at = torch.cat([at, *self._at_in_branches(at)])
+        if query_mask is not None:
+            query_mask = on_host(query_mask)
+            query_mask = torch.cat([query_mask, *self._query_masks(query_mask)])
         hidden = self._denoiser.hidden(
-            torch.cat([x_t, *rows]), self._branches, at=at, memory=memory
+            torch.cat([x_t, *rows]), self._branches, query_mask=query_mask, kv_cache=kv_cache
         )
         return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
 
-    def _at_in_branches(self, at: Tensor) -> list[Tensor]:
-        """The places `at` of the batch, in each of the other branches; on the host."""
-        whole = at.all(1, keepdim=True)
-        others = (at & self._context).any(1, keepdim=True)  # context behind a target
+    def _query_masks(self, query_mask: Tensor) -> list[Tensor]:
+        """The places `query_mask` of the batch, in each of the other branches; on the host."""
+        whole = query_mask.all(1, keepdim=True)
+        others = (query_mask & self._context).any(1, keepdim=True)  # context behind a target
         return [
-            marked | (others & behind) | whole
-            for marked, behind in zip(self._in_branches(at), self._behind, strict=True)
+            marked | (others & suffix_mask) | whole
+            for marked, suffix_mask in zip(
+                self._in_branches(query_mask), self._suffix_masks, strict=True
+            )
         ]
 
     def _in_branches(self, marked: Tensor) -> list[Tensor]:
         """Marked targets [B, L] of the batch, where they stand in each of the other branches."""
-        marks = marked.flatten()[self._targets]
+        host_masks = marked.flatten()[self._targets]
         return [
-            torch.zeros(behind.numel(), dtype=torch.bool)
-            .index_put((places,), marks)
-            .view_as(behind)
-            for places, behind in zip(self._places, self._behind, strict=True)
+            torch.zeros(suffix_mask.numel(), dtype=torch.bool)
+            .index_put((places,), host_masks)
+            .view_as(suffix_mask)
+            for places, suffix_mask in zip(self._places, self._suffix_masks, strict=True)
         ]
 
     def head_weight(self) -> None:
@@ -165,8 +168,8 @@ class GuidedDenoiser:
         positions = on_host(positions)
         cond = self._denoiser.logits_at(first, positions, ids=ids)
         uncond, *more = (
-            partial(self._denoiser.logits_at, branch, marks, ids=ids)
-            for branch, marks in zip(others, self._in_branches(positions), strict=True)
+            partial(self._denoiser.logits_at, branch, host_masks, ids=ids)
+            for branch, host_masks in zip(others, self._in_branches(positions), strict=True)
         )
         without = uncond()
         guided = (cond - without).mul_(self._scales[0]).add_(without)

@@ -15,7 +15,7 @@ class Candidates:
     """The M open positions of one modality and the token drawn for each.
 
     logits    [M, R] float32, guided, without postponed ids, and before temperature, top-k and top-p
-              unless the sampler's `order_after_temperature` is set
+              unless the sampler's `score_after_temperature` is set
     log_prob  [M] log softmax(logits) of the drawn token
     column    [M] place in the row
     step      [M] as in `Progress`

@@ -16,15 +16,21 @@ from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.diffusion.noise import MaskNoise, Noise
-from mmdlm.core.host_masks import Marks, numbers_of
+from mmdlm.core.host_masks import HostMasks, numbers_of
 from mmdlm.core.kernels.linear import PackedLayers
-from mmdlm.core.sampling.cache import Cache, Standing
-from mmdlm.core.sampling.forward_passes import Passes
-from mmdlm.core.sampling.generators import Chance, Generators, Rows
+from mmdlm.core.sampling.cache import Cache, CacheState
+from mmdlm.core.sampling.forward_passes import ForwardPasses
+from mmdlm.core.sampling.generators import Generators, RowGenerators, Rows
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Candidates, Confidence, Entropy, Order, gumbel_like
-from mmdlm.core.sampling.token_sampling import Asked, Drawn, Positions, Range, joined
-from mmdlm.core.sampling.unmasking import CommitRule, EntropyBound, EvenSplit, Progress, Remasking
+from mmdlm.core.sampling.token_sampling import HostState, Positions, Range, SampledTokens, joined
+from mmdlm.core.sampling.unmasking import (
+    EntropyBound,
+    Progress,
+    Remasking,
+    UniformTransfer,
+    UnmaskingRule,
+)
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED, Modality, Vocabulary
 
@@ -72,7 +78,7 @@ class Sampler:
     steps           denoising steps for a row, spread evenly over its blocks, remainder first
     block_length    blocks are runs of this many targets of a row, in reading order, one finished
                     before the next begins; None: all of them at once
-    order, commit   which of the open tokens are committed, and how many
+    order, unmasking   which of the open tokens are committed, and how many
     temperature     of the draw of tokens; 0 takes the most likely one. It never decays
     top_k, top_p    restrict the draw
     guidance_scale  see `ClassifierFreeGuidance`; 1 is off, several for several branches
@@ -80,8 +86,9 @@ class Sampler:
     cache           what a step remembers of the steps before, at a price; None: nothing, exactly
     noise           what stands at open positions: the mask token, or for a model of another
                     process a token drawn anew each step; the model must have been trained with it
-    suppressed      ids that are never generated
-    postponed       ids that the order does not see, so that a position for which one is drawn has
+    suppress_tokens      ids that are never generated
+    deprioritized_ids       ids that the order does not see, so that a position for which one is
+                            drawn has
                     probability 0 and comes last (LLaDA's option for the end of a turn)
     stop_ids        ids that end a row's last text: once one is committed, with all targets before
                     it, the row is left as it is, noise behind the end included, and takes no more
@@ -92,11 +99,12 @@ class Sampler:
     drawn, and the order looks at probabilities before temperature, top-k and top-p. These options
     are for results of systems that do otherwise:
 
-    order_after_temperature  the order looks at the probabilities that tokens are drawn from (Dream)
+    score_after_temperature  the order looks at the probabilities that tokens are drawn from (Dream)
     top_p_first              top-p is taken of all ids and top-k of what that leaves (Dream), where
                              top-k otherwise comes first, as in transformers
-    whole_vocabulary         a text position may become any id, image codes included (LLaDA, MMaDA)
-    mask_drawn               the mask token may be drawn: the position stays open, though a planned
+    full_vocabulary         a text position may become any id, image codes included (LLaDA, MMaDA)
+    allow_mask_token               the mask token may be drawn: the position stays open, though a
+                                   planned
                              count takes it for committed, and may be so in the end (LLaDA, Dream)
 
     The result is a function of the arguments and the generator alone. With a list of generators,
@@ -107,7 +115,7 @@ class Sampler:
     steps: int
     block_length: int | None = None
     order: Order = Confidence()
-    commit: CommitRule = EvenSplit()
+    unmasking: UnmaskingRule = UniformTransfer()
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -115,14 +123,14 @@ class Sampler:
     remask: Remasking | None = None
     cache: Cache | None = None
     noise: Noise = MaskNoise()
-    suppressed: tuple[int, ...] = ()
-    postponed: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    deprioritized_ids: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
     min_new_tokens: int = 0
-    order_after_temperature: bool = False
+    score_after_temperature: bool = False
     top_p_first: bool = False
-    whole_vocabulary: bool = False
-    mask_drawn: bool = False
+    full_vocabulary: bool = False
+    allow_mask_token: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -141,7 +149,7 @@ class Sampler:
             raise ValueError(f"sampler: top_p must lie in (0, 1], got {self.top_p}")
 
         quiet = isinstance(self.order, Entropy) and self.order.temperature == 0
-        if isinstance(self.commit, EntropyBound) and not quiet:
+        if isinstance(self.unmasking, EntropyBound) and not quiet:
             raise ValueError(
                 f"sampler: EntropyBound reads entropies off the order Entropy(), not {self.order}; "
                 "set that, without noise"
@@ -195,24 +203,24 @@ class Sampler:
             packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
         else:
             packed.renew()
-        passes = Passes.of(
+        passes = ForwardPasses.of(
             denoiser,
             batch,
             guidance=ClassifierFreeGuidance(self.guidance_scale),
             unconditional=unconditional,
-            remembering=self.cache is not None,
+            use_cache=self.cache is not None,
         )
-        marks = passes.batch.marks
-        _check_ranges(marks, vocabulary)
-        block_of, blocks = self._blocks(target, marks)
-        chance = Chance.of(generator, passes.lengths)
+        host_masks = passes.batch.host_masks
+        _check_ranges(host_masks, vocabulary)
+        block_of, blocks = self._blocks(target, host_masks)
+        generators = RowGenerators.of(generator, passes.lengths)
         ranges = self._ranges(vocabulary, target.device)
-        fill = partial(self._filled, batch=batch, vocabulary=vocabulary, chance=chance)
+        fill = partial(self._filled, batch=batch, vocabulary=vocabulary, generators=generators)
 
         all_noise = torch.ones(target.shape, device=target.device)
         x_t = fill(batch.ids, target, p_mask=all_noise)
-        committed = fresh = torch.zeros_like(target)
-        sure = torch.zeros_like(all_noise)  # probability of what was drawn last
+        committed = just_committed = torch.zeros_like(target)
+        confidence = torch.zeros_like(all_noise)  # probability of what was drawn last
         probability = torch.zeros_like(all_noise)  # of each committed token, when it was committed
         log_prob = torch.zeros_like(all_noise)
         is_text = batch.of(Modality.TEXT)
@@ -227,37 +235,47 @@ class Sampler:
         broken = torch.zeros_like(blocks, dtype=torch.bool)  # [B] a number was not finite
 
         for step in range(self.steps):
-            here = target & (block_of == block[:, None])  # [B, L]
+            in_block = target & (block_of == block[:, None])  # [B, L]
             begun = target & (block_of <= block[:, None]) & (block < blocks)[:, None]
             still_open = begun & ~committed  # of an earlier block only where the mask was drawn
             progress = Progress(
-                size=here.sum(1),
+                size=in_block.sum(1),
                 open=still_open.sum(1) - void,
                 step=taken,
                 steps=each + (block < rest),
             )
-            at = still_open
+            query_mask = still_open
             if self.cache is not None:
-                later = target & (block_of > block[:, None])
-                at = self.cache.places(
-                    Standing(progress, batch, here | still_open, later, committed, fresh, sure)
+                in_later_blocks = target & (block_of > block[:, None])
+                query_mask = self.cache.compute_mask(
+                    CacheState(
+                        progress,
+                        batch,
+                        in_block | still_open,
+                        in_later_blocks,
+                        committed,
+                        just_committed,
+                        confidence,
+                    )
                 )
-            asked = Asked.of(block < blocks, broken, still_open, at, progress)
-            asked.refuse_broken()
-            if asked.is_finished:
+            host_state = HostState.of(block < blocks, broken, still_open, query_mask, progress)
+            host_state.refuse_broken()
+            if host_state.is_finished:
                 return
-            progress = replace(progress, on_host=asked.progress)
-            passes = passes.only(asked.unfinished)
+            progress = replace(progress, on_host=host_state.progress)
+            passes = passes.only(host_state.unfinished)
             with packed:
                 forward = passes.first_hidden if step == 0 else passes.hidden
-                hidden = forward(x_t, asked.at)
-                drawn = self._draw(passes, hidden, asked.still_open, ranges, progress, chance)
+                hidden = forward(x_t, host_state.query_mask)
+                drawn = self._draw(
+                    passes, hidden, host_state.still_open, ranges, progress, generators
+                )
 
             broken = broken | (still_open & drawn.log_prob.isnan()).any(1)
-            remaining = self._remaining(progress, chance)  # [B]
-            again = self._again(here & committed, probability, remaining, progress, chance)
+            remaining = self._remaining(progress, generators)  # [B]
+            again = self._again(in_block & committed, probability, remaining, progress, generators)
             count = progress.open + again.sum(1) - remaining
-            chosen = self.commit.choose(
+            chosen = self.unmasking.choose(
                 drawn.score,
                 drawn.probability,
                 words=torch.where(is_text & ~torch.isin(drawn.ids, no_words), drawn.ids, -1),
@@ -265,18 +283,20 @@ class Sampler:
                 count=count,
                 progress=progress,
             )
-            _check_shape(chosen, still_open, of=f"{type(self.commit).__name__}.choose")
+            _check_shape(chosen, still_open, of=f"{type(self.unmasking).__name__}.choose")
             chosen = still_open & chosen.bool()
             masks = chosen & (drawn.ids == vocabulary.mask_id)
-            void = void + masks.sum(1) * self.commit.planned
+            void = void + masks.sum(1) * self.unmasking.planned
             chosen &= ~masks
 
-            committed, fresh = (committed & ~again) | chosen, chosen
-            sure = torch.where(still_open, drawn.probability, 0.0)
+            committed, just_committed = (committed & ~again) | chosen, chosen
+            confidence = torch.where(still_open, drawn.probability, 0.0)
             probability = torch.where(chosen, drawn.probability, probability)
             log_prob = torch.where(chosen, drawn.log_prob, log_prob).masked_fill(~committed, 0.0)
             left = (begun & ~committed).sum(1) - void
-            noisiness = torch.where(here, (left / progress.size.clamp_min(1))[:, None], all_noise)
+            noisiness = torch.where(
+                in_block, (left / progress.size.clamp_min(1))[:, None], all_noise
+            )
             x_t = torch.where(still_open, drawn.ids, x_t)
             x_t = fill(x_t, target & ~committed, p_mask=noisiness)
             yield SampleStep(
@@ -289,11 +309,11 @@ class Sampler:
             stopped = self._stopped(x_t, committed, batch, stops)
             block = torch.where(stopped, blocks, block + finished)
             taken = torch.where(finished, 0, taken + 1)
-        Asked.of(block < blocks, broken, still_open, at, progress).refuse_broken()
+        HostState.of(block < blocks, broken, still_open, query_mask, progress).refuse_broken()
 
     def undrawable(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """Return the ids that no target becomes: a policy's log-probabilities leave them out."""
-        return (*self.suppressed, *(() if self.mask_drawn else (vocabulary.mask_id,)))
+        return (*self.suppress_tokens, *(() if self.allow_mask_token else (vocabulary.mask_id,)))
 
     def _filled(
         self,
@@ -303,7 +323,7 @@ class Sampler:
         p_mask: Tensor,
         batch: Batch,
         vocabulary: Vocabulary,
-        chance: Chance,
+        generators: RowGenerators,
     ) -> Tensor:
         """[B, L] ids with noise at the positions `where`."""
 
@@ -317,7 +337,7 @@ class Sampler:
                 generator=generator,
             )
 
-        return chance.for_tokens(x, of)
+        return generators.for_tokens(x, of)
 
     def _stopped(self, x_t: Tensor, committed: Tensor, batch: Batch, stops: Tensor) -> Tensor:
         """[B] bool, whose last text has come to its end: to one of the ids `stops`."""
@@ -329,12 +349,16 @@ class Sampler:
         ends = stop & committed & none_before & batch.of(Modality.TEXT) & (batch.segment == last)
         return ends.any(1)
 
-    def _blocks(self, target: Tensor, marks: Marks) -> tuple[Tensor, Tensor]:
+    def _blocks(self, target: Tensor, host_masks: HostMasks) -> tuple[Tensor, Tensor]:
         """[B, L] number of the block of each target, [B] number of blocks of each row."""
         place = target.cumsum(1) - 1
         length = self.block_length or target.shape[1]
         blocks = (target.sum(1) + length - 1) // length
-        most = (int(marks.target.numpy().sum(1).max()) + length - 1) // length if len(blocks) else 0
+        most = (
+            (int(host_masks.target.numpy().sum(1).max()) + length - 1) // length
+            if len(blocks)
+            else 0
+        )
         if most > self.steps:
             raise ValueError(
                 f"sampler: {self.steps} steps are too few for {most} blocks of {length} tokens; "
@@ -342,14 +366,16 @@ class Sampler:
             )
         return place // length, blocks
 
-    def _remaining(self, progress: Progress, chance: Chance) -> Tensor:
+    def _remaining(self, progress: Progress, generators: RowGenerators) -> Tensor:
         """[B] the commit rule's count; a planned step commits one at least, the last one all."""
-        remaining = chance.for_rows(
-            lambda rows, generator: self.commit.remaining(progress.rows(rows), generator=generator)
+        remaining = generators.for_rows(
+            lambda rows, generator: self.unmasking.remaining(
+                progress.rows(rows), generator=generator
+            )
         )
-        _check_shape(remaining, progress.open, of=f"{type(self.commit).__name__}.remaining")
+        _check_shape(remaining, progress.open, of=f"{type(self.unmasking).__name__}.remaining")
         remaining = remaining.long().clamp_min(0)
-        if self.remask is None and self.commit.planned:
+        if self.remask is None and self.unmasking.planned:
             remaining = torch.minimum(remaining, (progress.open - 1).clamp_min(0))
         return remaining.masked_fill(progress.last, 0)
 
@@ -359,7 +385,7 @@ class Sampler:
         probability: Tensor,
         remaining: Tensor,
         progress: Progress,
-        chance: Chance,
+        generators: RowGenerators,
     ) -> Tensor:
         """[B, L] bool, the tokens that are masked again."""
         nothing, remask = torch.zeros_like(committed), self.remask
@@ -375,7 +401,7 @@ class Sampler:
                 generator=generator,
             )
 
-        return chance.for_tokens(nothing, of)
+        return generators.for_tokens(nothing, of)
 
     def _ranges(self, vocabulary: Vocabulary, device: torch.device) -> dict[Modality, Range]:
         """The ids that a position of each modality may become."""
@@ -384,14 +410,14 @@ class Sampler:
             start, stop = vocabulary.range(modality)
             if start == stop:
                 continue
-            if self.whole_vocabulary and modality == Modality.TEXT:
+            if self.full_vocabulary and modality == Modality.TEXT:
                 start, stop = 0, vocabulary.size
             ranges[modality] = Range.of(
                 start,
                 stop,
-                suppressed=self.suppressed,
-                masks=() if self.mask_drawn else (vocabulary.mask_id,),
-                postponed=self.postponed,
+                suppress_tokens=self.suppress_tokens,
+                masks=() if self.allow_mask_token else (vocabulary.mask_id,),
+                deprioritized_ids=self.deprioritized_ids,
                 ends=self.stop_ids if self.min_new_tokens and modality == Modality.TEXT else (),
                 device=device,
             )
@@ -399,13 +425,13 @@ class Sampler:
 
     def _draw(
         self,
-        passes: Passes,
+        passes: ForwardPasses,
         hidden: Tensor,
         still_open: Tensor,
         ranges: dict[Modality, Range],
         progress: Progress,
-        chance: Chance,
-    ) -> Drawn:
+        generators: RowGenerators,
+    ) -> SampledTokens:
         """A token for each open position of the current blocks, its probability and its score.
 
         still_open  [B, L] bool on the host
@@ -414,23 +440,28 @@ class Sampler:
         still_open, progress = still_open[list(passes.rows)], progress.rows(passes.live)
         flat, values = [], []
         for modality, ids in ranges.items():
-            marked = batch.marks.of_modality(modality)
-            here = Positions.of(still_open & marked, batch.ids.device)
-            early = here.early(batch.marks.target & marked, self.min_new_tokens)  # [M] bool
-            candidates, runs = here.candidates(progress), chance.runs(here.of_row, passes.rows)
-            drawing = runs if self.temperature else chance.together(runs)
+            marked = batch.host_masks.of_modality(modality)
+            in_block = Positions.of(still_open & marked, batch.ids.device)
+            early = in_block.early(
+                batch.host_masks.target & marked, self.min_new_tokens
+            )  # [M] bool
+            candidates, runs = (
+                in_block.candidates(progress),
+                generators.runs(in_block.of_row, passes.rows),
+            )
+            drawing = runs if self.temperature else generators.together(runs)
             parts = [
                 self._read(
                     logits, ids, candidates.some(places), generator, early=numbers_of(early[places])
                 )
-                for logits, places, generator in here.logits(passes, hidden, ids, drawing)
+                for logits, places, generator in in_block.logits(passes, hidden, ids, drawing)
             ]
             token, log_prob, own, read = map(joined, zip(*parts, strict=True))
             score = self._scores(read, replace(candidates, log_prob=log_prob), runs)
-            flat.append(here.flat)
+            flat.append(in_block.flat)
             values.append((token + ids.start, score, log_prob.exp(), own))
         token, score, probability, own = map(joined, zip(*values, strict=True))
-        drawn = Drawn.at(
+        drawn = SampledTokens.at(
             joined(flat),
             still_open.shape,
             ids=token,
@@ -459,7 +490,7 @@ class Sampler:
         drawable = ids.drawable(allowed)
         token = self._categorical(drawable, generator)  # [m]
         own = _log_prob(drawable, token)
-        if self.order_after_temperature:
+        if self.score_after_temperature:
             logits = self._tempered(ids.preferred(drawable)).float()
         else:
             logits = ids.preferred(allowed)
@@ -525,10 +556,10 @@ def _check_shape(found: Tensor, wanted: Tensor, *, of: str) -> None:
         )
 
 
-def _check_ranges(marks: Marks, vocabulary: Vocabulary) -> None:
+def _check_ranges(host_masks: HostMasks, vocabulary: Vocabulary) -> None:
     for modality in GENERATED:
         start, stop = vocabulary.range(modality)
-        if start == stop and (marks.target & marks.of_modality(modality)).numpy().any():
+        if start == stop and (host_masks.target & host_masks.of_modality(modality)).numpy().any():
             raise ValueError(
                 f"sampler: the batch asks for {modality.name} tokens, but the model's vocabulary "
                 "has none; take a model that was trained with them"

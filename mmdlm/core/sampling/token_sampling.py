@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.host_masks import numbers_of, on_host, sent
-from mmdlm.core.sampling.forward_passes import Passes
+from mmdlm.core.sampling.forward_passes import ForwardPasses
 from mmdlm.core.sampling.generators import Run
 from mmdlm.core.sampling.order import Candidates
 from mmdlm.core.sampling.unmasking import Progress
@@ -22,35 +22,40 @@ Piece = tuple[slice, torch.Generator]  # which of M positions, and what draws fo
 
 
 @dataclass(frozen=True)
-class Asked:
+class HostState:
     """What the host knows before a step; all on the CPU.
 
     unfinished  [B] bool
     broken      [B] bool, rows of which a number was not finite
     still_open  [B, L] bool
-    at          [B, L] bool, places that are computed
+    query_mask       [B, L] bool, places that are computed
     progress    [4, B] int64, see `Progress.on_host`
     """
 
     unfinished: Tensor
     broken: Tensor
     still_open: Tensor
-    at: Tensor
+    query_mask: Tensor
     progress: Tensor
 
     @classmethod
     def of(
-        cls, unfinished: Tensor, broken: Tensor, still_open: Tensor, at: Tensor, progress: Progress
-    ) -> Asked:
+        cls,
+        unfinished: Tensor,
+        broken: Tensor,
+        still_open: Tensor,
+        query_mask: Tensor,
+        progress: Progress,
+    ) -> HostState:
         """Ask the device, once."""
         length = still_open.shape[1]
         numbers = torch.stack([unfinished, broken, *progress.each], dim=1)  # [B, 6] int64
-        known = on_host(torch.cat([numbers, still_open, at], dim=1))
+        known = on_host(torch.cat([numbers, still_open, query_mask], dim=1))
         return cls(
             unfinished=known[:, 0].bool(),
             broken=known[:, 1].bool(),
             still_open=known[:, 6 : 6 + length].bool(),
-            at=known[:, 6 + length :].bool(),
+            query_mask=known[:, 6 + length :].bool(),
             progress=known[:, 2:6].T,
         )
 
@@ -75,15 +80,16 @@ class Asked:
 class Range:
     """The ids `start` .. `stop` - 1, and which of them a position does not become.
 
-    suppressed, masks, postponed, ends  [n] int64, their columns; masks are never drawn either, but
+    suppress_tokens, masks, deprioritized_ids, ends  [n] int64, their columns; masks are never drawn
+                                                     either, but
                                         count in what an order takes for the model's confidence
     """
 
     start: int
     stop: int
-    suppressed: Tensor
+    suppress_tokens: Tensor
     masks: Tensor
-    postponed: Tensor
+    deprioritized_ids: Tensor
     ends: Tensor
 
     @classmethod
@@ -92,16 +98,16 @@ class Range:
         start: int,
         stop: int,
         *,
-        suppressed: Sequence[int],
+        suppress_tokens: Sequence[int],
         masks: Sequence[int],
-        postponed: Sequence[int],
+        deprioritized_ids: Sequence[int],
         ends: Sequence[int],
         device: torch.device,
     ) -> Range:
         """Of ids, some of which may lie elsewhere."""
         columns = (
             torch.tensor([i - start for i in ids if start <= i < stop], dtype=torch.int64)
-            for ids in (suppressed, masks, postponed, ends)
+            for ids in (suppress_tokens, masks, deprioritized_ids, ends)
         )
         return cls(start, stop, *(sent(one, device) for one in columns))
 
@@ -110,7 +116,7 @@ class Range:
 
         early  [n] int64 on the host, which of the m positions do not become an end
         """
-        logits = _without(logits, self.suppressed)
+        logits = _without(logits, self.suppress_tokens)
         if not len(early) or not len(self.ends):
             return logits
         places = sent(early, logits.device)[:, None], self.ends[None]
@@ -122,7 +128,7 @@ class Range:
 
     def preferred(self, logits: Tensor) -> Tensor:
         """[m, R] logits in which what comes last has no probability."""
-        return _without(logits, self.postponed)
+        return _without(logits, self.deprioritized_ids)
 
 
 def _without(logits: Tensor, columns: Tensor) -> Tensor:
@@ -169,7 +175,7 @@ class Positions:
         )
 
     def logits(
-        self, passes: Passes, hidden: Tensor, ids: Range, runs: list[Run]
+        self, passes: ForwardPasses, hidden: Tensor, ids: Range, runs: list[Run]
     ) -> Iterator[tuple[Tensor, slice, torch.Generator]]:
         """Logits [m, R] of some of them at a time, all of one run; which they are; its generator.
 
@@ -205,8 +211,8 @@ class Positions:
         """[R, L] bool on the host, some of the positions."""
         if stop - start == len(self.number):
             return self.marked
-        marks = torch.zeros(self.marked.numel(), dtype=torch.bool)
-        return marks.index_fill(0, self.number[start:stop], True).view_as(self.marked)
+        host_masks = torch.zeros(self.marked.numel(), dtype=torch.bool)
+        return host_masks.index_fill(0, self.number[start:stop], True).view_as(self.marked)
 
 
 def _elements(total: int, device: torch.device) -> int:
@@ -234,7 +240,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledTokens:
     """What was drawn, all [B, L]; meaningful at open positions of the current block.
 
     probability  as the order sees it
@@ -247,7 +253,7 @@ class Drawn:
     log_prob: Tensor
 
     @classmethod
-    def at(cls, flat: Tensor, shape: torch.Size, **values: Tensor) -> Drawn:
+    def at(cls, flat: Tensor, shape: torch.Size, **values: Tensor) -> SampledTokens:
         """Values [M] at places [M] of rows, row * L + column; nothing elsewhere."""
         return cls(
             **{
@@ -256,12 +262,12 @@ class Drawn:
             }
         )
 
-    def among(self, live: Tensor, rows: int) -> Drawn:
+    def among(self, live: Tensor, rows: int) -> SampledTokens:
         """What was drawn for some rows, put among all."""
         if len(live) == rows:
             return self
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Drawn(
+        return SampledTokens(
             **{
                 name: value.new_zeros(rows, *value.shape[1:]).index_copy(0, live, value)
                 for name, value in values.items()

@@ -59,7 +59,7 @@ class Progress:
         return numbers
 
 
-class CommitRule(ABC):
+class UnmaskingRule(ABC):
     """How many tokens of the current block are committed in a step.
 
     A rule of one's own is a frozen dataclass with `remaining`, and `choose` where it does not take
@@ -103,7 +103,7 @@ class CommitRule(ABC):
 
 
 @dataclass(frozen=True)
-class EvenSplit(CommitRule):
+class UniformTransfer(UnmaskingRule):
     """The same number each step, the remainder one by one in the first steps (LLaDA)."""
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
@@ -113,7 +113,7 @@ class EvenSplit(CommitRule):
 
 
 @dataclass(frozen=True)
-class ScheduledCount(CommitRule):
+class ScheduledTransfer(UnmaskingRule):
     """floor(size * p_mask(t)) stay open, t falling evenly from 1 to 0 (MaskGIT with `Cosine()`).
 
     least   so many stay open until the last step all the same; MaskGIT, MMaDA and Lumina-DiMOO: 1
@@ -129,7 +129,7 @@ class ScheduledCount(CommitRule):
 
     def __post_init__(self) -> None:
         if self.least < 0:
-            raise ValueError(f"ScheduledCount: least must not be negative, got {self.least}")
+            raise ValueError(f"ScheduledTransfer: least must not be negative, got {self.least}")
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
         t = 1 - (progress.step + 1).double() / progress.steps
@@ -139,8 +139,8 @@ class ScheduledCount(CommitRule):
 
 
 @dataclass(frozen=True)
-class PlannedCount(CommitRule):
-    """The counts of `ScheduledCount`, each raised to one at least when the block is begun.
+class PlannedTransfer(UnmaskingRule):
+    """The counts of `ScheduledTransfer`, each raised to one at least when the block is begun.
 
     What that costs is taken one by one from the other counts, those of the last steps first; with
     more steps than tokens there are as many as tokens. LaViDa's, with `Shifted()`.
@@ -175,7 +175,7 @@ def _planned_counts(schedule: MaskSchedule, size: int, steps: int) -> tuple[int,
 
 
 @dataclass(frozen=True)
-class Ancestral(CommitRule):
+class Ancestral(UnmaskingRule):
     """Each open token is committed with probability 1 - p_mask(s) / p_mask(t), s the next time.
 
     Times fall evenly from 1 to 0, so that `Linear(eps)` gives Dream's linspace(1, eps).
@@ -205,7 +205,7 @@ class Ancestral(CommitRule):
 
 
 @dataclass(frozen=True)
-class CatchUp(CommitRule):
+class CatchUpTransfer(UnmaskingRule):
     """The first number of the schedule to come that is below what is open.
 
     ceil(size * p_mask(t)) are to stay open, t falling evenly from 1 to 0. A row ahead of its
@@ -230,32 +230,33 @@ class CatchUp(CommitRule):
 
 
 @dataclass(frozen=True)
-class Parallel(CommitRule):
-    """Every token that the model is sure enough of, and as many as `otherwise` asks for.
+class Parallel(UnmaskingRule):
+    """Every token that the model is sure enough of, and as many as `fallback` asks for.
 
     With as many steps as tokens that is one at least (Fast-dLLM); with fewer, the budget still
     suffices.
 
-    alone     in a step in which the model is sure of some token only those; `otherwise` counts in
-              the others. Dimple's confident decoding, with `CatchUp()`
+    exclusive     in a step in which the model is sure of some token only those; `fallback` counts
+                  in
+              the others. Dimple's confident decoding, with `CatchUpTransfer()`
     in_order  sure tokens wait for what comes before them in the order and is not sure. Read from
               left to right, a text so grows without gaps, whose words were not yet to be seen
     distinct  of several sure tokens of one word the first in the order alone, beside those that
-              `otherwise` asks for: tokens that do not know of each other put a word that has one
+              `fallback` asks for: tokens that do not know of each other put a word that has one
               place into two. Ours
     """
 
-    otherwise: CommitRule = field(default=EvenSplit(), kw_only=True)
-    alone: bool = field(default=False, kw_only=True)
+    fallback: UnmaskingRule = field(default=UniformTransfer(), kw_only=True)
+    exclusive: bool = field(default=False, kw_only=True)
     in_order: bool = field(default=False, kw_only=True)
     distinct: bool = field(default=False, kw_only=True)
 
     @property
     def planned(self) -> bool:
-        return self.otherwise.planned
+        return self.fallback.planned
 
     def remaining(self, progress: Progress, *, generator: torch.Generator) -> Tensor:
-        return self.otherwise.remaining(progress, generator=generator)
+        return self.fallback.remaining(progress, generator=generator)
 
     @abstractmethod
     def sure(self, score: Tensor, probability: Tensor, *, among: Tensor) -> Tensor:
@@ -277,7 +278,7 @@ class Parallel(CommitRule):
         if self.in_order:
             ranked = score.masked_fill(~among, -math.inf).sort(dim=1, descending=True, stable=True)
             sure = highest(score, among, sure.gather(1, ranked.indices).long().cumprod(1).sum(1))
-        if self.alone:
+        if self.exclusive:
             count = count.masked_fill(sure.any(1) & ~progress.last, 0)
         return sure | highest(score, among, count)
 
@@ -346,7 +347,7 @@ class Remasking:
     by_confidence  choose them by softmax(-probability at which they were committed), not uniformly
     between        times (1 at the start of a block, 0 at its end) between which it happens
 
-    With more steps than tokens use `ScheduledCount`, which leaves room to the end.
+    With more steps than tokens use `ScheduledTransfer`, which leaves room to the end.
     Source: arXiv:2503.00307, section 4.1; counts are rounded at random where the paper draws each
     token on its own.
     """
@@ -386,8 +387,8 @@ def _repeats(words: Tensor, score: Tensor, *, among: Tensor) -> Tensor:
 
     words  [B, L] ids, below 0 what is no word
     """
-    alone = -1 - torch.arange(words.shape[1], device=words.device)  # like no other
-    words = torch.where(among & (words >= 0), words, alone)
+    exclusive = -1 - torch.arange(words.shape[1], device=words.device)  # like no other
+    words = torch.where(among & (words >= 0), words, exclusive)
     by_score = score.argsort(dim=1, descending=True, stable=True)
     ranked = words.gather(1, by_score).sort(dim=1, stable=True)  # of a word the highest comes first
     again = ranked.values == ranked.values.roll(1, dims=1)

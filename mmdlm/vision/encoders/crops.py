@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """Where the features of a picture's crops stand among its slots.
 
     The first crop shows the whole picture; its features come first, row by row. Then come those of
@@ -90,7 +90,7 @@ class Layout:
         return torch.cat([first, torch.cat([mosaic, *ends], dim=1).flatten(0, 1)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields as JSON can hold them; `Layout(**fields)` reads them back."""
+        """Fields as JSON can hold them; `FeatureLayout(**fields)` reads them back."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -107,7 +107,7 @@ class CropViews:
     """
 
     crops: Tensor
-    layout: Layout
+    layout: FeatureLayout
 
     def __post_init__(self) -> None:
         if len(self.crops) != self.layout.crops:

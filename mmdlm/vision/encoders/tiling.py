@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.vision.encoders.crops import CropViews, Layout
+from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
 from mmdlm.vision.encoders.pooling import Pooling
 from mmdlm.vision.image_files import to_rgb
 from mmdlm.vision.pixels import check_size, check_visible
@@ -31,7 +31,7 @@ class Tiling(ABC):
     """How pictures become crops.
 
     pooling     what the adapter does to the features of each crop
-    newline     see `Layout`
+    newline     see `FeatureLayout`
     resampling  the filter that resizes pictures, always with antialiasing
     """
 
@@ -51,14 +51,14 @@ class Tiling(ABC):
             )
 
     @abstractmethod
-    def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
+    def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
         """The layout of a picture of that many pixels; `alone`: the only one of its conversation.
 
         Raises ValueError for a picture too small or too narrow to be seen.
         """
 
     @abstractmethod
-    def cut(self, picture: Image.Image, layout: Layout) -> list[Image.Image]:
+    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """The crops of an RGB picture, in the order of the layout."""
 
     def views(self, pictures: Sequence[Image.Image]) -> list[CropViews]:
@@ -115,9 +115,9 @@ class Square(Tiling):
         super().__post_init__()
         _check_sides(size=self.size, grid=self.grid)
         if self.background is not None:
-            object.__setattr__(self, "background", _colour(self.background))
+            object.__setattr__(self, "background", _color(self.background))
 
-    def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
+    def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
         """See `Tiling.layout`; refuses pictures that, unsquashed, are thinner than one feature."""
         check_size(width, height)
         pooled = self._pooled(self.grid, self.grid)
@@ -128,9 +128,9 @@ class Square(Tiling):
                 f"{pooled[1]}x{pooled[0]} features, of which it covers {columns}x{rows}; "
                 "crop it or cut it into parts"
             )
-        return Layout((self.grid, self.grid), pooled, newline=self.newline)
+        return FeatureLayout((self.grid, self.grid), pooled, newline=self.newline)
 
-    def cut(self, picture: Image.Image, layout: Layout) -> list[Image.Image]:
+    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         if self.background is None:
             return [self._resize(picture, self.size, self.size)]
@@ -186,7 +186,7 @@ class Anyres(Tiling):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_sides(size=self.size, grid=self.grid)
-        object.__setattr__(self, "background", _colour(self.background))
+        object.__setattr__(self, "background", _color(self.background))
         try:
             shapes = tuple((int(columns), int(rows)) for columns, rows in self.shapes)
         except (TypeError, ValueError) as error:
@@ -227,7 +227,7 @@ class Anyres(Tiling):
             )
         return tuple((width // size, height // size) for width, height in pinpoints)
 
-    def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
+    def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
         """See `Tiling.layout`; refuses pictures that cover no whole row or column of features."""
         if not alone and not self.tile_several:
             return self._square.layout(width, height)
@@ -236,7 +236,7 @@ class Anyres(Tiling):
         pooled = self._pooled(self.grid, self.grid)
         mosaic = (rows * pooled[0], columns * pooled[1])
         window = _window(width, height, *mosaic)
-        return Layout(
+        return FeatureLayout(
             (self.grid, self.grid),
             pooled,
             tiles=(rows, columns),
@@ -245,7 +245,7 @@ class Anyres(Tiling):
             newline=self.newline,
         )
 
-    def cut(self, picture: Image.Image, layout: Layout) -> list[Image.Image]:
+    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         if layout.tiles is None:
             return self._square.cut(picture, layout)
@@ -328,7 +328,7 @@ class Natural(Tiling):
         super().__post_init__()
         _check_sides(patch=self.patch, max_patches=self.max_patches)
 
-    def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
+    def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
         """See `Tiling.layout`; refuses pictures that are longer than `max_patches` squares."""
         check_size(width, height)
         if max(width, height) > self.max_patches * min(width, height):
@@ -343,9 +343,9 @@ class Natural(Tiling):
             rows, columns = self._patches(width, height, scale)
             low, high = (scale, high) if rows * columns <= self.max_patches else (low, scale)
         grid = self._patches(width, height, low)
-        return Layout(grid, self._pooled(*grid), newline=self.newline)
+        return FeatureLayout(grid, self._pooled(*grid), newline=self.newline)
 
-    def cut(self, picture: Image.Image, layout: Layout) -> list[Image.Image]:
+    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         rows, columns = layout.patches
         return [self._resize(picture, columns * self.patch, rows * self.patch)]
@@ -357,7 +357,8 @@ class Natural(Tiling):
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded(Tiling):
-    """One crop a picture, nearly in its own aspect ratio and size, and on axes (`Layout.axes`).
+    """One crop a picture, nearly in its own aspect ratio and size, and on axes
+    (`FeatureLayout.axes`).
 
     Each side is rounded to whole patches. A picture of too many or too few pixels is scaled first,
     and its sides then rounded towards what is allowed.
@@ -387,7 +388,7 @@ class Rounded(Tiling):
         if self.newline:
             raise ValueError("tiling 'rounded' has rows among the positions, and no newline")
 
-    def layout(self, width: int, height: int, *, alone: bool = True) -> Layout:
+    def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
         """See `Tiling.layout`; refuses pictures of sides that differ more than 200 times."""
         check_visible(width, height)
         # Python rounds halves to even numbers, as the published processor does.
@@ -399,9 +400,9 @@ class Rounded(Tiling):
             scale = math.sqrt(self.min_pixels / (height * width))
             grid = [math.ceil(side * scale / self.patch) for side in (height, width)]
         rows, columns = (max(1, count) for count in grid)
-        return Layout((rows, columns), self._pooled(rows, columns), axes=True)
+        return FeatureLayout((rows, columns), self._pooled(rows, columns), axes=True)
 
-    def cut(self, picture: Image.Image, layout: Layout) -> list[Image.Image]:
+    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         rows, columns = layout.patches
         return [self._resize(picture, columns * self.patch, rows * self.patch)]
@@ -440,7 +441,7 @@ def _check_sides(**sides: int) -> None:
             raise ValueError(f"tiling: {name} must be a whole number from 1, not {value!r}")
 
 
-def _colour(value: Sequence[int]) -> tuple[int, int, int]:
+def _color(value: Sequence[int]) -> tuple[int, int, int]:
     if len(value) != 3 or any(type(level) is not int or not 0 <= level < 256 for level in value):
         raise ValueError(f"background must be three levels from 0 to 255, not {value!r}")
     red, green, blue = value

@@ -128,7 +128,7 @@ def test_the_published_size() -> None:
 
 @pytest.mark.parametrize("size", [(48, 32), (32, 48), (32, 32)])
 def test_the_middle_of_a_picture_is_shown(size: tuple[int, int]) -> None:
-    """A white middle of 32 pixels between black sides, in the colours that CLIP was shown."""
+    """A white middle of 32 pixels between black sides, in the colors that CLIP was shown."""
     picture = Image.new("RGB", size)
     left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
     picture.paste((255, 255, 255), (left, top, left + 32, top + 32))

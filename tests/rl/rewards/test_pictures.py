@@ -25,8 +25,8 @@ from mmdlm.rl.rewards.images.round_trip import RoundTrip, word_f1
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 
 
-def picture(colour: tuple[int, int, int], size: int = 8) -> Image.Image:
-    return Image.new("RGB", (size, size), colour)
+def picture(color: tuple[int, int, int], size: int = 8) -> Image.Image:
+    return Image.new("RGB", (size, size), color)
 
 
 def gallery() -> Gallery:
@@ -80,7 +80,7 @@ def test_text_is_no_picture() -> None:
 
 
 def describe(pictures: Sequence[Image.Image]) -> list[str]:
-    """Reads the colour of the middle."""
+    """Reads the color of the middle."""
     seen = [one.getpixel((4, 4)) for one in pictures]
     return [next(name for name, one in COLOURS.items() if one == two) + " square" for two in seen]
 
@@ -114,7 +114,7 @@ def test_a_caption_for_each_picture() -> None:
 
 
 class TinyClip(nn.Module):
-    """A space of three colours: pictures by their mean, texts by the colour that they name."""
+    """A space of three colors: pictures by their mean, texts by the color that they name."""
 
     def __init__(self) -> None:
         super().__init__()
