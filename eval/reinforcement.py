@@ -98,7 +98,7 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _share(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> float | None:
-    """Of the time of runs, their mean; with `logging_steps` 1 a share is of the seconds beside it."""
+    """Return the mean share of the time of runs; with `logging_steps` 1 it is of the seconds."""
     if not logs or any(key not in lines[0] for lines in logs):
         return None
     return fmean(

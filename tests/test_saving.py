@@ -40,7 +40,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 def test_what_a_folder_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = mmdlm.load("emoji", device="cpu")
-    with pytest.raises(ValueError, match="cannot hold the layout"):
+    with pytest.raises(ValueError, match="cannot hold the prompt template"):
         replace(model, prompt_template=Mmada(attend_pads=True)).save_pretrained(tmp_path / "a")
     assert not list(tmp_path.iterdir())
 

@@ -95,7 +95,7 @@ def test_a_thread_that_leaves_packed_layers_unpacks_no_other() -> None:
 def test_threads_read_special_names_each_in_its_own_way() -> None:
     words = words_of("llada")
     text = "a <|endoftext|> and <|mask|>"
-    readers = [TextCodec.ids, TextCodec.spoken] * THREADS
+    readers = [TextCodec.encode_with_specials, TextCodec.encode] * THREADS
     alone = [reader(words, text) for reader in readers]
     assert alone[0] != alone[1]
 

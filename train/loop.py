@@ -162,7 +162,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number")
         if not self.max_grad_norm > 0:
             raise ValueError(
-                f"clip is {self.max_grad_norm}; it must be above 0, and .inf clips nothing"
+                f"max_grad_norm is {self.max_grad_norm}; it must be above 0, and .inf clips nothing"
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; a decay lies in [0, 1), and 0 keeps no average")
@@ -231,8 +231,8 @@ def fit(
         path, first = found
         if first > settings.max_steps:
             raise ValueError(
-                f"{path} is beyond the {settings.max_steps} steps of this run; give training.max_steps "
-                f"at least {first}, or train into another folder"
+                f"{path} is beyond the {settings.max_steps} steps of this run; give "
+                f"training.max_steps at least {first}, or train into another folder"
             )
         state.read(path)
         written = any((out / name).is_dir() for name in ("final", "adapter"))
@@ -248,9 +248,13 @@ def fit(
 
     batches = iter(loader)
     bar = tqdm(
-        total=settings.max_steps, initial=first, unit="step", disable=not accelerator.is_main_process,
-        dynamic_ncols=True, mininterval=1.0,
-    )  # fmt: skip
+        total=settings.max_steps,
+        initial=first,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+        mininterval=1.0,
+    )
     not_finite = 0  # steps on end whose gradient was not
     with _stop_signals() as stop, bar:
         (spent,) = _agreed((stage.is_spent,), accelerator)

@@ -212,8 +212,8 @@ def main(
         torch.set_num_threads(threads)
     if training.sample_steps:
         raise ValueError(
-            "sample_steps draws sheets for pretraining; set it to 0: log_completions_every shows what a "
-            "policy does"
+            "sample_steps draws sheets for pretraining; set it to 0: log_completions_every shows "
+            "what a policy does"
         )
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError("a policy samples with whole weights: launch without FSDP, with lora")
@@ -246,7 +246,7 @@ def main(
         Plan(
             prompts=prompts_per_batch,
             num_generations=num_generations,
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            micro=training.gradient_accumulation_steps,
             num_iterations=num_iterations,
             process=state.process_index,
             of=state.num_processes,

@@ -1,0 +1,1 @@
+"""Tar shards: read, write, shuffle, mix, batch and resume."""

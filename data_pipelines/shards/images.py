@@ -97,7 +97,7 @@ class _Pictures:
     ) -> None:
         self.max_pixels = max_pixels
         self.batch_size, self.image_size, self.fit = batch_size, image_size, fit
-        self._tally = SampleStats(max_broken)
+        self._stats = SampleStats(max_broken)
         self._stream = ShardStream(
             urls,
             reader=reader,
@@ -112,26 +112,26 @@ class _Pictures:
         pixels: list[Tensor] = []
         for item in self._stream:
             if isinstance(item, BrokenSample):
-                self._tally.add_broken(item)
+                self._stats.add_broken(item)
                 continue
             try:
                 image = field_image(item, max_pixels=self.max_pixels)
                 pixels.append(to_pixels(image, self.image_size, fit=self.fit))
             except BROKEN_CONTENT as error:
-                self._tally.add_broken(
+                self._stats.add_broken(
                     BrokenSample(item["__url__"], item["__key__"], one_line(error))
                 )
                 continue
-            self._tally.good += 1
+            self._stats.good += 1
             if len(pixels) == self.batch_size:
                 yield torch.stack(pixels)
                 pixels = []
 
     def state_dict(self) -> State:
-        source = {"stream": self._stream.state_dict(), "tally": self._tally.state_dict()}
+        source = {"stream": self._stream.state_dict(), "stats": self._stats.state_dict()}
         return {"sources": [source]}
 
     def load_state_dict(self, state: State) -> None:
         (source,) = state["sources"]
         self._stream.load_state_dict(source["stream"])
-        self._tally.load_state_dict(source["tally"])
+        self._stats.load_state_dict(source["stats"])

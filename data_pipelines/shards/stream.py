@@ -340,7 +340,7 @@ class SequenceStream(Iterator[Sequence]):
             )
             for number, source in enumerate(sources)
         ]
-        self._tallies = [SampleStats(max_broken) for _ in sources]
+        self._stats = [SampleStats(max_broken) for _ in sources]
         self._taken = [0] * len(sources)  # samples, broken ones included
         self._ended = [False] * len(sources)
         self._given = 0
@@ -362,12 +362,12 @@ class SequenceStream(Iterator[Sequence]):
             "sources": [
                 {
                     "stream": stream.state_dict(),
-                    "tally": stats.state_dict(),
+                    "stats": stats.state_dict(),
                     "taken": taken,
                     "ended": ended,
                 }
                 for stream, stats, taken, ended in zip(
-                    self._streams, self._tallies, self._taken, self._ended, strict=True
+                    self._streams, self._stats, self._taken, self._ended, strict=True
                 )
             ],
         }
@@ -376,7 +376,7 @@ class SequenceStream(Iterator[Sequence]):
         self._given = state["given"]
         for number, source in enumerate(state["sources"]):
             self._streams[number].load_state_dict(source["stream"])
-            self._tallies[number].load_state_dict(source["tally"])
+            self._stats[number].load_state_dict(source["stats"])
             self._taken[number] = source["taken"]
             self._ended[number] = source["ended"]
 
@@ -394,7 +394,7 @@ class SequenceStream(Iterator[Sequence]):
 
     def _next_of(self, number: int) -> Sequence | None:
         """The next usable sequence of one source, or None where it has ended."""
-        source, stats = self.sources[number], self._tallies[number]
+        source, stats = self.sources[number], self._stats[number]
         for item in self._streams[number]:
             self._taken[number] += 1
             if isinstance(item, BrokenSample):

@@ -145,7 +145,7 @@ class Loader:
         for worker in self._workers:
             for total, source in zip(totals, worker["sources"] if worker else [], strict=False):
                 for name in total:
-                    total[name] += source["tally"][name]
+                    total[name] += source["stats"][name]
         return totals
 
 

@@ -1,0 +1,1 @@
+"""Where samples come from, and how each becomes a Sequence: one file per source."""

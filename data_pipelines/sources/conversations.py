@@ -281,8 +281,9 @@ class TemplatedConversation(Seeing):
         found = codes or numbered(sample, PICTURE_FIELD)
         if found and self.prompt_template.sees != "codes":
             raise ValueError(
-                f"it has pictures ({', '.join(found)}), but this model ({self.prompt_template.family}) sees "
-                "none; give it `vision`, or train on conversations without"
+                f"it has pictures ({', '.join(found)}), but this model "
+                f"({self.prompt_template.family}) sees none; give it `vision`, or train on "
+                "conversations without"
             )
         if found and not codes:
             raise ValueError(

@@ -1,0 +1,1 @@
+"""The emoji benchmark: drawing, captions, edits, questions and reconstructions."""

@@ -1,0 +1,1 @@
+"""The speed benchmark of sampling and training."""

@@ -1,0 +1,1 @@
+"""Benchmarks with answers that can be checked: one file per task."""

@@ -237,7 +237,7 @@ class Asking:
             begun = text_segment(model.codec.encode(prompt.begun))
             segments = ask.sequence.segments
             sequence = Document((*segments[:first], begun, *segments[first:]))
-            ask = TaskPrompt(sequence, ask.opposite, tuple(n + 1 for n in ask.output_segments))
+            ask = TaskPrompt(sequence, ask.unconditional, tuple(n + 1 for n in ask.output_segments))
         return model.fitting(ask, length)
 
     @property

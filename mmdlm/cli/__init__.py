@@ -1,0 +1,1 @@
+"""The command mmdlm, and the command line of recipes and jobs."""

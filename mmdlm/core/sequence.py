@@ -203,7 +203,7 @@ class Batch:
 
     @property
     def host_masks(self) -> HostMasks:
-        """Its layout on the host: asked of the device at each call, unless it is `with_host_masks`."""
+        """Return its masks on the host; the device is asked unless `with_host_masks` kept them."""
         return self._kept or HostMasks.of(
             target=self.target,
             prefix=self.prefix,
@@ -212,7 +212,7 @@ class Batch:
         )
 
     def with_host_masks(self) -> Batch:
-        """Return the same batch, which keeps its `host_masks`; rows and twins of it do so as well."""
+        """Return the same batch, which keeps its `host_masks`; so do rows and twins of it."""
         return self._keeping(self.host_masks)
 
     def _keeping(self, host_masks: HostMasks | None) -> Batch:

@@ -562,7 +562,7 @@ def _cached_layer(
 def _update(
     keys: Tensor, values: Tensor, subset: TokenSubset, key: Tensor, value: Tensor
 ) -> KeyValue:
-    """A `KeyValueHook` of what is remembered, [B, L, H, d] each, brought up to date at some places."""
+    """A `KeyValueHook` that updates cached keys and values [B, L, H, d] at some places."""
     subset = subset.to(key.device)
     for known, new in ((keys, key), (values, value)):
         subset.put_(known, new.transpose(1, 2))

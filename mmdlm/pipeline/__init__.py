@@ -1,0 +1,1 @@
+"""The pipeline: load a model, and generate text and images with it."""

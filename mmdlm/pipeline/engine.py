@@ -119,8 +119,8 @@ class Engine:
         tasks = getattr(denoiser.config, "trained_tasks", None)
         if self.prompt_template != prompt_template_for(family, seeing=seeing, tasks=tasks):
             raise ValueError(
-                f"a folder cannot hold the prompt template {self.prompt_template!r}; save a model that was loaded "
-                "without `prompt_template`, and give it again when you load that"
+                f"a folder cannot hold the prompt template {self.prompt_template!r}; save a model "
+                "that was loaded without `prompt_template`, and give it again when you load that"
             )
         generation = self.defaults.to_json()
         with new_folder(Path(folder)) as part:
@@ -287,8 +287,9 @@ class Engine:
         if self.prompt_template.sees == "nothing":
             number = sum(map(len, images))
             raise ValueError(
-                f"this model ({self.prompt_template.family}) reads text alone and was given {number} "
-                f"picture{'s' * (number > 1)}; take one that sees, or leave out what it cannot see"
+                f"this model ({self.prompt_template.family}) reads text alone and was given "
+                f"{number} picture{'s' * (number > 1)}; take one that sees, or leave out what it "
+                "cannot see"
             )
         if self.prompt_template.sees == "features":
             return [self._views(some) for some in images]
@@ -301,8 +302,8 @@ class Engine:
             return []
         if not isinstance(self.denoiser, Seeing) or self.denoiser.vision is None:
             raise ValueError(
-                f"this model ({self.prompt_template.family}) was loaded without its vision adapter and "
-                f"cannot look at {len(images)} pictures; load it with its vision tower"
+                f"this model ({self.prompt_template.family}) was loaded without its vision adapter "
+                f"and cannot look at {len(images)} pictures; load it with its vision tower"
             )
         return [*self.denoiser.vision.config.tiling.views(images)]
 

@@ -106,7 +106,7 @@ class GenerationConfig:
     min_new_tokens       a text does not end before so many tokens
     remask               share of committed tokens that a step may take back; 0 is off
     suppress_tokens           ids that are never generated
-    postponed, score_after_temperature, top_p_first, whole_vocabulary, allow_mask_token: see
+    deprioritized_ids, score_after_temperature, top_p_first, full_vocabulary, allow_mask_token: see
     `Sampler`
     """
 
@@ -323,7 +323,7 @@ class Defaults:
             )
 
     def updated(self, generation: Mapping[str, Any]) -> Defaults:
-        """With the entries of a generation_config.json. Raises ValueError for an unknown or a bad one."""
+        """Return them with the entries of a generation_config.json; ValueError for a bad entry."""
         result: Defaults = _updated(self, generation)
         return result
 
@@ -342,9 +342,9 @@ class Defaults:
             for name in own:
                 if not isinstance(getattr(generation_config, name), str | None):
                     raise ValueError(
-                        f"{task.name}.{name} {getattr(generation_config, name)!r} is a class of your own, "
-                        "which a checkpoint cannot carry; leave it out here and give it where the "
-                        "model is asked"
+                        f"{task.name}.{name} {getattr(generation_config, name)!r} is a class of "
+                        "your own, which a checkpoint cannot carry; leave it out here and give it "
+                        "where the model is asked"
                     )
         return json.dumps(asdict(self), indent=2) + "\n"
 

@@ -157,8 +157,8 @@ class ClippedSurrogate(PolicyLoss):
             raise ValueError(f"ClippedSurrogate: length must be at least 1, got {self.length}")
         if (self.loss_normalization == "constant") != (self.length is not None):
             raise ValueError(
-                "ClippedSurrogate: loss_normalization 'constant' needs a length, and no other has one; "
-                f"got {self.loss_normalization!r} and {self.length}"
+                "ClippedSurrogate: loss_normalization 'constant' needs a length, and no other has "
+                f"one; got {self.loss_normalization!r} and {self.length}"
             )
 
     @property

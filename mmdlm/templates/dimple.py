@@ -76,7 +76,7 @@ class Dimple(Dream):
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """See `PromptTemplate.training_sequence`; the end of the text is learnt behind the last answer alone."""
+        """See `PromptTemplate.training_sequence`; only the last answer ends the text."""
         taught = super().training_sequence(codec, turns, answers=answers)
         end = text_segment([codec.vocabulary.eos_id], target=True)
         return Sequence((*taught.segments, end))

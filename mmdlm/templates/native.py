@@ -209,7 +209,7 @@ class Native(PromptTemplate):
         return ChatTemplate.of(codec, turns)
 
     def completion_sequence(self, codec: TextCodec, beginning: str, rest: str) -> Sequence:
-        """See `PromptTemplate.completion_sequence`; ends that fill the slots, if any, are learned too."""
+        """See `PromptTemplate.completion_sequence`; ends that fill the slots are learned."""
         ids = [*codec.encode(rest), codec.vocabulary.eos_id]
         sequence = self.completion_prompt(codec, beginning, length=len(ids)).sequence
         *before, answer, tail = sequence.segments

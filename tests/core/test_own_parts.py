@@ -111,7 +111,7 @@ def test_a_commit_rule_of_ones_own_changes_no_context():
 
 @dataclass(frozen=True)
 class LastHalf(LikelihoodEstimator):
-    """Each answer's second half, given the first: the example of `mmdlm.core.likelihood.estimators`."""
+    """Each answer's second half, given the first: the example of the estimators' module."""
 
     def draw(
         self,

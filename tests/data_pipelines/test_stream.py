@@ -229,7 +229,7 @@ class TestBroken:
         )  # fmt: skip
         with caplog.at_level(logging.WARNING):
             assert ids(stream) == [n for n in range(120) if n not in (0, 119)]
-        tally = stream.state_dict()["sources"][0]["tally"]
+        tally = stream.state_dict()["sources"][0]["stats"]
         assert (tally["good"], tally["broken"]) == (118, 2)
         assert tally["listed"][1] == {
             "url": urls[1],

@@ -85,8 +85,8 @@ def test_half_a_character_is_refused(half: int) -> None:
     check_whole("red \N{HEAVY BLACK HEART}")
     words, text = words_of("llada"), f"red {chr(half)} heart"
     for call in (
-        words.ids,
-        words.spoken,
+        words.encode_with_specials,
+        words.encode,
         words.prompt,
         lambda one: words.parse_infill_template(one + "[MASK]"),
     ):

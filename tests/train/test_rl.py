@@ -379,9 +379,7 @@ def test_a_step_in_which_every_group_was_filtered_leaves_the_policy_as_it_is(
 
     def keeps(self: AccuracyFilter, right: Any, *, group: Any) -> Any:
         rounds.append(len(rounds))
-        return learns(self, right, num_generations=group) & (
-            len(rounds) <= 2
-        )  # the first step of all
+        return learns(self, right, group=group) & (len(rounds) <= 2)  # the first step of all
 
     monkeypatch.setattr(AccuracyFilter, "__call__", keeps)
     rubric = {"rewards": {"letters": reward("SomeLetters")}}
@@ -431,7 +429,7 @@ def test_deviations_are_of_all_completions_together() -> None:
 
     every = torch.ones(4, dtype=torch.bool)
     group = torch.tensor([0, 0, 1, 1])
-    one = _statistics(Rollout(), Breakdown(), every, num_generations=group)  # type: ignore[arg-type]
+    one = _statistics(Rollout(), Breakdown(), every, group=group)  # type: ignore[arg-type]
     twice = torch.cat([Breakdown.total, Breakdown.total])
     assert written(one)["rewards/some/std"] == pytest.approx(float(Breakdown.total.std()))
     assert written(one + one)["rewards/some/std"] == pytest.approx(float(twice.std()))
@@ -771,7 +769,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
             {"reward_config": {"rubric": {"rewards": {"a": reward("Unavailable")}}}},
             "reward 'a' needs a package that is not there",
         ),
-        ({"num_generations": 1}, "group is 1; it must be at least 2"),
+        ({"num_generations": 1}, "num_generations is 1; it must be at least 2"),
         (
             {"answering": {**WRITE, "init_args": {"temperature": 0.0}}},
             "temperature is 0, so that all completions of a prompt would be alike",

@@ -63,9 +63,9 @@ def test_all_others_pass() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "steps",
+        "max_steps",
         "gradient_accumulation_steps",
-        "keep",
+        "save_total_limit",
         "optimizer",
         "schedule",
         "max_grad_norm",

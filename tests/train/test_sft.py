@@ -692,7 +692,7 @@ def test_conversations_that_start_with_the_assistant_are_skipped_where_they_may_
     state = torch.load(tmp_path / "out" / "step_00000006" / "loader_0.pt")
     (worker,) = state["workers"]
     (source,) = worker["sources"]
-    tally = source["tally"]
+    tally = source["stats"]
     assert tally["broken"] >= 2
     assert tally["good"] + tally["broken"] == source["taken"]
     assert {one["key"] for one in tally["listed"]} == {"b0", "b1"}

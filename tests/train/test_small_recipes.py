@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[2]
 METHODS = ("diffu_grpo", "unigrpo", "coupled", "trace", "wd1")
 # A model of three steps is never right: beside the recipe's rewards stands one that tells any two
 # answers apart, and by which the recipe's filter keeps them.
-SPREAD = "--reward_config.rubric.rewards.checksum tests.train.rewarding.Checksum --reward_config.right checksum"
+SPREAD = (
+    "--reward_config.rubric.rewards.checksum tests.train.rewarding.Checksum "
+    "--reward_config.right checksum"
+)
 TINY = "--model.hidden_size 16 --model.intermediate_size 32 --model.num_hidden_layers 1"
 
 
@@ -68,8 +71,8 @@ def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_sudoku(shell, learnt) -> None:
     base = learnt("sudoku", "puzzles.csv", "Puzzle", "Solution", 257)
-    few = "--prompts.init_args.count 20 --prompts_per_batch 2 --num_generations 2 --training.max_steps 2"
-    few = f"{few} {SPREAD}"
+    few = "--prompts.init_args.count 20 --prompts_per_batch 2 --num_generations 2"
+    few = f"{few} --training.max_steps 2 {SPREAD}"
     shell(rl.main, f"--config configs/rl/sudoku.yaml {few} --out {base / 'rl_0'}")
     assert_learnt(logged(base / "rl_0"), ("cells", "grid", "checksum"))
     for method in METHODS:

@@ -23,12 +23,12 @@ FREE = (
         "*max_broken",
         "on_sample*",
     ),
-    *(f"training.{name}*" for name in ("save_steps", "keep", "sample_steps")),
+    *(f"training.{name}*" for name in ("save_steps", "save_total_limit", "sample_steps")),
     *(f"training.{name}*" for name in ("logging_steps", "trackers", "not_finite")),
 )
 # What may be another while a run goes on, if that is said; the second row is where things are.
 SAID = (
-    *(f"training.{name}*" for name in ("steps", "max_grad_norm", "optimizer.", "schedule")),
+    *(f"training.{name}*" for name in ("max_steps", "max_grad_norm", "optimizer.", "schedule")),
     *("training.mixed_precision", "training.compile", "attention", "recompute", "budget*"),
     *("*urls*", "*path", "start_from", "text_tokenizer", "image_tokenizer", "tower_weights"),
     *("generation_config*", "save_dtype"),

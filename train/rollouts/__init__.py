@@ -1,0 +1,1 @@
+"""Rollouts of reinforcement learning: prompts, answers, rewards and what is learned from them."""

@@ -115,22 +115,27 @@ class RewardConfig:
 class Plan:
     """How many of what.
 
-    prompts       a micro-batch
-    group         completions of each prompt
-    micro         micro-batches a step, on each process
+    prompts           a micro-batch
+    num_generations   completions of each prompt
+    micro             micro-batches a step, on each process
     num_iterations    steps of training that each set of rollouts serves
-    process, of   number of this process, and of how many
+    process, of       number of this process, and of how many
     """
 
     prompts: int
-    group: int
+    num_generations: int
     micro: int
     num_iterations: int
     process: int = 0
     of: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 1), ("group", 2), ("micro", 1), ("iterations", 1)):
+        for name, least in (
+            ("prompts", 1),
+            ("num_generations", 2),
+            ("micro", 1),
+            ("num_iterations", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -202,28 +207,38 @@ class Rollouts:
         in_flight = self.given % (self.plan.micro * self.plan.num_iterations) != 0
         return {
             "given": self.given,
-            "plan": [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.num_iterations],
+            "plan": [
+                self.plan.prompts,
+                self.plan.num_generations,
+                self.plan.micro,
+                self.plan.num_iterations,
+            ],
             "tokens": self.tokens,
             "read": self.read,
             "seconds": self.seconds,
             "unfit": self.unfit,
-            "tally": self.stats.state_dict(),
+            "stats": self.stats.state_dict(),
             "barren": self.barren,
             "micro_batches": [one.state_dict() for one in self.micro_batches] if in_flight else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """ValueError for a run of other numbers, whose rollouts could not be told apart."""
-        plan = [self.plan.prompts, self.plan.group, self.plan.micro, self.plan.num_iterations]
+        plan = [
+            self.plan.prompts,
+            self.plan.num_generations,
+            self.plan.micro,
+            self.plan.num_iterations,
+        ]
         if state["plan"] != plan:
             raise ValueError(
-                "the run was begun with (prompts, group, accumulation, iterations) "
-                f"{tuple(state['plan'])} and cannot go on with {tuple(plan)}; set them back, or "
-                "train into another folder"
+                "the run was begun with (prompts, num_generations, gradient_accumulation_steps, "
+                f"num_iterations) {tuple(state['plan'])} and cannot go on with {tuple(plan)}; set them "
+                "back, or train into another folder"
             )
         self.given, self.tokens, self.seconds = state["given"], state["tokens"], state["seconds"]
         self.read, self.unfit, self.barren = state["read"], state["unfit"], state["barren"]
-        self.stats.load_state_dict(state["tally"])
+        self.stats.load_state_dict(state["stats"])
         self.micro_batches = [MicroBatch.from_state(one) for one in state["micro_batches"]]
         self.since = time.perf_counter()
 
@@ -277,7 +292,7 @@ class Rollouts:
             step_generator(self.model.device, self.seed, place, which) for which in range(2)
         )
         chosen = [self._asked(place * plan.prompts + i) for i in range(plan.prompts)]
-        problems = [one for one, _ in chosen for _ in range(plan.group)]
+        problems = [one for one, _ in chosen for _ in range(plan.num_generations)]
         generation_run = self._filling(chosen, generator=sampling)
         rollout = Rollout.sample(
             generation_run.sampler,
@@ -296,7 +311,7 @@ class Rollouts:
             for row, where in zip(rollout.batch.ids, rollout.scored, strict=True)
         ]
         rewards = self._judged(problems, completions, ids, step=number * plan.num_iterations)
-        group = torch.arange(plan.prompts).repeat_interleave(plan.group)
+        group = torch.arange(plan.prompts).repeat_interleave(plan.num_generations)
         learnt = self.reward_config.learnt(rewards, group=group)
         advantage = self.reward_config.advantage(rewards.total, group=group)
         self.tokens += int(rollout.lengths.sum())
@@ -367,7 +382,7 @@ class Rollouts:
             [task_prompt for _, task_prompt in chosen],
             generator=generator,
         )
-        index = torch.arange(len(chosen)).repeat_interleave(self.plan.group)
+        index = torch.arange(len(chosen)).repeat_interleave(self.plan.num_generations)
         rows = index.to(generation_run.batch.ids.device)
         return replace(
             generation_run,
@@ -423,7 +438,7 @@ class Rollouts:
             one.modality == Modality.TEXT and bool(one.target.any())
             for one in task_prompt.sequence.segments
         )
-        whole = generation_config.whole_vocabulary and written
+        whole = generation_config.full_vocabulary and written
         if whole and not self.estimator.full_vocabulary:
             raise ValueError(
                 "the sampler draws from the whole vocabulary; set full_vocabulary of the estimator"
@@ -431,7 +446,7 @@ class Rollouts:
         if self.estimator.full_vocabulary and not whole:
             raise ValueError(
                 "full_vocabulary of the estimator counts ids that the sampler does not draw; set "
-                "it to false, or for texts whole_vocabulary of the sampler to true"
+                "it to false, or for texts full_vocabulary of the sampler to true"
             )
         self.estimator.check(generation_config.sampler())
         noise = generation_config.temperature or generation_config.order_temperature

@@ -1,0 +1,1 @@
+"""What the recipes share: data, model, stage, samples and measures."""

@@ -1,0 +1,1 @@
+"""The forward process: mask schedules, and the noise that replaces tokens."""

@@ -1,0 +1,1 @@
+"""Fast matrix products for small batches on a CPU."""

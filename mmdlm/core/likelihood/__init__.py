@@ -1,0 +1,1 @@
+"""Estimators of log p(target given context) for reinforcement learning and evaluation."""

@@ -529,27 +529,28 @@ class TrajectoryReplay(LikelihoodEstimator):
         self.check_counts("shrink", *optional)
         if self.with_order and self.shrink > 1:
             raise ValueError(
-                f"TrajectoryReplay: with_order counts each step by itself; set shrink to 1, not {self.shrink}"
+                "TrajectoryReplay: with_order counts each step by itself; set shrink to 1, not "
+                f"{self.shrink}"
             )
         for name in ("block_length", "threshold"):
             if getattr(self, name) is not None and not self.with_order:
                 raise ValueError(
-                    f"TrajectoryReplay: {name} {getattr(self, name)} is read only with with_order; leave it "
-                    "out"
+                    f"TrajectoryReplay: {name} {getattr(self, name)} is read only with with_order; "
+                    "leave it out"
                 )
 
     def check(self, sampler: Sampler) -> None:
         if sampler.remask is not None:
             raise ValueError(
-                f"remask is {sampler.remask.eta}, but TrajectoryReplay replays tokens that stay; set it to 0, "
-                "or take another estimator"
+                f"remask is {sampler.remask.eta}, but TrajectoryReplay replays tokens that stay; "
+                "set it to 0, or take another estimator"
             )
         if not self.with_order:
             return
         if not isinstance(sampler.order, Confidence) or sampler.order.temperature:
             raise ValueError(
-                f"TrajectoryReplay: with_order knows only the probability of Confidence(), not that of "
-                f"{sampler.order}; leave it out, which is exact for Random() and LeftToRight()"
+                "TrajectoryReplay: with_order knows only the probability of Confidence(), not that "
+                f"of {sampler.order}; leave it out, which is exact for Random() and LeftToRight()"
             )
         for name, exact in (
             ("temperature", 1.0),
@@ -564,8 +565,8 @@ class TrajectoryReplay(LikelihoodEstimator):
         ):
             if getattr(sampler, name) != exact:
                 raise ValueError(
-                    f"TrajectoryReplay: with_order is exact only with {name} {exact!r}, but the sampler has "
-                    f"{getattr(sampler, name)!r}; set it so, or leave with_order out"
+                    f"TrajectoryReplay: with_order is exact only with {name} {exact!r}, but the "
+                    f"sampler has {getattr(sampler, name)!r}; set it so, or leave with_order out"
                 )
         rule: UnmaskingRule = sampler.unmasking
         threshold: float | None = None
@@ -573,13 +574,13 @@ class TrajectoryReplay(LikelihoodEstimator):
             threshold, rule = rule.threshold, rule.fallback
         if isinstance(rule, Parallel):
             raise ValueError(
-                "TrajectoryReplay: with_order needs a number of tokens that does not depend on the draw, or a "
-                f"plain Threshold, not {rule}; take one, or leave with_order out"
+                "TrajectoryReplay: with_order needs a number of tokens that does not depend on the "
+                f"draw, or a plain Threshold, not {rule}; take one, or leave with_order out"
             )
         if threshold != self.threshold:
             raise ValueError(
-                f"TrajectoryReplay: with_order is told of threshold {self.threshold}, but that of the sampler "
-                f"is {threshold}; set them alike"
+                f"TrajectoryReplay: with_order is told of threshold {self.threshold}, but that of "
+                f"the sampler is {threshold}; set them alike"
             )
 
     def draw(
@@ -595,8 +596,8 @@ class TrajectoryReplay(LikelihoodEstimator):
         """One view for each merged step; `steps` is needed."""
         if steps is None:
             raise ValueError(
-                "TrajectoryReplay: it replays a rollout, and none was given; pass the steps of a sampler, or "
-                "take another estimator"
+                "TrajectoryReplay: it replays a rollout, and none was given; pass the steps of a "
+                "sampler, or take another estimator"
             )
         committed = batch.target & (steps >= 0)
         scored = scored_targets(batch, scored)

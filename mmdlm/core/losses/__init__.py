@@ -1,0 +1,1 @@
+"""The training objectives: timesteps, weights, token losses and their normalization."""

@@ -1,0 +1,1 @@
+"""The sampler: order, unmasking, guidance, caches and remasking."""

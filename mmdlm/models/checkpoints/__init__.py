@@ -1,0 +1,1 @@
+"""Checkpoint folders: their tensors, and the conversion of autoregressive models."""

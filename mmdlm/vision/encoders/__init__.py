@@ -1,0 +1,1 @@
+"""The vision adapter: tower, projector, pooling and tiling of images."""

@@ -1,0 +1,1 @@
+"""Rewards for answers in text: numbers, mathematics, puzzles and their form."""

@@ -1,0 +1,1 @@
+"""Rewards for code, which runs with its tests in a sandbox."""

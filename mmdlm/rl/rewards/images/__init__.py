@@ -1,0 +1,1 @@
+"""Rewards for images: CLIP, ImageReward, the nearest name and the round trip."""
