@@ -233,8 +233,8 @@ class Rollouts:
         if state["plan"] != plan:
             raise ValueError(
                 "the run was begun with (prompts, num_generations, gradient_accumulation_steps, "
-                f"num_iterations) {tuple(state['plan'])} and cannot go on with {tuple(plan)}; set them "
-                "back, or train into another folder"
+                f"num_iterations) {tuple(state['plan'])} and cannot go on with {tuple(plan)}; set "
+                "them back, or train into another folder"
             )
         self.given, self.tokens, self.seconds = state["given"], state["tokens"], state["seconds"]
         self.read, self.unfit, self.barren = state["read"], state["unfit"], state["barren"]
