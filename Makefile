@@ -57,10 +57,10 @@ format: $(INSTALLED)
 # same command.
 EMOJI := runs/emoji
 train-emoji: $(INSTALLED)
-	$(BIN)/python -m data_pipelines.write_shards emoji --out $(EMOJI)/pictures
-	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(EMOJI)/pictures/train --out $(EMOJI)/text_tokenizer
+	$(BIN)/python -m data_pipelines.write_shards emoji --out $(EMOJI)/images
+	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(EMOJI)/images/train --out $(EMOJI)/text_tokenizer
 	$(BIN)/python -m train.image_tokenizer --config configs/image_tokenizer/emoji.yaml
-	$(BIN)/python -m data_pipelines.tokenize_images --shards $(EMOJI)/pictures/train \
+	$(BIN)/python -m data_pipelines.tokenize_images --shards $(EMOJI)/images/train \
 	  --tokenizer $(EMOJI)/image_tokenizer/final --out $(EMOJI)/codes/train
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji.yaml
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji_balanced.yaml
@@ -115,12 +115,12 @@ $(foreach task,sudoku countdown,$(eval $(call run_of,$(task),rl,)))
 $(foreach method,$(METHODS),$(eval $(call run_of,sudoku,$(method),\
   --config configs/rl/sudoku_methods.yaml --config configs/rl/sudoku_$(method).yaml)))
 
-runs/emoji/pictures/index.json: | $(INSTALLED)
+runs/emoji/noto/index.json: | $(INSTALLED)
 	$(BIN)/python -m data_pipelines.write_shards emoji --out $(@D)
-runs/emoji/rl_%/final/config.json: runs/emoji/pictures/index.json
+runs/emoji/rl_%/final/config.json: runs/emoji/noto/index.json
 	$(BIN)/python -m train.rl --config configs/rl/emoji.yaml --out runs/emoji/rl_$* \
 	  --training.seed $*
-runs/emoji/eval/before.json: runs/emoji/pictures/index.json
+runs/emoji/eval/before.json: runs/emoji/noto/index.json
 	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --out $@
 runs/emoji/eval/rl_%.json: runs/emoji/rl_%/final/config.json
 	$(BIN)/python -m eval.emoji --config configs/eval/emoji_rl.yaml --model $(<D) --out $@

@@ -3,10 +3,10 @@
     accelerate launch -m data_pipelines.extract_features --shards data/photos \\
         --model runs/eyes --out data/photos_features
 
-The tower alone runs, over the crops of every picture of a sample; the projector is still trained.
-Pictures are cut as `--model` cuts them, the several of a sample as those of one conversation. A
+The tower alone runs, over the crops of every image of a sample; the projector is still trained.
+Images are cut as `--model` cuts them, the several of a sample as those of one conversation. A
 crop takes (patches x width of the tower) numbers: SigLIP so400m at 384 pixels makes 729 x 1152 of
-them, 1.7 MB in float16, where LLaDA-V's tiling has 2 to 37 crops a picture (5 at 1024 x 768).
+them, 1.7 MB in float16, where LLaDA-V's tiling has 2 to 37 crops an image (5 at 1024 x 768).
 
 Each process takes every n-th shard. A shard is written beside and then renamed, and the same
 command goes on after an interruption.
@@ -38,7 +38,7 @@ from data_pipelines.jobs.sole_writer import sole_writer
 from data_pipelines.shards.shards import Sample, expand_urls
 from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.source import BROKEN_CONTENT, field_names
-from data_pipelines.sources.vision_samples import PICTURE_FIELD, Eye, feature_fields, fingerprint
+from data_pipelines.sources.vision_samples import IMAGE_FIELD, Eye, feature_fields, fingerprint
 from mmdlm.cli import recipe as command_line
 from mmdlm.models.checkpoints.checkpoint import Checkpoint
 from mmdlm.models.modeling import checkpoint_names, read_config
@@ -82,12 +82,12 @@ def main(
         dtype: That features are stored in.
         compute_dtype: That the tower computes in.
         batch_size: Crops that the tower sees at once.
-        keep_images: Keep the pictures beside their features.
+        keep_images: Keep the images beside their features.
         max_broken: Share of broken samples that are left out and listed; more stop the job.
         max_pixels: Images of more pixels are not decoded, and count as broken.
         allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
         device: Where to compute; default: this process's GPU, else the CPU.
-        threads: Threads that cut pictures.
+        threads: Threads that cut images.
     """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size {batch_size} and threads {threads} must be 1 or more")
@@ -120,7 +120,7 @@ def main(
 
 @dataclass(frozen=True)
 class Extractor(Rewriter):
-    """Samples with pictures -> samples with features, `batch_size` of them at a time."""
+    """Samples with images -> samples with features, `batch_size` of them at a time."""
 
     adapter: VisionAdapter
     made_by: str
@@ -139,17 +139,17 @@ class Extractor(Rewriter):
                     report.add_broken(sample_name(sample), one_line(views))
                 else:
                     read.append((sample, views))
-            seen = iter(self._look([picture for _, views in read for picture in views]))
+            seen = iter(self._look([image for _, views in read for image in views]))
             for sample, views in read:
                 if not views:
                     yield sample
                     continue
-                pictures = list(islice(seen, len(views)))
-                fields = feature_fields(sample, pictures, made_by=self.made_by, dtype=self.dtype)
+                images = list(islice(seen, len(views)))
+                fields = feature_fields(sample, images, made_by=self.made_by, dtype=self.dtype)
                 kept = {
                     name: value
                     for name, value in sample.items()
-                    if self.keep_images or not PICTURE_FIELD.fullmatch(name)
+                    if self.keep_images or not IMAGE_FIELD.fullmatch(name)
                 }
                 yield {**kept, **fields}
 
@@ -165,8 +165,8 @@ class Extractor(Rewriter):
     @torch.inference_mode()
     def _look(self, views: list[CropViews]) -> list[CropViews]:
         device = next(self.adapter.parameters()).device
-        moved = [picture.map(lambda crops: crops.to(device)) for picture in views]
-        return [picture.map(lambda crops: crops.cpu()) for picture in self.adapter.look(moved)]
+        moved = [image.map(lambda crops: crops.to(device)) for image in views]
+        return [image.map(lambda crops: crops.cpu()) for image in self.adapter.look(moved)]
 
 
 def _adapter(

@@ -20,7 +20,7 @@ MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT)
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `text` says with a mark where its pictures stand.
+    """One turn of a conversation; `text` says with a mark where its images stand.
 
     learnt  false for an answer that is context, and no target
     """
@@ -35,18 +35,18 @@ class Message:
         return {"role": self.role, "content": self.text, **weight}
 
 
-def messages_of(content: Any, *, picture: str = IMAGE) -> list[Message]:
+def messages_of(content: Any, *, image: str = IMAGE) -> list[Message]:
     """A conversation in any of the forms that `Conversation` describes, up to its last answer.
 
     That is the last which is learnt. Raises ValueError where it is none, starts with the assistant,
     or has no answer to learn.
     """
-    return up_to_answer(all_messages(content, picture=picture))
+    return up_to_answer(all_messages(content, image=image))
 
 
-def all_messages(content: Any, *, picture: str = IMAGE) -> list[Message]:
+def all_messages(content: Any, *, image: str = IMAGE) -> list[Message]:
     """The messages of a conversation in any form, the system's first; ValueError for none."""
-    messages = [message_of(one, picture=picture) for one in _given(content)]
+    messages = [message_of(one, image=image) for one in _given(content)]
     if (system := system_of(content)) and all(one.role != SYSTEM for one in messages[:1]):
         messages.insert(0, Message(SYSTEM, system))
     return messages
@@ -67,7 +67,7 @@ def up_to_answer(messages: list[Message]) -> list[Message]:
     for number, (before, here) in enumerate(pairwise(messages[: last + 1]), 2):
         if before.role == here.role == ASSISTANT:
             raise ValueError(f"message {number} is the second of the assistant in a row")
-    # What asks for the answer; the marks of pictures are counted where the pictures are.
+    # What asks for the answer; the marks of images are counted where the images are.
     plain = [{"role": one.role, "content": one.text.replace(IMAGE, "-")} for one in messages]
     check_messages(plain[: last + all(one.role in (SYSTEM, ASSISTANT) for one in asked)], 0)
     if not answer.text.strip():
@@ -102,14 +102,14 @@ def system_of(content: Any) -> str:
     return ""
 
 
-def message_of(content: Any, *, picture: str = IMAGE) -> Message:
+def message_of(content: Any, *, image: str = IMAGE) -> Message:
     """A message in any of the forms; ValueError where it is none."""
     if not isinstance(content, dict):
         raise ValueError(f"a message is no object but {shortened(repr(content))}")
     role = content.get("role", content.get("from"))
     text = content.get("content", content.get("value"))
     if isinstance(text, list):
-        text = "".join(_piece(piece, picture) for piece in text)
+        text = "".join(_piece(piece, image) for piece in text)
     if not isinstance(role, str) or not isinstance(text, str):
         raise ValueError(f"a message has no role and text: {shortened(repr(content))}")
     return Message(ROLES.get(role, role), text, all(_is_learnt(content, key) for key in LEARNT))
@@ -122,10 +122,10 @@ def _is_learnt(message: dict[str, Any], key: str) -> bool:
     return weight is None or bool(weight)
 
 
-def _piece(piece: Any, picture: str) -> str:
+def _piece(piece: Any, image: str) -> str:
     match piece:
         case {"type": "text", "text": str(text)}:
             return text
         case {"type": "image" | "image_url"}:
-            return picture
+            return image
     raise ValueError(f"a piece of a message is neither text nor image: {shortened(repr(piece))}")

@@ -34,7 +34,7 @@ from data_pipelines.jobs.sole_writer import sole_writer
 from data_pipelines.shards.shards import Sample, expand_urls
 from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.source import BROKEN_CONTENT, encode_array, field_names
-from data_pipelines.sources.vision_samples import PICTURE_FIELD, numbered
+from data_pipelines.sources.vision_samples import IMAGE_FIELD, numbered
 from mmdlm.cli import recipe as command_line
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 from mmdlm.vision.pixels import Fit, to_pixels
@@ -69,15 +69,15 @@ def main(
         shards: Folder, path, glob, brace range or URL of image shards, or several of them.
         tokenizer: Folder of the image tokenizer (config.json, model.safetensors).
         out: Folder for the code shards, which keep the names of their image shards.
-        batch_size: Pictures that are encoded at once.
-        image_size: Edge in pixels to which pictures are scaled; default: the tokenizer's own.
-        fit: How a picture that is not square becomes so: crop, pad with white, or stretch.
-        keep_images: Keep the pictures beside their codes.
+        batch_size: Images that are encoded at once.
+        image_size: Edge in pixels to which images are scaled; default: the tokenizer's own.
+        fit: How an image that is not square becomes so: crop, pad with white, or stretch.
+        keep_images: Keep the images beside their codes.
         max_broken: Share of broken samples that are left out and listed; more stop the job.
         max_pixels: Images of more pixels are not decoded, and count as broken.
         allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
         device: Where to compute; default: this process's GPU, else the CPU.
-        threads: Threads that decode pictures.
+        threads: Threads that decode images.
     """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size {batch_size} and threads {threads} must be 1 or more")
@@ -108,7 +108,7 @@ def main(
 
 @dataclass(frozen=True)
 class Encoder(Rewriter):
-    """Samples with pictures -> samples with codes, `batch_size` at a time."""
+    """Samples with images -> samples with codes, `batch_size` at a time."""
 
     tokenizer: ImageTokenizer
     image_size: int
@@ -128,7 +128,7 @@ class Encoder(Rewriter):
                 kept = {
                     name: value
                     for name, value in sample.items()
-                    if self.keep_images or not PICTURE_FIELD.fullmatch(name)
+                    if self.keep_images or not IMAGE_FIELD.fullmatch(name)
                 }
                 yield {**kept, **{codes_field(name): encode_array(next(codes)) for name in images}}
 
@@ -144,7 +144,7 @@ class Encoder(Rewriter):
 
     def _images(self, sample: Sample) -> dict[str, Tensor] | Exception:
         try:
-            names = numbered(sample, PICTURE_FIELD)
+            names = numbered(sample, IMAGE_FIELD)
             if not names and not needs_no_image(sample):
                 raise ValueError(f"no image among its fields ({', '.join(field_names(sample))})")
             return {name: self._pixels(sample[name]) for name in names}
@@ -158,7 +158,7 @@ class Encoder(Rewriter):
 
     @torch.inference_mode()
     def _encode(self, pixels: list[Tensor]) -> np.ndarray:
-        """N pictures [3, H, W] -> [N, K], in the smallest unsigned type that holds all codes."""
+        """N images [3, H, W] -> [N, K], in the smallest unsigned type that holds all codes."""
         parameter = next(self.tokenizer.parameters(), None)
         device = parameter.device if parameter is not None else "cpu"
         codes = self.tokenizer.encode(torch.stack(pixels).to(device)).cpu().numpy()
@@ -167,7 +167,7 @@ class Encoder(Rewriter):
 
 def codes_field(image: str) -> str:
     """The field of the codes of an image: codes.npy, with its number where it has one."""
-    number = PICTURE_FIELD.fullmatch(image)
+    number = IMAGE_FIELD.fullmatch(image)
     assert number is not None
     return f"{number[1]}.{CODES}" if number[1] else CODES
 

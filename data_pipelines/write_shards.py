@@ -1,4 +1,4 @@
-"""Job: any source of pictures and texts -> webdataset shards.
+"""Job: any source of images and texts -> webdataset shards.
 
 python -m data_pipelines.write_shards emoji --out data/emoji
 """
@@ -24,10 +24,10 @@ from data_pipelines.sources.conversation_files import (
     local_files,
     rows_of,
 )
-from data_pipelines.sources.folder import files_below, folder_samples, picture_files, source_files
+from data_pipelines.sources.folder import files_below, folder_samples, image_files, source_files
 from data_pipelines.sources.image_set import scaled_samples
 from data_pipelines.sources.preferences import PairColumns
-from data_pipelines.sources.source import PICTURES, png_bytes
+from data_pipelines.sources.source import IMAGES, png_bytes
 from data_pipelines.sources.text import count_lines, jsonl_samples
 from data_pipelines.sources.text_files import json_bytes
 from mmdlm.cli import recipe as command_line
@@ -48,7 +48,7 @@ def emoji(
     Args:
         out: Folder for the shards.
         font: Color emoji font; default: one of this machine.
-        size: Height and width of the pictures, in pixels.
+        size: Height and width of the images, in pixels.
         samples_per_shard: Samples in one shard.
     """
     font = font or emoji_source.find_font()
@@ -61,14 +61,14 @@ def emoji(
     given = Given({font.name: str(font)})
     if is_done(out / INDEX, settings, given):
         return
-    pictures, left_out = emoji_source.draw_with_report(font, size=size)
-    weights = emoji_source.sampling_weights(one for one in pictures if not one.held_out)
-    report = Report(read=len(pictures) + len(left_out))
+    images, left_out = emoji_source.draw_with_report(font, size=size)
+    weights = emoji_source.sampling_weights(one for one in images if not one.held_out)
+    report = Report(read=len(images) + len(left_out))
     for one in left_out:
         report.leave_out(one.name, one.reason)
 
     def samples(held_out: bool) -> Iterator[Sample]:
-        for drawn in pictures:
+        for drawn in images:
             if drawn.held_out == held_out:
                 yield {
                     "__key__": drawn.key,
@@ -91,8 +91,8 @@ def emoji(
         {
             split: tqdm(samples(held_out), total=total, desc=f"writing {split}", unit=" samples")
             for split, held_out, total in (
-                ("train", False, sum(not one.held_out for one in pictures)),
-                ("held_out", True, sum(one.held_out for one in pictures)),
+                ("train", False, sum(not one.held_out for one in images)),
+                ("held_out", True, sum(one.held_out for one in images)),
             )
         },
         out,
@@ -137,7 +137,7 @@ def folder(
         "size": size,
         "samples_per_shard": samples_per_shard,
     }
-    total = len(picture_files(images))
+    total = len(image_files(images))
     given = Given({}, {str(images): source_files(images)})
     if not is_done(out / INDEX, settings, given):
         report = Report(max_broken)
@@ -225,14 +225,14 @@ def conversations(
     prompt: str | None = None,
     completion: str | None = None,
     system: str = "",
-    picture: str = IMAGE,
+    image: str = IMAGE,
     allow_outside: bool = False,
     split: str = "train",
     subset: str | None = None,
     max_broken: float = 0.01,
     samples_per_shard: int = 1000,
 ) -> None:
-    """Pack conversations, with their pictures, of files or a data set of the Hugging Face Hub.
+    """Pack conversations, with their images, of files or a data set of the Hugging Face Hub.
 
     A row has messages (role, content), conversations (from, value) or prompt and completion, and
     may have image or images. A column system (or system_prompt) is the system message, and answers
@@ -245,7 +245,7 @@ def conversations(
         prompt: Column, or template over columns such as "{question} Think.", of the question.
         completion: Column, or template over columns, of its answer.
         system: System message of rows that have none.
-        picture: Mark of an image in a text.
+        image: Mark of an image in a text.
         allow_outside: Read images whose path leads out of the folder `images`; only for data that
             you trust.
         split: Of a data set on the Hub.
@@ -256,7 +256,7 @@ def conversations(
     _write_rows(
         source,
         out,
-        Columns(prompt, completion, system, Images(images, picture, allow_outside)),
+        Columns(prompt, completion, system, Images(images, image, allow_outside)),
         {
             "source": "conversations",
             "of": source,
@@ -280,7 +280,7 @@ def preferences(
     prompt: str = "prompt",
     chosen: str = "chosen",
     rejected: str = "rejected",
-    picture: str = IMAGE,
+    image: str = IMAGE,
     allow_outside: bool = False,
     split: str = "train",
     subset: str | None = None,
@@ -300,7 +300,7 @@ def preferences(
         prompt: Column of the prompt.
         chosen: Column of the answer that is preferred.
         rejected: Column of the other answer.
-        picture: Mark of an image in a text.
+        image: Mark of an image in a text.
         allow_outside: Read images whose path leads out of the folder `images`; only for data that
             you trust.
         split: Of a data set on the Hub.
@@ -311,7 +311,7 @@ def preferences(
     _write_rows(
         source,
         out,
-        PairColumns(prompt, chosen, rejected, Images(images, picture, allow_outside)),
+        PairColumns(prompt, chosen, rejected, Images(images, image, allow_outside)),
         {
             "source": "preferences",
             "of": source,
@@ -342,7 +342,7 @@ def _write_rows(
     settings = {
         **settings,
         "images": folder and str(folder),
-        "picture": mark,
+        "image": mark,
         "split": split,
         "subset": subset,
         "samples_per_shard": samples_per_shard,
@@ -359,7 +359,7 @@ def _write_rows(
 
 
 def _images_in(folder: Path) -> dict[str, list[Path]]:
-    return {str(folder): files_below(folder, [f".{one}" for one in PICTURES])}
+    return {str(folder): files_below(folder, [f".{one}" for one in IMAGES])}
 
 
 def write_splits(

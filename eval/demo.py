@@ -1,4 +1,4 @@
-"""A page that shows a model at work: it draws, describes, mends pictures and completes texts.
+"""A page that shows a model at work: it draws, describes, mends images and completes texts.
 
 python -m eval.demo --out demo
 """
@@ -36,8 +36,8 @@ from mmdlm.pipeline.model import Model
 from mmdlm.vision.image_files import open_image
 
 PAGE = "index.html"
-PICTURES = "pictures"  # folder beside the page
-IMAGES = Path(__file__).with_name("demo_images")  # real emoji: those of DESCRIBED
+IMAGES = "images"  # folder beside the page
+DESCRIBED_IMAGES = Path(__file__).with_name("demo_images")  # real emoji: those of DESCRIBED
 ANIMATED = 12  # of the drawings
 COLUMNS = 6  # of the animation and of the sheet
 FRAME_MS, LAST_FRAME_MS = 160, 3000
@@ -123,12 +123,12 @@ HOLES = (
 
 @dataclass(frozen=True)
 class Gap:
-    """A text with one hole of `tokens` tokens; `picture` names what it describes, if anything."""
+    """A text with one hole of `tokens` tokens; `image` names what it describes, if anything."""
 
     before: str
     tokens: int
     after: str
-    picture: str | None = None
+    image: str | None = None
 
     @property
     def text(self) -> str:
@@ -182,7 +182,7 @@ def main(out: Path = Path("demo"), *, model: str = "emoji", seed: int = 0) -> No
 
 def real_images() -> dict[str, Image.Image]:
     """Return the real emoji that lie beside this file, by name: no font is needed."""
-    return {name: open_image(IMAGES / f"{file_name(name)}.png") for name in DESCRIBED}
+    return {name: open_image(DESCRIBED_IMAGES / f"{file_name(name)}.png") for name in DESCRIBED}
 
 
 def file_name(name: str) -> str:
@@ -210,7 +210,7 @@ class Demo:
     """The parts of the page; each starts from the seed, so that none depends on the others.
 
     known  name -> real image
-    out    folder in which pictures are written
+    out    folder in which images are written
     """
 
     model: Model
@@ -220,15 +220,15 @@ class Demo:
     bar: tqdm[NoReturn]
 
     def draw(self) -> tuple[list[Drawing], Animation]:
-        """A picture of every prompt, and the denoising of the first ones."""
+        """An image of every prompt, and the denoising of the first ones."""
         self.bar.set_description("drawing")
         frames: list[Image.Image] = []
-        pictures: list[Image.Image] = []
-        for pictures in self.model.draw_trajectory(PROMPTS, generator=self._generator()):
-            frames.append(sheet(pictures[:ANIMATED]))
+        images: list[Image.Image] = []
+        for images in self.model.draw_trajectory(PROMPTS, generator=self._generator()):
+            frames.append(sheet(images[:ANIMATED]))
             self.bar.update()
-        drawings = self._drawings(PROMPTS, pictures, "drawing")
-        self._save(sheet(pictures), "sheet")
+        drawings = self._drawings(PROMPTS, images, "drawing")
+        self._save(sheet(images), "sheet")
         animation = Animation(
             moving=self._write("denoising.gif", partial(write_animation, frames)),
             still=self._save(frames[-1], "denoising"),
@@ -252,7 +252,7 @@ class Demo:
             Drawing(
                 prompt=prompt,
                 origin=origin_of(prompt),
-                picture=self._save(image, f"{kind}-{n:02d}"),
+                image=self._save(image, f"{kind}-{n:02d}"),
                 real=self._save(self.known[prompt], f"{kind}-{n:02d}-real")
                 if prompt in self.known
                 else None,
@@ -271,7 +271,7 @@ class Demo:
                 name=name,
                 origin=origin_of(name),
                 caption=caption,
-                picture=self._save(image, f"described-{n:02d}"),
+                image=self._save(image, f"described-{n:02d}"),
             )
             for n, (name, image, caption) in enumerate(
                 zip(DESCRIBED, images, captions, strict=True), start=1
@@ -283,15 +283,15 @@ class Demo:
         self.bar.set_description("mending")
         mendings = []
         for n, hole in enumerate(HOLES, start=1):
-            picture = self.known[hole.name]
-            mask = outline_mask(hole.outline, picture.size)
-            after = self.model.inpaint(picture, mask, hole.prompt, generator=self._generator())
+            image = self.known[hole.name]
+            mask = outline_mask(hole.outline, image.size)
+            after = self.model.inpaint(image, mask, hole.prompt, generator=self._generator())
             mendings.append(
                 Mending(
                     name=hole.name,
                     prompt=hole.prompt,
-                    before=self._save(picture, f"mending-{n}-before"),
-                    hole=self._save(with_hole(picture, mask), f"mending-{n}-hole"),
+                    before=self._save(image, f"mending-{n}-before"),
+                    hole=self._save(with_hole(image, mask), f"mending-{n}-hole"),
                     after=self._save(after, f"mending-{n}-after"),
                 )
             )
@@ -299,20 +299,20 @@ class Demo:
         return mendings
 
     def complete(self) -> list[Completion]:
-        """Each gap filled, with its picture where it has one."""
+        """Each gap filled, with its image where it has one."""
         self.bar.set_description("completing")
         completions = []
         for n, gap in enumerate(GAPS, start=1):
-            picture = None if gap.picture is None else self.known[gap.picture]
-            text = self.model.infill(gap.text, image=picture, generator=self._generator())
+            image = None if gap.image is None else self.known[gap.image]
+            text = self.model.infill(gap.text, image=image, generator=self._generator())
             completions.append(
                 Completion(
                     before=gap.before,
                     filled=text.removeprefix(gap.before).removesuffix(gap.after),
                     after=gap.after,
                     holes=gap.tokens,
-                    picture=None if picture is None else self._save(picture, f"completed-{n}"),
-                    picture_name=gap.picture,
+                    image=None if image is None else self._save(image, f"completed-{n}"),
+                    image_name=gap.image,
                 )
             )
             self.bar.update()
@@ -321,23 +321,23 @@ class Demo:
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def _save(self, picture: Image.Image, name: str) -> str:
+    def _save(self, image: Image.Image, name: str) -> str:
         """Write a PNG and return its address in the page."""
-        return self._write(f"{name}.png", partial(picture.save, format="PNG", optimize=True))
+        return self._write(f"{name}.png", partial(image.save, format="PNG", optimize=True))
 
     def _write(self, name: str, write: Callable[[BinaryIO], object]) -> str:
-        write_file(self.out / PICTURES / name, write)
-        return f"{PICTURES}/{name}"
+        write_file(self.out / IMAGES / name, write)
+        return f"{IMAGES}/{name}"
 
 
-def sheet(pictures: Sequence[Image.Image], *, scale: int = 2, gap: int = 8) -> Image.Image:
-    """Pictures of one size in rows, on white."""
-    width, height = (side * scale for side in pictures[0].size)
-    columns, rows = min(COLUMNS, len(pictures)), math.ceil(len(pictures) / COLUMNS)
+def sheet(images: Sequence[Image.Image], *, scale: int = 2, gap: int = 8) -> Image.Image:
+    """Images of one size in rows, on white."""
+    width, height = (side * scale for side in images[0].size)
+    columns, rows = min(COLUMNS, len(images)), math.ceil(len(images) / COLUMNS)
     canvas = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for n, picture in enumerate(pictures):
+    for n, image in enumerate(images):
         row, column = divmod(n, columns)
-        large = picture.resize((width, height), Image.Resampling.LANCZOS)
+        large = image.resize((width, height), Image.Resampling.LANCZOS)
         canvas.paste(large, (gap + column * (width + gap), gap + row * (height + gap)))
     return canvas
 
@@ -362,13 +362,13 @@ def outline_mask(outline: Sequence[tuple[float, float]], size: tuple[int, int]) 
     return mask
 
 
-def with_hole(picture: Image.Image, mask: Image.Image, *, square: int = 4) -> Image.Image:
-    """The picture with a chequered pattern where the mask is white."""
-    pattern = Image.new("RGB", picture.size, (236, 234, 230))
-    for y in range(0, picture.height, square):
-        for x in range(y // square % 2 * square, picture.width, 2 * square):
+def with_hole(image: Image.Image, mask: Image.Image, *, square: int = 4) -> Image.Image:
+    """The image with a chequered pattern where the mask is white."""
+    pattern = Image.new("RGB", image.size, (236, 234, 230))
+    for y in range(0, image.height, square):
+        for x in range(y // square % 2 * square, image.width, 2 * square):
             pattern.paste((206, 203, 197), (x, y, x + square, y + square))
-    return Image.composite(pattern, picture, mask)
+    return Image.composite(pattern, image, mask)
 
 
 if __name__ == "__main__":

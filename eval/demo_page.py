@@ -21,11 +21,11 @@ class Origin(Enum):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture that was drawn, and the real one where there is one; both as addresses."""
+    """An image that was drawn, and the real one where there is one; both as addresses."""
 
     prompt: str
     origin: Origin
-    picture: str
+    image: str
     real: str | None
 
 
@@ -47,12 +47,12 @@ class Answer:
     name: str
     origin: Origin
     caption: str
-    picture: str
+    image: str
 
 
 @dataclass(frozen=True)
 class Mending:
-    """A picture by name, the same with a hole, and with the hole filled by a prompt."""
+    """An image by name, the same with a hole, and with the hole filled by a prompt."""
 
     name: str
     prompt: str
@@ -63,14 +63,14 @@ class Mending:
 
 @dataclass(frozen=True)
 class Completion:
-    """A text whose hole of some tokens was filled, with a picture in view or without."""
+    """A text whose hole of some tokens was filled, with an image in view or without."""
 
     before: str
     filled: str
     after: str
     holes: int
-    picture: str | None
-    picture_name: str | None
+    image: str | None
+    image_name: str | None
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def page(content: Content) -> str:
 
 
 def _animation(one: Animation) -> str:
-    alt = f"Pictures emerge from grey tiles: {', '.join(one.prompts)}"
+    alt = f"Images emerge from grey tiles: {', '.join(one.prompts)}"
     return (
-        '<picture><source media="(prefers-reduced-motion: reduce)" '
+        '<image><source media="(prefers-reduced-motion: reduce)" '
         f'srcset="{escape(one.still)}">'
         f'<img src="{escape(one.moving)}" alt="{escape(alt)}" '
-        f'width="{one.width}" height="{one.height}"></picture>'
+        f'width="{one.width}" height="{one.height}"></image>'
     )
 
 
@@ -137,7 +137,7 @@ def _drawing(one: Drawing) -> str:
         alt = f"the real emoji, {one.prompt}"
         real = f'<span class="real">{_image(one.real, alt)} the real one</span>'
     return (
-        f"<figure>{_image(one.picture, f'drawn: {one.prompt}')}"
+        f"<figure>{_image(one.image, f'drawn: {one.prompt}')}"
         f"<figcaption>{escape(one.prompt)}{_badge(one.origin)}{real}</figcaption></figure>"
     )
 
@@ -150,7 +150,7 @@ def _answer(one: Answer) -> str:
         else f'<span class="wrong">its name: {escape(one.name)}</span>'
     )
     return (
-        f"<figure>{_image(one.picture, f'emoji: {one.name}')}"
+        f"<figure>{_image(one.image, f'emoji: {one.name}')}"
         f"<figcaption><q>{escape(one.caption)}</q>{_badge(one.origin)}{verdict}"
         "</figcaption></figure>"
     )
@@ -163,21 +163,21 @@ def _mending(one: Mending) -> str:
         (one.after, f"the hole filled: {one.prompt}", one.prompt),
     ]
     figures = '<span class="arrow" aria-hidden="true">→</span>'.join(
-        f"<figure>{_image(picture, alt)}<figcaption>{escape(words)}</figcaption></figure>"
-        for picture, alt, words in steps
+        f"<figure>{_image(image, alt)}<figcaption>{escape(words)}</figcaption></figure>"
+        for image, alt, words in steps
     )
     return f'<div class="mending">{figures}</div>'
 
 
 def _completion(one: Completion) -> str:
-    picture = ""
-    if one.picture is not None:
-        picture = _image(one.picture, f"picture in view: {one.picture_name}")
+    image = ""
+    if one.image is not None:
+        image = _image(one.image, f"image in view: {one.image_name}")
     hole = "[MASK]" if one.holes == 1 else f"[MASK:{one.holes}]"
     asked = f"{one.before} {hole}{one.after}".strip()
     space = one.filled[: len(one.filled) - len(one.filled.lstrip())]  # not to be marked
     return (
-        f"<li>{picture}<div><code>{escape(asked)}</code><p>{escape(one.before)}{space}"
+        f"<li>{image}<div><code>{escape(asked)}</code><p>{escape(one.before)}{space}"
         f"<mark>{escape(one.filled.lstrip())}</mark>{escape(one.after)}</p></div></li>"
     )
 
@@ -201,13 +201,13 @@ PAGE = Template("""<!doctype html>
 <body>
 <header>
 <h1>One model that draws and describes</h1>
-<p>Text and picture are tokens of one sequence. What is asked for is masked, and the model fills the
-masks step by step: a whole picture, a whole text, or a hole in either.</p>
+<p>Text and image are tokens of one sequence. What is asked for is masked, and the model fills the
+masks step by step: a whole image, a whole text, or a hole in either.</p>
 <div class="hero">$animation</div>
 </header>
 <main>
 <section>
-<h2>Words to pictures</h2>
+<h2>Words to images</h2>
 <p class="soft">Drawn from these words alone.</p>
 <ul class="legend">
 $legend
@@ -217,14 +217,14 @@ $drawings
 </ul>
 </section>
 <section>
-<h2>Pictures to words</h2>
+<h2>Images to words</h2>
 <p class="soft">Real emoji in, words out. The image is all that the model sees.</p>
 <ul class="grid">
 $answers
 </ul>
 </section>
 <section>
-<h2>A hole in a picture</h2>
+<h2>A hole in an image</h2>
 <p class="soft">The hole is filled to fit the words and the rest of the image. Outside the hole no
 pixel changes.</p>
 <div class="mendings">
@@ -233,7 +233,7 @@ $mendings
 </section>
 <section>
 <h2>A hole in a text</h2>
-<p class="soft">The same loop fills words, with a picture in view or without. Only what is marked
+<p class="soft">The same loop fills words, with an image in view or without. Only what is marked
 was filled in.</p>
 <ul class="lines">
 $completions

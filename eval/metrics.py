@@ -1,4 +1,4 @@
-"""Pure metrics: from pictures, texts and numbers to numbers; no model, no data set, no files."""
+"""Pure metrics: from images, texts and numbers to numbers; no model, no data set, no files."""
 
 from __future__ import annotations
 
@@ -85,20 +85,20 @@ def word_overlap(predictions: Sequence[str], right: Sequence[Collection[str]]) -
     )
 
 
-# ---- pictures -----------------------------------------------------------------------------------
+# ---- images -----------------------------------------------------------------------------------
 
 
-def psnr(pictures: Tensor, references: Tensor, *, peak: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of each picture: [N, ...], [N, ...] -> [N] dB, float64.
+def psnr(images: Tensor, references: Tensor, *, peak: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio of each image: [N, ...], [N, ...] -> [N] dB, float64.
 
-    10 log10(peak^2 / mean squared error), over all pixels and channels of one picture. `peak` is
+    10 log10(peak^2 / mean squared error), over all pixels and channels of one image. `peak` is
     the width of the pixels' range: 2 for [-1, 1], 1 for [0, 1], 255 for 8 bits. Nothing is clamped.
-    Equal pictures get `PERFECT_PSNR`, which is also the most there is, so that a mean stays finite.
+    Equal images get `PERFECT_PSNR`, which is also the most there is, so that a mean stays finite.
     """
-    if pictures.shape != references.shape:
+    if images.shape != references.shape:
         raise ValueError(
-            f"psnr: pixels {list(pictures.shape)} against {list(references.shape)}; "
+            f"psnr: pixels {list(images.shape)} against {list(references.shape)}; "
             "resize one of them"
         )
-    squared = (pictures.double() - references.double()).flatten(1).square().mean(1)
+    squared = (images.double() - references.double()).flatten(1).square().mean(1)
     return (10 * torch.log10(peak**2 / squared)).clamp_max(PERFECT_PSNR)

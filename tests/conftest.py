@@ -47,7 +47,7 @@ def _is_output(path: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole model with random weights: 16 x 16 pictures of 16 codes, 64 text slots.
+    """The folder of a whole model with random weights: 16 x 16 images of 16 codes, 64 text slots.
 
     Tests share it: copy it before changing it.
     """

@@ -27,7 +27,7 @@ ANSWER, EDIT, CHAT = ([command, "--model", "m"] for command in ("answer", "edit"
 
 
 class FakeModel:
-    """Draws one plain color that depends on all that a picture may depend on."""
+    """Draws one plain color that depends on all that an image may depend on."""
 
     def __init__(self) -> None:
         self.defaults = SimpleNamespace(text_to_image=SimpleNamespace(num_inference_steps=4))
@@ -97,8 +97,8 @@ class FakeModel:
         generator: list[torch.Generator],
     ) -> list[str]:
         assert [one.initial_seed() for one in generator] == [0] * len(image)
-        self.calls.append({"pictures": len(image)})
-        return [f"a picture {one.width} wide" for one in image]
+        self.calls.append({"images": len(image)})
+        return [f"an image {one.width} wide" for one in image]
 
     def infill(
         self,
@@ -182,16 +182,16 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
 
 
 @pytest.fixture
-def picture(model: FakeModel) -> str:
-    Image.new("RGB", (8, 8), (255, 0, 0)).save("picture.png")
-    return "picture.png"
+def image(model: FakeModel) -> str:
+    Image.new("RGB", (8, 8), (255, 0, 0)).save("image.png")
+    return "image.png"
 
 
 def files() -> set[str]:
     return set(os.listdir())
 
 
-def test_draw_writes_the_picture(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draw_writes_the_image(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["draw", "red heart", "-o", "heart.png"]) == 0
     assert capsys.readouterr().out == "heart.png\n"
     assert files() == {"heart.png"}
@@ -224,9 +224,7 @@ def test_output_is_a_function_of_inputs_and_seed(model: FakeModel) -> None:
     assert a != c
 
 
-def test_several_pictures_are_numbered(
-    model: FakeModel, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_images_are_numbered(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["draw", "heart", "-o", "heart.webp", "--num-images", "3"]) == 0
     names = ["heart-1.webp", "heart-2.webp", "heart-3.webp"]
     assert files() == set(names)
@@ -252,7 +250,7 @@ def test_each_of_several_images_is_that_of_a_seed_of_its_own(
     assert "out-1.png has the --seed N, out-2.png" in " ".join(capsys.readouterr().out.split())
 
 
-def test_animation_shows_each_step_and_ends_in_the_picture(model: FakeModel) -> None:
+def test_animation_shows_each_step_and_ends_in_the_image(model: FakeModel) -> None:
     draw = ["draw", "heart", "--num-images", "2", "--steps", "5"]
     assert cli.main([*draw, "-o", "with.png", "--animate", "heart.gif"]) == 0
     assert cli.main([*draw, "-o", "without.png"]) == 0
@@ -262,20 +260,20 @@ def test_animation_shows_each_step_and_ends_in_the_picture(model: FakeModel) -> 
         assert animation.size == (16, 8)
 
 
-def test_caption_of_one_picture_is_the_caption(
-    picture: str, capsys: pytest.CaptureFixture[str]
+def test_caption_of_one_image_is_the_caption(
+    image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["caption", picture]) == 0
-    assert capsys.readouterr().out == "a picture 8 wide\n"
+    assert cli.main(["caption", image]) == 0
+    assert capsys.readouterr().out == "an image 8 wide\n"
 
 
-def test_captions_of_many_pictures_name_them_and_run_in_groups(
-    model: FakeModel, picture: str, capsys: pytest.CaptureFixture[str]
+def test_captions_of_many_images_name_them_and_run_in_groups(
+    model: FakeModel, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     count = cli.CAPTIONS_AT_ONCE + 1
-    assert cli.main(["caption", *[picture] * count]) == 0
-    assert capsys.readouterr().out == f"{picture}\ta picture 8 wide\n" * count
-    assert model.calls == [{"pictures": cli.CAPTIONS_AT_ONCE}, {"pictures": 1}]
+    assert cli.main(["caption", *[image] * count]) == 0
+    assert capsys.readouterr().out == f"{image}\ta image 8 wide\n" * count
+    assert model.calls == [{"images": cli.CAPTIONS_AT_ONCE}, {"images": 1}]
 
 
 def test_infill_prints_the_text(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,12 +281,12 @@ def test_infill_prints_the_text(model: FakeModel, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "woman dark skin tone\n"
 
 
-def test_infill_may_look_at_a_picture(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["infill", "woman [MASK] skin tone", "--image", picture]) == 0
+def test_infill_may_look_at_a_image(image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["infill", "woman [MASK] skin tone", "--image", image]) == 0
     assert capsys.readouterr().out == "woman seen skin tone\n"
 
 
-def test_a_terminal_gets_a_bar_and_the_same_picture(
+def test_a_terminal_gets_a_bar_and_the_same_image(
     model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["draw", "heart", "-o", "a.png"]) == 0
@@ -299,11 +297,11 @@ def test_a_terminal_gets_a_bar_and_the_same_picture(
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
-def test_box_and_mask_say_the_same(picture: str) -> None:
+def test_box_and_mask_say_the_same(image: str) -> None:
     mask = Image.new("1", (8, 8))
     mask.paste(1, (2, 0, 8, 4))
     mask.save("mask.png")
-    inpaint = ["inpaint", picture, "--prompt", "heart"]
+    inpaint = ["inpaint", image, "--prompt", "heart"]
     assert cli.main([*inpaint, "-o", "a.png", "--box", "2,0,8,4"]) == 0
     assert cli.main([*inpaint, "-o", "b.png", "--mask", "mask.png"]) == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
@@ -312,14 +310,14 @@ def test_box_and_mask_say_the_same(picture: str) -> None:
         assert painted.getpixel((1, 0)) == (255, 0, 0)
 
 
-def test_inpaint_needs_no_prompt(picture: str) -> None:
-    assert cli.main(["inpaint", picture, "-o", "a.png", "--box", "2,0,8,4"]) == 0
+def test_inpaint_needs_no_prompt(image: str) -> None:
+    assert cli.main(["inpaint", image, "-o", "a.png", "--box", "2,0,8,4"]) == 0
     with Image.open("a.png") as painted:
         assert painted.getpixel((2, 0)) == (0, 0, 255)
 
 
-def test_edit_writes_the_picture(picture: str, model: FakeModel) -> None:
-    edit = [*EDIT, picture, "--prompt", "make it blue", "-o", "a.png"]
+def test_edit_writes_the_image(image: str, model: FakeModel) -> None:
+    edit = [*EDIT, image, "--prompt", "make it blue", "-o", "a.png"]
     assert cli.main([*edit, "--image-guidance-scale", "4", "--steps", "3"]) == 0
     assert model.calls == [{"scales": (None, 4.0), "steps": 3}]
     with Image.open("a.png") as edited:
@@ -333,9 +331,9 @@ def test_a_size_reaches_the_model(model: FakeModel) -> None:
 
 
 def test_answer_prints_the_answer(
-    picture: str, model: FakeModel, capsys: pytest.CaptureFixture[str]
+    image: str, model: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*ANSWER, "what?", "--image", picture, "--image", picture]) == 0
+    assert cli.main([*ANSWER, "what?", "--image", image, "--image", image]) == 0
     assert capsys.readouterr().out == "what? 2\n"
     options = ["--max-new-tokens", "9", "--block-length", "3", "--temperature", "0.5", "--no-think"]
     assert (
@@ -407,9 +405,9 @@ def piped(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 def test_chat_over_a_pipe_remembers_what_was_said(
-    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    image: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piped(monkeypatch, "a", "", f"/image {picture}", "b", "/new", "c", "/quit", "d")
+    piped(monkeypatch, "a", "", f"/image {image}", "b", "/new", "c", "/quit", "d")
     assert cli.main([*CHAT, "--system", "s"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "[s | a] 0",
@@ -418,10 +416,10 @@ def test_chat_over_a_pipe_remembers_what_was_said(
     ]
 
 
-def test_pictures_stand_where_the_message_says(
-    picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_images_stand_where_the_message_says(
+    image: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piped(monkeypatch, f"/image {picture}", f"/image {picture}", "is <image> in <image>?", "b")
+    piped(monkeypatch, f"/image {image}", f"/image {image}", "is <image> in <image>?", "b")
     assert cli.main([*CHAT]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == "[is <image> in <image>?] 2"
@@ -481,7 +479,7 @@ def test_a_task_that_the_family_lacks_is_refused_before_its_weights_are_read(
 
 
 DRAW = ["draw", "heart", "-o", "out.png"]
-INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
+INPAINT = ["inpaint", "image.png", "--prompt", "heart", "-o", "out.png"]
 
 
 @pytest.mark.parametrize(
@@ -515,8 +513,8 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         ([*DRAW, "--negative-prompt", "\ud83d"], "half a character at place 0"),
         (["infill", "-"], "'-' is no text"),
         (["caption", "missing.png"], "missing.png"),
-        (["caption", "picture.png", "text.png"], "text.png"),
-        (["caption", "picture.png", "cut.png"], "cut.png"),
+        (["caption", "image.png", "text.png"], "text.png"),
+        (["caption", "image.png", "cut.png"], "cut.png"),
         (["caption", "folder.png"], "folder.png"),
         (["caption", "https://a.b/c.png"], "'https://a.b/c.png' is a URL; download it first"),
         ([*ANSWER, "a", "--image", "data:image/png;base64,AA"], "is a URL"),
@@ -527,12 +525,12 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
         ([*ANSWER, "a", "--max-new-tokens", "0"], "'0'"),
         ([*ANSWER, "a", "--temperature", "hot"], "'hot'"),
         (["complete", ""], "empty"),
-        ([*EDIT, "picture.png", "-o", "out.png"], "--prompt"),
+        ([*EDIT, "image.png", "-o", "out.png"], "--prompt"),
         (
             [*EDIT, "missing.png", "-o", "out.png", "--prompt", "x"],
             "missing.png",
         ),
-        ([*EDIT, "picture.png", "-o", "out", "--prompt", "x"], "'out.png'"),
+        ([*EDIT, "image.png", "-o", "out", "--prompt", "x"], "'out.png'"),
         ([*CHAT, "--system", " "], "empty"),
         ([*CHAT, "hello"], "hello"),
         (["convert", "in", "out", "--image-codes", "5"], "--image-codes goes with --from alone"),
@@ -555,10 +553,10 @@ INPAINT = ["inpaint", "picture.png", "--prompt", "heart", "-o", "out.png"]
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
-    picture: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    image: str, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     Path("folder.png").mkdir()
-    Path("text.png").write_text("not a picture")
+    Path("text.png").write_text("not an image")
     content = Image.effect_noise((64, 64), 50)
     content.save("noise.png")
     Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:600])
@@ -580,15 +578,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 
 
 def test_errors_that_need_no_model_come_before_it_is_loaded(
-    picture: str, monkeypatch: pytest.MonkeyPatch
+    image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mmdlm, "load", lambda *_, **__: pytest.fail("loaded"))
     assert cli.main(["draw", "heart", "-o", "nowhere/out.png"]) == 2
-    assert cli.main(["caption", picture, "missing.png"]) == 2
+    assert cli.main(["caption", image, "missing.png"]) == 2
     assert cli.main([*INPAINT, "--box", "0,0,9,9"]) == 2
 
 
-def test_full_disk_leaves_the_previous_picture(
+def test_full_disk_leaves_the_previous_image(
     model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("out.png").write_bytes(b"previous")
@@ -769,11 +767,11 @@ def test_what_is_no_order_is_named_before_a_model_is_loaded(
     assert model.loaded == ()
 
 
-def test_places_for_pictures_are_counted_before_loading(
+def test_places_for_images_are_counted_before_loading(
     model: FakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*ANSWER, "in <image>?"]) == 2
-    assert "1 <image> placeholder but was given 0 pictures" in capsys.readouterr().err
+    assert "1 <image> placeholder but was given 0 images" in capsys.readouterr().err
     assert model.loaded == ()
 
 

@@ -61,12 +61,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         config = tiny_config(vocabulary=vocabulary.to_dict(), text_slots=8)
         model = MmdlmForMaskedDiffusion(config)
-        pictures = Magvit2Tokenizer(
+        images = Magvit2Tokenizer(
             ch=32, ch_mult=[1, 1], num_res_blocks=[1, 1], z_channels=6, resolution=16
         )
     model.save_pretrained(folder, max_shard_size="60KB")
     words.save_pretrained(folder)
-    pictures.save_pretrained(folder / "image_tokenizer")
+    images.save_pretrained(folder / "image_tokenizer")
     (folder / "generation_config.json").write_text(Defaults().to_json())
     adapter = folder / "adapter"
     adapter.mkdir()

@@ -52,7 +52,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def picture(width: int = 16, height: int = 16, *, seed: int = 0) -> Image.Image:
+def image(width: int = 16, height: int = 16, *, seed: int = 0) -> Image.Image:
     levels = torch.randint(0, 256, (height, width, 3), generator=rng(seed), dtype=torch.uint8)
     return Image.fromarray(levels.numpy())
 
@@ -96,7 +96,7 @@ def sample_of(codes: Tensor, text: str) -> dict[str, Any]:
 
 
 def knowing(model: Model, codes: Tensor, text: str) -> tuple[Model, Knowing]:
-    """The model with a denoiser that knows one picture and its text."""
+    """The model with a denoiser that knows one image and its text."""
     vocabulary = model.denoiser.vocabulary
     sample = ImageText(tasks=Tasks(draw=1, caption=0), text_slots=64, drop_condition=0.0)(
         sample_of(codes, text),
@@ -128,11 +128,11 @@ def test_each_image_is_that_of_its_generator_alone(model: Model) -> None:
 
 def test_each_text_is_that_of_its_generator_alone(model: Model) -> None:
     drawing = replace(model, defaults=model.defaults.in_each_task(temperature=1.0, remask=0.3))
-    pictures = [picture(seed=seed) for seed in range(3)]
-    captions = drawing.caption(pictures, generator=[rng(seed) for seed in range(3)], **FEW)
+    images = [image(seed=seed) for seed in range(3)]
+    captions = drawing.caption(images, generator=[rng(seed) for seed in range(3)], **FEW)
     texts = ["woman [MASK] skin", "red [MASK:3]"]
     filled = drawing.infill(texts, generator=[rng(1), rng(2)], **FEW)
-    for seed, (one, said) in enumerate(zip(pictures, captions, strict=True)):
+    for seed, (one, said) in enumerate(zip(images, captions, strict=True)):
         assert drawing.caption(one, generator=rng(seed), **FEW) == said
     for seed, (text, said) in enumerate(zip(texts, filled, strict=True), start=1):
         assert drawing.infill(text, generator=rng(seed), **FEW) == said
@@ -151,7 +151,7 @@ def test_what_is_no_generator_is_refused(model: Model, given: Any, message: str)
     for call in (
         lambda: model.text_to_image(["red heart", "woman"], generator=given),
         lambda: model.draw_trajectory(["red heart", "woman"], generator=given),
-        lambda: model.caption([picture(), picture()], generator=given),
+        lambda: model.caption([image(), image()], generator=given),
         lambda: model.infill(["red [MASK]", "a [MASK]"], generator=given),
     ):
         with pytest.raises(ValueError, match=message):
@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite_are_told(folder: Path, value: float) -> Non
     broken = load(folder, device="cpu")
     for call in (
         lambda: broken.text_to_image("red heart", **FEW),
-        lambda: broken.caption(picture(), **FEW),
+        lambda: broken.caption(image(), **FEW),
         lambda: broken.infill("red [MASK]", **FEW),
         lambda: list(broken.draw_trajectory("red heart", num_inference_steps=1)),
     ):
@@ -187,7 +187,7 @@ def test_weights_of_an_image_tokenizer_that_are_not_finite_are_told(
     save_file(weights, path, {"format": "pt"})
     broken = load(folder, device="cpu")
     sees = name.startswith("encoder")
-    call = partial(broken.caption, picture()) if sees else partial(broken.text_to_image, "heart")
+    call = partial(broken.caption, image()) if sees else partial(broken.text_to_image, "heart")
     with pytest.raises(ValueError, match="image tokenizer's numbers are not finite"):
         call(num_inference_steps=3)
 
@@ -200,18 +200,18 @@ def test_each_task_says_what_the_denoiser_knows(model: Model) -> None:
     assert model.image_tokenizer is not None
     drawn = to_image(model.image_tokenizer.decode(CODES[None])[0])
     assert same(known.text_to_image("anything"), [drawn])
-    assert known.caption(picture()) == "woman dark skin tone"
-    assert known.caption([picture(), picture(seed=1)]) == ["woman dark skin tone"] * 2
+    assert known.caption(image()) == "woman dark skin tone"
+    assert known.caption([image(), image(seed=1)]) == ["woman dark skin tone"] * 2
     assert known.infill("woman [MASK] skin tone") == "woman dark skin tone"
     everything = Image.new("L", (16, 16), 255)
-    assert same([known.inpaint(picture(), everything, "anything")], [drawn])
+    assert same([known.inpaint(image(), everything, "anything")], [drawn])
 
 
 def test_the_layout_is_the_one_of_training(model: Model) -> None:
     known, denoiser = knowing(model, CODES, "red heart")
     tokenizer, vocabulary = model.image_tokenizer, denoiser.vocabulary
     assert tokenizer is not None
-    codes = tokenizer.encode(to_pixels(picture())[None])[0]
+    codes = tokenizer.encode(to_pixels(image())[None])[0]
 
     def trained(**tasks: float) -> Batch:
         source = ImageText(tasks=Tasks(**tasks), text_slots=64, drop_condition=0.0)
@@ -232,7 +232,7 @@ def test_the_layout_is_the_one_of_training(model: Model) -> None:
     expected = trained(draw=1, caption=0)
     agree(generate_rows(drawing, 0), expected)
     agree(generate_rows(drawing, 1), expected.without_context(vocabulary))
-    known.caption(picture(), **FEW)
+    known.caption(image(), **FEW)
     agree(denoiser.seen[-1][1], trained(draw=0, caption=1))
 
 
@@ -253,13 +253,13 @@ def test_output_is_a_function_of_inputs_and_seed(model: Model) -> None:
     default = model.text_to_image("red heart", **FEW)
     assert same(default, model.text_to_image("red heart", generator=rng(0), **FEW))
     hole = Image.new("L", (16, 16), 255)
-    assert same([model.inpaint(picture(), hole)], [model.inpaint(picture(), hole)])
-    assert model.caption(picture()) == model.caption(picture())
+    assert same([model.inpaint(image(), hole)], [model.inpaint(image(), hole)])
+    assert model.caption(image()) == model.caption(image())
     assert model.infill("red [MASK:3]") == model.infill("red [MASK:3]")
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_several_prompts_give_their_pictures_in_order(model: Model) -> None:
+def test_several_prompts_give_their_images_in_order(model: Model) -> None:
     cold = replace(model.defaults.text_to_image, temperature=0.0, order_temperature=0.0)
     exact = copy.deepcopy(model.denoiser).double()  # no near-tie goes another way in a larger batch
     model = replace(model, denoiser=exact, defaults=replace(model.defaults, text_to_image=cold))
@@ -269,8 +269,8 @@ def test_several_prompts_give_their_pictures_in_order(model: Model) -> None:
     assert not near([red], [dark])
 
 
-def test_pictures_of_any_form_have_one_caption(model: Model, tmp_path: Path) -> None:
-    one = picture()
+def test_images_of_any_form_have_one_caption(model: Model, tmp_path: Path) -> None:
+    one = image()
     one.save(tmp_path / "one.png")
     caption = model.caption(one)
     assert model.caption(tmp_path / "one.png") == caption
@@ -284,7 +284,7 @@ def test_pictures_of_any_form_have_one_caption(model: Model, tmp_path: Path) -> 
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def test_trajectory_ends_in_the_picture_and_uncovers_it(model: Model) -> None:
+def test_trajectory_ends_in_the_image_and_uncovers_it(model: Model) -> None:
     arguments: dict[str, Any] = {"num_images_per_prompt": 2, "num_inference_steps": 4}
     frames = list(model.draw_trajectory("red heart", **arguments))
     assert len(frames) == 4
@@ -361,10 +361,10 @@ def test_words_around_a_hole_have_the_tokens_they_have_in_a_text(model: Model) -
     assert torch.equal(text[: len(whole)][~hole[: len(whole)]], expected[~hole[: len(whole)]])
 
 
-def test_a_picture_is_looked_at(model: Model) -> None:
-    guesses = {model.infill("[MASK:6]", image=picture(seed=seed)) for seed in range(4)}
+def test_a_image_is_looked_at(model: Model) -> None:
+    guesses = {model.infill("[MASK:6]", image=image(seed=seed)) for seed in range(4)}
     assert len(guesses) > 1
-    assert model.infill(["red [MASK]", "[MASK:2] tone"], image=picture())[0].startswith("red")
+    assert model.infill(["red [MASK]", "[MASK:2] tone"], image=image())[0].startswith("red")
     assert model.infill([]) == []
 
 
@@ -403,7 +403,7 @@ def spied(model: Model) -> Any:
 def test_pixels_outside_the_mask_come_back_as_they_were(
     model: Model, size: tuple[int, int], prompt: str
 ) -> None:
-    before = picture(*size)
+    before = image(*size)
     hole = torch.rand(size[::-1], generator=rng(1)) < 0.2
     hole[0, 0] = True
     after = model.inpaint(before, hole, prompt, **FEW)
@@ -424,7 +424,7 @@ def test_a_cell_is_repainted_where_any_of_its_pixels_is_masked(
     for x, y in [(0, 0), (width - 1, height - 1), (width // 2, height // 3)]:
         hole = Image.new("L", size)
         hole.putpixel((x, y), 255)
-        spy.model.inpaint(picture(*size), hole)
+        spy.model.inpaint(image(*size), hole)
         cells = spy.batch.target[spy.batch.of(Modality.IMAGE)].view(4, 4)
         # the middle of the pixel on the square of 16 pixels, in cells of 4
         middle_x = left + (x + 0.5) * round(width * scale) / width
@@ -442,7 +442,7 @@ def test_masks_of_any_form_say_the_same(model: Model) -> None:
     hole[2:9, 4:7] = True
     grey = Image.fromarray((hole * 255).to(torch.uint8).numpy())
     forms = [hole, hole[None], hole.float(), grey, grey.convert("1"), grey.convert("RGB")]
-    results = [model.inpaint(picture(), form, "red", **FEW) for form in forms]
+    results = [model.inpaint(image(), form, "red", **FEW) for form in forms]
     assert len({one.tobytes() for one in results}) == 1
 
 
@@ -450,7 +450,7 @@ def test_context_stays_in_both_branches_of_inpainting(model: Model) -> None:
     known, denoiser = knowing(model, CODES, "red heart")
     hole = torch.zeros(16, 16, dtype=torch.bool)
     hole[:4, :4] = True
-    known.inpaint(picture(), hole, "red heart")
+    known.inpaint(image(), hole, "red heart")
     batch = denoiser.seen[-1][1]
     codes = batch.ids[batch.of(Modality.IMAGE)].view(2, 16)[:, 1:]
     assert torch.equal(codes[0], codes[1])
@@ -466,10 +466,10 @@ def test_texts_of_any_length(model: Model) -> None:
     free = replace(model, text_slots=None, defaults=replace(model.defaults, max_text_tokens=9))
     assert len(free.text_to_image(["red", "woman dark skin tone"], **FEW)) == 2
     assert len(free.text_to_image("red", negative_prompt="woman dark skin tone", **FEW)) == 1
-    assert isinstance(free.caption(picture()), str)
+    assert isinstance(free.caption(image()), str)
     assert free.infill("woman [MASK] skin tone").endswith("skin tone")
-    assert free.infill("woman [MASK] skin tone", image=picture()).endswith("skin tone")
-    free.inpaint(picture(), torch.ones(16, 16), **FEW)
+    assert free.infill("woman [MASK] skin tone", image=image()).endswith("skin tone")
+    free.inpaint(image(), torch.ones(16, 16), **FEW)
     short = replace(free, max_length=24)  # 16 codes, 2 marks, 5 tokens and the end
     with pytest.raises(ValueError, match=r"tokens, but this model takes at most 5; shorten it"):
         short.text_to_image("woman dark skin tone and much more")
@@ -483,9 +483,9 @@ def test_a_model_of_text_alone(model: Model) -> None:
     assert alone.infill("woman [MASK] skin tone") == "woman dark skin tone"
     for call in (
         lambda: alone.text_to_image("red"),
-        lambda: alone.caption(picture()),
-        lambda: alone.inpaint(picture(), torch.ones(16, 16)),
-        lambda: alone.infill("[MASK]", image=picture()),
+        lambda: alone.caption(image()),
+        lambda: alone.inpaint(image(), torch.ones(16, 16)),
+        lambda: alone.infill("[MASK]", image=image()),
     ):
         with pytest.raises(ValueError, match="this model knows text alone"):
             call()
@@ -515,24 +515,24 @@ def test_a_model_of_text_alone(model: Model) -> None:
             "prompt '' is empty",
         ),  # at the call, not at the first frame
         (lambda m: m.caption("missing.png"), "no image file at 'missing.png'"),
-        (lambda m: m.caption([3]), "int is no picture"),
+        (lambda m: m.caption([3]), "int is no image"),
         (lambda m: m.caption(torch.full((3, 16, 16), 200.0)), r"pixels lie in \[-1, 1\]"),
         (lambda m: m.caption(torch.zeros(3, 16, 16, dtype=torch.uint8)), "is torch.uint8"),
         (lambda m: m.caption(torch.zeros(1, 16, 16)), r"\[3, H, W\]"),
-        (lambda m: m.caption(picture(), num_inference_steps=-1), "at least 1, got -1"),
+        (lambda m: m.caption(image(), num_inference_steps=-1), "at least 1, got -1"),
         (lambda m: m.infill("red heart"), "text 'red heart' has no hole; write"),
         (lambda m: m.infill("red [MASK:0]"), r"\[MASK:0\] in 'red \[MASK:0\]' is a hole of no"),
         (lambda m: m.infill("[MASK:99999999999]"), "but this model takes at most 63; shorten it"),
         (lambda m: m.infill("[MASK]", image="missing.png"), "missing.png"),
-        (lambda m: m.inpaint(picture(), Image.new("L", (16, 16))), "the mask has no hole"),
+        (lambda m: m.inpaint(image(), Image.new("L", (16, 16))), "the mask has no hole"),
         (
-            lambda m: m.inpaint(picture(), Image.new("L", (8, 4), 255)),
-            "the mask is 8 x 4 but the picture is 16 x 16",
+            lambda m: m.inpaint(image(), Image.new("L", (8, 4), 255)),
+            "the mask is 8 x 4 but the image is 16 x 16",
         ),
-        (lambda m: m.inpaint(picture(), "mask.png"), "str is no mask"),
-        (lambda m: m.inpaint(picture(), torch.ones(16, 16), "@" * 70), "71 tokens"),
+        (lambda m: m.inpaint(image(), "mask.png"), "str is no mask"),
+        (lambda m: m.inpaint(image(), torch.ones(16, 16), "@" * 70), "71 tokens"),
         (
-            lambda m: m.inpaint(picture(), torch.ones(16, 16), num_inference_steps=0),
+            lambda m: m.inpaint(image(), torch.ones(16, 16), num_inference_steps=0),
             "at least 1, got 0",
         ),
     ],

@@ -26,9 +26,9 @@ def test_the_bundled_model_comes_back_whole(tmp_path: Path) -> None:
             0
         ].tobytes()
 
-    picture = model.text_to_image("red heart", num_inference_steps=2)[0]
+    image = model.text_to_image("red heart", num_inference_steps=2)[0]
     assert drawn(again) == drawn(model)
-    assert again.caption(picture) == model.caption(picture)
+    assert again.caption(image) == model.caption(image)
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
@@ -49,11 +49,11 @@ def test_an_added_token_is_saved_with_its_model(tmp_path: Path) -> None:
     """The steps of a user who adds words: tokenizer, rows, save, load."""
     model = mmdlm.load("emoji", device="cpu")
     words, denoiser = model.text_tokenizer, model.denoiser
-    picture = model.text_to_image("red heart", num_inference_steps=2)[0]
-    told = model.caption(picture)
+    image = model.text_to_image("red heart", num_inference_steps=2)[0]
+    told = model.caption(image)
     assert words.add_tokens(["zeppelin", "okapi"]) == 2
     denoiser.resize_token_embeddings(denoiser.vocabulary.size + 2)
     model.save_pretrained(tmp_path / "saved")
     again = mmdlm.load(tmp_path / "saved", device="cpu")
     assert len(again.text_tokenizer) == again.denoiser.vocabulary.text[1]
-    assert again.caption(picture) == told
+    assert again.caption(image) == told

@@ -107,7 +107,7 @@ def seer() -> Model:
     return model_of(LladaV())
 
 
-def picture(width: int = 16, height: int = 16, *, seed: int = 0) -> Image.Image:
+def image(width: int = 16, height: int = 16, *, seed: int = 0) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(levels.numpy())
@@ -144,8 +144,8 @@ def test_texts_in_one_pass_are_what_they_are_alone(speaker: Model) -> None:
     assert filled[1].endswith(" of a longer text")
 
 
-def test_pictures_of_a_batch_stay_with_their_conversations(seer: Model) -> None:
-    one, two, wide = picture(seed=1), picture(seed=2), picture(24, 16, seed=3)
+def test_images_of_a_batch_stay_with_their_conversations(seer: Model) -> None:
+    one, two, wide = image(seed=1), image(seed=2), image(24, 16, seed=3)
     ask: list[tuple[str, Any]] = [
         ("what?", one),
         ("nothing to see", None),
@@ -167,12 +167,12 @@ def test_pictures_of_a_batch_stay_with_their_conversations(seer: Model) -> None:
 def test_a_caption_is_an_answer_to_the_familys_own_question(seer: Model) -> None:
     short = replace(seer.defaults, max_text_tokens=6)
     model = replace(seer, defaults=short)
-    caption = model.caption(picture(), num_inference_steps=3)
+    caption = model.caption(image(), num_inference_steps=3)
     question = "<image>\nPlease describe the image in detail."
     # what an answer must not contain a caption may, so that these ids are compared by length alone
     assert isinstance(caption, str)
-    assert isinstance(seer.answer(question, picture(), **FEW), str)
-    assert model.caption([picture(), picture(seed=1)], num_inference_steps=3)[0] == caption
+    assert isinstance(seer.answer(question, image(), **FEW), str)
+    assert model.caption([image(), image(seed=1)], num_inference_steps=3)[0] == caption
 
 
 class Sure:
@@ -233,7 +233,7 @@ def test_suppressed_tokens_do_not_occur() -> None:
     assert "<|" not in model.answer("?", max_new_tokens=4)
 
 
-# --- pictures as codes ----------------------------------------------------------------------------
+# --- images as codes ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_mmada_draws_describes_and_mends(painter: Model) -> None:
     assert same(last, thoughtful)
     padded = replace(painter, prompt_template=Mmada(attend_pads=True))
     assert not same(padded.text_to_image("a cat", num_inference_steps=4), together[:1])
-    before, mask = picture(), Image.new("L", (16, 16), 0)
+    before, mask = image(), Image.new("L", (16, 16), 0)
     mask.paste(255, (0, 0, 8, 16))
     after = painter.inpaint(before, mask, "a cat", num_inference_steps=3)
     assert after.crop((8, 0, 16, 16)).tobytes() == before.crop((8, 0, 16, 16)).tobytes()
@@ -280,8 +280,8 @@ def test_mmada_draws_describes_and_mends(painter: Model) -> None:
 def test_masked_padding_changes_nothing(painter: Model) -> None:
     """Why MMaDA's prompts need none: positions are relative, and nothing else tells."""
     prompt_template, words = Mmada(), painter.codec
-    codes = painter.encode([picture()], "answer")[0]
-    document = prompt_template.image_prompt(words, "a cat", picture=codes).sequence
+    codes = painter.encode([image()], "answer")[0]
+    document = prompt_template.image_prompt(words, "a cat", image=codes).sequence
     left = Document((text_segment([words.vocabulary.pad_id] * 9),))
     alone = collate([document], words.vocabulary)
     shifted = replace(alone, position=alone.position + 9)
@@ -307,19 +307,19 @@ def test_lumina_draws_any_shape(editor: Model) -> None:
 
 
 def test_lumina_edits_looks_and_mends(editor: Model) -> None:
-    edited = editor.edit(picture(40, 20), "make it night", num_inference_steps=3)
+    edited = editor.edit(image(40, 20), "make it night", num_inference_steps=3)
     assert edited.size == (20, 12)  # 15 of at most 16 cells, nearest to 2 : 1 of those that fit
     few = {"num_inference_steps": 3}
-    stay = editor.edit(picture(40, 20), "make it night", image_guidance_scale=1.0, **few)
-    free = editor.edit(picture(40, 20), "make it night", guidance_scale=1.0, **few)
+    stay = editor.edit(image(40, 20), "make it night", image_guidance_scale=1.0, **few)
+    free = editor.edit(image(40, 20), "make it night", guidance_scale=1.0, **few)
     off = editor.edit(
-        picture(40, 20), "make it night", guidance_scale=1.0, image_guidance_scale=1.0, **few
+        image(40, 20), "make it night", guidance_scale=1.0, image_guidance_scale=1.0, **few
     )
     assert len({one.tobytes() for one in (edited, stay, free, off)}) > 2
-    assert isinstance(editor.answer("what?", [picture(), picture(40, 20)], **FEW), str)
-    together = editor.answer(["what?", "why, then?"], [picture(), picture(40, 20)], **FEW)
-    assert together[1] == editor.answer("why, then?", picture(40, 20), **FEW)
-    before, mask = picture(40, 20), Image.new("L", (40, 20), 0)
+    assert isinstance(editor.answer("what?", [image(), image(40, 20)], **FEW), str)
+    together = editor.answer(["what?", "why, then?"], [image(), image(40, 20)], **FEW)
+    assert together[1] == editor.answer("why, then?", image(40, 20), **FEW)
+    before, mask = image(40, 20), Image.new("L", (40, 20), 0)
     mask.paste(255, (0, 0, 20, 20))
     after = editor.inpaint(before, mask, "x", **few)
     assert after.size == before.size
@@ -350,9 +350,7 @@ class Bad:
             "2 steps are too few for 3 blocks",
         ),
         Bad(Llada(), lambda m: m.answer("a", think=True), "not trained to think"),
-        Bad(
-            Llada(), lambda m: m.answer("a", picture()), "reads text alone and was given 1 picture"
-        ),
+        Bad(Llada(), lambda m: m.answer("a", image()), "reads text alone and was given 1 image"),
         Bad(Llada(), lambda m: m.answer("<image>"), "has 1 <image> placeholder but was given 0"),
         Bad(Llada(), lambda m: m.answer(["a", "b"], [None]), "2 questions but 1 entries of pict"),
         Bad(Llada(), lambda m: m.answer("x" * 5000), "and leaves no room for 128 new ones"),
@@ -360,28 +358,26 @@ class Bad:
         Bad(Llada(), lambda m: m.complete(" "), "text ' ' is empty"),
         Bad(Llada(), lambda m: m.complete("x" * 4096), "leaves no room"),
         Bad(Llada(), lambda m: m.text_to_image("a"), "not trained for text_to_image; it is for"),
-        Bad(Llada(), lambda m: m.caption(picture()), "not trained for caption"),
-        Bad(Llada(), lambda m: m.inpaint(picture(), picture()), "not trained for inpaint"),
-        Bad(Llada(), lambda m: m.edit(picture(), "x"), "not trained for edit"),
-        Bad(Llada(), lambda m: m.infill("a [MASK]", image=picture()), "was given 1 picture"),
+        Bad(Llada(), lambda m: m.caption(image()), "not trained for caption"),
+        Bad(Llada(), lambda m: m.inpaint(image(), image()), "not trained for inpaint"),
+        Bad(Llada(), lambda m: m.edit(image(), "x"), "not trained for edit"),
+        Bad(Llada(), lambda m: m.infill("a [MASK]", image=image()), "was given 1 image"),
         Bad(Llada(), lambda m: m.chat([]), "the conversation is empty"),
         Bad(Llada(), lambda m: m.chat({"role": "user"}), "is a list of messages, not dict"),
         Bad(Llada(), lambda m: m.chat([SHORT, []]), "the conversation is empty"),
         Bad(Llada(), lambda m: m.chat([SHORT, SHORT], [[]]), "2 conversations but 1 entries"),
-        Bad(
-            LladaV(), lambda m: m.answer("a <image>", [picture()] * 2), "1 <image> placeholder but"
-        ),
-        Bad(LladaV(), lambda m: m.chat(SHORT, picture()), "0 <image> placeholders but was given 1"),
+        Bad(LladaV(), lambda m: m.answer("a <image>", [image()] * 2), "1 <image> placeholder but"),
+        Bad(LladaV(), lambda m: m.chat(SHORT, image()), "0 <image> placeholders but was given 1"),
         Bad(LladaV(), lambda m: m.answer("a", "missing.png"), "no image file at 'missing.png'"),
-        Bad(Mmada(), lambda m: m.answer("a", [picture()] * 2), "one picture in a conversation"),
-        Bad(Mmada(), lambda m: m.answer("a", picture(1, 1)), "1x1 pixels is too small to be seen"),
-        Bad(Mmada(), lambda m: m.caption(picture(20000, 10)), "20000x10 pixels is too narrow"),
-        Bad(Lumina(), lambda m: m.edit(picture(10, 20000), "a"), "10x20000 pixels is too narrow"),
-        Bad(LladaV(), lambda m: m.caption(picture(1, 1)), "1x1 pixels is too small to be seen"),
-        Bad(LladaV(), lambda m: m.answer("a", picture(20000, 10)), "20000x10 pixels is too narrow"),
-        Bad(LladaV(), lambda m: m.caption(3), "int is no picture"),
-        Bad(LladaV(), lambda m: m.caption(b"..."), "bytes is no picture"),
-        Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "pictures of 16 x 16 pixels alone"),
+        Bad(Mmada(), lambda m: m.answer("a", [image()] * 2), "one image in a conversation"),
+        Bad(Mmada(), lambda m: m.answer("a", image(1, 1)), "1x1 pixels is too small to be seen"),
+        Bad(Mmada(), lambda m: m.caption(image(20000, 10)), "20000x10 pixels is too narrow"),
+        Bad(Lumina(), lambda m: m.edit(image(10, 20000), "a"), "10x20000 pixels is too narrow"),
+        Bad(LladaV(), lambda m: m.caption(image(1, 1)), "1x1 pixels is too small to be seen"),
+        Bad(LladaV(), lambda m: m.answer("a", image(20000, 10)), "20000x10 pixels is too narrow"),
+        Bad(LladaV(), lambda m: m.caption(3), "int is no image"),
+        Bad(LladaV(), lambda m: m.caption(b"..."), "bytes is no image"),
+        Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "images of 16 x 16 pixels alone"),
         Bad(Lumina(), lambda m: m.text_to_image("a", think=True), "not trained to think before it"),
         Bad(
             Mmada(),
@@ -389,8 +385,8 @@ class Bad:
             "negative_prompt 'b' has no place where the model thinks",
         ),
         Bad(Lumina(), lambda m: m.text_to_image("a", height=9), "height 9 is not a multiple of 4"),
-        Bad(Lumina(), lambda m: m.edit(picture(), " "), "instruction ' ' is empty"),
-        Bad(Lumina(), lambda m: m.edit([], "x"), "there is no picture to edit"),
+        Bad(Lumina(), lambda m: m.edit(image(), " "), "instruction ' ' is empty"),
+        Bad(Lumina(), lambda m: m.edit([], "x"), "there is no image to edit"),
         Bad(Lumina(), lambda m: m.chat(SHORT), "not trained for chat; it is for caption, answer"),
     ],
     ids=lambda bad: f"{bad.prompt_template.family}: {bad.says[:30]}",
@@ -404,11 +400,11 @@ def test_bad_calls_are_one_sentence(bad: Bad) -> None:
 def test_a_model_without_its_eyes_or_its_image_tokenizer_says_so() -> None:
     blind = model_of(LladaV())
     blind = replace(blind, denoiser=transformer(blind.denoiser.vocabulary))
-    with pytest.raises(ValueError, match="without its vision adapter and cannot look at 1 picture"):
-        blind.answer("a", picture())
+    with pytest.raises(ValueError, match="without its vision adapter and cannot look at 1 image"):
+        blind.answer("a", image())
     bare = replace(model_of(Mmada()), image_tokenizer=None)
     assert isinstance(bare.answer("a", **FEW), str)
-    for call in (lambda: bare.text_to_image("a"), lambda: bare.answer("a", picture())):
+    for call in (lambda: bare.text_to_image("a"), lambda: bare.answer("a", image())):
         with pytest.raises(ValueError, match="has no image tokenizer here, though .* 16 image cod"):
             call()
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.jobs.sole_writer import sole_writer
-from data_pipelines.shards.images import picture_loader
+from data_pipelines.shards.images import image_loader
 from mmdlm.cli.recipe import run
 from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.pixels import Fit, to_image
@@ -28,7 +28,7 @@ from train.stages.meter import Load
 from train.stages.settings import checked
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
-SHOWN = 16  # pictures on a sample sheet
+SHOWN = 16  # images on a sample sheet
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PixelLoss:
     gradient: float = 1.0
 
     def __call__(self, reconstruction: Tensor, pixels: Tensor) -> Tensor:
-        """[N, 3, H, W] twice -> [], the mean over pictures."""
+        """[N, 3, H, W] twice -> [], the mean over images."""
         error = reconstruction - pixels
         across, down = error.diff(dim=-1), error.diff(dim=-2)
         return (
@@ -56,25 +56,25 @@ class PixelLoss:
 
 
 class ReconstructionStage(Stage):
-    """Pictures in, the same pictures out; the quantizer's own loss is added, already weighted."""
+    """Images in, the same images out; the quantizer's own loss is added, already weighted."""
 
     coefficients: ClassVar = {"pixels": 1.0, "quantizer": 1.0}
 
     def __init__(self, tokenizer: ImageTokenizer, loss: PixelLoss) -> None:
         super().__init__()
         self.tokenizer, self.loss = tokenizer, loss
-        self.picture_flops = forward_flops(tokenizer)
+        self.image_flops = forward_flops(tokenizer)
 
     def draw(self, batch: Tensor, *, generator: torch.Generator) -> None:
         """Nothing is random."""
 
     def counts(self, batch: Tensor, noise: Any) -> dict[str, Tensor]:
-        """Pictures."""
+        """Images."""
         count = torch.tensor(len(batch), device=batch.device)
         return {"pixels": count, "quantizer": count}
 
     def forward(self, batch: Tensor, noise: Any) -> dict[str, Tensor]:
-        """Pixels [N, 3, H, W] -> sums over pictures."""
+        """Pixels [N, 3, H, W] -> sums over images."""
         reconstruction, auxiliary = self.tokenizer.reconstruct(batch)
         loss = self.loss(reconstruction.float(), batch)
         return {"pixels": loss * len(batch), "quantizer": auxiliary * len(batch)}
@@ -82,24 +82,24 @@ class ReconstructionStage(Stage):
     def load(self, batch: Tensor, noise: Any) -> Load:
         """Codes are its tokens, all of which are learnt; backward counts as twice forward."""
         codes = len(batch) * (self.tokenizer.image_size // self.tokenizer.downsampling) ** 2
-        flops = torch.tensor(3.0 * len(batch) * self.picture_flops, dtype=torch.float64)
+        flops = torch.tensor(3.0 * len(batch) * self.image_flops, dtype=torch.float64)
         return Load(codes, codes, flops)
 
 
 def forward_flops(tokenizer: ImageTokenizer) -> int:
-    """Of one picture: convolutions, matrix products and attention."""
+    """Of one image: convolutions, matrix products and attention."""
     shapes = copy.deepcopy(tokenizer).to("meta")
-    picture = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size, device="meta")
+    image = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size, device="meta")
     counter = FlopCounterMode(display=False)
     # Torch does not count the attention kernel of a CPU, but what it is made of.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        shapes.reconstruct(picture)
+        shapes.reconstruct(image)
     return int(counter.get_total_flops())
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Shards of pictures, and how they become batches; see `picture_loader`.
+class Images:
+    """Shards of images, and how they become batches; see `image_loader`.
 
     num_workers      as in `Data` of the other recipes
     sampling_weight  as in `Source` of the other recipes
@@ -121,7 +121,7 @@ class Pictures:
 @sole_writer
 def main(
     out: Path,
-    pictures: Pictures,
+    images: Images,
     *,
     family: str = PatchTokenizer.family,
     options: dict[str, Any] | None = None,
@@ -135,7 +135,7 @@ def main(
 
     Args:
         out: Folder of checkpoints, log and samples; a run found there is continued.
-        pictures: What to train on.
+        images: What to train on.
         family: PatchTokenizer or MAGVITv2.
         options: Of a new tokenizer of the family; an unknown one is an error.
         start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
@@ -158,38 +158,38 @@ def main(
             if start_from is not None
             else FAMILIES[family].from_config(options or {})
         )
-    loader = picture_loader(
-        pictures.urls,
-        batch_size=pictures.batch_size,
+    loader = image_loader(
+        images.urls,
+        batch_size=images.batch_size,
         image_size=tokenizer.image_size,
-        fit=pictures.fit,
+        fit=images.fit,
         seed=training.seed,
-        num_workers=pictures.num_workers,
+        num_workers=images.num_workers,
         rank=state.process_index,
         world_size=state.num_processes,
-        shuffle_buffer=pictures.shuffle_buffer,
-        sampling_weight=pictures.sampling_weight,
-        max_broken=pictures.max_broken,
-        max_pixels=pictures.max_pixels,
-        allow_pipe=pictures.allow_pipe,
+        shuffle_buffer=images.shuffle_buffer,
+        sampling_weight=images.sampling_weight,
+        max_broken=images.max_broken,
+        max_pixels=images.max_pixels,
+        allow_pipe=images.allow_pipe,
         pin_memory=state.device.type == "cuda",
     )
 
-    @cache  # every sheet shows the same pictures, read when the first is made
+    @cache  # every sheet shows the same images, read when the first is made
     def shown() -> Tensor:
         size = tokenizer.image_size
-        some = picture_loader(
-            pictures.urls,
+        some = image_loader(
+            images.urls,
             batch_size=SHOWN,
             image_size=size,
-            fit=pictures.fit,
-            max_pixels=pictures.max_pixels,
-            allow_pipe=pictures.allow_pipe,
+            fit=images.fit,
+            max_pixels=images.max_pixels,
+            allow_pipe=images.allow_pipe,
         )
         return next(iter(some)).to(state.device)
 
     def reconstructions(step: int, tokenizer: ImageTokenizer) -> None:
-        """Real pictures above, what the tokenizer makes of them below."""
+        """Real images above, what the tokenizer makes of them below."""
         real = shown()
         with torch.no_grad():
             again, _ = tokenizer.reconstruct(real)

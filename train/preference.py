@@ -193,14 +193,14 @@ def main(
     folder = find_checkpoint(start_from)
     words = load_text_tokenizer(text_tokenizer or folder)
     image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
-    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser = start(
         folder,
         words,
-        pictures,
+        images,
         attention=attention,
         dtype=getattr(torch, dtype),
-        needs_pictures=False,
+        needs_images=False,
     )
     if getattr(denoiser, "vision", None) is not None:
         denoiser.vision.requires_grad_(False)  # policy and reference look at the same features
@@ -216,7 +216,7 @@ def main(
     if state.is_main_process:
         record_tasks(denoiser, prompt_template, words, data.sources, is_new=False)
     words = with_chat_template(words, prompt_template, data.sources)
-    known = words_for(denoiser, words, pictures)
+    known = words_for(denoiser, words, images)
     sources = read_sources(data, denoiser, known, prompt_template)
     loader = load_batches(data, sources, known, seed=training.seed, process=state)
     if state.is_main_process and examples:

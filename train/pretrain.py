@@ -118,12 +118,12 @@ def main(
             "one with data_pipelines.text_tokenizer"
         )
     words = PreTrainedTokenizerFast.from_pretrained(text_tokenizer)
-    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     if start_from is not None:
         start_from = find_in_run(start_from) or start_from
-        denoiser = start(start_from, words, pictures, attention=attention)
+        denoiser = start(start_from, words, images, attention=attention)
     else:
-        denoiser = model.build(words, pictures, seed=training.seed, attention=attention)
+        denoiser = model.build(words, images, seed=training.seed, attention=attention)
     denoiser.config.full_vocabulary = objective.full_vocabulary
     if vision is not None:
         add_vision_adapter(denoiser, vision, tower_weights, seed=training.seed)
@@ -133,10 +133,10 @@ def main(
     recompute_layers(denoiser, recompute)
 
     prompt_template = prompt_template_for_denoiser(denoiser)
-    prompts = prompts if pictures is not None else None
+    prompts = prompts if images is not None else None
     shape = model if start_from is None else None
     data, shape, said = settle(
-        data, shape, denoiser, words, pictures, prompt_template, prompts=prompts or ()
+        data, shape, denoiser, words, images, prompt_template, prompts=prompts or ()
     )
     told["data"] = data
     if shape is None:
@@ -145,7 +145,7 @@ def main(
         told["model"] = shape
     if said and state.is_main_process:
         print(said)
-    known = words_for(denoiser, words, pictures)
+    known = words_for(denoiser, words, images)
     generation = generation_of(prompt_template, start_from, generation_config)
     sources = read_sources(data, denoiser, known, prompt_template)
     if state.is_main_process:
@@ -157,7 +157,7 @@ def main(
         sheet = SampleSheet(
             denoiser,
             words,
-            pictures,
+            images,
             out / "samples",
             prompt_template=prompt_template,
             defaults=defaults_of(prompt_template, generation),

@@ -1,4 +1,4 @@
-"""Reinforcement learning of texts and pictures: sample, reward, learn.
+"""Reinforcement learning of texts and images: sample, reward, learn.
 
 `python -m train.rl --config configs/rl/smoke.yaml`, on several GPUs under `accelerate launch -m`.
 Start it again after a kill and it continues, rollouts in flight included.
@@ -190,7 +190,7 @@ def main(
         budget: Generated tokens and seconds that the run may cost.
         max_broken: Share of prompts that may be skipped since the model cannot be asked them; more
             stop the run, with the list.
-        gallery: Pictures that rewards look for the nearest in.
+        gallery: Images that rewards look for the nearest in.
         lora: Train matrices of low rank in place of the weights; the reference is then the model
             without them. They are written to `out`/adapter, and added to the weights in
             `out`/final.
@@ -226,7 +226,7 @@ def main(
     )
     denoiser = model.denoiser
     if getattr(denoiser, "vision", None) is not None:
-        denoiser.vision.requires_grad_(False)  # pictures are looked at once, before the rollouts
+        denoiser.vision.requires_grad_(False)  # images are looked at once, before the rollouts
     adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
     learn_in_float32(denoiser)
     recompute_layers(denoiser, recompute)
@@ -299,15 +299,15 @@ def _model(
 ) -> Model:
     """The policy as users would call it, on the device of this process."""
     words = load_text_tokenizer(text_tokenizer or folder)
-    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser = start(
-        folder, words, pictures, attention=attention, dtype=dtype, needs_pictures=False
+        folder, words, images, attention=attention, dtype=dtype, needs_images=False
     ).to(state.device)
     prompt_template = prompt_template_for_denoiser(denoiser, asked=True)
     return Model(
         denoiser,
         words,
-        None if pictures is None else pictures.to(state.device),
+        None if images is None else images.to(state.device),
         text_slots=getattr(denoiser.config, "text_slots", None),
         max_length=denoiser.config.max_position_embeddings,
         defaults=Defaults.from_json(
@@ -324,7 +324,7 @@ def _context(model: Model, gallery: Shown | None) -> Mapping[str, Any]:
     if "caption" in model.prompt_template.tasks_with(model.text_tokenizer) and (
         model.image_tokenizer is not None or model.prompt_template.sees == "features"
     ):
-        context["describe"] = lambda pictures: model.caption(list(pictures))
+        context["describe"] = lambda images: model.caption(list(images))
     return context
 
 

@@ -60,7 +60,7 @@ def settle(
     model: Shape | None,
     denoiser: PretrainedDenoiser,
     tokenizer: PreTrainedTokenizerFast,
-    pictures: ImageTokenizer | None,
+    images: ImageTokenizer | None,
     prompt_template: PromptTemplate,
     *,
     prompts: Sequence[str] = (),
@@ -75,7 +75,7 @@ def settle(
         model: Shape of a new model; None: the numbers of `denoiser` stay as they are.
         denoiser: Model to train.
         tokenizer: Of the texts.
-        pictures: Image tokenizer; None for text only, and for images that are seen.
+        images: Image tokenizer; None for text only, and for images that are seen.
         prompt_template: Of the tasks of the model.
         prompts: Texts that sample sheets draw.
 
@@ -88,7 +88,7 @@ def settle(
             data or each other.
     """
     asked = _Asked(
-        sources=_measure(data, denoiser, tokenizer, pictures),
+        sources=_measure(data, denoiser, tokenizer, images),
         length=data.length,
         of_model=denoiser.config.text_slots if model is None else model.text_slots,
         positions=(
@@ -354,12 +354,12 @@ def _measure(
     data: Data,
     denoiser: PretrainedDenoiser,
     tokenizer: PreTrainedTokenizerFast,
-    pictures: ImageTokenizer | None,
+    images: ImageTokenizer | None,
 ) -> tuple[_Measured, ...]:
     """Lay out documents of each source; of conversations none, which rows of a length cut."""
     sources = [replace(one, to_sequence=_at_its_longest(one.to_sequence)) for one in data.sources]
-    if pictures is not None:
-        edge = pictures.image_size // pictures.downsampling
+    if images is not None:
+        edge = images.image_size // images.downsampling
         sources = expect_codes(sources, edge**2)
     laid_out = attach_vision(
         [one for one in sources if not isinstance(one.to_sequence, Conversation)],

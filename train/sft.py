@@ -1,4 +1,4 @@
-"""Fine-tune a model on conversations, with pictures or without, so that it answers.
+"""Fine-tune a model on conversations, with images or without, so that it answers.
 
 `python -m train.sft --config configs/sft/llada_s1k.yaml`, on several GPUs under
 `accelerate launch -m`. Start it again after a kill and it continues.
@@ -87,7 +87,7 @@ def main(
         model: Shape of a new Transformer, in place of `start_from`: a small task can be learnt from
             nothing. It needs `text_tokenizer`.
         text_tokenizer: Folder of the text tokenizer; by default the model's own.
-        image_tokenizer: Folder of the tokenizer that made the codes of pictures, to be kept with
+        image_tokenizer: Folder of the tokenizer that made the codes of images, to be kept with
             the weights; by default the model's own.
         prompt_template: How conversations are laid out; by default as the model's family does,
             which is how
@@ -134,21 +134,21 @@ def main(
         raise ValueError("a new model has no text_tokenizer of its own; name the folder of one")
     words = load_text_tokenizer(text_tokenizer or folder)
     image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
-    pictures = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
+    images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser: PretrainedDenoiser
     if model is not None:
         if model.max_position_embeddings is None:
             positions = max(USUAL_POSITIONS, data.length or 0)
             told["model"] = model = replace(model, max_position_embeddings=positions)
-        denoiser = model.build(words, pictures, seed=training.seed, attention=attention)
+        denoiser = model.build(words, images, seed=training.seed, attention=attention)
     else:
         denoiser = start(
             folder,
             words,
-            pictures,
+            images,
             attention=attention,
             dtype=getattr(torch, dtype),
-            needs_pictures=False,
+            needs_images=False,
             base=None if lora is None else FrozenBase(quantization, state.device),
         )
     denoiser.config.full_vocabulary = objective.full_vocabulary
@@ -173,7 +173,7 @@ def main(
     if state.is_main_process:
         record_tasks(denoiser, prompt_template, words, data.sources, is_new=folder is None)
     words = with_chat_template(words, prompt_template, data.sources)
-    known = words_for(denoiser, words, pictures)
+    known = words_for(denoiser, words, images)
     sources = read_sources(data, denoiser, known, prompt_template)
     loader = load_batches(data, sources, known, seed=training.seed, process=state)
     if state.is_main_process and examples:

@@ -18,12 +18,12 @@ from data_pipelines.shards.stream import (
     one_line,
 )
 from data_pipelines.shards.workers import Loader, check_numbers, workers_for
-from data_pipelines.sources.source import BROKEN_CONTENT, PICTURES, field_image
+from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES, field_image
 from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.pixels import Fit, to_pixels
 
 
-def picture_loader(
+def image_loader(
     urls: str | list[str],
     *,
     batch_size: int,
@@ -62,7 +62,7 @@ def picture_loader(
     found = expand_urls(urls, allow_pipe=allow_pipe)
     settings = {"shards": [len(found)], "sampling_weight": sampling_weight, **numbers}
     make = partial(
-        _Pictures,
+        _Images,
         urls=found,
         batch_size=batch_size,
         image_size=image_size,
@@ -77,7 +77,7 @@ def picture_loader(
     return Loader(make, settings, pin_memory=pin_memory)
 
 
-class _Pictures:
+class _Images:
     """Batches of one worker."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Pictures:
             reader=reader,
             seed=seed,
             shuffle_buffer=shuffle_buffer,
-            fields=PICTURES,
+            fields=IMAGES,
             sampling_weight=sampling_weight,
             cache_bytes=cache_bytes,
         )

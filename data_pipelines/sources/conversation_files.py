@@ -38,7 +38,7 @@ from mmdlm.vision.image_files import image_format, open_image, to_rgb
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what shards keep as it is
 FILES = (*ROW_FILES, ".parquet")
 TEXTS = ("messages", "conversations")
-PICTURES = ("images", "image")
+IMAGES = ("images", "image")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Columns:
         own = {"prompt", "completion", *TEXTS}
         if self.prompt is not None and self.completion is not None:
             own = {*_columns_in(self.prompt), *_columns_in(self.completion)}
-        return frozenset({*own, *PICTURES})
+        return frozenset({*own, *IMAGES})
 
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set without a conversation."""
@@ -141,11 +141,11 @@ class Columns:
             shown = {*_columns_in(self.prompt), *_columns_in(self.completion)}
         said = {name: values[name] for name in SYSTEMS if values.get(name) and name not in shown}
         content |= said or {SYSTEMS[0]: self.system}
-        every = all_messages(content, picture=self.images.mark)
+        every = all_messages(content, image=self.images.mark)
         messages = up_to_answer(every)
         sample = packed(
             {"messages": messages},
-            pictures_of(content, values),
+            images_of(content, values),
             key,
             self.images,
             where=row.where,
@@ -158,7 +158,7 @@ class Columns:
 
 def packed(
     said: Mapping[str, list[Message]],
-    pictures: list[Any],
+    mentioned: list[Any],
     key: str,
     images: Images,
     *,
@@ -172,22 +172,22 @@ def packed(
     Raises ValueError where they do not fit together.
     """
     marks = sum(message.text.count(images.mark) for part in said.values() for message in part)
-    if marks != len(pictures):
+    if marks != len(mentioned):
         raise ValueError(
-            f"its messages mention {marks} pictures by {images.mark!r}, but it has {len(pictures)}"
+            f"its messages mention {marks} images by {images.mark!r}, but it has {len(mentioned)}"
         )
     sample: Sample = {"__key__": key}
-    for number, picture in enumerate(pictures):
-        data, extension, is_new = images.read(picture)
+    for number, image in enumerate(mentioned):
+        data, extension, is_new = images.read(image)
         if is_new:
             report.change(where, "an image of another format is stored as PNG")
-        sample[extension if len(pictures) == 1 else f"{number}.{extension}"] = data
+        sample[extension if len(mentioned) == 1 else f"{number}.{extension}"] = data
     content = {name: [one.to_dict() for one in part] for name, part in said.items()}
     sample["json"] = json_bytes(content)
     return sample
 
 
-def pictures_of(content: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
+def images_of(content: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
     """What a row has of images: in the messages of its conversation, and beside them."""
     return [*_of_messages(content), *_listed(values)]
 
@@ -299,7 +299,7 @@ def _rows_of_file(path: Path) -> Iterator[Row | BrokenRow]:
 
 
 def _streamed(name: str, *arguments: Any, **options: Any) -> Iterator[Row]:
-    """Rows of a data set of the `datasets` library, with pictures as the files that they are."""
+    """Rows of a data set of the `datasets` library, with images as the files that they are."""
     place = options.get("data_files", name)
     try:
         from datasets import load_dataset
@@ -342,7 +342,7 @@ _TEXT = _Text()
 
 
 def _of_messages(content: Mapping[str, Any]) -> Iterator[Any]:
-    """Pictures that stand in the pieces of messages themselves."""
+    """Images that stand in the pieces of messages themselves."""
     for side in content.values():
         for message in side if isinstance(side, list) else []:
             pieces = message.get("content") if isinstance(message, Mapping) else None
@@ -353,8 +353,8 @@ def _of_messages(content: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _listed(row: Mapping[str, Any]) -> list[Any]:
-    """Pictures beside the messages."""
-    for name in PICTURES:
+    """Images beside the messages."""
+    for name in IMAGES:
         if row.get(name) is not None:
             given = row[name]
             return list(given) if isinstance(given, list | tuple) else [given]

@@ -1,4 +1,4 @@
-"""Conversations: messages in turns, with pictures wherever they are mentioned; answers are learnt.
+"""Conversations: messages in turns, with images wherever they are mentioned; answers are learnt.
 
 How they are laid out is the model's own affair: `mmdlm.layouts` asks and teaches by one template.
 """
@@ -27,12 +27,12 @@ from data_pipelines.sources.source import (
     read_array,
 )
 from data_pipelines.sources.text_files import parsed
-from data_pipelines.sources.vision_samples import PICTURE_FIELD, Seeing, numbered
+from data_pipelines.sources.vision_samples import IMAGE_FIELD, Seeing, numbered
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER
 from mmdlm.templates.native import ABOUT_IMAGES
-from mmdlm.templates.prompt_template import Codes, Picture, PromptTemplate, Turn, said
+from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, Turn, said
 from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.crops import CropViews
 
@@ -62,12 +62,12 @@ class Conversation(Seeing):
               layout asks to think; otherwise questions stay as they are
     cut_long_answers  cut the last answer where the row ends, without what ends it; otherwise a
               conversation that needs a longer row counts as broken and is skipped
-    drop_prompt  share of answers that are a picture alone whose prompt is left out, for
+    drop_prompt  share of answers that are an image alone whose prompt is left out, for
               classifier-free guidance
     template  false: a question and its answer are learned as a task without conversation: a text
               that goes on as `Model.complete` asks, a prompt and its image as `text_to_image` does,
               an image and its caption as `caption` does
-    picture   the mark of a picture in a text
+    image   the mark of an image in a text
     field     of the JSON
     """
 
@@ -78,14 +78,14 @@ class Conversation(Seeing):
     cut_long_answers: bool = False
     drop_prompt: float = 0.0
     template: bool = True
-    picture: str = IMAGE
+    image: str = IMAGE
     field: str = "json"
 
     needs_eyes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.picture:
-            raise ValueError("picture is empty; name the mark of a picture, such as <image>")
+        if not self.image:
+            raise ValueError("image is empty; name the mark of an image, such as <image>")
         if self.answers not in ("every", "one", "last"):
             raise ValueError(f"answers {self.answers!r} is not one of every, one, last")
         if not 0 <= self.drop_prompt <= 1:
@@ -118,9 +118,9 @@ class Conversation(Seeing):
         """Return the tasks that one conversation teaches."""
         *asked, answer = messages
         before = "".join(one.text for one in asked)
-        about_images = self.picture in before
-        if self.picture in answer.text:
-            edits = self.template and about_images and before.replace(self.picture, "").strip()
+        about_images = self.image in before
+        if self.image in answer.text:
+            edits = self.template and about_images and before.replace(self.image, "").strip()
             return frozenset({"edit"} if edits else {"text_to_image", "inpaint"})
         if not self.template:
             return frozenset({"caption"} if about_images else {"complete"})
@@ -142,7 +142,7 @@ class Conversation(Seeing):
 
     def messages(self, content: Any) -> list[Message]:
         """Messages up to the last answer, the system's first; ValueError where they are none."""
-        messages = messages_of(content, picture=self.picture)
+        messages = messages_of(content, image=self.image)
         if self.system and messages[0].role != SYSTEM:
             messages.insert(0, Message(SYSTEM, self.system))
         return messages
@@ -169,13 +169,13 @@ class TemplatedConversation(Seeing):
         generator: torch.Generator,
     ) -> Sequence:
         messages = self.conversation.messages(self.conversation.content(sample))
-        return self.document(messages, self.pictures(sample, views), generator=generator)
+        return self.document(messages, self.images(sample, views), generator=generator)
 
     def document(
-        self, messages: list[Message], pictures: list[Picture], *, generator: torch.Generator
+        self, messages: list[Message], images: list[ImageInput], *, generator: torch.Generator
     ) -> Sequence:
         """A conversation laid out, with what is learnt of it and what follows."""
-        turns = self._turns(messages, pictures)
+        turns = self._turns(messages, images)
         learnt = [n for n, one in enumerate(messages) if one.role == ASSISTANT and one.learnt]
         turns, answers = self._learnt(turns, learnt, generator=generator)
         turns = self._bounded(turns)
@@ -186,7 +186,7 @@ class TemplatedConversation(Seeing):
         if self.conversation.cut_long_answers:
             taught = _cut(taught, self.length)
         answer = _trailing_targets(taught)
-        if not answer:  # it ends in a picture, which no end of text follows
+        if not answer:  # it ends in an image, which no end of text follows
             return taught
         room = self.length - len(taught)
         count = self.conversation.tail.count(answer=answer, room=room, generator=generator)
@@ -200,7 +200,7 @@ class TemplatedConversation(Seeing):
         if self.conversation.drop_prompt and (edited := self.prompt_template.image_edit(turns)):
             instruction, sources, image = edited
             task_prompt = self.prompt_template.edit_prompt(
-                self.codec, instruction, sources=sources, picture=image
+                self.codec, instruction, sources=sources, image=image
             )
             if float(torch.rand((), generator=generator)) < self.conversation.drop_prompt:
                 branch = int(torch.randint(len(task_prompt.unconditional), (), generator=generator))
@@ -239,20 +239,20 @@ class TemplatedConversation(Seeing):
                 turns = (Turn(USER, ()), turns[-1])
         return turns, answers
 
-    def _turns(self, messages: list[Message], pictures: list[Picture]) -> tuple[Turn, ...]:
-        """Messages with the pictures in their places."""
-        mark = self.conversation.picture
+    def _turns(self, messages: list[Message], images: list[ImageInput]) -> tuple[Turn, ...]:
+        """Messages with the images in their places."""
+        mark = self.conversation.image
         marks = sum(message.text.count(mark) for message in messages)
-        if marks != len(pictures):
+        if marks != len(images):
             raise ValueError(
-                f"its messages mention {marks} pictures by {mark!r}, but it has {len(pictures)}"
+                f"its messages mention {marks} images by {mark!r}, but it has {len(images)}"
             )
-        rest = iter(pictures)
+        rest = iter(images)
         turns = []
         for message in messages:
             text = message.text.strip() if self.conversation.template else message.text
             first, *others = text.split(mark)
-            parts: list[str | Picture] = [first]
+            parts: list[str | ImageInput] = [first]
             for text in others:
                 parts += [next(rest), text]
             turns.append(Turn(message.role, tuple(part for part in parts if part != "")))
@@ -273,21 +273,21 @@ class TemplatedConversation(Seeing):
                 )
         return turns
 
-    def pictures(self, sample: Sample, views: list[CropViews]) -> list[Picture]:
-        """The pictures of a sample as the model sees them; ValueError where it sees none."""
+    def images(self, sample: Sample, views: list[CropViews]) -> list[ImageInput]:
+        """The images of a sample as the model sees them; ValueError where it sees none."""
         if self.prompt_template.sees == "features" and views:
             return list(views)
         codes = numbered(sample, CODES)
-        found = codes or numbered(sample, PICTURE_FIELD)
+        found = codes or numbered(sample, IMAGE_FIELD)
         if found and self.prompt_template.sees != "codes":
             raise ValueError(
-                f"it has pictures ({', '.join(found)}), but this model "
+                f"it has images ({', '.join(found)}), but this model "
                 f"({self.prompt_template.family}) sees none; give it `vision`, or train on "
                 "conversations without"
             )
         if found and not codes:
             raise ValueError(
-                f"it has pictures ({', '.join(found)}), but no codes of them; "
+                f"it has images ({', '.join(found)}), but no codes of them; "
                 "data_pipelines.tokenize_images adds them"
             )
         return [self._codes(sample, name) for name in codes]

@@ -94,7 +94,7 @@ class LeftOut:
     reason: str
 
 
-def emoji_pictures(font: Path | None = None, *, size: int = 64) -> list[Emoji]:
+def emoji_images(font: Path | None = None, *, size: int = 64) -> list[Emoji]:
     """Every fully-qualified emoji that `font` (default: `find_font`) draws as one glyph."""
     return [drawn for drawn in draw_emoji(font, size=size) if isinstance(drawn, Emoji)]
 
@@ -123,8 +123,8 @@ def _drawn(face: ImageFont.FreeTypeFont, size: int) -> Iterator[Emoji | LeftOut]
         if abs(glyphs - 1) > 0.01:
             yield LeftOut(names["en"], characters, f"drawn as {glyphs:.0f} glyphs")
             continue
-        picture = _draw(face, characters, side, left, top)
-        if picture.tobytes() == blank.tobytes():
+        image = _draw(face, characters, side, left, top)
+        if image.tobytes() == blank.tobytes():
             yield LeftOut(names["en"], characters, "not in the font")
             continue
         yield Emoji(
@@ -132,7 +132,7 @@ def _drawn(face: ImageFont.FreeTypeFont, size: int) -> Iterator[Emoji | LeftOut]
             names=names,
             aliases=tuple(_readable(alias) for alias in entry.get("alias", [])),
             characters=characters,
-            image=picture.resize((size, size), Image.Resampling.LANCZOS),
+            image=image.resize((size, size), Image.Resampling.LANCZOS),
             held_out=is_held_out(characters),
         )
 
@@ -175,16 +175,16 @@ def in_styles(emoji: Iterable[Emoji], icon_sets: Iterable[IconSet]) -> list[Emoj
     return [replace(one, held_out_style=one.key in kept_away) for one in drawn]
 
 
-def sampling_weights(pictures: Iterable[Emoji]) -> dict[str, float]:
+def sampling_weights(images: Iterable[Emoji]) -> dict[str, float]:
     """Return, by key, weights under which a person in all skin tones counts as one thing does.
 
     Emoji with skin tones that differ in nothing else share a weight of 1 among those of them that
     are given; an emoji without a skin tone has 1.
     """
-    pictures = list(pictures)
-    sizes = Counter(_subject(one) for one in pictures if tones_of(one.characters))
+    images = list(images)
+    sizes = Counter(_subject(one) for one in images if tones_of(one.characters))
     return {
-        one.key: 1 / sizes[_subject(one)] if tones_of(one.characters) else 1.0 for one in pictures
+        one.key: 1 / sizes[_subject(one)] if tones_of(one.characters) else 1.0 for one in images
     }
 
 
@@ -192,13 +192,13 @@ def _subject(emoji: Emoji) -> tuple[str, str]:
     return emoji.style, without_skin_tones(emoji.name)
 
 
-def alike_names(pictures: Iterable[Emoji]) -> dict[str, frozenset[str]]:
-    """Name -> all names whose picture is the same pixel for pixel, itself among them."""
-    pictures = list(pictures)
+def alike_names(images: Iterable[Emoji]) -> dict[str, frozenset[str]]:
+    """Name -> all names whose image is the same pixel for pixel, itself among them."""
+    images = list(images)
     by_pixels: dict[bytes, set[str]] = defaultdict(set)
-    for drawn in pictures:
+    for drawn in images:
         by_pixels[drawn.image.tobytes()].add(drawn.name)
-    return {drawn.name: frozenset(by_pixels[drawn.image.tobytes()]) for drawn in pictures}
+    return {drawn.name: frozenset(by_pixels[drawn.image.tobytes()]) for drawn in images}
 
 
 def find_font() -> Path:
@@ -255,10 +255,10 @@ def _canvas(face: ImageFont.FreeTypeFont) -> tuple[int, int, int]:
 def _draw(
     face: ImageFont.FreeTypeFont, characters: str, side: int, left: int, top: int
 ) -> Image.Image:
-    picture = Image.new("RGB", (side, side), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(image)
     pen.text((left, top), characters, font=face, fill="black", embedded_color=True)
-    return picture
+    return image
 
 
 def _readable(name: str) -> str:
@@ -271,14 +271,14 @@ def draw_with_report(
     """`draw_emoji`, with a progress bar; says on stderr which emoji the font has left out."""
     total = len(fully_qualified())
     bar = tqdm(draw_emoji(font, size=size), total=total, desc="drawing", unit=" emoji")
-    pictures: list[Emoji] = []
+    images: list[Emoji] = []
     left_out: list[LeftOut] = []
     for one in bar:
         if isinstance(one, Emoji):
-            pictures.append(one)
+            images.append(one)
         else:
             left_out.append(one)
     if left_out:
         listed = ", ".join(f"{one.name} ({one.reason})" for one in left_out)
         print(f"left out {len(left_out)} of {total}: {listed}", file=sys.stderr)
-    return pictures, left_out
+    return images, left_out

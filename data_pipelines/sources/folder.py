@@ -12,7 +12,7 @@ from data_pipelines.jobs.report import Report
 from data_pipelines.shards.shards import Sample
 from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.row_files import BrokenRow, Row, rows_in
-from data_pipelines.sources.source import BROKEN_CONTENT, PICTURES
+from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES
 from data_pipelines.sources.text_files import json_bytes, parsed, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -83,11 +83,11 @@ def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
     return path
 
 
-def picture_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """All images below a folder, in order; ValueError where there is none."""
-    found = files_below(folder, [f".{extension}" for extension in PICTURES])
+    found = files_below(folder, [f".{extension}" for extension in IMAGES])
     if not found:
-        raise ValueError(f"folder {folder}: no images in it ({', '.join(PICTURES)})")
+        raise ValueError(f"folder {folder}: no images in it ({', '.join(IMAGES)})")
     return found
 
 
@@ -104,7 +104,7 @@ def folder_samples(
     image stands beside it (name.txt, name.json). Where no image has one, and all lie equally deep
     in several folders, the name of its folder is the text; else its file name.
     """
-    images = picture_files(folder)
+    images = image_files(folder)
     if described := _metadata_of(folder):
         yield from _described(images, described, report, text=text, allow_outside=allow_outside)
         return
@@ -128,7 +128,7 @@ def _leave_out_others(folder: Path, images: list[Path], report: Report) -> None:
         if not path.exists():
             reason = "a link to what is not there"
         elif ending in OTHER_IMAGES:
-            reason = f"its format is none of {', '.join(PICTURES)}"
+            reason = f"its format is none of {', '.join(IMAGES)}"
         elif ending == ".txt" and path.with_suffix("") not in known:
             reason = "a text without its image"
         else:
@@ -139,14 +139,14 @@ def _leave_out_others(folder: Path, images: list[Path], report: Report) -> None:
 
 def source_files(folder: Path) -> list[Path]:
     """All files that `folder_samples` may read."""
-    return files_below(folder, (*(f".{one}" for one in PICTURES), ".txt", ".json", *METADATA))
+    return files_below(folder, (*(f".{one}" for one in IMAGES), ".txt", ".json", *METADATA))
 
 
 def image_field(path: Path) -> str:
     """The field of an image file: its ending. ValueError for one that shards do not hold."""
     extension = path.suffix.lower().removeprefix(".")
-    if extension not in PICTURES:
-        raise ValueError(f"its image {path.name!r} is none of {', '.join(PICTURES)}")
+    if extension not in IMAGES:
+        raise ValueError(f"its image {path.name!r} is none of {', '.join(IMAGES)}")
     return extension
 
 

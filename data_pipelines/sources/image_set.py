@@ -27,7 +27,7 @@ from data_pipelines.shards.shards import (
 )
 from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.folder import TEXT_COLUMNS, captions_of
-from data_pipelines.sources.source import BROKEN_CONTENT, PICTURES, field_image, png_bytes
+from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES, field_image, png_bytes
 from data_pipelines.sources.text_files import decoded, json_bytes, parsed
 from mmdlm.vision.image_files import image_facts, open_image
 from mmdlm.vision.pixels import Fit, check_size, check_visible, to_image, to_pixels
@@ -58,7 +58,7 @@ def scaled_samples(
     check_size(size, size)
     for sample in samples:
         name = sample["__file__"]
-        field = next(field for field in PICTURES if field in sample)
+        field = next(field for field in IMAGES if field in sample)
         data = sample[field]
         try:
             width, height, transparent = image_facts(data)

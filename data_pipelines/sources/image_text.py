@@ -1,4 +1,4 @@
-"""Pictures, as codes, with texts: drawing, captioning, both at once, or the text alone."""
+"""Images, as codes, with texts: drawing, captioning, both at once, or the text alone."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mmdlm.core.vocabulary import Vocabulary
 class Tasks:
     """How often, relative to each other, a sample becomes each task.
 
-    draw     text -> picture
-    caption  picture -> text
+    draw     text -> image
+    caption  image -> text
     joint    both are targets
-    text     the text alone, without a picture
+    text     the text alone, without an image
     """
 
     draw: float = 1.0
@@ -57,7 +57,7 @@ class Tasks:
 class ImageText(ToSequence):
     """`begin image, codes, end image, text_slots tokens of text`; the text is closed by eos.
 
-    The picture comes first, so that codes keep their positions whatever the text, and the text
+    The image comes first, so that codes keep their positions whatever the text, and the text
     fills a fixed number of slots (its tokens, then eos to the end), so that a captioning model
     decides itself where a text ends. An empty text is all eos.
 

@@ -11,7 +11,7 @@ import torch
 from data_pipelines.jobs.report import Report
 from data_pipelines.messages import SYSTEMS, Message, message_of, messages_of, system_of
 from data_pipelines.shards.shards import Sample
-from data_pipelines.sources.conversation_files import PICTURES, Images, packed, pictures_of
+from data_pipelines.sources.conversation_files import IMAGES, Images, images_of, packed
 from data_pipelines.sources.conversations import Conversation, TemplatedConversation
 from data_pipelines.sources.end_of_text import NoTail, Tail
 from data_pipelines.sources.row_files import Row
@@ -33,7 +33,7 @@ class Preference(Conversation):
 
     The JSON has {"prompt", "chosen", "rejected"} as data sets of TRL have them: each a text or
     messages; or {"chosen", "rejected"} as whole conversations that differ in their last message.
-    `data_pipelines.write_shards preferences` writes such shards. Pictures are counted through the
+    `data_pipelines.write_shards preferences` writes such shards. Images are counted through the
     prompt, then the chosen answer, then the rejected one.
 
     The chosen conversation is a document and the rejected one its partner: they share a row and do
@@ -55,7 +55,7 @@ class Preference(Conversation):
 
     def learned(self, content: Any) -> list[Message]:
         """See `Conversation.learned`: with the chosen answer."""
-        pair = explicit(content, picture=self.picture)
+        pair = explicit(content, image=self.image)
         return self.messages({"messages": [*pair["prompt"], *pair["chosen"]]})
 
     def templated(
@@ -83,22 +83,22 @@ class SpokenPair(Seeing):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        pair = explicit(self.preference.content(sample), picture=self.preference.picture)
+        pair = explicit(self.preference.content(sample), image=self.preference.image)
         chosen, rejected = (
             self.preference.messages({"messages": [*pair["prompt"], *pair[side]]}) for side in SIDES
         )
-        pictures = self.side.pictures(sample, views)
-        marks = [message.text.count(self.preference.picture) for message in chosen]
+        images = self.side.images(sample, views)
+        marks = [message.text.count(self.preference.image) for message in chosen]
         shared, own = sum(marks[:-1]), sum(marks)
         return replace(
-            self.side.document(chosen, pictures[:own], generator=generator),
+            self.side.document(chosen, images[:own], generator=generator),
             partner=self.side.document(
-                rejected, [*pictures[:shared], *pictures[own:]], generator=generator
+                rejected, [*images[:shared], *images[own:]], generator=generator
             ),
         )
 
 
-def explicit(content: Any, *, picture: str = IMAGE) -> dict[str, list[Any]]:
+def explicit(content: Any, *, image: str = IMAGE) -> dict[str, list[Any]]:
     """A pair in any form -> its prompt, chosen and rejected answer, as lists of messages as given.
 
     Raises ValueError where it is none, or prefers nothing.
@@ -107,38 +107,38 @@ def explicit(content: Any, *, picture: str = IMAGE) -> dict[str, list[Any]]:
         raise ValueError("it has no chosen answer with a rejected one")
     system = system_of(content)
     chosen, rejected = (
-        _conversation(content.get("prompt"), content[side], side, picture, system=system)
+        _conversation(content.get("prompt"), content[side], side, image, system=system)
         for side in SIDES
     )
     if chosen[:-1] != rejected[:-1]:
         raise ValueError("its chosen and rejected answers are not to the same prompt")
-    if chosen == rejected and picture not in message_of(chosen[-1], picture=picture).text:
+    if chosen == rejected and image not in message_of(chosen[-1], image=image).text:
         raise ValueError("its chosen and rejected answers are the same")
     return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
 def _conversation(
-    prompt: Any, answer: Any, side: str, picture: str, *, system: str = ""
+    prompt: Any, answer: Any, side: str, image: str, *, system: str = ""
 ) -> list[Any]:
     """The messages up to an answer, which is a text, or messages with their prompt or without.
 
     system  first message of those that have none
     """
-    messages = _up_to_answer(prompt, answer, side, picture)
-    if not message_of(messages[-1], picture=picture).learnt:
+    messages = _up_to_answer(prompt, answer, side, image)
+    if not message_of(messages[-1], image=image).learnt:
         raise ValueError(f"its {side} answer has weight 0, so that there is nothing to compare")
-    if system and message_of(messages[0], picture=picture).role != SYSTEM:
+    if system and message_of(messages[0], image=image).role != SYSTEM:
         return [{"role": SYSTEM, "content": system}, *messages]
     return messages
 
 
-def _up_to_answer(prompt: Any, answer: Any, side: str, picture: str) -> list[Any]:
+def _up_to_answer(prompt: Any, answer: Any, side: str, image: str) -> list[Any]:
     said = [{"role": ASSISTANT, "content": answer}] if isinstance(answer, str) else answer
     if not isinstance(said, list) or not said:
         raise ValueError(f"its {side} answer is neither a text nor messages")
-    if message_of(said[-1], picture=picture).role != ASSISTANT:
+    if message_of(said[-1], image=image).role != ASSISTANT:
         raise ValueError(f"its {side} messages do not end with an answer of the assistant")
-    if message_of(said[0], picture=picture).role != ASSISTANT:
+    if message_of(said[0], image=image).role != ASSISTANT:
         return said  # the prompt is in it, also where a column repeats it
     asked = [{"role": USER, "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(asked, list) or not asked:
@@ -164,7 +164,7 @@ class PairColumns:
     @property
     def used(self) -> frozenset[str]:
         """The columns that a sample is made of."""
-        return frozenset({self.prompt, self.chosen, self.rejected, *PICTURES})
+        return frozenset({self.prompt, self.chosen, self.rejected, *IMAGES})
 
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set without pairs."""
@@ -178,17 +178,15 @@ class PairColumns:
             )
 
     def sample(self, row: Row, key: str, report: Report) -> Sample:
-        """A row as a sample: json, and its pictures; ValueError where it is no pair."""
+        """A row as a sample: json, and its images; ValueError where it is no pair."""
         names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
         given = {name: row.values.get(column) for name, column in names.items()}
         given |= {name: row.values.get(name) for name in SYSTEMS}
         mark = self.images.mark
-        pair = explicit(given, picture=mark)
-        said = {
-            name: [message_of(one, picture=mark) for one in part] for name, part in pair.items()
-        }
+        pair = explicit(given, image=mark)
+        said = {name: [message_of(one, image=mark) for one in part] for name, part in pair.items()}
         for side in SIDES:  # what training would find wrong
-            messages_of({"messages": [*pair["prompt"], *pair[side]]}, picture=mark)
+            messages_of({"messages": [*pair["prompt"], *pair[side]]}, image=mark)
         return packed(
-            said, pictures_of(pair, row.values), key, self.images, where=row.where, report=report
+            said, images_of(pair, row.values), key, self.images, where=row.where, report=report
         )

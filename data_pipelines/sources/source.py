@@ -24,9 +24,9 @@ from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.templates.infill import check_whole
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 
-PICTURES = ("png", "jpg", "jpeg", "webp")
+IMAGES = ("png", "jpg", "jpeg", "webp")
 LONGEST_TOKEN = 256  # characters of text that a token stands for, at the most that is reckoned with
-# What a damaged picture, text or array raises; anything else is a mistake in the code.
+# What a damaged image, text or array raises; anything else is a mistake in the code.
 BROKEN_CONTENT = (
     ValueError,  # bad JSON, bad UTF-8, a broken image, a field that is missing or does not fit
     OSError,  # a file that cannot be read
@@ -142,7 +142,7 @@ class Source:
 def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str:
     """The text of a sample: "txt", or a place in a JSON field such as "json.names.de".
 
-    A list of texts (the captions of one picture) gives one of them. Raises ValueError where there
+    A list of texts (the captions of one image) gives one of them. Raises ValueError where there
     is no such text.
     """
     value = field_value(sample, field)
@@ -207,10 +207,10 @@ def field_codes(
 
 def field_image(sample: Sample, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image of a sample, RGB; ValueError where there is none, or one of more pixels."""
-    for extension in PICTURES:
+    for extension in IMAGES:
         if extension in sample:
             return open_image(sample[extension], max_pixels=max_pixels)
-    raise ValueError(f"no picture among its fields ({', '.join(field_names(sample))})")
+    raise ValueError(f"no image among its fields ({', '.join(field_names(sample))})")
 
 
 def field_names(sample: Sample) -> list[str]:

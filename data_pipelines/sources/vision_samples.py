@@ -1,6 +1,6 @@
-"""Pictures that a model sees through its vision adapter: from the fields of a sample to views.
+"""Images that a model sees through its vision adapter: from the fields of a sample to views.
 
-A sample holds one picture ("jpg") or several, numbered in their order ("0.jpg", "1.png" ...), or in
+A sample holds one image ("jpg") or several, numbered in their order ("0.jpg", "1.png" ...), or in
 their place what the tower made of them (`data_pipelines.extract_features`).
 """
 
@@ -20,7 +20,7 @@ import torch
 from data_pipelines.shards.shards import BrokenShard, Sample, read_shard
 from data_pipelines.sources.image_text import check_slots, slots_of
 from data_pipelines.sources.source import (
-    PICTURES,
+    IMAGES,
     Source,
     TextTokenizer,
     ToSequence,
@@ -30,24 +30,24 @@ from data_pipelines.sources.source import (
     read_array,
 )
 from data_pipelines.sources.text_files import parsed
-from mmdlm.core.sequence import Sequence, picture_segment, text_segment
+from mmdlm.core.sequence import Sequence, image_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.encoders.adapter import VisionAdapter
 from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
 from mmdlm.vision.encoders.tiling import Tiling
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 
-FEATURES = "features.npy"  # of one picture; with its number in front where there are several
-LAYOUTS = "features.json"  # of all pictures of a sample, and the fingerprint of the tower
-PICTURE_FIELD = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(PICTURES)})")
+FEATURES = "features.npy"  # of one image; with its number in front where there are several
+LAYOUTS = "features.json"  # of all images of a sample, and the fingerprint of the tower
+IMAGE_FIELD = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(IMAGES)})")
 FEATURE_FIELD = re.compile(rf"(?:(\d+)\.)?{re.escape(FEATURES)}")
 
 
 @dataclass(frozen=True)
 class Eye:
-    """What a data worker knows of a vision adapter: enough to cut pictures, without its weights.
+    """What a data worker knows of a vision adapter: enough to cut images, without its weights.
 
-    tiling       how pictures are cut
+    tiling       how images are cut
     fingerprint  of the tower whose features are taken; None where no shard holds any
     max_pixels   of the largest image that is decoded
     """
@@ -57,9 +57,9 @@ class Eye:
     max_pixels: int = MAX_PIXELS
 
     def views(self, sample: Sample) -> list[CropViews]:
-        """The pictures of a sample, in order; none for a sample without.
+        """The images of a sample, in order; none for a sample without.
 
-        Raises ValueError for fields that do not say which picture comes first, and for features of
+        Raises ValueError for fields that do not say which image comes first, and for features of
         another tower.
         """
         if LAYOUTS in sample:
@@ -67,7 +67,7 @@ class Eye:
         return self.tiling.views(
             [
                 open_image(sample[name], max_pixels=self.max_pixels)
-                for name in numbered(sample, PICTURE_FIELD)
+                for name in numbered(sample, IMAGE_FIELD)
             ]
         )
 
@@ -87,14 +87,14 @@ class Eye:
 
 OTHER_TOWER = (
     "holds features of another vision tower or tiling than the model has; extract them anew with "
-    "data_pipelines.extract_features, or train from the pictures"
+    "data_pipelines.extract_features, or train from the images"
 )
 
 
 def feature_fields(
     sample: Sample, seen: Iterable[CropViews], *, made_by: str, dtype: np.dtype
 ) -> Sample:
-    """The fields that hold what a tower made of the pictures of a sample, which `Eye` reads.
+    """The fields that hold what a tower made of the images of a sample, which `Eye` reads.
 
     made_by  `fingerprint` of the adapter
 
@@ -102,16 +102,16 @@ def feature_fields(
     """
     fields: Sample = {}
     layouts = []
-    for name, picture in zip(numbered(sample, PICTURE_FIELD), seen, strict=True):
-        array = picture.crops.detach().float().cpu().numpy()  # [C, P, D_tower]
+    for name, image in zip(numbered(sample, IMAGE_FIELD), seen, strict=True):
+        array = image.crops.detach().float().cpu().numpy()  # [C, P, D_tower]
         with np.errstate(over="ignore"):
             stored = array.astype(dtype)
         if np.isinf(stored).any():
             raise ValueError(f"features up to {np.abs(array).max():.3g} do not fit in {dtype}")
-        number = PICTURE_FIELD.fullmatch(name)
+        number = IMAGE_FIELD.fullmatch(name)
         assert number is not None
         fields[f"{number[1]}.{FEATURES}" if number[1] else FEATURES] = encode_array(stored)
-        layouts.append(picture.layout.to_dict())
+        layouts.append(image.layout.to_dict())
     fields[LAYOUTS] = json.dumps({"fingerprint": made_by, "layouts": layouts}).encode()
     return fields
 
@@ -131,12 +131,12 @@ def numbered(sample: Sample, field: re.Pattern[str]) -> list[str]:
     numbers = [number for number, _ in found]
     if len(found) > 1 and (None in numbers or len({int(n or 0) for n in numbers}) < len(found)):
         names = ", ".join(name for _, name in found)
-        raise ValueError(f"no order among its pictures ({names}); name them 0.png, 1.png ...")
+        raise ValueError(f"no order among its images ({names}); name them 0.png, 1.png ...")
     return [name for _, name in sorted(found, key=lambda one: int(one[0] or 0))]
 
 
 def fingerprint(adapter: VisionAdapter) -> str:
-    """sha256 over all that the features of a picture depend on: the tower, pixels and the tiling.
+    """sha256 over all that the features of an image depend on: the tower, pixels and the tiling.
 
     The projector has no part in it.
     """
@@ -155,7 +155,7 @@ def fingerprint(adapter: VisionAdapter) -> str:
 
 
 class Seeing(ToSequence):
-    """Makes one document of a sample with pictures that a vision adapter looks at.
+    """Makes one document of a sample with images that a vision adapter looks at.
 
     needs_eyes  whether a model without a vision adapter can make nothing of it
     """
@@ -170,7 +170,7 @@ class Seeing(ToSequence):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        raise AssertionError("`attach_vision` gives sources of pictures the eye of a model")
+        raise AssertionError("`attach_vision` gives sources of images the eye of a model")
 
     @abstractmethod
     def sequence(
@@ -182,12 +182,12 @@ class Seeing(ToSequence):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        """As `ToSequence.__call__`, given the pictures of the sample in their order."""
+        """As `ToSequence.__call__`, given the images of the sample in their order."""
 
 
 @dataclass(frozen=True)
 class Through(ToSequence):
-    """A source of pictures with the eye of a model; None: it has none, and sees no pictures."""
+    """A source of images with the eye of a model; None: it has none, and sees no images."""
 
     seeing: Seeing
     eye: Eye | None
@@ -212,7 +212,7 @@ class Through(ToSequence):
 
 @dataclass(frozen=True)
 class SeenCaption(Seeing):
-    """`pictures, text_slots tokens of text`; the text is target, closed and filled up by eos.
+    """`images, text_slots tokens of text`; the text is target, closed and filled up by eos.
 
     text_slots     tokens of text, the closing eos included; None: `train.pretrain` computes it from
                    the data
@@ -242,7 +242,7 @@ class SeenCaption(Seeing):
         generator: torch.Generator,
     ) -> Sequence:
         if not views:
-            raise ValueError(f"no picture among its fields ({', '.join(field_names(sample))})")
+            raise ValueError(f"no image among its fields ({', '.join(field_names(sample))})")
         ids = slots_of(
             field_text(sample, self.text, generator=generator),
             self.text_slots,
@@ -250,14 +250,14 @@ class SeenCaption(Seeing):
             tokenizer=tokenizer,
             cut_long_text=self.cut_long_text,
         )
-        pictures = (picture_segment(picture, vocabulary) for picture in views)
-        return Sequence((*pictures, text_segment(ids, target=True)))
+        images = (image_segment(image, vocabulary) for image in views)
+        return Sequence((*images, text_segment(ids, target=True)))
 
 
 def attach_vision(sources: Iterable[Source], adapter: VisionAdapter | None) -> list[Source]:
-    """The same sources, those of pictures through the adapter of the model that is trained.
+    """The same sources, those of images through the adapter of the model that is trained.
 
-    Raises ValueError where pictures meet a model without vision, where features were made by
+    Raises ValueError where images meet a model without vision, where features were made by
     another tower, and where a tower is to be trained on features, through which it cannot learn.
     The first sample of each source tells what it holds.
     """
@@ -281,7 +281,7 @@ def attach_vision(sources: Iterable[Source], adapter: VisionAdapter | None) -> l
         if any(parameter.requires_grad for parameter in adapter.tower.parameters()):
             raise ValueError(
                 f"{url} holds features, through which the tower cannot learn; freeze vit, or train "
-                "from the pictures"
+                "from the images"
             )
     return _looked_at(sources, eye)
 

@@ -50,7 +50,7 @@ from mmdlm.rl.rewards.images.neighbors import Neighbours, nearest_neighbours
 from mmdlm.vision.pixels import to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
-SIZE = 64  # pixels, at which pictures are compared
+SIZE = 64  # pixels, at which images are compared
 NEAREST = 5
 ELBO = Elbo(repeats=2, strata=4, at_once=4)
 SPEED_BATCHES = (1, 16)
@@ -63,13 +63,13 @@ MEASURES = {
     "caption_exact": ("caption exactly equal to the name", "%"),
     "caption_but_for_tones": ("caption right but for skin tones", "%"),
     "caption_words": ("caption's words in common with the name, F1", "%"),
-    "drawing_top_1": ("drawn picture is nearest to the named one", "%"),
+    "drawing_top_1": ("drawn image is nearest to the named one", "%"),
     "drawing_top_5": ("named one is among the 5 nearest to the drawn", "%"),
-    "drawing_psnr": ("drawn picture against the named one, PSNR", "dB"),
+    "drawing_psnr": ("drawn image against the named one, PSNR", "dB"),
     "reconstruction_psnr": ("tokenizer reconstruction, PSNR", "dB"),
-    "reconstruction_top_1": ("reconstruction is nearest to its picture", "%"),
-    "name_nelbo": ("name given the picture, NELBO", "nats"),
-    "picture_nelbo": ("picture given the name, NELBO", "nats"),
+    "reconstruction_top_1": ("reconstruction is nearest to its image", "%"),
+    "name_nelbo": ("name given the image, NELBO", "nats"),
+    "image_nelbo": ("image given the name, NELBO", "nats"),
 }
 Columns = dict[str, Tensor]  # measure -> [N], one value for each emoji
 
@@ -90,20 +90,20 @@ def main(
     batch_size: int = 64,
     likelihood_items: int = 128,
     speed_repeats: int = 3,
-    sheet_pictures: int = 48,
+    sheet_images: int = 48,
     device: str | None = None,
 ) -> None:
     """Measure a model on the emoji data set: on the names it was trained on, and on held-out ones.
 
     Prints a table and writes the JSON of --out, with every number and setting; beside it every
-    answer, one emoji a line (.jsonl), and two sheets of pictures.
+    answer, one emoji a line (.jsonl), and two sheets of images.
 
     Args:
         model: Bundled name, or the folder of a checkpoint or a run.
         out: JSON file for the result.
-        sheet: PNG file for held-out pictures, drawn beside real; default: --out with .png. The
+        sheet: PNG file for held-out images, drawn beside real; default: --out with .png. The
             tokenizer's reconstructions go beside it, with -tokenizer added to the name.
-        font: Color emoji font to draw the real pictures with; default: one of this machine.
+        font: Color emoji font to draw the real images with; default: one of this machine.
         shards: Instead of a font: the shards that `data_pipelines.write_shards emoji` wrote, such
             as "data/emoji/{train,held_out}/*.tar".
         limit: Trained names to ask for, chosen at random by the seed; default: all. The held-out
@@ -117,11 +117,11 @@ def main(
         batch_size: Emoji in one call of the model; drawings depend on it, as on the seed.
         likelihood_items: Emoji of each kind whose likelihood is estimated; 0: none.
         speed_repeats: Timed calls, of which the median is the speed; 0: speed is not measured.
-        sheet_pictures: Pictures on a sheet.
+        sheet_images: Images on a sheet.
         device: "cpu", "cuda" and so on; default: a GPU where there is one, else the CPU.
     """
     _check_at_least(
-        1, limit=limit, drawings=drawings, batch_size=batch_size, sheet_pictures=sheet_pictures
+        1, limit=limit, drawings=drawings, batch_size=batch_size, sheet_images=sheet_images
     )
     _check_at_least(0, seed=seed, likelihood_items=likelihood_items, speed_repeats=speed_repeats)
     _check_device(device)
@@ -159,10 +159,10 @@ def main(
     }
     print(table(report))
     files.write(report, splits, gallery)
-    shown = some_of(len(splits[last].places), sheet_pictures, seed=seed)
+    shown = some_of(len(splits[last].places), sheet_images, seed=seed)
     is_new = last == "held-out"
-    write_picture(files.sheet, drawing_sheet(splits[last], gallery, shown, is_new=is_new))
-    write_picture(files.tokenizer_sheet, tokenizer_sheet(splits[last], gallery, shown))
+    write_image(files.sheet, drawing_sheet(splits[last], gallery, shown, is_new=is_new))
+    write_image(files.tokenizer_sheet, tokenizer_sheet(splits[last], gallery, shown))
     print("", *asdict(files).values(), sep="\n")
 
 
@@ -281,7 +281,7 @@ class Asked:
     def draw(
         self, model: Model, names: Sequence[str], *, generator: torch.Generator
     ) -> list[Image.Image]:
-        """A picture of each name."""
+        """An image of each name."""
         return model.text_to_image(
             names,
             num_inference_steps=self.text_to_image.num_inference_steps,
@@ -290,11 +290,11 @@ class Asked:
         )
 
     def describe(
-        self, model: Model, pictures: Sequence[Image.Image], *, generator: torch.Generator
+        self, model: Model, images: Sequence[Image.Image], *, generator: torch.Generator
     ) -> list[str]:
-        """A caption of each picture."""
+        """A caption of each image."""
         return model.caption(
-            pictures, num_inference_steps=self.caption.num_inference_steps, generator=generator
+            images, num_inference_steps=self.caption.num_inference_steps, generator=generator
         )
 
 
@@ -302,9 +302,9 @@ class Asked:
 class Answers:
     """What the model made of N emoji.
 
-    captions         of their pictures
+    captions         of their images
     drawings         of their names, K times [N, 3, SIZE, SIZE] uint8
-    originals        their pictures at the tokenizer's size, [N, 3, H, H] uint8
+    originals        their images at the tokenizer's size, [N, 3, H, H] uint8
     reconstructions  of those by the tokenizer, [N, 3, H, H] uint8
     """
 
@@ -315,7 +315,7 @@ class Answers:
 
 
 def ask(model: Model, gallery: Gallery, places: list[int], asked: Asked, *, title: str) -> Answers:
-    """Caption the pictures, draw the names, and reconstruct the pictures."""
+    """Caption the images, draw the names, and reconstruct the images."""
     tokenizer = _tokenizer(model)
     captions: list[str] = []
     drawings: list[Tensor] = []
@@ -328,8 +328,8 @@ def ask(model: Model, gallery: Gallery, places: list[int], asked: Asked, *, titl
         reconstructions.append(reconstruct(tokenizer, original, model.device))
     generator = torch.Generator().manual_seed(asked.seed)
     for some in _batches(places, asked.batch_size, f"{title}: captioning"):
-        pictures = [gallery.emoji[i].image for i in some]
-        captions += asked.describe(model, pictures, generator=generator)
+        images = [gallery.emoji[i].image for i in some]
+        captions += asked.describe(model, images, generator=generator)
     for number in range(asked.drawings):
         generator = torch.Generator().manual_seed(asked.seed + number)
         drawn: list[Image.Image] = []
@@ -346,18 +346,15 @@ def ask(model: Model, gallery: Gallery, places: list[int], asked: Asked, *, titl
 
 @torch.no_grad()
 def reconstruct(tokenizer: ImageTokenizer, levels: Tensor, device: torch.device) -> Tensor:
-    """[N, 3, H, W] uint8 -> the same through the codes of the tokenizer, as a picture stores it."""
+    """[N, 3, H, W] uint8 -> the same through the codes of the tokenizer, as an image stores it."""
     pixels = tokenizer.decode(tokenizer.encode(levels.to(device) / 127.5 - 1))
     return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def to_levels(pictures: Sequence[Image.Image], size: int) -> Tensor:
-    """Pictures -> [N, 3, size, size] uint8, scaled where they have another size."""
+def to_levels(images: Sequence[Image.Image], size: int) -> Tensor:
+    """Images -> [N, 3, size, size] uint8, scaled where they have another size."""
     return torch.stack(
-        [
-            ((to_pixels(one, size, fit="pad") + 1) * 127.5).round().to(torch.uint8)
-            for one in pictures
-        ]
+        [((to_pixels(one, size, fit="pad") + 1) * 127.5).round().to(torch.uint8) for one in images]
     )
 
 
@@ -417,7 +414,7 @@ def measure(
 
 
 def score(answers: Answers, gallery: Gallery, places: list[int]) -> tuple[Columns, Neighbours]:
-    """Compare captions with names and pictures with pictures.
+    """Compare captions with names and images with images.
 
     The neighbours are those of the first drawings.
     """
@@ -447,17 +444,17 @@ def _each(values: Sequence[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack([*values]).float().mean(0)
 
 
-def _neighbours(pictures: Tensor, gallery: Gallery, places: list[int]) -> Neighbours:
-    """Where the emoji at `places` stand among all, by distance to [N, 3, H, H] uint8 pictures."""
-    if pictures.shape[-1] != SIZE:
-        pictures = to_levels([_image(one) for one in pictures], SIZE)
-    return nearest_neighbours(pictures, gallery.levels, right=torch.tensor(places), k=NEAREST)
+def _neighbours(images: Tensor, gallery: Gallery, places: list[int]) -> Neighbours:
+    """Where the emoji at `places` stand among all, by distance to [N, 3, H, H] uint8 images."""
+    if images.shape[-1] != SIZE:
+        images = to_levels([_image(one) for one in images], SIZE)
+    return nearest_neighbours(images, gallery.levels, right=torch.tensor(places), k=NEAREST)
 
 
 def likelihood(
     model: Model, gallery: Gallery, places: list[int], asked: Asked, *, title: str
 ) -> Columns:
-    """The negative evidence lower bounds of N emoji, in nats: of names and of pictures, [N] each.
+    """The negative evidence lower bounds of N emoji, in nats: of names and of images, [N] each.
 
     Those are of all text slots and of all codes, by logits restricted to the range of the modality,
     as they are when sampled; each is a Monte Carlo estimate, and noisy by itself.
@@ -468,7 +465,7 @@ def likelihood(
         levels = to_levels([gallery.emoji[i].image for i in some], _tokenizer(model).image_size)
         with torch.no_grad():
             codes = _tokenizer(model).encode(levels.to(model.device) / 127.5 - 1).cpu()
-        for target in ("name", "picture"):
+        for target in ("name", "image"):
             documents = [
                 document(model, gallery.emoji[i].name, code, target=target)
                 for i, code in zip(some, codes, strict=True)
@@ -480,18 +477,18 @@ def likelihood(
 
 
 def document(model: Model, name: str, codes: Tensor, *, target: str) -> Document:
-    """The layout that models are trained on, with the name or the picture as target."""
+    """The layout that models are trained on, with the name or the image as target."""
     vocabulary = model.denoiser.vocabulary
     ids = model.text_tokenizer.encode(name, add_special_tokens=False)
     closing = max(1, (model.text_slots or 0) - len(ids))
     text = text_segment([*ids, *[vocabulary.eos_id] * closing], target=target == "name")
-    return Document((*image_segments(codes, vocabulary, target=target == "picture"), text))
+    return Document((*image_segments(codes, vocabulary, target=target == "image"), text))
 
 
 def measure_speed(
     model: Model, gallery: Gallery, places: list[int], asked: Asked, *, repeats: int
 ) -> list[dict[str, Any]]:
-    """Pictures and captions per second: the median of `repeats` calls, after one to warm up."""
+    """Images and captions per second: the median of `repeats` calls, after one to warm up."""
     rows = []
     with tqdm(total=2 * len(SPEED_BATCHES) * repeats, desc="speed", unit=" calls") as bar:
         for batch_size in SPEED_BATCHES if repeats else ():
@@ -607,7 +604,7 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(_row(f"  {name}", [_pair(one) for one in found]))
     if speed:
         lines += ["", _row("speed, per second", [f"batch {size}" for size in SPEED_BATCHES])]
-        for task, label in (("drawing", "pictures"), ("captioning", "captions")):
+        for task, label in (("drawing", "images"), ("captioning", "captions")):
             rates = [f"{row['per_second']:.2f}" for row in speed if row["task"] == task]
             lines.append(_row(label, rates))
     drawing, caption = report["settings"]["text_to_image"], report["settings"]["caption"]
@@ -667,7 +664,7 @@ def items(split: Split, gallery: Gallery) -> Iterator[dict[str, Any]]:
 def drawing_sheet(
     split: Split, gallery: Gallery, shown: Sequence[int], *, is_new: bool
 ) -> Image.Image:
-    """Real and drawn pictures of some of the emoji, and how the model reads the real ones."""
+    """Real and drawn images of some of the emoji, and how the model reads the real ones."""
     cards = []
     for n in shown:
         emoji, rank = gallery.emoji[split.places[n]], int(split.drawn.rank[n])
@@ -678,17 +675,17 @@ def drawing_sheet(
         reading = ("read: exactly", GOOD)
         if not split.columns["caption_exact"][n]:
             reading = (f"read: {split.answers.captions[n]}", POOR)
-        picture = _image(split.answers.drawings[0][n])
-        cards.append(Card(emoji.image, picture, emoji.name, (drawing, reading)))
+        image = _image(split.answers.drawings[0][n])
+        cards.append(Card(emoji.image, image, emoji.name, (drawing, reading)))
     total = len(split.places)
     exact, first, five = (
         f"{100 * float(split.columns[key].double().mean()):.0f} %"
         for key in ("caption_exact", "drawing_top_1", "drawing_top_5")
     )
     lines = (
-        f"{len(shown)} of {total} names, chosen at random: left the real picture, right what the "
-        "model drew from the name; below, how it reads the real picture.",
-        f"Of all {total}: caption exactly right {exact}, drawn picture nearest to the named one "
+        f"{len(shown)} of {total} names, chosen at random: left the real image, right what the "
+        "model drew from the name; below, how it reads the real image.",
+        f"Of all {total}: caption exactly right {exact}, drawn image nearest to the named one "
         f"{first}, named one among the {NEAREST} nearest {five}.",
     )
     title = "Never seen in training" if is_new else "Seen in training"
@@ -696,7 +693,7 @@ def drawing_sheet(
 
 
 def tokenizer_sheet(split: Split, gallery: Gallery, shown: Sequence[int]) -> Image.Image:
-    """Pictures before and after the image tokenizer, the worst of the shown ones first."""
+    """Images before and after the image tokenizer, the worst of the shown ones first."""
     quality = split.columns["reconstruction_psnr"]
     cards = [
         Card(
@@ -708,7 +705,7 @@ def tokenizer_sheet(split: Split, gallery: Gallery, shown: Sequence[int]) -> Ima
         for n in sorted(shown, key=lambda n: float(quality[n]))
     ]
     lines = (
-        f"{len(shown)} of {len(split.places)} pictures, chosen at random, the worst first; "
+        f"{len(shown)} of {len(split.places)} images, chosen at random, the worst first; "
         f"{float(quality.mean()):.1f} dB PSNR on average over all of them.",
     )
     return sheet_of(cards, "Through the image tokenizer", lines, heads=("real", "decoded"))
@@ -733,7 +730,7 @@ def _tokenizer(model: Model) -> ImageTokenizer:
 
 
 def _image(levels: Tensor) -> Image.Image:
-    """[3, H, W] uint8 -> picture."""
+    """[3, H, W] uint8 -> image."""
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -741,9 +738,9 @@ def _put(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """A picture as PNG, whole or not at all."""
-    write_file(path, partial(picture.save, format="PNG", optimize=True))
+def write_image(path: Path, image: Image.Image) -> None:
+    """An image as PNG, whole or not at all."""
+    write_file(path, partial(image.save, format="PNG", optimize=True))
 
 
 def _check_at_least(least: int, **options: int | None) -> None:

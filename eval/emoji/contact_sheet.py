@@ -1,4 +1,4 @@
-"""A page to look at: cards with two pictures side by side, a name, and what is said of them."""
+"""A page to look at: cards with two images side by side, a name, and what is said of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS, EDGE, GAP, PAD = 6, 128, 16, 12  # cards a row, and pixels
 
 @dataclass(frozen=True)
 class Card:
-    """Two pictures side by side, the name, and lines of (text, color) under it."""
+    """Two images side by side, the name, and lines of (text, color) under it."""
 
     left: Image.Image
     right: Image.Image
@@ -27,7 +27,7 @@ class Card:
 def sheet_of(
     cards: Sequence[Card], title: str, lines: Sequence[str], *, heads: tuple[str, str]
 ) -> Image.Image:
-    """A page of cards under a title, some lines of text, and heads over the pictures of a card."""
+    """A page of cards under a title, some lines of text, and heads over the images of a card."""
     big, medium, small = (ImageFont.load_default(size) for size in (34, 16, 14))
     notes = max(len(card.notes) for card in cards)
     width, height = 2 * EDGE + 3 * PAD, EDGE + 84 + 19 * notes
@@ -44,12 +44,12 @@ def sheet_of(
         x = GAP + n % columns * (width + GAP)
         y = top + n // columns * (height + GAP)
         pen.rounded_rectangle((x, y, x + width - 1, y + height - 1), radius=10, fill=CARD)
-        for picture, head, left in (
+        for image, head, left in (
             (card.left, heads[0], x + PAD),
             (card.right, heads[1], x + 2 * PAD + EDGE),
         ):
             pen.text((left + EDGE / 2, y + 15), head, font=small, fill=FAINT, anchor="mm")
-            page.paste(picture.resize((EDGE, EDGE), Image.Resampling.LANCZOS), (left, y + 28))
+            page.paste(image.resize((EDGE, EDGE), Image.Resampling.LANCZOS), (left, y + 28))
         y += EDGE + 36
         for line in _wrapped(card.name, medium, width - 2 * PAD, lines=2):
             pen.text((x + PAD, y), line, font=medium, fill=INK)

@@ -79,10 +79,10 @@ class Countdown(Solve):
 
 
 @dataclass(frozen=True)
-class Pictured(Questions):
+class WithImage(Questions):
     """Emoji: the held-out ones, and `trained` of the others, at random.
 
-    shards  with their pictures, from `data_pipelines.write_shards emoji`
+    shards  with their images, from `data_pipelines.write_shards emoji`
     """
 
     shards: str
@@ -99,21 +99,21 @@ class Pictured(Questions):
 
 
 @dataclass(frozen=True)
-class Captions(Pictured):
-    """Names of pictures."""
+class Captions(WithImage):
+    """Names of images."""
 
     def answers(self, model: Model, *, generator: torch.Generator) -> tuple[list[str], Tensor]:
         gallery, places = self.asked()
         said: list[str] = []
         for start in range(0, len(places), self.batch_size):
-            pictures = [gallery.emoji[i].image for i in places[start : start + self.batch_size]]
-            said += model.caption(pictures, num_inference_steps=self.steps, generator=generator)
+            images = [gallery.emoji[i].image for i in places[start : start + self.batch_size]]
+            said += model.caption(images, num_inference_steps=self.steps, generator=generator)
         return said, exact_match(said, [gallery.right[i] for i in places])
 
 
 @dataclass(frozen=True)
-class Drawings(Pictured):
-    """Pictures of names; right is one to which the named picture is among the nearest."""
+class Drawings(WithImage):
+    """Images of names; right is one to which the named image is among the nearest."""
 
     steps: int = 8
 

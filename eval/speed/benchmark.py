@@ -295,7 +295,7 @@ class Bench:
         steps: int = 16,
         scale: float = 4.5,
     ) -> Work:
-        """A picture from words under guidance, drawn greedily: exact, and with a feature cache."""
+        """An image from words under guidance, drawn greedily: exact, and with a feature cache."""
         batch = image_batch(model.vocabulary, words=words, codes=codes, rows=1).to(self.device)
         costs = Costs(model.config, self.dtype.itemsize)
         length, ids = batch.ids.shape[1], model.vocabulary.image_codes
@@ -330,12 +330,12 @@ class Bench:
                 ),
                 "feature cache": Variant(partial(run, replace(sampler, cache=cache)), kept, 3.5),
             },
-            unit="pictures",
+            unit="images",
             amount=1,
         )
 
     def training(self, model: MmdlmForMaskedDiffusion, *, drawing: bool) -> Work:
-        """Forward and backward of 4 rows: pictures from words, or text of which 44 % is masked."""
+        """Forward and backward of 4 rows: images from words, or text of which 44 % is masked."""
         vocabulary = model.vocabulary
         modality = Modality.IMAGE if drawing else Modality.TEXT
         if drawing:
@@ -586,7 +586,7 @@ def text_batch(vocabulary: Vocabulary, *, prompt: int, new: int, rows: int) -> B
 
 
 def image_batch(vocabulary: Vocabulary, *, words: int, codes: int, rows: int) -> Batch:
-    """Random words before the codes of a picture, which are targets."""
+    """Random words before the codes of an image, which are targets."""
     generator = torch.Generator().manual_seed(1)
     documents = []
     for _ in range(rows):

@@ -41,9 +41,9 @@ class Speaker(Protocol):
 
 @dataclass
 class Conversation:
-    """What was said so far, and the pictures that were shown.
+    """What was said so far, and the images that were shown.
 
-    `/image PATH` shows a picture with the next message, `/new` forgets what was said, `/quit` ends
+    `/image PATH` shows an image with the next message, `/new` forgets what was said, `/quit` ends
     it. A line that fails leaves the conversation as it was, and may be said otherwise.
 
     speak   the model
@@ -61,7 +61,7 @@ class Conversation:
     def run(self, lines: Iterable[str]) -> Iterator[str | None]:
         """One item for each line that is not empty: the answer, or None for a command.
 
-        Raises ValueError for a command that is not known, a picture that cannot be read and what
+        Raises ValueError for a command that is not known, an image that cannot be read and what
         the model refuses; `say` goes on after that.
         """
         for line in lines:
@@ -90,7 +90,7 @@ class Conversation:
 
         check_whole(line)
         places = " ".join([IMAGE] * len(self.waiting))
-        # `<image>` in a line says where the pictures stand; otherwise they come before it.
+        # `<image>` in a line says where the images stand; otherwise they come before it.
         text = line if IMAGE in line or not self.waiting else f"{places}\n{line}"
         messages = [*self.messages, {"role": "user", "content": text}]
         images = [*self.images, *self.waiting]
@@ -105,6 +105,6 @@ class Conversation:
         from mmdlm.vision.image_files import open_image
         from mmdlm.vision.pixels import check_visible
 
-        picture = open_image(path, max_pixels=self.max_pixels)
-        check_visible(*picture.size)  # or every line after it would fail
-        self.waiting.append(picture)
+        image = open_image(path, max_pixels=self.max_pixels)
+        check_visible(*image.size)  # or every line after it would fail
+        self.waiting.append(image)

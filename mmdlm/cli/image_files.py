@@ -1,4 +1,4 @@
-"""Pictures and animations as files: each appears whole or not at all.
+"""Images and animations as files: each appears whole or not at all.
 
 Pillow is imported where it is used, so that `mmdlm --help` is instant.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FRAME_MS = 120
 LAST_FRAME_MS = 2000
-PICTURE_FORMATS = {  # a file's ending -> Pillow's name
+IMAGE_FORMATS = {  # a file's ending -> Pillow's name
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -55,15 +55,15 @@ def check_place(path: Path, option: str, formats: dict[str, str]) -> None:
         )
 
 
-def encode(picture: Image.Image, path: Path) -> bytes:
+def encode(image: Image.Image, path: Path) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=95)
+    image.save(buffer, IMAGE_FORMATS[path.suffix.lower()], quality=95)
     return buffer.getvalue()
 
 
 def animation(frames: Sequence[list[Image.Image]], path: Path) -> bytes:
-    """One frame per denoising step, its pictures side by side; the last frame stays longer."""
-    sheets = [_side_by_side(pictures) for pictures in frames]
+    """One frame per denoising step, its images side by side; the last frame stays longer."""
+    sheets = [_side_by_side(images) for images in frames]
     durations = [FRAME_MS] * (len(sheets) - 1) + [LAST_FRAME_MS]
     buffer = io.BytesIO()
     sheets[0].save(
@@ -77,13 +77,13 @@ def animation(frames: Sequence[list[Image.Image]], path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     from PIL import Image
 
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width * len(pictures), height))
-    for n, picture in enumerate(pictures):
-        sheet.paste(picture, (n * width, 0))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (width * len(images), height))
+    for n, image in enumerate(images):
+        sheet.paste(image, (n * width, 0))
     return sheet
 
 

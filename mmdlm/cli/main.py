@@ -29,7 +29,7 @@ import mmdlm
 from mmdlm.cli.chat_session import forgive_encodings
 from mmdlm.cli.image_files import (
     ANIMATED_FORMATS,
-    PICTURE_FORMATS,
+    IMAGE_FORMATS,
     animation,
     check_place,
     encode,
@@ -59,7 +59,7 @@ CACHES = ("prompt", "prefix", "dual", "delayed", "stable")
 ORDERS = ("confidence", "probability", "margin", "entropy", "random", "left_to_right")
 SCHEDULES = ("linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up")
 QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
-CAPTIONS_AT_ONCE = 16  # pictures per forward pass: bounds memory when a folder is captioned
+CAPTIONS_AT_ONCE = 16  # images per forward pass: bounds memory when a folder is captioned
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Words -> one or more pictures, and on request the denoising as an animation."""
+    """Words -> one or more images, and on request the denoising as an animation."""
     outputs = numbered(options.output, options.num_images)
     if options.seed + options.num_images > MOST_SEEDS:
         raise ValueError(
@@ -94,7 +94,7 @@ def draw(options: argparse.Namespace) -> None:
             f"take one up to {MOST_SEEDS - options.num_images}"
         )
     for path in outputs:
-        check_place(path, "--output", PICTURE_FORMATS)
+        check_place(path, "--output", IMAGE_FORMATS)
     if options.animate is not None:
         check_place(options.animate, "--animate", ANIMATED_FORMATS)
         if options.animate.resolve() in [path.resolve() for path in outputs]:
@@ -118,7 +118,7 @@ def draw(options: argparse.Namespace) -> None:
                 generator=_generators(options.seed, options.num_images),
             )
         ]
-    else:  # the same pictures, step by step: to be kept, or to be waited for with a bar
+    else:  # the same images, step by step: to be kept, or to be waited for with a bar
         steps = model.draw_trajectory(
             options.prompt,
             num_inference_steps=options.steps,
@@ -139,42 +139,42 @@ def draw(options: argparse.Namespace) -> None:
 
 
 def caption(options: argparse.Namespace) -> None:
-    """Pictures -> one line each; the line starts with the picture's path when there are several."""
-    for path in options.pictures:  # a bad picture is found before the model is loaded
+    """Images -> one line each; the line starts with the image's path when there are several."""
+    for path in options.images:  # a bad image is found before the model is loaded
         _seen(path, options)
 
     model = _load(options, "caption")
-    starts: Iterable[int] = range(0, len(options.pictures), CAPTIONS_AT_ONCE)
+    starts: Iterable[int] = range(0, len(options.images), CAPTIONS_AT_ONCE)
     if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
         starts = _progress(
-            starts, "captioning", total=math.ceil(len(options.pictures) / CAPTIONS_AT_ONCE)
+            starts, "captioning", total=math.ceil(len(options.images) / CAPTIONS_AT_ONCE)
         )
     for start in starts:
-        paths = options.pictures[start : start + CAPTIONS_AT_ONCE]
-        pictures = [_image(path, options) for path in paths]
+        paths = options.images[start : start + CAPTIONS_AT_ONCE]
+        images = [_image(path, options) for path in paths]
         texts = model.caption(
-            pictures,
+            images,
             num_inference_steps=options.steps,
-            generator=[_generator(options.seed) for _ in pictures],  # each as if it were alone
+            generator=[_generator(options.seed) for _ in images],  # each as if it were alone
         )
         for path, text in zip(paths, texts, strict=True):
-            print(text if len(options.pictures) == 1 else f"{path}\t{text}", flush=True)
+            print(text if len(options.images) == 1 else f"{path}\t{text}", flush=True)
 
 
 def inpaint(options: argparse.Namespace) -> None:
-    """A picture, a hole in it and words -> the picture with the hole filled."""
+    """An image, a hole in it and words -> the image with the hole filled."""
     from mmdlm.vision.image_files import open_mask
 
-    check_place(options.output, "--output", PICTURE_FORMATS)
-    picture = _image(options.picture, options, whole=True)
+    check_place(options.output, "--output", IMAGE_FORMATS)
+    image = _image(options.image, options, whole=True)
     if options.box is None:
         mask = open_mask(options.mask, max_pixels=options.max_pixels)
     else:
-        mask = _box_mask(options.box, picture.size)
-    if mask.size != picture.size:
+        mask = _box_mask(options.box, image.size)
+    if mask.size != image.size:
         raise ValueError(
-            f"mask {str(options.mask)!r} is {_size(mask.size)} but the picture is "
-            f"{_size(picture.size)}; give a mask of the picture's size"
+            f"mask {str(options.mask)!r} is {_size(mask.size)} but the image is "
+            f"{_size(image.size)}; give a mask of the image's size"
         )
     if mask.getbbox() is None:
         raise ValueError(
@@ -184,7 +184,7 @@ def inpaint(options: argparse.Namespace) -> None:
 
     model = _load(options, "inpaint")
     result = model.inpaint(
-        picture,
+        image,
         mask,
         options.prompt or "",
         num_inference_steps=options.steps,
@@ -196,11 +196,11 @@ def inpaint(options: argparse.Namespace) -> None:
 
 def infill(options: argparse.Namespace) -> None:
     """Text with holes -> the text with words in their place, on stdout."""
-    picture = None if options.image is None else _image(options.image, options)
+    image = None if options.image is None else _image(options.image, options)
     model = _load(options, "infill")
     text = model.infill(
         options.text,
-        image=picture,
+        image=image,
         num_inference_steps=options.steps,
         generator=_generator(options.seed),
     )
@@ -208,12 +208,12 @@ def infill(options: argparse.Namespace) -> None:
 
 
 def edit(options: argparse.Namespace) -> None:
-    """Pictures and an instruction -> another picture."""
-    check_place(options.output, "--output", PICTURE_FORMATS)
-    pictures = [_seen(path, options) for path in options.pictures]
+    """Images and an instruction -> another image."""
+    check_place(options.output, "--output", IMAGE_FORMATS)
+    images = [_seen(path, options) for path in options.images]
     model = _load(options, "edit")
     result = model.edit(
-        pictures,
+        images,
         options.prompt,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,
@@ -224,17 +224,17 @@ def edit(options: argparse.Namespace) -> None:
 
 
 def answer(options: argparse.Namespace) -> None:
-    """A question, at will about pictures -> the answer, on stdout."""
+    """A question, at will about images -> the answer, on stdout."""
     from mmdlm.pipeline.inputs import with_places
     from mmdlm.templates.conversation import check_messages
 
-    pictures = [_seen(path, options) for path in options.image]
-    said = with_places(options.question, len(pictures))
-    check_messages([{"role": "user", "content": said}], len(pictures))
+    images = [_seen(path, options) for path in options.image]
+    said = with_places(options.question, len(images))
+    check_messages([{"role": "user", "content": said}], len(images))
     model = _load(options, "answer")
     text = model.answer(
         options.question,
-        pictures or None,
+        images or None,
         num_inference_steps=options.steps,
         max_new_tokens=options.max_new_tokens,
         block_length=options.block_length,
@@ -356,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mmdlm {mmdlm.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
 
-    command = _command(commands, draw, "draw pictures from words")
+    command = _command(commands, draw, "draw images from words")
     command.add_argument("prompt", type=_words, metavar="PROMPT", help="what to draw")
     _add_output(command)
     command.add_argument(
@@ -387,18 +387,18 @@ def _parser() -> argparse.ArgumentParser:
         help="first write what is to be drawn, where the model was trained to",
     )
 
-    command = _command(commands, caption, "describe pictures, one line each")
-    command.add_argument("pictures", nargs="+", type=_local, metavar="PICTURE")
+    command = _command(commands, caption, "describe images, one line each")
+    command.add_argument("images", nargs="+", type=_local, metavar="IMAGE")
     _add_max_pixels(command)
 
-    command = _command(commands, inpaint, "draw a part of a picture anew")
-    command.add_argument("picture", type=_local, metavar="PICTURE")
+    command = _command(commands, inpaint, "draw a part of an image anew")
+    command.add_argument("image", type=_local, metavar="IMAGE")
     hole = command.add_mutually_exclusive_group(required=True)
     hole.add_argument(
         "--mask",
         type=_local,
-        metavar="PICTURE",
-        help="white where the picture is drawn anew, black where it is kept; not transparent",
+        metavar="IMAGE",
+        help="white where the image is drawn anew, black where it is kept; not transparent",
     )
     hole.add_argument(
         "--box", type=_box, metavar="X0,Y0,X1,Y1", help="the same as a rectangle, in pixels"
@@ -407,7 +407,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt",
         type=_words,
         metavar="TEXT",
-        help="what the whole picture shows (default: whatever fits the rest)",
+        help="what the whole image shows (default: whatever fits the rest)",
     )
     _add_output(command)
     _add_guidance_scale(command)
@@ -421,12 +421,12 @@ def _parser() -> argparse.ArgumentParser:
         help='[MASK] is a hole of one token, [MASK:3] of three: "woman [MASK] [MASK] skin tone"',
     )
     command.add_argument(
-        "--image", type=_local, metavar="PICTURE", help="a picture that the text describes"
+        "--image", type=_local, metavar="IMAGE", help="an image that the text describes"
     )
     _add_max_pixels(command)
 
-    command = _command(commands, edit, "draw a picture anew as an instruction says", bundled=None)
-    command.add_argument("pictures", nargs="+", type=_local, metavar="PICTURE")
+    command = _command(commands, edit, "draw an image anew as an instruction says", bundled=None)
+    command.add_argument("images", nargs="+", type=_local, metavar="IMAGE")
     command.add_argument(
         "--prompt", type=_words, required=True, metavar="TEXT", help="what is to change"
     )
@@ -436,19 +436,19 @@ def _parser() -> argparse.ArgumentParser:
         "--image-guidance-scale",
         type=_finite,
         metavar="X",
-        help="how strongly to stay with the picture; 1 is off (default: the model's own value)",
+        help="how strongly to stay with the image; 1 is off (default: the model's own value)",
     )
     _add_max_pixels(command)
 
-    command = _command(commands, answer, "answer a question, at will about pictures", bundled=None)
+    command = _command(commands, answer, "answer a question, at will about images", bundled=None)
     command.add_argument("question", type=_words, metavar="QUESTION")
     command.add_argument(
         "--image",
         action="append",
         default=[],
         type=_local,
-        metavar="PICTURE",
-        help="a picture to look at; may be given several times. They stand where the question says "
+        metavar="IMAGE",
+        help="an image to look at; may be given several times. They stand where the question says "
         "<image>, or else before it",
     )
     _add_writing(command)
@@ -456,7 +456,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_pixels(command)
 
     command = _command(commands, chat, "talk, line by line", bundled=None)
-    command.epilog = "In it, /image PATH shows a picture, /new starts anew and /quit ends."
+    command.epilog = "In it, /image PATH shows an image, /new starts anew and /quit ends."
     command.add_argument(
         "--system", type=_words, metavar="TEXT", help="what the model is told before it all"
     )
@@ -573,7 +573,7 @@ def _command(
         choices=CACHES,
         help="faster, a little less exact: remember the prompt, what lies before the block "
         "(prefix), all but the block (dual), tokens once they are committed (delayed), or what is "
-        "sure (stable, for pictures)",
+        "sure (stable, for images)",
     )
     command.add_argument(
         "--cache-refresh",
@@ -785,15 +785,15 @@ def _image(path: Path, options: argparse.Namespace, *, whole: bool = False) -> I
 
 
 def _seen(path: Path, options: argparse.Namespace) -> Image.Image:
-    """A picture file that can be read, and is neither too small nor too narrow to be seen."""
+    """An image file that can be read, and is neither too small nor too narrow to be seen."""
     from mmdlm.vision.pixels import check_visible
 
-    picture = _image(path, options)
+    image = _image(path, options)
     try:
-        check_visible(*picture.size)
+        check_visible(*image.size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return picture
+    return image
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -813,12 +813,12 @@ def _generators(seed: int, count: int) -> torch.Generator | list[torch.Generator
 
 
 def _box_mask(box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """White inside the box, black elsewhere, of the picture's size (width, height)."""
+    """White inside the box, black elsewhere, of the image's size (width, height)."""
     from PIL import Image
 
     if box[2] > size[0] or box[3] > size[1]:
         raise ValueError(
-            f"--box {','.join(map(str, box))} leaves the picture, which is {_size(size)} pixels"
+            f"--box {','.join(map(str, box))} leaves the image, which is {_size(size)} pixels"
         )
     mask = Image.new("L", size, 0)
     mask.paste(255, box)

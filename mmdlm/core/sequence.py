@@ -17,7 +17,7 @@ NO_DOCUMENT = -1
 
 
 class Views(Protocol):
-    """One picture before a vision adapter has run: what it is made of, and how many slots it fills.
+    """One image before a vision adapter has run: what it is made of, and how many slots it fills.
 
     An adapter of `mmdlm.vision` makes them and turns them into `slots` features; nobody else looks
     inside.
@@ -25,12 +25,12 @@ class Views(Protocol):
 
     @property
     def slots(self) -> int:
-        """FEATURE slots that the picture fills."""
+        """FEATURE slots that the image fills."""
         ...
 
     @property
     def places(self) -> Tensor | None:
-        """[slots, A] int64, steps on each of A axes from where the picture begins (`Batch.axes`).
+        """[slots, A] int64, steps on each of A axes from where the image begins (`Batch.axes`).
 
         None: its slots follow one another as text does.
         """
@@ -104,8 +104,8 @@ def feature_segment(features: Tensor, vocabulary: Vocabulary) -> Segment:
     return Segment(Modality.FEATURE, ids, torch.zeros(n, dtype=torch.bool), features=features)
 
 
-def picture_segment(views: Views, vocabulary: Vocabulary) -> Segment:
-    """Slots for a picture that a vision adapter is yet to look at."""
+def image_segment(views: Views, vocabulary: Vocabulary) -> Segment:
+    """Slots for an image that a vision adapter is yet to look at."""
     ids = torch.full((views.slots,), vocabulary.pad_id)
     return Segment(Modality.FEATURE, ids, torch.zeros_like(ids, dtype=torch.bool), views=views)
 
@@ -152,7 +152,7 @@ class Batch:
     segment   [B, L] int64, number of the segment within its row; -1 at padding
     position  [B, L] int64, counts from 0 in each document
     features  [F, D] in the order of the FEATURE slots (row by row), or
-    views     pictures in that order, whose features are yet to be computed; both None: no slots
+    views     images in that order, whose features are yet to be computed; both None: no slots
     lookahead     [B] int64, tokens to its right that a token sees, 0 being causal; None: all of
                   them
     axes      [B, L, A] int64, position on each axis of a rotary embedding that has several; None:
@@ -175,7 +175,7 @@ class Batch:
             return  # checked where it was built; to ask a GPU here would make it wait each time
         slots = int((self.modality == Modality.FEATURE).numpy().sum())
         given = 0 if self.features is None else len(self.features)
-        given += sum(picture.slots for picture in self.views or ())
+        given += sum(image.slots for image in self.views or ())
         if slots != given:
             raise ValueError(
                 f"batch: {slots} FEATURE slots but {given} feature rows; every image placeholder "
@@ -234,7 +234,7 @@ class Batch:
         return replace(self, target=self.target & self.of(modality))
 
     def rows(self, index: Tensor) -> Batch:
-        """Rows [N] int64 of the batch, in this order and as often as named, with their pictures."""
+        """Rows [N] int64 of the batch, in this order and as often as named, with their images."""
         features = views = None
         on_cpu = on_host(index)
         index = sent(on_cpu, self.ids.device)
@@ -245,12 +245,12 @@ class Batch:
             pieces = self.features.split(slots)
             features = torch.cat([pieces[row] for row in chosen])
         if self.views is not None:
-            pictures = iter(self.views)
+            images = iter(self.views)
             of_row: list[tuple[Views, ...]] = []
             for room in slots:
                 found: list[Views] = []
-                while sum(picture.slots for picture in found) < room:
-                    found.append(next(pictures))
+                while sum(image.slots for image in found) < room:
+                    found.append(next(images))
                 of_row.append(tuple(found))
             views = sum((of_row[row] for row in chosen), ())
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -283,7 +283,7 @@ class Batch:
         views = values.pop("views")
         moved: dict[str, Any] = {k: function(v) for k, v in values.items() if v is not None}
         if views is not None:
-            moved["views"] = tuple(picture.map(function) for picture in views)
+            moved["views"] = tuple(image.map(function) for image in views)
         return replace(self, **moved)
 
 
@@ -389,7 +389,7 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
                 segment_count += 1
     if features and views:
         raise ValueError(
-            f"a batch has {len(features)} pictures as features and {len(views)} as views; "
+            f"a batch has {len(features)} images as features and {len(views)} as views; "
             "compute the features of all, or of none"
         )
     return Batch(
@@ -406,9 +406,9 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
 
 
 def _axes(rows: list[list[Sequence]], shape: tuple[int, int]) -> Tensor | None:
-    """[B, L, A] positions where pictures have places on A axes; None where none has.
+    """[B, L, A] positions where images have places on A axes; None where none has.
 
-    Text steps on along all axes at once, and begins again behind the furthest place of a picture.
+    Text steps on along all axes at once, and begins again behind the furthest place of an image.
     Source: arXiv:2409.12191, section 2.1 (M-RoPE).
     """
     segments = (segment for row in rows for sequence in row for segment in sequence.segments)

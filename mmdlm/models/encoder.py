@@ -160,7 +160,7 @@ class MmdlmEncoder(PreTrainedModel):
         """The batch as it is: an encoder of text has no eyes."""
         if batch.features is not None or batch.views is not None:
             raise ValueError(
-                f"an encoder of type {self.config.encoder.model_type!r} sees no pictures, but the "
+                f"an encoder of type {self.config.encoder.model_type!r} sees no images, but the "
                 "batch has some; convert an autoregressive model, or leave them out"
             )
         return batch

@@ -593,15 +593,15 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         offer_layers(self)
 
     def see(self, batch: Batch) -> Batch:
-        """The batch with the features of its pictures, computed once, before sampling or the loss.
+        """The batch with the features of its images, computed once, before sampling or the loss.
 
-        Raises ValueError for pictures shown to a model without a vision adapter.
+        Raises ValueError for images shown to a model without a vision adapter.
         """
         if batch.views is None:
             return batch
         if self.vision is None:
             raise ValueError(
-                f"the batch has {len(batch.views)} pictures to look at, but the model has no "
+                f"the batch has {len(batch.views)} images to look at, but the model has no "
                 "vision adapter; take one that sees, such as LLaDA-V"
             )
         return replace(batch, features=self.vision(batch.views), views=None)
@@ -672,7 +672,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     def _embedded(self, x_t: Tensor, batch: Batch) -> Tensor:
         embeddings: Tensor = self.model.embed_tokens(x_t)
         if batch.views is not None:
-            raise ValueError("the batch has pictures not looked at yet; call see(batch) first")
+            raise ValueError("the batch has images not looked at yet; call see(batch) first")
         if batch.features is None:
             return embeddings
         slots = batch.of(Modality.FEATURE)[..., None]
@@ -687,7 +687,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         if batch.features is not None:
             raise ValueError(
                 "the batch has features without rows and columns, for which the positions of this "
-                "model have axes; give it the views that its tiling makes of the pictures"
+                "model have axes; give it the views that its tiling makes of the images"
             )
         return batch.position
 

@@ -23,7 +23,7 @@ from mmdlm.pipeline.generation_config import GENERATION, Defaults, GenerationCon
 from mmdlm.pipeline.generation_run import GenerationRun
 from mmdlm.templates.auto import prompt_template_for
 from mmdlm.templates.native import Native
-from mmdlm.templates.prompt_template import Codes, Picture, PromptTemplate, TaskPrompt
+from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, TaskPrompt
 from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.adapter import VisionAdapter
 from mmdlm.vision.image_files import WHITE
@@ -36,12 +36,12 @@ SEED = 0  # of every call that is given no generator, so that its output can be 
 
 @runtime_checkable
 class Seeing(Protocol):
-    """A denoiser that looks at pictures."""
+    """A denoiser that looks at images."""
 
     vision: VisionAdapter | None
 
     def see(self, batch: Batch) -> Batch:
-        """The batch with the features of its pictures in place of their views."""
+        """The batch with the features of its images in place of their views."""
         ...
 
 
@@ -175,7 +175,7 @@ class Engine:
         )
 
     def _seen(self, batch: Batch) -> Batch:
-        """The batch with its pictures looked at."""
+        """The batch with its images looked at."""
         if batch.views is None:
             return batch
         assert isinstance(self.denoiser, Seeing), "views were cut for a model that sees"
@@ -255,13 +255,13 @@ class Engine:
         if tokens > most:
             raise ValueError(
                 f"this takes {tokens} tokens, but the model takes {most} at most; shorten the text "
-                "or make the picture smaller"
+                "or make the image smaller"
             )
         return task_prompt
 
-    # --- pictures as the model meets them ---------------------------------------------------------
+    # --- images as the model meets them ---------------------------------------------------------
 
-    def need_pictures(self) -> ImageTokenizer:
+    def need_images(self) -> ImageTokenizer:
         if self.image_tokenizer is not None:
             return self.image_tokenizer
         if self.denoiser.vocabulary.image_codes:
@@ -274,21 +274,21 @@ class Engine:
 
     @property
     def square(self) -> tuple[int, int] | None:
-        """(rows, columns) of the codes of a picture of the image tokenizer's own size."""
+        """(rows, columns) of the codes of an image of the image tokenizer's own size."""
         if self.image_tokenizer is None:
             return None
         edge = self.image_tokenizer.image_size // self.image_tokenizer.downsampling
         return edge, edge
 
-    def look(self, images: list[list[Image.Image]], task: str) -> list[list[Picture]]:
-        """Pictures of each document -> what its layout puts into it."""
+    def look(self, images: list[list[Image.Image]], task: str) -> list[list[ImageInput]]:
+        """Images of each document -> what its layout puts into it."""
         if not any(images):
             return [[] for _ in images]
         if self.prompt_template.sees == "nothing":
             number = sum(map(len, images))
             raise ValueError(
                 f"this model ({self.prompt_template.family}) reads text alone and was given "
-                f"{number} picture{'s' * (number > 1)}; take one that sees, or leave out what it "
+                f"{number} image{'s' * (number > 1)}; take one that sees, or leave out what it "
                 "cannot see"
             )
         if self.prompt_template.sees == "features":
@@ -296,20 +296,20 @@ class Engine:
         codes = iter(self.encode([one for some in images for one in some], task))
         return [[next(codes) for _ in some] for some in images]
 
-    def _views(self, images: list[Image.Image]) -> list[Picture]:
-        """The pictures of one document, cut as the vision adapter wants them."""
+    def _views(self, images: list[Image.Image]) -> list[ImageInput]:
+        """The images of one document, cut as the vision adapter wants them."""
         if not images:
             return []
         if not isinstance(self.denoiser, Seeing) or self.denoiser.vision is None:
             raise ValueError(
                 f"this model ({self.prompt_template.family}) was loaded without its vision adapter "
-                f"and cannot look at {len(images)} pictures; load it with its vision tower"
+                f"and cannot look at {len(images)} images; load it with its vision tower"
             )
         return [*self.denoiser.vision.config.tiling.views(images)]
 
     def encode(self, images: list[Image.Image], task: str) -> list[Codes]:
-        """Pictures -> their codes; those of one size in one pass."""
-        tokenizer = self.need_pictures()
+        """Images -> their codes; those of one size in one pass."""
+        tokenizer = self.need_images()
         for one in images:
             check_visible(*one.size)
         sizes = [
@@ -328,21 +328,21 @@ class Engine:
         return [found[n] for n in range(len(images))]
 
     def codes(self, generation_run: GenerationRun, ids: Tensor) -> Tensor:
-        """Codes [B, K] of the pictures drawn in rows [B, L]."""
+        """Codes [B, K] of the images drawn in rows [B, L]."""
         return self.denoiser.vocabulary.codes(torch.stack(generation_run.results(ids)))
 
     def decode(
         self, codes: Tensor, grid: tuple[int, int] | None, *, alone: bool = False
     ) -> list[Image.Image]:
         """Codes [B, K] -> B images; `alone`: to the last bit what each is without the others."""
-        tokenizer = self.need_pictures()
+        tokenizer = self.need_images()
         parts = codes.split(1) if alone else [codes]
         return [to_image(one) for part in parts for one in tokenizer.decode(part, grid=grid)]
 
     @torch.no_grad()
     def frames(self, generation_run: GenerationRun) -> Iterator[list[Image.Image]]:
-        """The pictures after each step, with tiles where codes are open."""
-        tokenizer, grid = self.need_pictures(), generation_run.grid
+        """The images after each step, with tiles where codes are open."""
+        tokenizer, grid = self.need_images(), generation_run.grid
         assert grid is not None
         blank = Image.new(
             "RGB", (grid[1] * tokenizer.downsampling, grid[0] * tokenizer.downsampling), WHITE
@@ -353,8 +353,8 @@ class Engine:
             still_open = ~torch.stack(generation_run.results(state.committed))  # [B, K]
             codes = torch.where(still_open, paper, self.codes(generation_run, state.ids))
             yield [
-                tiled(picture, cells.tolist(), tokenizer.downsampling)
-                for picture, cells in zip(
+                tiled(image, cells.tolist(), tokenizer.downsampling)
+                for image, cells in zip(
                     self.decode(codes, grid, alone=generation_run.alone), still_open, strict=True
                 )
             ]

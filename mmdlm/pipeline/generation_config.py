@@ -77,7 +77,7 @@ class GenerationConfig:
     temperature          of the draw of tokens; 0 takes the most likely one
     top_k, top_p         restrict the draw
     order                which tokens are committed first: a name, or an `Order` of one's own
-    order_temperature    noise in an order by what the model is sure of, which makes pictures more
+    order_temperature    noise in an order by what the model is sure of, which makes images more
                          varied
     order_decay          of that noise, see `mmdlm.core.sampling.order.Ranked`
     schedule             how many tokens a step commits: "linear" the same number each; "cosine" few
@@ -100,7 +100,7 @@ class GenerationConfig:
                          "prompt" that alone (exact for a model with prefix_attention), "prefix"
                          what lies before the block, "dual" all but the block, "delayed" tokens a
                          step after they were committed, "stable" what the model is sure of
-                         (pictures); None: nothing, the exact result; or a `Cache` of one's own
+                         (images); None: nothing, the exact result; or a `Cache` of one's own
     cache_refresh        compute all anew every so many steps; None: as the cache has it
     block_length         finish this many tokens before the next are begun; None: all at once
     min_new_tokens       a text does not end before so many tokens
@@ -284,13 +284,13 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What each task does unless told otherwise, and how pictures meet texts of any length.
+    """What each task does unless told otherwise, and how images meet texts of any length.
 
     A checkpoint may carry its own in generation_config.json: {"caption": {"temperature": 0.5}};
     what is
     not there stays as it is here.
 
-    fit              how a picture meets the tokenizer's square, see `mmdlm.vision.pixels`
+    fit              how an image meets the tokenizer's square, see `mmdlm.vision.pixels`
     max_text_tokens  length of a caption, its end included, where the checkpoint does not fix it
     max_new_tokens   length of an answer or a completion, for which their num_inference_steps are
     """

@@ -20,7 +20,7 @@ class GenerationRun:
     """One run of the sampler, made ready.
 
     output_segments   numbers of the segments of each row that hold its result
-    grid    (rows, columns) of that, where it is a picture
+    grid    (rows, columns) of that, where it is an image
     packed  the denoiser's layers, packed from run to run
     """
 

@@ -24,38 +24,38 @@ Part = TypeVar("Part")
 ImageLike = Image.Image | str | PathLike[str] | Tensor
 
 
-def pictures_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
-    """One picture or several -> (all of them, whether it was one)."""
+def images_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
+    """One image or several -> (all of them, whether it was one)."""
     if isinstance(image, Tensor) and image.ndim == 4:
         return list(image), False
     if isinstance(image, Image.Image | str | PathLike | Tensor | bytes):
-        return [image], True  # bytes, too, are no pictures: `open_picture` says so
+        return [image], True  # bytes, too, are no images: `load_image` says so
     return (list(image), False) if isinstance(image, abc.Iterable) else ([image], True)
 
 
-def open_picture(image: ImageLike, *, whole: bool = False) -> Image.Image:
+def load_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
     """An image in any accepted form -> RGB; `whole` as in `open_image`."""
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, Tensor):
         if image.is_floating_point() and image.numel() and not bool(image.abs().max() <= 1.001):
             raise ValueError(
-                f"a picture's tensor has values from {image.min():.3g} to {image.max():.3g}; "
+                f"an image's tensor has values from {image.min():.3g} to {image.max():.3g}; "
                 "pixels lie in [-1, 1]"
             )
         if not image.is_floating_point():
-            raise ValueError(f"a picture's tensor is {image.dtype}; pixels are floats in [-1, 1]")
+            raise ValueError(f"an image's tensor is {image.dtype}; pixels are floats in [-1, 1]")
         return to_image(image)
     if isinstance(image, str | PathLike):
         return open_image(image, whole=whole)
     raise ValueError(
-        f"{type(image).__name__} is no picture; give a Pillow image, a path, or a tensor "
+        f"{type(image).__name__} is no image; give a Pillow image, a path, or a tensor "
         "[3, H, W] in [-1, 1]"
     )
 
 
 def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask for a picture of `size` (width, height) -> [H, W] bool, True where it is repainted."""
+    """A mask for an image of `size` (width, height) -> [H, W] bool, True where it is repainted."""
     if isinstance(mask, Image.Image):
         hole = torch.from_numpy(np.asarray(open_mask(mask)) > 0)
     elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
@@ -69,8 +69,8 @@ def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     if hole.shape != (height, width):
         shape = " x ".join(str(side) for side in reversed(hole.shape))
         raise ValueError(
-            f"the mask is {shape} but the picture is {width} x {height}; give a mask of the "
-            "picture's size"
+            f"the mask is {shape} but the image is {width} x {height}; give a mask of the "
+            "image's size"
         )
     if not bool(hole.any()):
         raise ValueError("the mask has no hole; make white what is to be drawn anew")
@@ -127,22 +127,22 @@ def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Pa
         ) from error
 
 
-def pictures_of_each(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
-    """The pictures of each document: None, one or several; where not `single`, a list of these."""
+def images_of_each(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
+    """The images of each document: None, one or several; where not `single`, a list of these."""
     each = [images] if single else [None] * count if images is None else list(images)
     if len(each) != count:
         raise ValueError(
-            f"{count} {what} but {len(each)} entries of pictures; give one for each: a picture, a "
+            f"{count} {what} but {len(each)} entries of images; give one for each: an image, a "
             "list of them, or None"
         )
-    return [[] if some is None else pictures_of(some)[0] for some in each]
+    return [[] if some is None else images_of(some)[0] for some in each]
 
 
-def with_places(question: str, pictures: int) -> str:
-    """The question with a placeholder for each picture: where it has them, or else before it."""
-    if IMAGE in question or not pictures:
+def with_places(question: str, images: int) -> str:
+    """The question with a placeholder for each image: where it has them, or else before it."""
+    if IMAGE in question or not images:
         return question
-    return " ".join([IMAGE] * pictures) + "\n" + question
+    return " ".join([IMAGE] * images) + "\n" + question
 
 
 def negatives_of(

@@ -81,7 +81,7 @@ def load(
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
-    pictures, and at will generation_config.json (see `mmdlm.pipeline.generation_config.Defaults`).
+    images, and at will generation_config.json (see `mmdlm.pipeline.generation_config.Defaults`).
     Code in
     it is never run.
 
@@ -128,15 +128,15 @@ def load(
     )
     if lora is not None:
         lora.onto(denoiser, merge=merge_adapter)
-    pictures = None
+    images = None
     if vocabulary.image_codes:
-        pictures = load_image_tokenizer(_find_image_tokenizer(parts, config, image_tokenizer))
-        pictures = pictures.to(where)
+        images = load_image_tokenizer(_find_image_tokenizer(parts, config, image_tokenizer))
+        images = images.to(where)
     try:
         return Model(
             denoiser=denoiser.eval(),
             text_tokenizer=text_tokenizer,
-            image_tokenizer=pictures,
+            image_tokenizer=images,
             text_slots=config.text_slots,
             max_length=config.max_position_embeddings,
             defaults=defaults,

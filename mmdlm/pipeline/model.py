@@ -27,10 +27,10 @@ from mmdlm.pipeline.inputs import (
     ImageLike,
     generation_config_with,
     hole_of,
+    images_of,
+    images_of_each,
+    load_image,
     negatives_of,
-    open_picture,
-    pictures_of,
-    pictures_of_each,
     with_places,
 )
 from mmdlm.templates.conversation import Message, check_messages, turns_of
@@ -59,7 +59,7 @@ class Model(Engine):
 
     What the family was not trained for raises ValueError that says what it is for.
 
-    Pictures are Pillow images, paths of picture files, or tensors [3, H, W] in [-1, 1]. Without a
+    Images are Pillow images, paths of image files, or tensors [3, H, W] in [-1, 1]. Without a
     generator each call uses a fresh one of seed 0: the same inputs give the same output. A list of
     generators, one for each output of a call, makes each output what it is alone, whatever the
     others are. A generator of another device seeds one there.
@@ -82,7 +82,7 @@ class Model(Engine):
         What is computed less often, or fewer times, costs some exactness:
 
         cache          what a step remembers of the steps before: "prefix" and "dual" for text in
-                       blocks, "delayed" for text, "stable" for pictures
+                       blocks, "delayed" for text, "stable" for images
         cache_refresh  compute all anew every so many steps; 1 is exact
         threshold      commit every token of at least this probability: fewer steps
         factor         the same, but the more tokens at once the surer each has to be
@@ -115,7 +115,7 @@ class Model(Engine):
             compile_layers(self.denoiser, mode="default" if compile is True else compile)
         return replace(self, defaults=defaults)
 
-    # --- pictures ---------------------------------------------------------------------------------
+    # --- images ---------------------------------------------------------------------------------
 
     @overload
     def caption(  # type: ignore[overload-overlap]  # a path is a string, and so a sequence of paths
@@ -143,12 +143,12 @@ class Model(Engine):
         num_inference_steps: int | None = None,
         generator: Generators | None = None,
     ) -> str | list[str]:
-        """Describe a picture, or several in one pass.
+        """Describe an image, or several in one pass.
 
-        Raises ValueError for a picture that cannot be read, or fewer than one step.
+        Raises ValueError for an image that cannot be read, or fewer than one step.
         """
         self.prompt_template.require("caption", self.text_tokenizer)
-        images, single = pictures_of(image)
+        images, single = images_of(image)
         generation_config = generation_config_with(
             self.defaults.caption, num_inference_steps=num_inference_steps
         )
@@ -157,8 +157,8 @@ class Model(Engine):
         codec = self.codec
         length = self.text_slots or min(self.defaults.max_text_tokens, self.longest_text + 1)
         task_prompts = [
-            self.fitting(self.prompt_template.caption_prompt(codec, picture, length=length), length)
-            for (picture,) in self.look([[open_picture(one)] for one in images], "caption")
+            self.fitting(self.prompt_template.caption_prompt(codec, seen, length=length), length)
+            for (seen,) in self.look([[load_image(one)] for one in images], "caption")
         ]
         captions = [
             text.strip() for text in self.written(task_prompts, generation_config, generator)
@@ -179,7 +179,7 @@ class Model(Engine):
         think: bool = False,
         generator: Generators | None = None,
     ) -> list[Image.Image]:
-        """Draw pictures of a prompt, or of several: all those of the first prompt come first.
+        """Draw images of a prompt, or of several: all those of the first prompt come first.
 
         negative_prompt  what to stay away from: it takes the place of the absent prompt in
                          guidance; None or "": no words at all
@@ -214,7 +214,7 @@ class Model(Engine):
         think: bool = False,
         generator: Generators | None = None,
     ) -> Iterator[list[Image.Image]]:
-        """The pictures of `text_to_image` after each denoising step; the last are its result.
+        """The images of `text_to_image` after each denoising step; the last are its result.
 
         Codes that are still masked show as grey tiles. Bad arguments raise at the call.
         """
@@ -241,40 +241,40 @@ class Model(Engine):
         guidance_scale: float | None = None,
         generator: Generators | None = None,
     ) -> Image.Image:
-        """Draw a part of a picture anew, so that the whole shows the prompt.
+        """Draw a part of an image anew, so that the whole shows the prompt.
 
-        mask    white (a tensor: 1, or True) where the picture is to be repainted, of its size, and
+        mask    white (a tensor: 1, or True) where the image is to be repainted, of its size, and
                 nowhere transparent
-        prompt  "": whatever fits the rest of the picture
+        prompt  "": whatever fits the rest of the image
 
         A code is drawn anew when any pixel of its cell is masked; pixels outside the mask come back
-        exactly as they were, on the picture's own size. A picture of another shape than the model's
+        exactly as they were, on the image's own size. An image of another shape than the model's
         is set on white. Raises ValueError for a mask without a hole or of another size.
         """
         self.prompt_template.require("inpaint", self.text_tokenizer)
-        picture = open_picture(image, whole=True)
-        hole = hole_of(mask, picture.size)  # [H, W] bool
+        original = load_image(image, whole=True)
+        hole = hole_of(mask, original.size)  # [H, W] bool
         generation_config = generation_config_with(
             self.defaults.inpaint,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
         )
-        tokenizer = self.need_pictures()
+        tokenizer = self.need_images()
         canvas = self.prompt_template.canvas(
-            picture.size, edge=tokenizer.image_size, task="inpaint"
+            original.size, edge=tokenizer.image_size, task="inpaint"
         )
-        frame = Frame.within(canvas, picture.size)
-        known = self.encode([frame.place(picture)], "inpaint")[0]
+        frame = Frame.within(canvas, original.size)
+        known = self.encode([frame.place(original)], "inpaint")[0]
         open_ = frame.cells(hole, tokenizer.downsampling).flatten()
         codes = replace(known, open=open_)
         generation_run = self.generation_run(
-            [self.prompt_template.image_prompt(self.codec, prompt, picture=codes)],
+            [self.prompt_template.image_prompt(self.codec, prompt, image=codes)],
             generation_config=generation_config,
             generator=generator,
             grid=codes.grid,
         )
         drawn = self.decode(self.codes(generation_run, generation_run.run()), codes.grid)[0]
-        return Image.composite(frame.take(drawn), picture, Image.fromarray(hole.numpy()))
+        return Image.composite(frame.take(drawn), original, Image.fromarray(hole.numpy()))
 
     @torch.no_grad()
     def edit(
@@ -287,13 +287,13 @@ class Model(Engine):
         image_guidance_scale: float | None = None,
         generator: Generators | None = None,
     ) -> Image.Image:
-        """Draw a picture anew as an instruction says: "make it night".
+        """Draw an image anew as an instruction says: "make it night".
 
-        image                 one picture, or several where the model edits one by the others
+        image                 one image, or several where the model edits one by the others
         guidance_scale        how strongly to follow the instruction; 1 is off
-        image_guidance_scale  how strongly to stay with the picture; 1 is off
+        image_guidance_scale  how strongly to stay with the image; 1 is off
 
-        The result has the size at which the model sees the (last) picture.
+        The result has the size at which the model sees the (last) image.
         """
         self.prompt_template.require("edit", self.text_tokenizer)
         if not instruction.strip():
@@ -310,9 +310,9 @@ class Model(Engine):
                 image_scale if image_guidance_scale is None else image_guidance_scale,
             ),
         )
-        opened = [open_picture(one) for one in pictures_of(image)[0]]
+        opened = [load_image(one) for one in images_of(image)[0]]
         if not opened:
-            raise ValueError("there is no picture to edit; give one")
+            raise ValueError("there is no image to edit; give one")
         sources = self.encode(opened, "edit")
         grid = sources[-1].grid
         blank = Codes.blank(self.codec, grid, drawn=True)
@@ -320,7 +320,7 @@ class Model(Engine):
             [
                 self.fitting(
                     self.prompt_template.edit_prompt(
-                        self.codec, instruction, sources=tuple(sources), picture=blank
+                        self.codec, instruction, sources=tuple(sources), image=blank
                     )
                 )
             ],
@@ -375,9 +375,9 @@ class Model(Engine):
         think: bool | None = None,
         generator: Generators | None = None,
     ) -> str | list[str]:
-        """Answer a question, at will about a picture or several; or several questions in one pass.
+        """Answer a question, at will about an image or several; or several questions in one pass.
 
-        image  one picture or several; for several questions, a list with one of these (or None) for
+        image  one image or several; for several questions, a list with one of these (or None) for
                each. They stand where the question says `<image>`, or else before it
 
         The other options are those of `chat`.
@@ -388,14 +388,14 @@ class Model(Engine):
         for one in questions:
             if not one.strip():
                 raise ValueError(f"question {one!r} is empty; ask something")
-        pictures = pictures_of_each(image, single=single, count=len(questions), what="questions")
+        images = images_of_each(image, single=single, count=len(questions), what="questions")
         conversations = [
             [{"role": "user", "content": with_places(text, len(some))}]
-            for text, some in zip(questions, pictures, strict=True)
+            for text, some in zip(questions, images, strict=True)
         ]
         answers = self._replies(
             conversations,
-            pictures,
+            images,
             num_inference_steps=num_inference_steps,
             max_new_tokens=max_new_tokens,
             block_length=block_length,
@@ -458,7 +458,7 @@ class Model(Engine):
         messages        [{"role": "user", "content": "What is this? <image>"}, ...]; roles are
                         system (first, or not at all), user and assistant
         images          one for each `<image>`, in that order; for several conversations, a list of
-                        pictures for each
+                        images for each
         max_new_tokens  room for the answer; what follows its end is dropped
         block_length    answer left to right, so many tokens at a time
         guidance_scale  how strongly to follow the conversation; 1 is off
@@ -476,7 +476,7 @@ class Model(Engine):
         conversations = cast(
             "list[abc.Sequence[Message]]", [messages] if single else list(messages)
         )
-        given = pictures_of_each(
+        given = images_of_each(
             images, single=single, count=len(conversations), what="conversations"
         )
         answers = self._replies(
@@ -593,7 +593,7 @@ class Model(Engine):
 
         text   `[MASK]` is a hole of one token, `[MASK:3]` one of three; a word is one or a few
                tokens, and a token brings its own space: "woman [MASK:3] skin tone"
-        image  a picture that the text describes, the same for all texts
+        image  an image that the text describes, the same for all texts
 
         Nothing but the holes changes, down to line ends and indentation, and none of them ends the
         text. Names of special tokens in it are letters. Raises ValueError for a text
@@ -608,16 +608,16 @@ class Model(Engine):
             return []
         codec = self.codec
         for one in texts:
-            codec.parse_infill_template(one)  # bad holes are found before a picture is looked at
-        picture = None
+            codec.parse_infill_template(one)  # bad holes are found before an image is looked at
+        seen = None
         if image is None:
             generation_config = replace(
                 generation_config, guidance_scale=1.0
             )  # there is nothing to follow
         else:
-            picture = self.look([[open_picture(image)]], "infill")[0][0]
+            seen = self.look([[load_image(image)]], "infill")[0][0]
         task_prompts = [
-            self.fitting(self.prompt_template.infill_prompt(codec, one, picture=picture))
+            self.fitting(self.prompt_template.infill_prompt(codec, one, image=seen))
             for one in texts
         ]
         rows = self.generated(
@@ -664,8 +664,8 @@ class Model(Engine):
             return []
         for conversation, some in zip(conversations, given, strict=True):
             check_messages(conversation, len(some))
-        opened = [[open_picture(one) for one in some] for some in given]
-        pictures = self.look(opened, "answer")
+        opened = [[load_image(one) for one in some] for some in given]
+        images = self.look(opened, "answer")
         codec = self.codec
         task_prompts = [
             self.fitting(
@@ -676,7 +676,7 @@ class Model(Engine):
                 ),
                 length,
             )
-            for conversation, some in zip(conversations, pictures, strict=True)
+            for conversation, some in zip(conversations, images, strict=True)
         ]
         return [
             text.strip()
@@ -702,7 +702,7 @@ class Model(Engine):
     ) -> GenerationRun:
         """Text is context, all codes are targets."""
         self.prompt_template.require("text_to_image", self.text_tokenizer)
-        tokenizer = self.need_pictures()
+        tokenizer = self.need_images()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise ValueError("there is no prompt; give at least one")
@@ -738,7 +738,7 @@ class Model(Engine):
             task_prompts = [
                 self.fitting(
                     self.prompt_template.image_prompt(
-                        self.codec, one, picture=codes, negative=negative
+                        self.codec, one, image=codes, negative=negative
                     )
                 )
                 for one, negative in zip(prompts, against, strict=True)
@@ -776,7 +776,7 @@ class Model(Engine):
         return [
             self.fitting(
                 self.prompt_template.image_prompt_after_thinking(
-                    self.codec, with_generated(task_prompt.sequence, ids), picture=codes
+                    self.codec, with_generated(task_prompt.sequence, ids), image=codes
                 )
             )
             for task_prompt, ids in zip(task_prompts, generation_run.run().cpu(), strict=True)

@@ -1,1 +1,1 @@
-"""Reinforcement learning: rollouts, rewards, advantages, policy losses; for text and pictures."""
+"""Reinforcement learning: rollouts, rewards, advantages, policy losses; for text and images."""

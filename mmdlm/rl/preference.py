@@ -36,7 +36,7 @@ class Answers:
 
 
 class PreferenceLoss(ABC):
-    """A loss of N pairs; text or pictures, whatever an estimator scores."""
+    """A loss of N pairs; text or images, whatever an estimator scores."""
 
     @property
     @abstractmethod

@@ -23,7 +23,7 @@ Everything is given by name: `prompts`, `completions`, `completion_ids` (a list 
 what stands behind an end), `trainer_state` (`global_step`; both are None outside of training), one
 list for each column of the data set, and `log_extra(column, values)` and `log_metric(name, value)`,
 with which a reward notes what it saw.
-A prompt is a text or a list of messages, a completion a text, a list of messages or a picture.
+A prompt is a text or a list of messages, a completion a text, a list of messages or an image.
 None says that the reward has nothing to say of that completion.
 Source: TRL 1.10, "Using a custom reward function".
 """
@@ -220,7 +220,7 @@ def needs(reward: Reward) -> tuple[str, ...]:
 def text_of(completion: Any) -> str:
     """The text of a completion (or prompt): itself, or the contents of its messages, in order.
 
-    Raises ValueError for what has no text, such as a picture.
+    Raises ValueError for what has no text, such as an image.
     """
     if isinstance(completion, str):
         return completion

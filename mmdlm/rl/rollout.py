@@ -47,7 +47,7 @@ class Rollout:
     ) -> Rollout:
         """Fill the targets of a batch of prompts of any lengths; `batch.rows` repeats a prompt.
 
-        Pictures are to be looked at before, so that they are features.
+        Images are to be looked at before, so that they are features.
 
         ends  ids that end a text, themselves scored. Default: the sampler's `stop_ids`, at which it
               stops early as well, or else the end of a text, at which it does not

@@ -1,1 +1,1 @@
-"""How each family lays out its tasks: chat templates, special ids, pictures between words."""
+"""How each family lays out its tasks: chat templates, special ids, images between words."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from mmdlm.templates.prompt_template import Picture, Turn
+from mmdlm.templates.prompt_template import ImageInput, Turn
 from mmdlm.templates.segments import Piece
 from mmdlm.templates.text_codec import TextCodec
 
@@ -43,7 +43,7 @@ class ChatTemplate:
 
     turns: tuple[Turn, ...]
     codec: TextCodec
-    marks: dict[str, str | Picture]
+    marks: dict[str, str | ImageInput]
     end: str
 
     @classmethod

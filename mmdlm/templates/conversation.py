@@ -1,22 +1,22 @@
-"""From messages as users write them to turns: roles checked, pictures put in their places."""
+"""From messages as users write them to turns: roles checked, images put in their places."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmdlm.templates.prompt_template import Picture, Turn
+from mmdlm.templates.prompt_template import ImageInput, Turn
 
-IMAGE = "<image>"  # where a picture stands in a message
+IMAGE = "<image>"  # where an image stands in a message
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
-def check_messages(messages: Sequence[Message], pictures: int) -> None:
+def check_messages(messages: Sequence[Message], images: int) -> None:
     """Raise ValueError unless this is a conversation that the assistant is to go on with.
 
     Each message is {"role": "system" | "user" | "assistant", "content": text}; a system message
-    comes first, the last one is the user's, and each `<image>` has one of the pictures; where the
+    comes first, the last one is the user's, and each `<image>` has one of the images; where the
     assistant says `<image>`, it is text.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
@@ -44,21 +44,21 @@ def check_messages(messages: Sequence[Message], pictures: int) -> None:
             "answered"
         )
     places = sum(len(_parts(message)) - 1 for message in messages)
-    if places != pictures:
+    if places != images:
         raise ValueError(
             f"the conversation has {_count(places, f'{IMAGE} placeholder')} but was given "
-            f"{_count(pictures, 'picture')}; write one {IMAGE} for each"
+            f"{_count(images, 'image')}; write one {IMAGE} for each"
         )
 
 
-def turns_of(messages: Sequence[Message], pictures: Sequence[Picture]) -> tuple[Turn, ...]:
-    """Checked messages -> turns; the pictures stand where their placeholders stood."""
-    check_messages(messages, len(pictures))
-    rest = iter(pictures)
+def turns_of(messages: Sequence[Message], images: Sequence[ImageInput]) -> tuple[Turn, ...]:
+    """Checked messages -> turns; the images stand where their placeholders stood."""
+    check_messages(messages, len(images))
+    rest = iter(images)
     turns = []
     for message in messages:
         first, *others = _parts(message)
-        parts: list[str | Picture] = [first]
+        parts: list[str | ImageInput] = [first]
         for text in others:
             parts += [next(rest), text]
         turns.append(Turn(message["role"], tuple(part for part in parts if part != "")))
@@ -66,7 +66,7 @@ def turns_of(messages: Sequence[Message], pictures: Sequence[Picture]) -> tuple[
 
 
 def _parts(message: Message) -> list[str]:
-    """What is said between the places of pictures."""
+    """What is said between the places of images."""
     said = message["content"].strip()
     return [said] if message["role"] == ASSISTANT else said.split(IMAGE)
 
@@ -82,7 +82,7 @@ def _check_message(message: Message, number: int) -> None:
     if not isinstance(content, str):
         raise ValueError(
             f"message {number} has {type(content).__name__} for content; give it text, with "
-            f"{IMAGE} where a picture belongs"
+            f"{IMAGE} where an image belongs"
         )
     if not content.strip():
         raise ValueError(f"message {number}, of the {role}, is empty; say something in it")

@@ -1,4 +1,4 @@
-"""Dimple: Dream's conversation, with Qwen2-VL's markers around each picture."""
+"""Dimple: Dream's conversation, with Qwen2-VL's markers around each image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.dream import Dream
 from mmdlm.templates.prompt_template import (
     Generation,
-    Picture,
+    ImageInput,
     Sight,
     Specials,
     TaskPrompt,
@@ -36,7 +36,7 @@ DECODING = {
 
 
 class Dimple(Dream):
-    """A picture stands between the begin and the end of vision.
+    """An image stands between the begin and the end of vision.
 
     It was trained to end an answer with the end of text, and to leave out the end of the turn,
     which the published template has all the same.
@@ -81,18 +81,18 @@ class Dimple(Dream):
         end = text_segment([codec.vocabulary.eos_id], target=True)
         return Sequence((*taught.segments, end))
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
         """See `PromptTemplate.describe`."""
-        return self.chat_prompt(codec, (_asked(picture),), length=length)
+        return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With a picture the text is the assistant's description of it."""
-        if picture is None:
+        """With an image the text is the assistant's description of it."""
+        if image is None:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
-        before = segments_of(codec, self.prompt(codec, (_asked(picture),)))
+        before = segments_of(codec, self.prompt(codec, (_asked(image),)))
         end = text_segment([codec.vocabulary.eos_id])
         sequence = Sequence((*before, text_segment(ids, target=hole), end))
         return TaskPrompt(
@@ -100,5 +100,5 @@ class Dimple(Dream):
         )
 
 
-def _asked(picture: Picture) -> Turn:
-    return Turn("user", (picture, CAPTION))
+def _asked(image: ImageInput) -> Turn:
+    return Turn("user", (image, CAPTION))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.prompt_template import (
     Generation,
-    Picture,
+    ImageInput,
     PromptTemplate,
     Specials,
     TaskPrompt,
@@ -88,10 +88,10 @@ class Dream(PromptTemplate):
         return answering(codec, (prompt,), length=length)
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
         """The text between a first token and its end."""
-        assert picture is None, "Dream sees no pictures"
+        assert image is None, "Dream sees no images"
         ids, hole = codec.parse_infill_template(text)
         sequence = Sequence(
             (

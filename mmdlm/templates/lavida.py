@@ -1,4 +1,4 @@
-"""LaViDa: LLaDA's or Dream's conversation under LLaVA's system prompt, pictures in five views."""
+"""LaViDa: LLaDA's or Dream's conversation under LLaVA's system prompt, images in five views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import SYSTEM
 from mmdlm.templates.prompt_template import (
     Generation,
-    Picture,
+    ImageInput,
     Sight,
     Specials,
     TaskPrompt,
@@ -60,20 +60,20 @@ class LavidaLlada(Llada):
     generation: ClassVar[Generation] = GENERATION
     system: ClassVar[str | None] = SYSTEM
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
         """See `PromptTemplate.describe`."""
-        return self.chat_prompt(codec, (_asked(picture),), length=length)
+        return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With a picture the text is the assistant's description of it."""
-        if picture is None and not self.flexible:
+        """With an image the text is the assistant's description of it."""
+        if image is None and not self.flexible:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
         if self.flexible:
             ids, hole = _followed(ids, hole, self.ids(codec, "fim")["fim"])
-        prompt = () if picture is None else (_asked(picture),)
+        prompt = () if image is None else (_asked(image),)
         pieces = self.prompt(codec, prompt) if prompt else []
         return _filled(codec, pieces, ids, hole, end=self.ids(codec, "eot")["eot"])
 
@@ -98,23 +98,23 @@ class LavidaDream(Dream):
     }
     system: ClassVar[str] = SYSTEM
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
         """See `PromptTemplate.describe`."""
-        return self.chat_prompt(codec, (_asked(picture),), length=length)
+        return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With a picture the text is the assistant's description of it."""
-        if picture is None:
+        """With an image the text is the assistant's description of it."""
+        if image is None:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
-        pieces = self.prompt(codec, (_asked(picture),))
+        pieces = self.prompt(codec, (_asked(image),))
         return _filled(codec, pieces, ids, hole, end=self.ids(codec, "im_end")["im_end"])
 
 
-def _asked(picture: Picture) -> Turn:
-    return Turn("user", (picture, "\n" + CAPTION))
+def _asked(image: ImageInput) -> Turn:
+    return Turn("user", (image, "\n" + CAPTION))
 
 
 def _filled(

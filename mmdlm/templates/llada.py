@@ -8,7 +8,7 @@ from typing import ClassVar
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.prompt_template import (
     Generation,
-    Picture,
+    ImageInput,
     PromptTemplate,
     Specials,
     TaskPrompt,
@@ -86,10 +86,10 @@ class Llada(PromptTemplate):
         return answering(codec, (text_segment(codec.encode(text)),), length=length)
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
         """The text, and that it ends."""
-        assert picture is None, "LLaDA sees no pictures"
+        assert image is None, "LLaDA sees no images"
         ids, hole = codec.parse_infill_template(text)
         end = text_segment([codec.vocabulary.eos_id])
         sequence = Sequence((text_segment(ids, target=hole), end))

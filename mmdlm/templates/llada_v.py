@@ -1,4 +1,4 @@
-"""LLaDA-V: LLaDA's conversation under LLaVA's system prompt, pictures where they are spoken of."""
+"""LLaDA-V: LLaDA's conversation under LLaVA's system prompt, images where they are spoken of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.prompt_template import (
     Generation,
-    Picture,
+    ImageInput,
     Sight,
     TaskPrompt,
     Turn,
@@ -26,7 +26,7 @@ CAPTION = "Please describe the image in detail."
 
 
 class LladaV(Llada):
-    """Multi-turn, any number of pictures, each as the slots of its features.
+    """Multi-turn, any number of images, each as the slots of its features.
 
     Its loss also covers headers and `bos`, so that it would generate them; they are suppressed, and
     so is the end of text, which leaves the end of the turn. Source: published code of
@@ -46,9 +46,9 @@ class LladaV(Llada):
     }
     system: ClassVar[str | None] = SYSTEM
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
         """See `PromptTemplate.describe`."""
-        return self.chat_prompt(codec, (_asked(picture),), length=length)
+        return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """A mark after the last question."""
@@ -58,13 +58,13 @@ class LladaV(Llada):
         return *before, Turn(last.role, (*last.parts, " /think" if think else " /no_think"))
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With a picture the text is the assistant's description of it."""
-        if picture is None:
+        """With an image the text is the assistant's description of it."""
+        if image is None:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
-        prompt = segments_of(codec, self.prompt(codec, (_asked(picture),)))
+        prompt = segments_of(codec, self.prompt(codec, (_asked(image),)))
         end = text_segment([self.ids(codec, "eot")["eot"]])
         sequence = Sequence((*prompt, text_segment(ids, target=hole), end))
         return TaskPrompt(
@@ -77,5 +77,5 @@ class LladaV(Llada):
         return (*special.values(), codec.vocabulary.eos_id)
 
 
-def _asked(picture: Picture) -> Turn:
-    return Turn("user", (picture, "\n" + CAPTION))
+def _asked(image: ImageInput) -> Turn:
+    return Turn("user", (image, "\n" + CAPTION))

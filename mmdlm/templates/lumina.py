@@ -1,4 +1,4 @@
-"""Lumina-DiMOO: tags around what is said, pictures of any shape with a line end after each row."""
+"""Lumina-DiMOO: tags around what is said, images of any shape with a line end after each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.prompt_template import (
     Codes,
     Generation,
-    Picture,
+    ImageInput,
     PromptTemplate,
     Sight,
     Specials,
@@ -32,7 +32,7 @@ DRAW = "Generate an image according to the text prompt."
 # What an edit may be, each with the system prompt that it was trained under. Some instructions are
 # published: "dense" `Generate a canny edge map according to the image.` (or hed edge map, normal
 # map, sam2 mask, depth map, pose estimation map); "multi_view" `Generate the left view based on the
-# provided front view.`; "style" its system prompt again, the picture with the style being the last.
+# provided front view.`; "style" its system prompt again, the image with the style being the last.
 EDITS: Mapping[str, str] = {
     "edit": "Generate an image applying the following editing instruction based on the original "
     "image.",
@@ -43,7 +43,7 @@ EDITS: Mapping[str, str] = {
     "style": "Transform the current image into the style of the provided image.",
 }
 NO_WORDS = "<uncondition>"
-MAX_RATIO = 4.0  # of the sides of a picture
+MAX_RATIO = 4.0  # of the sides of an image
 # Noise of its order stays to the last step, as in its published code.
 DRAWING = {
     "num_inference_steps": 64,
@@ -56,14 +56,14 @@ DRAWING = {
 
 @dataclass(frozen=True)
 class Lumina(PromptTemplate):
-    """`<system> ... </system><user> ... [pictures] </user><answer> ... </answer>`.
+    """`<system> ... </system><user> ... [images] </user><answer> ... </answer>`.
 
     editing    the task of `edit`, one of `EDITS`
-    side       edge in pixels of the square that has the area of a picture, drawn or looked at
-    edit_side  the same of a picture that is edited
-    step       sides of pictures that are looked at are multiples of it
+    side       edge in pixels of the square that has the area of an image, drawn or looked at
+    edit_side  the same of an image that is edited
+    step       sides of images that are looked at are multiples of it
 
-    Pictures are cut in the middle to the allowed shape that keeps most of them; the published code
+    Images are cut in the middle to the allowed shape that keeps most of them; the published code
     cuts at random. Source: arXiv:2510.06308 and its published code.
     """
 
@@ -73,7 +73,7 @@ class Lumina(PromptTemplate):
     step: int = 32
 
     family: ClassVar[str] = "lumina"
-    # Its config.json has LLaDA's 4096, which a picture of 1024 x 1024 alone exceeds.
+    # Its config.json has LLaDA's 4096, which an image of 1024 x 1024 alone exceeds.
     longest: ClassVar[int] = 8192
     sees: ClassVar[Sight] = "codes"
     square: ClassVar[bool] = False
@@ -105,19 +105,19 @@ class Lumina(PromptTemplate):
         if self.editing not in EDITS:
             raise ValueError(f"editing {self.editing!r} is not one of {', '.join(EDITS)}")
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
         """See `PromptTemplate.describe`."""
-        return self.chat_prompt(codec, (Turn("user", (picture, CAPTION)),), length=length)
+        return self.chat_prompt(codec, (Turn("user", (image, CAPTION)),), length=length)
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """One question; its pictures stand before the last token of the prompt."""
+        """One question; its images stand before the last token of the prompt."""
         (question,) = turns
-        pictures = [part for part in question.parts if isinstance(part, Codes)]
+        images = [part for part in question.parts if isinstance(part, Codes)]
         text = "".join(part for part in question.parts if isinstance(part, str)).strip()
         special = self.ids(codec, "answer", "end_answer")
         sequence = Sequence(
             (
-                *self._prompt(codec, UNDERSTAND, text, pictures),
+                *self._prompt(codec, UNDERSTAND, text, images),
                 control_segment(special["answer"]),
                 answer_segment(codec, length),
                 control_segment(special["end_answer"]),
@@ -129,22 +129,22 @@ class Lumina(PromptTemplate):
         )
 
     def image_prompt(
-        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+        self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
         """The other branch says `<uncondition>`, or what to stay away from."""
         with_words, without = (
             self._prompt(codec, DRAW, text or None, []) for text in (prompt, negative)
         )
-        return self._drawn(codec, picture, with_words, without)
+        return self._drawn(codec, image, with_words, without)
 
     def edit_prompt(
-        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], image: Codes
     ) -> TaskPrompt:
-        """One branch lacks the words, the other the pictures."""
+        """One branch lacks the words, the other the images."""
         system, given = EDITS[self.editing], list(sources)
         return self._drawn(
             codec,
-            picture,
+            image,
             self._prompt(codec, system, instruction, given),
             self._prompt(codec, system, None, given),
             self._prompt(codec, system, instruction, []),
@@ -170,7 +170,7 @@ class Lumina(PromptTemplate):
         return self.ids(codec, "end_answer")["end_answer"], codec.vocabulary.eos_id
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
-        """The shape, of all that have the area, into which the picture fits best."""
+        """The shape, of all that have the area, into which the image fits best."""
         side = self.edit_side if task == "edit" else self.side
         return best_crop(size, crops((side // self.step) ** 2, self.step))
 
@@ -188,9 +188,9 @@ class Lumina(PromptTemplate):
         return height, width
 
     def _prompt(
-        self, codec: TextCodec, system: str, text: str | None, pictures: list[Codes]
+        self, codec: TextCodec, system: str, text: str | None, images: list[Codes]
     ) -> tuple[Segment, ...]:
-        """A string tokenized as a whole, as the tags are not all tokens; pictures in its end.
+        """A string tokenized as a whole, as the tags are not all tokens; images in its end.
 
         text  None: no words at all. Names of special tokens in it are letters
         """
@@ -204,21 +204,19 @@ class Lumina(PromptTemplate):
                 *codec.encode(text),
                 *codec.encode_with_specials(after),
             ]
-        if not pictures:
+        if not images:
             return (text_segment(ids),)
-        output_segments = [segment for one in pictures for segment in self._picture(codec, one)]
+        output_segments = [segment for one in images for segment in self._image(codec, one)]
         return text_segment(ids[:-1]), *output_segments, text_segment(ids[-1:])
 
-    def _picture(self, codec: TextCodec, picture: Codes) -> tuple[Segment, ...]:
+    def _image(self, codec: TextCodec, image: Codes) -> tuple[Segment, ...]:
         """`begin image`, each row with a line end after it, `end image`."""
         begin, end = map(control_segment, codec.vocabulary.image_markers)
         newline = control_segment(self.ids(codec, "newline")["newline"])
-        columns = picture.grid[1]
+        columns = image.grid[1]
         rows = [
             segment
-            for ids, open_ in zip(
-                picture.ids.split(columns), picture.open.split(columns), strict=True
-            )
+            for ids, open_ in zip(image.ids.split(columns), image.open.split(columns), strict=True)
             for segment in (Segment(Modality.IMAGE, ids, open_), newline)
         ]
         return begin, *rows, end
@@ -226,27 +224,27 @@ class Lumina(PromptTemplate):
     def _drawn(
         self,
         codec: TextCodec,
-        picture: Codes,
+        image: Codes,
         prompt: tuple[Segment, ...],
         *others: tuple[Segment, ...],
     ) -> TaskPrompt:
-        """A prompt with a picture for its answer, and the same picture after other prompts."""
+        """A prompt with an image for its answer, and the same image after other prompts."""
         special = self.ids(codec, "answer", "end_answer")
         answer = (
             control_segment(special["answer"]),
-            *self._picture(codec, picture),
+            *self._image(codec, image),
             control_segment(special["end_answer"]),
         )
         first = len(prompt) + 2  # the first row
         return TaskPrompt(
             Sequence((*prompt, *answer)),
             tuple(Sequence((*other, *answer)) for other in others),
-            output_segments=tuple(range(first, first + 2 * picture.grid[0], 2)),
+            output_segments=tuple(range(first, first + 2 * image.grid[0], 2)),
         )
 
 
 def crops(count: int, step: int, *, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
-    """(width, height) of the pictures of at most `count` patches of `step` pixels, widest first.
+    """(width, height) of the images of at most `count` patches of `step` pixels, widest first.
 
     For each width the highest; none is more than `max_ratio` times as long as it is wide.
     """
@@ -261,7 +259,7 @@ def crops(count: int, step: int, *, max_ratio: float = MAX_RATIO) -> list[tuple[
 
 
 def best_crop(size: tuple[int, int], shapes: list[tuple[int, int]]) -> tuple[int, int]:
-    """A picture (width, height) -> the shape (height, width) that keeps most of it."""
+    """An image (width, height) -> the shape (height, width) that keeps most of it."""
 
     def kept(shape: tuple[int, int]) -> float:
         across, down = shape[0] / size[0], shape[1] / size[1]

@@ -1,4 +1,4 @@
-"""MMaDA: a task token first, LLaDA's headers with one line end, pictures as codes."""
+"""MMaDA: a task token first, LLaDA's headers with one line end, images as codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmdlm.templates.llada import Llada
 from mmdlm.templates.prompt_template import (
     Codes,
     Generation,
-    Picture,
+    ImageInput,
     Sight,
     Specials,
     TaskPrompt,
@@ -26,8 +26,8 @@ from mmdlm.templates.prompt_template import (
 from mmdlm.templates.segments import (
     Piece,
     answering,
+    image_segments,
     learnt_segments,
-    picture_segments,
     segments_of,
 )
 from mmdlm.templates.text_codec import TextCodec
@@ -59,9 +59,9 @@ DRAWING = {
 
 @dataclass(frozen=True)
 class Mmada(Llada):
-    """`<t2i> bos text eos, picture` to draw; `<mmu> picture, conversation` to understand.
+    """`<t2i> bos text eos, image` to draw; `<mmu> image, conversation` to understand.
 
-    To think before it draws: `<r2i> conversation eos ..., picture`, its text of one length.
+    To think before it draws: `<r2i> conversation eos ..., image`, its text of one length.
 
     Its prompts are padded on the left to one length. The padding is not attended to, and positions
     are relative, so that it changes nothing and is left out. Two defects of the published code are
@@ -113,30 +113,30 @@ class Mmada(Llada):
     }
     gap: ClassVar[str] = "\n"
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
         """The question of its captions."""
-        return self.chat_prompt(codec, (Turn("user", (picture, CAPTION)),), length=length)
+        return self.chat_prompt(codec, (Turn("user", (image, CAPTION)),), length=length)
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """The picture stands before the conversation, wherever it is spoken of."""
-        pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
-        spoken = tuple(_without_pictures(turn) for turn in turns)
+        """The image stands before the conversation, wherever it is spoken of."""
+        images = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
+        spoken = tuple(_without_images(turn) for turn in turns)
         prompt = self._ended(codec, self.prompt(codec, spoken))
-        sight = self._sight(codec, pictures)
+        sight = self._sight(codec, images)
         return answering(codec, (*sight, *segments_of(codec, prompt)), length=length)
 
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """Words about a picture, a picture of words, or one after words that were thought before.
+        """Words about an image, an image of words, or one after words that were thought before.
 
         These are closed and filled up by the end of text, as the room for them is fixed.
         """
         if drawn := self.drawing(turns):
-            prompt, thought, picture = drawn
+            prompt, thought, image = drawn
             if not thought:
-                return self.image_prompt(codec, prompt, picture=picture).sequence
-            task_prompt = self.thinking_prompt(codec, prompt, grid=picture.grid)
+                return self.image_prompt(codec, prompt, image=image).sequence
+            task_prompt = self.thinking_prompt(codec, prompt, grid=image.grid)
             asked, room = (
                 task_prompt.sequence.segments[0],
                 len(task_prompt.sequence.segments[1].ids),
@@ -144,19 +144,19 @@ class Mmada(Llada):
             ids = codec.encode(thought)
             if len(ids) >= room:
                 raise ValueError(
-                    f"what is thought before the picture, {shortened(thought)!r}, has {len(ids)} "
+                    f"what is thought before the image, {shortened(thought)!r}, has {len(ids)} "
                     f"tokens, but there is room for {room - 1}; shorten it"
                 )
             ids += [codec.vocabulary.eos_id] * (room - len(ids))
             thinking = text_segment(ids, target=True)
-            return Sequence((asked, thinking, *self._picture(codec, picture)))
-        pictures = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
-        spoken = tuple(_without_pictures(turn) for turn in turns)
+            return Sequence((asked, thinking, *self._image(codec, image)))
+        images = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
+        spoken = tuple(_without_images(turn) for turn in turns)
         script = self.script(codec, spoken, answers=answers)
         if self.literal_eot:
             eot = self.ids(codec, "eot")["eot"]
             script = [(EOT if piece == eot else piece, learnt) for piece, learnt in script]
-        return Sequence((*self._sight(codec, pictures), *learnt_segments(codec, script)))
+        return Sequence((*self._sight(codec, images), *learnt_segments(codec, script)))
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """The instruction to think goes before the last question."""
@@ -166,19 +166,19 @@ class Mmada(Llada):
         return *before, Turn(last.role, (THINK, *last.parts))
 
     def image_prompt(
-        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+        self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
         """Without a prompt the text is there, and empty."""
 
         def document(text: str) -> Sequence:
-            return Sequence((self._drawn(codec, text), *self._picture(codec, picture)))
+            return Sequence((self._drawn(codec, text), *self._image(codec, image)))
 
         return TaskPrompt(document(prompt), (document(negative),), output_segments=(2,))
 
     def thinking_prompt(
         self, codec: TextCodec, prompt: str, *, grid: tuple[int, int]
     ) -> TaskPrompt:
-        """The description and the picture are one document, of which the first is written first."""
+        """The description and the image are one document, of which the first is written first."""
         asked = self._ended(codec, self.prompt(codec, (Turn("user", (THINK_TO_DRAW, prompt)),)))
         (text,) = segments_of(codec, [self.ids(codec, "r2i")["r2i"], *asked])
         room = TEXT_LENGTH + 1 - len(text.ids)
@@ -191,20 +191,20 @@ class Mmada(Llada):
             (
                 text,
                 answer_segment(codec, room),
-                *self._picture(codec, Codes.blank(codec, grid)),
+                *self._image(codec, Codes.blank(codec, grid)),
             )
         )
         return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(1,))
 
     def image_prompt_after_thinking(
-        self, codec: TextCodec, reasoned: Sequence, *, picture: Codes
+        self, codec: TextCodec, reasoned: Sequence, *, image: Codes
     ) -> TaskPrompt:
         """The other branch has mask tokens for all that was asked and thought."""
         prompt, thought = reasoned.segments[:2]
         known = text_segment(torch.cat([prompt.ids, thought.ids]))
         task, rest = known.ids[:1], known.ids[1:]
         nothing = text_segment(torch.cat([task, codec.masks(len(rest))]))
-        output_segments = self._picture(codec, picture)
+        output_segments = self._image(codec, image)
         return TaskPrompt(
             Sequence((known, *output_segments)),
             (Sequence((nothing, *output_segments)),),
@@ -217,18 +217,18 @@ class Mmada(Llada):
         return answering(codec, (text_segment([bos, *codec.encode(text)]),), length=length)
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """`bos text eos`, behind the picture that it describes."""
-        assert picture is None or isinstance(picture, Codes)
+        """`bos text eos`, behind the image that it describes."""
+        assert image is None or isinstance(image, Codes)
         ids, hole = codec.parse_infill_template(text)
         written = (
             text_segment([self.ids(codec, "bos")["bos"]]),
             text_segment(ids, target=hole),
             text_segment([codec.vocabulary.eos_id]),
         )
-        sight = self._sight(codec, [] if picture is None else [picture])
-        nothing = () if picture is None else self._sight(codec, [Codes.blank(codec, picture.grid)])
+        sight = self._sight(codec, [] if image is None else [image])
+        nothing = () if image is None else self._sight(codec, [Codes.blank(codec, image.grid)])
         return TaskPrompt(
             Sequence((*sight, *written)),
             (Sequence((*nothing, *written)),),
@@ -244,22 +244,22 @@ class Mmada(Llada):
         eot = self.ids(codec, "eot")["eot"]
         return [EOT if piece == eot else piece for piece in prompt] if self.literal_eot else prompt
 
-    def _sight(self, codec: TextCodec, pictures: list[Codes]) -> tuple[Segment, ...]:
-        """`<mmu>` and the picture; nothing where there is none."""
-        if not pictures:
+    def _sight(self, codec: TextCodec, images: list[Codes]) -> tuple[Segment, ...]:
+        """`<mmu>` and the image; nothing where there is none."""
+        if not images:
             return ()
-        if len(pictures) > 1:
+        if len(images) > 1:
             raise ValueError(
-                f"this model (mmada) looks at one picture in a conversation, not {len(pictures)}; "
+                f"this model (mmada) looks at one image in a conversation, not {len(images)}; "
                 "ask about each of them"
             )
         mmu = text_segment([self.ids(codec, "mmu")["mmu"]])
-        return mmu, *self._picture(codec, pictures[0])
+        return mmu, *self._image(codec, images[0])
 
-    def _picture(self, codec: TextCodec, picture: Codes) -> tuple[Segment, ...]:
+    def _image(self, codec: TextCodec, image: Codes) -> tuple[Segment, ...]:
         """`<soi> codes <eoi>`."""
         special = self.ids(codec, "soi", "eoi")
-        return picture_segments(codec, picture, markers=(special["soi"], special["eoi"]))
+        return image_segments(codec, image, markers=(special["soi"], special["eoi"]))
 
     def _drawn(self, codec: TextCodec, text: str) -> Segment:
         """`<t2i> bos text eos`."""
@@ -275,6 +275,6 @@ class Mmada(Llada):
         return text_segment(ids)
 
 
-def _without_pictures(turn: Turn) -> Turn:
+def _without_images(turn: Turn) -> Turn:
     text = "".join(part for part in turn.parts if isinstance(part, str)).strip()
     return Turn(turn.role, (text,))

@@ -16,7 +16,7 @@ from mmdlm.templates.chat_template import PLAIN, ChatTemplate, end_of_turn
 from mmdlm.templates.prompt_template import (
     Codes,
     Generation,
-    Picture,
+    ImageInput,
     PromptTemplate,
     Sight,
     TaskPrompt,
@@ -39,7 +39,7 @@ DESCRIBE = "Describe the image."
 class Native(PromptTemplate):
     """One layout for all tasks: a task is only the choice of which of its tokens are targets.
 
-    What is not known (the picture of a text to be filled in, the words of a picture to be mended)
+    What is not known (the image of a text to be filled in, the words of an image to be mended)
     stands there as mask tokens.
 
     trained  tasks that the model was trained for, as its checkpoint records them: methods of
@@ -111,32 +111,32 @@ class Native(PromptTemplate):
         """Return whether the model learned captions without words that ask for them."""
         return self.trained is None or "caption" in self.trained
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
-        """The text is open; without the picture it is open too, in the other branch.
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
+        """The text is open; without the image it is open too, in the other branch.
 
         A model that learned to describe images in conversations alone is asked in one.
         """
         if not self.captions:
-            return self.chat_prompt(codec, (Turn("user", (picture, DESCRIBE)),), length=length)
-        assert isinstance(picture, Codes)
+            return self.chat_prompt(codec, (Turn("user", (image, DESCRIBE)),), length=length)
+        assert isinstance(image, Codes)
         text, everything = codec.masks(length), torch.ones(length, dtype=torch.bool)
         return _ask(
-            _document(codec, picture, text, write=everything),
-            _document(codec, Codes.blank(codec, picture.grid), text, write=everything),
+            _document(codec, image, text, write=everything),
+            _document(codec, Codes.blank(codec, image.grid), text, write=everything),
         )
 
     def image_prompt(
-        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+        self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
-        """The text is context; the rest of the picture stays in both branches."""
+        """The text is context; the rest of the image stays in both branches."""
         text = codec.append_eos(codec.prompt(prompt))
         nothing = torch.full_like(text, codec.vocabulary.mask_id)
         against = codec.append_eos(codec.prompt(negative)) if negative.strip() else nothing
-        document = _document(codec, picture, text if prompt.strip() else nothing)
-        return TaskPrompt(document, (_document(codec, picture, against),), output_segments=(1,))
+        document = _document(codec, image, text if prompt.strip() else nothing)
+        return TaskPrompt(document, (_document(codec, image, against),), output_segments=(1,))
 
     def edit_prompt(
-        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], image: Codes
     ) -> TaskPrompt:
         """Lay out `images, instruction, end of text, image to be drawn`.
 
@@ -151,22 +151,22 @@ class Native(PromptTemplate):
         whole, *others = (
             Sequence(
                 (
-                    *(segment for image in images for segment in _beside(codec, image)),
+                    *(segment for source in some for segment in _beside(codec, source)),
                     text_segment(said),
-                    *_beside(codec, picture),
+                    *_beside(codec, image),
                 )
             )
-            for images, said in ((sources, text), (sources, nothing), (unknown, text))
+            for some, said in ((sources, text), (sources, nothing), (unknown, text))
         )
         return TaskPrompt(whole, tuple(others), output_segments=(len(whole.segments) - 2,))
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """The holes are open; without the picture they are open too, in the other branch."""
-        assert picture is None or isinstance(picture, Codes)
+        """The holes are open; without the image they are open too, in the other branch."""
+        assert image is None or isinstance(image, Codes)
         ids, hole = codec.parse_infill_template(text)
-        return _write(codec, codec.append_eos(ids), hole, picture)
+        return _write(codec, codec.append_eos(ids), hole, image)
 
     def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
         """What follows the text is open, to the end of the slots where there are slots."""
@@ -198,7 +198,7 @@ class Native(PromptTemplate):
         """
         if edited := self.image_edit(turns):
             instruction, sources, image = edited
-            return self.edit_prompt(codec, instruction, sources=sources, picture=image).sequence
+            return self.edit_prompt(codec, instruction, sources=sources, image=image).sequence
         if any(not isinstance(part, str) for part in turns[-1].parts):
             return self.untemplated_sequence(codec, turns)
         script = self._template(codec, turns).script(answers)
@@ -232,19 +232,19 @@ class Native(PromptTemplate):
         return str(codec.tokenizer.decode(self.written(codec, ids).tolist()))
 
 
-def _write(codec: TextCodec, text: Tensor, hole: Tensor, picture: Codes | None) -> TaskPrompt:
-    """A text whose beginning [n] has holes, under a picture."""
+def _write(codec: TextCodec, text: Tensor, hole: Tensor, image: Codes | None) -> TaskPrompt:
+    """A text whose beginning [n] has holes, under an image."""
     write = torch.zeros(text.shape, dtype=torch.bool)
     write[: len(hole)] = hole
-    nothing = _nothing(codec) if picture is None else Codes.blank(codec, picture.grid)
+    nothing = _nothing(codec) if image is None else Codes.blank(codec, image.grid)
     return _ask(
-        _document(codec, picture or nothing, text, write=write),
+        _document(codec, image or nothing, text, write=write),
         _document(codec, nothing, text, write=write),
     )
 
 
 def _nothing(codec: TextCodec) -> Codes | None:
-    """What stands beside a text alone: a model of fixed slots has always seen a picture."""
+    """What stands beside a text alone: a model of fixed slots has always seen an image."""
     if codec.grid is None or codec.slots is None:
         return None
     return Codes.blank(codec, codec.grid)
@@ -256,7 +256,7 @@ def _ask(document: Sequence, unconditional: Sequence) -> TaskPrompt:
 
 
 def _document(
-    codec: TextCodec, picture: Codes | None, text: Tensor, *, write: Tensor | None = None
+    codec: TextCodec, image: Codes | None, text: Tensor, *, write: Tensor | None = None
 ) -> Sequence:
     """`begin image, codes [K], end image, text [T]`, all of them ids.
 
@@ -264,11 +264,11 @@ def _document(
     """
     context = torch.zeros(text.shape, dtype=torch.bool)
     written = Segment(Modality.TEXT, text, context if write is None else write)
-    return Sequence((*_beside(codec, picture), written))
+    return Sequence((*_beside(codec, image), written))
 
 
-def _beside(codec: TextCodec, picture: Codes | None) -> tuple[Segment, ...]:
-    if picture is None:
+def _beside(codec: TextCodec, image: Codes | None) -> tuple[Segment, ...]:
+    if image is None:
         return ()
     begin, end = map(control_segment, codec.vocabulary.image_markers)
-    return begin, Segment(Modality.IMAGE, picture.ids, picture.open), end
+    return begin, Segment(Modality.IMAGE, image.ids, image.open), end

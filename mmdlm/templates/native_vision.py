@@ -1,15 +1,15 @@
-"""The layout of models trained here that see: the features of a picture, then its text."""
+"""The layout of models trained here that see: the features of an image, then its text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmdlm.core.sequence import Sequence, picture_segment, text_segment
+from mmdlm.core.sequence import Sequence, image_segment, text_segment
 from mmdlm.templates.native import DESCRIBE, Native
 from mmdlm.templates.prompt_template import (
     Codes,
-    Picture,
+    ImageInput,
     Sight,
     TaskPrompt,
     Turn,
@@ -25,7 +25,7 @@ class NativeVision(Native):
     """`features, text`, as `data_pipelines.sources.vision_samples.SeenCaption` lays them out for
     training.
 
-    Other tasks have no pictures: a text is laid out as for a model of text alone.
+    Other tasks have no images: a text is laid out as for a model of text alone.
     """
 
     family: ClassVar[str] = "mmdlm-seeing"
@@ -33,12 +33,12 @@ class NativeVision(Native):
     tasks: ClassVar[tuple[str, ...]] = ("caption", "complete")
     spoken_tasks: ClassVar[tuple[str, ...]] = ("answer", "chat")
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
-        """The text is open; in the other branch it stands without the picture; see `Native`."""
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
+        """The text is open; in the other branch it stands without the image; see `Native`."""
         if not self.captions:
-            return self.chat_prompt(codec, (Turn("user", (picture, DESCRIBE)),), length=length)
-        assert not isinstance(picture, Codes)
-        seen = picture_segment(picture, codec.vocabulary)
+            return self.chat_prompt(codec, (Turn("user", (image, DESCRIBE)),), length=length)
+        assert not isinstance(image, Codes)
+        seen = image_segment(image, codec.vocabulary)
         sequence = Sequence((seen, answer_segment(codec, length)))
         return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(1,))
 
@@ -46,8 +46,8 @@ class NativeVision(Native):
         """An image without words, and its caption, as `describe` asks for it."""
         if len(question.parts) > 1:
             self.unsupported("questions about images without a template")
-        (picture,) = question.parts
-        assert not isinstance(picture, str)
+        (image,) = question.parts
+        assert not isinstance(image, str)
         ids = [*codec.encode(said(answer)), codec.vocabulary.eos_id]
-        seen, _ = self.caption_prompt(codec, picture, length=len(ids)).sequence.segments
+        seen, _ = self.caption_prompt(codec, image, length=len(ids)).sequence.segments
         return Sequence((seen, text_segment(ids, target=True)))

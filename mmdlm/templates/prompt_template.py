@@ -22,7 +22,7 @@ Specials = Mapping[str, tuple[tuple[str, ...], int]]
 
 @dataclass(frozen=True)
 class Codes:
-    """A picture as ids of its codes, in reading order; `open` marks those that are to be drawn.
+    """An image as ids of its codes, in reading order; `open` marks those that are to be drawn.
 
     ids   [K] int64; mask tokens where `open`
     open  [K] bool
@@ -35,25 +35,25 @@ class Codes:
 
     @classmethod
     def given(cls, ids: Tensor, grid: tuple[int, int]) -> Codes:
-        """A picture that is all there."""
+        """An image that is all there."""
         return cls(ids, torch.zeros(ids.shape, dtype=torch.bool), grid)
 
     @classmethod
     def blank(cls, codec: TextCodec, grid: tuple[int, int], *, drawn: bool = False) -> Codes:
-        """A picture of which nothing is known; `drawn`: and which is to be drawn."""
+        """An image of which nothing is known; `drawn`: and which is to be drawn."""
         ids = codec.masks(grid[0] * grid[1])
         return cls(ids, torch.full(ids.shape, drawn), grid)
 
 
-Picture = Codes | Views
+ImageInput = Codes | Views
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says in a conversation: text and pictures in reading order."""
+    """What one side says in a conversation: text and images in reading order."""
 
     role: str
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | ImageInput, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PromptTemplate:
     """How a family of models lays out its tasks.
 
     family      its name, as `config.published` has it
-    sees        how a picture enters: not at all, as codes of the image tokenizer, or as features
+    sees        how an image enters: not at all, as codes of the image tokenizer, or as features
                 of the vision adapter
     square      whether all images of codes are squares of the image tokenizer's own size
     tasks       the methods of `mmdlm.pipeline.model.Model` that the family was trained for
@@ -130,16 +130,16 @@ class PromptTemplate:
 
     # --- the tasks ---
 
-    def caption_prompt(self, codec: TextCodec, picture: Picture, *, length: int) -> TaskPrompt:
-        """A picture -> a caption of at most `length` tokens."""
+    def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
+        """An image -> a caption of at most `length` tokens."""
         self.unsupported("caption")
 
     def image_prompt(
-        self, codec: TextCodec, prompt: str, *, picture: Codes, negative: str = ""
+        self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
-        """Words -> the open codes of a picture.
+        """Words -> the open codes of an image.
 
-        prompt    "": whatever fits the rest of the picture
+        prompt    "": whatever fits the rest of the image
         negative  takes the place of the absent prompt in guidance; "": no words at all
         """
         self.unsupported("text_to_image")
@@ -147,29 +147,29 @@ class PromptTemplate:
     def thinking_prompt(
         self, codec: TextCodec, prompt: str, *, grid: tuple[int, int]
     ) -> TaskPrompt:
-        """Words -> what is to be drawn, in more words: they are open, the picture is unknown."""
+        """Words -> what is to be drawn, in more words: they are open, the image is unknown."""
         raise ValueError(
             f"this model ({self.family}) was not trained to think before it draws; leave out "
             "think=True"
         )
 
     def image_prompt_after_thinking(
-        self, codec: TextCodec, reasoned: Sequence, *, picture: Codes
+        self, codec: TextCodec, reasoned: Sequence, *, image: Codes
     ) -> TaskPrompt:
-        """The document of `reason`, its words all there -> the open codes of its picture."""
+        """The document of `reason`, its words all there -> the open codes of its image."""
         self.unsupported("text_to_image")
 
     def edit_prompt(
-        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], picture: Codes
+        self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], image: Codes
     ) -> TaskPrompt:
-        """Pictures and what is to change -> the open codes of another; two branches beside it.
+        """Images and what is to change -> the open codes of another; two branches beside it.
 
-        The first lacks the instruction, the second the pictures.
+        The first lacks the instruction, the second the images.
         """
         self.unsupported("edit")
 
     def infill_prompt(
-        self, codec: TextCodec, text: str, *, picture: Picture | None = None
+        self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
         """A text with holes -> what belongs there."""
         self.unsupported("infill")
@@ -198,15 +198,15 @@ class PromptTemplate:
             )
         if edited := self.image_edit(turns):
             instruction, sources, image = edited
-            return self.edit_prompt(codec, instruction, sources=sources, picture=image).sequence
+            return self.edit_prompt(codec, instruction, sources=sources, image=image).sequence
         if drawn := self.drawing(turns):
-            prompt, thought, picture = drawn
+            prompt, thought, image = drawn
             if thought:
                 raise ValueError(
                     f"this model ({self.family}) was not trained to think before it draws, but its "
-                    f"answer has the words {shortened(thought)!r} beside a picture"
+                    f"answer has the words {shortened(thought)!r} beside an image"
                 )
-            return self.image_prompt(codec, prompt, picture=picture).sequence
+            return self.image_prompt(codec, prompt, image=image).sequence
         ids = [*codec.encode(said(answer)), *self.closing(codec)]
         task_prompt = self.chat_prompt(codec, tuple(asked), length=len(ids))
         (output_segments,) = task_prompt.output_segments
@@ -229,13 +229,13 @@ class PromptTemplate:
                 "without a template"
             )
         if drawn := self.drawing(turns):
-            prompt, thought, picture = drawn
+            prompt, thought, image = drawn
             if thought:
                 raise ValueError(
                     f"without a template an answer is an image or a text, but this one has the "
                     f"words {shortened(thought)!r} beside an image"
                 )
-            return self.image_prompt(codec, prompt, picture=picture).sequence
+            return self.image_prompt(codec, prompt, image=image).sequence
         question, answer = turns
         if any(not isinstance(part, str) for part in question.parts):
             return self.caption_sequence(codec, question, answer)
@@ -260,24 +260,24 @@ class PromptTemplate:
         )
 
     def drawing(self, turns: tuple[Turn, ...]) -> tuple[str, str, Codes] | None:
-        """(prompt, words before it, picture to be learnt) of an answer that is a picture.
+        """(prompt, words before it, image to be learnt) of an answer that is an image.
 
         None for an answer in words. Raises ValueError where there is more than a prompt and one
-        picture.
+        image.
         """
         *asked, answer = turns
-        pictures = [part for part in answer.parts if not isinstance(part, str)]
-        if not pictures:
+        images = [part for part in answer.parts if not isinstance(part, str)]
+        if not images:
             return None
-        if len(asked) != 1 or asked[0].role != "user" or len(pictures) != 1:
-            raise ValueError("an answer with a picture has one, and one message of the user before")
-        (picture,) = pictures
-        if not isinstance(picture, Codes) or any(not isinstance(p, str) for p in asked[0].parts):
+        if len(asked) != 1 or asked[0].role != "user" or len(images) != 1:
+            raise ValueError("an answer with an image has one, and one message of the user before")
+        (image,) = images
+        if not isinstance(image, Codes) or any(not isinstance(p, str) for p in asked[0].parts):
             raise ValueError(
-                f"this model ({self.family}) learns to draw pictures of codes, from words alone"
+                f"this model ({self.family}) learns to draw images of codes, from words alone"
             )
-        open_ = torch.ones(picture.ids.shape, dtype=torch.bool)
-        return said(asked[0]), said(answer), replace(picture, open=open_)
+        open_ = torch.ones(image.ids.shape, dtype=torch.bool)
+        return said(asked[0]), said(answer), replace(image, open=open_)
 
     def image_edit(self, turns: tuple[Turn, ...]) -> tuple[str, tuple[Codes, ...], Codes] | None:
         """Return (instruction, images to edit, image to be learned) of a conversation that edits.
@@ -344,17 +344,17 @@ class PromptTemplate:
         return self.continued(codec, ids)
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
-        """Pixels (height, width) at which the image tokenizer meets a picture.
+        """Pixels (height, width) at which the image tokenizer meets an image.
 
-        size  of the picture, (width, height)
-        edge  of the pictures that the image tokenizer was trained on
+        size  of the image, (width, height)
+        edge  of the images that the image tokenizer was trained on
         """
         return edge, edge
 
     def drawn_size(
         self, size: tuple[int | None, int | None], *, edge: int, cell: int
     ) -> tuple[int, int]:
-        """Pixels (height, width) of a picture that is drawn from nothing; None: as it likes.
+        """Pixels (height, width) of an image that is drawn from nothing; None: as it likes.
 
         cell  pixels of a code along one edge
 
@@ -363,7 +363,7 @@ class PromptTemplate:
         height, width = (edge if side is None else side for side in size)
         if (height, width) != (edge, edge):
             raise ValueError(
-                f"this model ({self.family}) draws pictures of {edge} x {edge} pixels alone, not "
+                f"this model ({self.family}) draws images of {edge} x {edge} pixels alone, not "
                 f"of height {height} and width {width}; leave height and width out"
             )
         return edge, edge
@@ -380,7 +380,7 @@ def answer_segment(codec: TextCodec, length: int) -> Segment:
 
 
 def without_prompt(sequence: Sequence, codec: TextCodec) -> Sequence:
-    """The twin for guidance in which all that is no target is a mask token, pictures included.
+    """The twin for guidance in which all that is no target is a mask token, images included.
 
     Source: arXiv:2410.18514, section 3.3, as LLaDA, MMaDA and LLaDA-V have it.
     """

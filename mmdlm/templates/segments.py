@@ -1,4 +1,4 @@
-"""From the pieces of a prompt to segments: special ids, text and pictures in reading order."""
+"""From the pieces of a prompt to segments: special ids, text and images in reading order."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mmdlm.core.sequence import (
     Segment,
     Sequence,
     control_segment,
-    picture_segment,
+    image_segment,
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.prompt_template import (
     Codes,
-    Picture,
+    ImageInput,
     TaskPrompt,
     answer_segment,
     without_prompt,
 )
 from mmdlm.templates.text_codec import TextCodec
 
-Piece = int | str | Picture  # the id of a special token, text, a picture
+Piece = int | str | ImageInput  # the id of a special token, text, an image
 
 
 def segments_of(codec: TextCodec, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
@@ -43,25 +43,25 @@ def learnt_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> t
     kinds = groupby(pieces, lambda one: (isinstance(one[0], int | str), one[1]))
     for (is_text, learnt), group in kinds:
         if not is_text:
-            for picture, _ in group:
-                segments += picture_segments(codec, picture)
+            for image, _ in group:
+                segments += image_segments(codec, image)
         elif ids := [i for piece in _joined(one for one, _ in group) for i in _ids(codec, piece)]:
             segments.append(text_segment(ids, target=learnt))
     return tuple(segments)
 
 
-def picture_segments(
-    codec: TextCodec, picture: Piece, *, markers: tuple[int, int] | None = None
+def image_segments(
+    codec: TextCodec, image: Piece, *, markers: tuple[int, int] | None = None
 ) -> tuple[Segment, ...]:
-    """A picture as context or target: the slots of its features, or its codes between markers.
+    """An image as context or target: the slots of its features, or its codes between markers.
 
     markers  begin and end of an image; default: those of the vocabulary
     """
-    assert not isinstance(picture, int | str)
-    if not isinstance(picture, Codes):
-        return (picture_segment(picture, codec.vocabulary),)
+    assert not isinstance(image, int | str)
+    if not isinstance(image, Codes):
+        return (image_segment(image, codec.vocabulary),)
     begin, end = map(control_segment, markers or codec.vocabulary.image_markers)
-    return begin, Segment(Modality.IMAGE, picture.ids, picture.open), end
+    return begin, Segment(Modality.IMAGE, image.ids, image.open), end
 
 
 def answering(codec: TextCodec, prompt: tuple[Segment, ...], *, length: int) -> TaskPrompt:

@@ -23,7 +23,7 @@ class TextCodec:
 
     slots    tokens of text of every document, end included; None: texts have the length they need
     longest  most tokens of a text, its end not counted
-    grid     (rows, columns) of the codes of a picture; None: a model without an image tokenizer
+    grid     (rows, columns) of the codes of an image; None: a model without an image tokenizer
     """
 
     tokenizer: PreTrainedTokenizerFast

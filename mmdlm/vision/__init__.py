@@ -1,1 +1,1 @@
-"""Pictures: their pixels, and the tokenizers that turn them into codes and back."""
+"""Images: their pixels, and the tokenizers that turn them into codes and back."""

@@ -1,4 +1,4 @@
-"""A picture on the canvas of an image tokenizer, and back."""
+"""An image on the canvas of an image tokenizer, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdlm.vision.image_files import WHITE
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture of `size` lies, scaled as a whole, on a white canvas of `canvas` pixels."""
+    """Where an image of `size` lies, scaled as a whole, on a white canvas of `canvas` pixels."""
 
     canvas: tuple[int, int]  # height, width
     size: tuple[int, int]  # width, height
@@ -32,20 +32,20 @@ class Frame:
             scaled = max(1, round(width * rows / height)), rows
         return cls(canvas, size, (columns - scaled[0]) // 2, (rows - scaled[1]) // 2, *scaled)
 
-    def place(self, picture: Image.Image) -> Image.Image:
-        """The picture on the canvas."""
+    def place(self, image: Image.Image) -> Image.Image:
+        """The image on the canvas."""
         canvas = Image.new("RGB", self.canvas[::-1], WHITE)
-        scaled = picture.resize((self.width, self.height), Image.Resampling.BICUBIC)
+        scaled = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         canvas.paste(scaled, (self.left, self.top))
         return canvas
 
     def take(self, canvas: Image.Image) -> Image.Image:
-        """The picture back from the canvas, in its own size."""
+        """The image back from the canvas, in its own size."""
         box = (self.left, self.top, self.left + self.width, self.top + self.height)
         return canvas.crop(box).resize(self.size, Image.Resampling.BICUBIC)
 
     def cells(self, hole: Tensor, cell: int) -> Tensor:
-        """Pixels of the picture [H, W] -> cells of the canvas, True where any pixel touches one."""
+        """Pixels of the image [H, W] -> cells of the canvas, True where any pixel touches one."""
         rows = _touches(hole.shape[0], self.height, self.top, cell, self.canvas[0] // cell)
         columns = _touches(hole.shape[1], self.width, self.left, cell, self.canvas[1] // cell)
         return (rows @ hole.float() @ columns.T) > 0

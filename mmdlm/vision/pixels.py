@@ -1,9 +1,9 @@
 """Between images and tensors of pixels in [-1, 1].
 
-How a picture meets the square that a tokenizer was trained on is the `fit` of `to_pixels`:
+How an image meets the square that a tokenizer was trained on is the `fit` of `to_pixels`:
 "crop" scales the short side to the size and cuts the long side evenly (MMaDA, Show-o and most
 tokenizers were trained so), "pad" scales the long side and fills the rest with white (nothing is
-lost; for pictures on white, such as emoji), "stretch" ignores the aspect ratio. A picture that
+lost; for images on white, such as emoji), "stretch" ignores the aspect ratio. An image that
 already has the size passes through unchanged, to the last bit.
 """
 
@@ -19,27 +19,27 @@ from torch import Tensor
 from mmdlm.vision.image_files import WHITE, to_rgb
 
 Fit = Literal["crop", "pad", "stretch"]
-# Bicubic resampling weighs four pixels a side; a picture with fewer is all extrapolation. Web
+# Bicubic resampling weighs four pixels a side; an image with fewer is all extrapolation. Web
 # crawls are full of 1x1 trackers, while the thinnest lines of text stay above this.
 MIN_SIDE = 4
-MAX_RATIO = 200  # of the sides of a picture; beyond that little of it is seen, or all of it blurred
+MAX_RATIO = 200  # of the sides of an image; beyond that little of it is seen, or all of it blurred
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise ValueError for a picture that is too small to be seen."""
+    """Raise ValueError for an image that is too small to be seen."""
     if min(width, height) < MIN_SIDE:
         raise ValueError(
-            f"a picture of {width}x{height} pixels is too small to be seen; each side needs "
+            f"an image of {width}x{height} pixels is too small to be seen; each side needs "
             f"{MIN_SIDE} pixels at least"
         )
 
 
 def check_visible(width: int, height: int) -> None:
-    """Raise ValueError for a picture that is too small or too narrow to be seen."""
+    """Raise ValueError for an image that is too small or too narrow to be seen."""
     check_size(width, height)
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(
-            f"a picture of {width}x{height} pixels is too narrow: its sides may differ "
+            f"an image of {width}x{height} pixels is too narrow: its sides may differ "
             f"{MAX_RATIO} times; crop it or cut it into parts"
         )
 
@@ -47,9 +47,9 @@ def check_visible(width: int, height: int) -> None:
 def to_pixels(
     image: Image.Image, size: int | tuple[int, int] | None = None, *, fit: Fit = "crop"
 ) -> Tensor:
-    """A picture of any mode -> [3, H, W] float32 pixels in [-1, 1].
+    """An image of any mode -> [3, H, W] float32 pixels in [-1, 1].
 
-    `size` is the edge of a square or (height, width); None keeps the picture's own. Resampling is
+    `size` is the edge of a square or (height, width); None keeps the image's own. Resampling is
     bicubic with antialiasing. Raises ValueError for a size below 1 or an unknown `fit`.
     """
     image = to_rgb(image)
@@ -61,13 +61,13 @@ def to_pixels(
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """[3, H, W] pixels -> RGB picture; values outside [-1, 1] are clamped.
+    """[3, H, W] pixels -> RGB image; values outside [-1, 1] are clamped.
 
     The inverse of `to_pixels` to the last bit. Raises ValueError for another shape, and for values
     that are not finite, of which nothing could be seen.
     """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"pixels of one picture have shape [3, H, W], not {list(pixels.shape)}")
+        raise ValueError(f"pixels of one image have shape [3, H, W], not {list(pixels.shape)}")
     pixels = pixels.detach().cpu()
     check_finite(pixels)
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -85,7 +85,7 @@ def check_finite(values: Tensor) -> None:
 
 
 def _resize(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """RGB picture -> RGB picture of `size` (width, height)."""
+    """RGB image -> RGB image of `size` (width, height)."""
     if min(size) < 1:
         raise ValueError(f"an image size must be positive, not {size[1]}x{size[0]}")
     resampling = Image.Resampling.BICUBIC

@@ -7,13 +7,13 @@ from PIL import Image, ImageDraw
 TILE, GAP = (216, 213, 208), (236, 234, 230)
 
 
-def tiled(picture: Image.Image, still_open: list[bool], cell: int) -> Image.Image:
-    """The picture with a tile over each cell that is still open (raster order)."""
-    pen = ImageDraw.Draw(picture)
-    columns, gap = picture.width // cell, max(1, cell // 8)
+def tiled(image: Image.Image, still_open: list[bool], cell: int) -> Image.Image:
+    """The image with a tile over each cell that is still open (raster order)."""
+    pen = ImageDraw.Draw(image)
+    columns, gap = image.width // cell, max(1, cell // 8)
     for k in (k for k, covered in enumerate(still_open) if covered):
         x, y = k % columns * cell, k // columns * cell
         pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=GAP)
         if cell > 2 * gap:
             pen.rectangle((x + gap, y + gap, x + cell - 1 - gap, y + cell - 1 - gap), fill=TILE)
-    return picture
+    return image

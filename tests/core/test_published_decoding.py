@@ -409,24 +409,24 @@ def test_mmada_images(steps: int, cfg: float) -> None:
 
 @torch.no_grad()
 def test_lumina_edits_with_two_unconditional_branches() -> None:
-    """One lacks the text, one the picture; their contexts are of other lengths."""
+    """One lacks the text, one the image; their contexts are of other lengths."""
     denoiser = TinyDenoiser()
 
-    def row(text: int, picture: int) -> Sequence:
-        context = (text_segment(range(text)), *document(0, picture).segments[1:4])
+    def row(text: int, image: int) -> Sequence:
+        context = (text_segment(range(text)), *document(0, image).segments[1:4])
         hole = document(0, 6, seed=3).segments[1:4]
         return Sequence((*(replace(s, target=torch.zeros_like(s.target)) for s in context), *hole))
 
-    full, no_text, no_picture = row(5, 4), row(1, 4), row(5, 1)
-    length = max(len(s) for s in (full, no_text, no_picture))
-    batch, *others = (collate([s], VOCABULARY, length=length) for s in (full, no_text, no_picture))
+    full, no_text, no_image = row(5, 4), row(1, 4), row(5, 1)
+    length = max(len(s) for s in (full, no_text, no_image))
+    batch, *others = (collate([s], VOCABULARY, length=length) for s in (full, no_text, no_image))
 
     def alone(b: Batch) -> Tensor:
         x = b.ids.masked_fill(b.target, MASK)
         return denoiser.logits_at(denoiser.hidden(x, b), b.target, ids=VOCABULARY.image)
 
-    cond, without_text, without_picture = (alone(b) for b in (batch, *others))
-    expected = cond + 2.5 * (cond - without_text) + 4.0 * (cond - without_picture)
+    cond, without_text, without_image = (alone(b) for b in (batch, *others))
+    expected = cond + 2.5 * (cond - without_text) + 4.0 * (cond - without_image)
     guided = ClassifierFreeGuidance((3.5, 5.0))(denoiser, batch, unconditional=tuple(others))
     denoiser.calls = 0
     hidden = guided.hidden(masked(batch), batch)

@@ -395,7 +395,7 @@ def test_distinct_words_are_committed_once_in_a_step():
     assert steps[True, True] == [0, 0, 1, 1, 1, 1, 2]
 
 
-def test_distinct_is_of_words_not_of_the_codes_of_pictures():
+def test_distinct_is_of_words_not_of_the_codes_of_images():
     vocabulary = Vocabulary.build(text_size=TEXT, eos_id=0, image_codes=4)
     segments = image_segments(torch.tensor([2, 2, 2, 1]), vocabulary, target=True)
     batch = collate([Sequence((text_segment([5]), *segments))], vocabulary)
@@ -562,8 +562,8 @@ def test_a_text_may_take_ids_of_the_whole_vocabulary():
     whole = Sampler(steps=2, full_vocabulary=True)
     ids = whole(Factorised(logits), free_text(4), generator=rng()).ids
     assert (ids == VOCABULARY.image[0]).all()
-    picture = collate([document(0, 3)], VOCABULARY)  # codes stay codes
-    assert in_range(whole(Factorised(-logits), picture, generator=rng()).ids, picture)
+    image = collate([document(0, 3)], VOCABULARY)  # codes stay codes
+    assert in_range(whole(Factorised(-logits), image, generator=rng()).ids, image)
 
 
 @pytest.mark.parametrize("unmasking", [UniformTransfer(), Ancestral()], ids=str)

@@ -16,9 +16,9 @@ from mmdlm.core.sequence import (
     concatenate,
     control_segment,
     feature_segment,
+    image_segment,
     image_segments,
     pack,
-    picture_segment,
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
@@ -156,9 +156,9 @@ class _Pixels:
         return _Pixels(function(self.pixels), self.places)
 
 
-def test_views_of_pictures_travel_with_the_batch() -> None:
+def test_views_of_images_travel_with_the_batch() -> None:
     def document(n: int) -> Sequence:
-        return Sequence((text_segment([1]), picture_segment(_Pixels(torch.ones(n)), VOCABULARY)))
+        return Sequence((text_segment([1]), image_segment(_Pixels(torch.ones(n)), VOCABULARY)))
 
     batch = collate([document(2), document(3)], VOCABULARY)
     assert batch.views is not None
@@ -173,10 +173,10 @@ def test_views_of_pictures_travel_with_the_batch() -> None:
         concatenate([batch, seen])
 
 
-def test_text_goes_on_behind_the_furthest_place_of_a_picture() -> None:
+def test_text_goes_on_behind_the_furthest_place_of_a_image() -> None:
     places = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]])  # rows and columns
-    picture = picture_segment(_Pixels(torch.ones(6), places), VOCABULARY)
-    seeing = Sequence((text_segment([1, 2]), picture, text_segment([3, 4]), picture))
+    image = image_segment(_Pixels(torch.ones(6), places), VOCABULARY)
+    seeing = Sequence((text_segment([1, 2]), image, text_segment([3, 4]), image))
     blind = Sequence((text_segment([5, 6, 7]),))
     expected = [[0, 0], [1, 1], *(places + 2).tolist(), [5, 5], [6, 6], *(places + 7).tolist()]
     text = [[0, 0], [1, 1], [2, 2]]

@@ -14,7 +14,7 @@ from data_pipelines.sources.source import encode_array
 from mmdlm.cli import recipe as command_line
 from mmdlm.core.vocabulary import Vocabulary
 
-CODES = 4  # per picture
+CODES = 4  # per image
 
 
 class NumberTokenizer:

@@ -1,4 +1,4 @@
-"""Vision adapters small enough for a test, and pictures to tell apart."""
+"""Vision adapters small enough for a test, and images to tell apart."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ def packed(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_llava_json_with_pictures_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "pictures/coco").mkdir(parents=True)
-    (tmp_path / "pictures/coco/a.png").write_bytes(plain(3))
+def test_llava_json_with_images_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "images/coco").mkdir(parents=True)
+    (tmp_path / "images/coco/a.png").write_bytes(plain(3))
     turns = [{"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "this"}]
     rows: list[dict[str, Any]] = [
         {"id": "1", "image": "coco/a.png", "conversations": turns},
@@ -45,7 +45,7 @@ def test_llava_json_with_pictures_beside_it(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     write_conversations(
-        str(tmp_path / "a.json"), tmp_path / "out", images=tmp_path / "pictures", max_broken=0.5
+        str(tmp_path / "a.json"), tmp_path / "out", images=tmp_path / "images", max_broken=0.5
     )
     first, second = packed(tmp_path / "out")
     assert first["png"] == plain(3)
@@ -53,7 +53,7 @@ def test_llava_json_with_pictures_beside_it(tmp_path: Path) -> None:
     assert "png" not in second
     with pytest.raises(ValueError, match="2 of 4 samples .* no such file"):
         write_conversations(
-            str(tmp_path / "a.json"), tmp_path / "o", images=tmp_path / "pictures", max_broken=0.015
+            str(tmp_path / "a.json"), tmp_path / "o", images=tmp_path / "images", max_broken=0.015
         )
 
 
@@ -74,7 +74,7 @@ def test_templates_over_columns(tmp_path: Path) -> None:
     ]
 
 
-def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
+def test_parquet_with_images_inside(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     pytest.importorskip("datasets", reason="datasets is not installed")
     import pyarrow as pa
@@ -95,7 +95,7 @@ def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
 def test_a_data_set_of_the_hub_is_read_by_subset_and_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row by row, with pictures as the files that they are there."""
+    """Row by row, with images as the files that they are there."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     photo = io.BytesIO()  # which would be another file if it were decoded
     Image.new("RGB", (8, 8), "red").save(photo, format="JPEG")
@@ -110,8 +110,8 @@ def test_a_data_set_of_the_hub_is_read_by_subset_and_split(
     def load_dataset(*names: Any, **options: Any) -> Any:
         asked.append(theirs.bind(*names, **options).arguments)
         stored = datasets.Dataset.from_list(rows)
-        pictures = datasets.List(datasets.Image())
-        return stored.cast_column("images", pictures).to_iterable_dataset()
+        images = datasets.List(datasets.Image())
+        return stored.cast_column("images", images).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
@@ -280,7 +280,7 @@ def test_images_outside_of_their_folder_are_refused(name: str, tmp_path: Path) -
     assert packed(tmp_path / "o")[0]["png"] == plain(3)
 
 
-def test_pictures_that_are_stored_anew_look_as_they_did(tmp_path: Path) -> None:
+def test_images_that_are_stored_anew_look_as_they_did(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     halves = Image.new("RGB", (80, 40), "red")

@@ -66,7 +66,7 @@ def spoken(
 
 
 def learnt(sequence: Sequence, words: TextCodec) -> str:
-    """Its text, targets in brackets, pictures as their slots, ends of text as $."""
+    """Its text, targets in brackets, images as their slots, ends of text as $."""
     parts = []
     for segment in sequence.segments:
         if segment.views is not None:
@@ -114,7 +114,7 @@ def test_a_system_message_is_added_where_there_is_none() -> None:
     assert "Z" not in short(*spoken(system, TALK))
 
 
-def test_pictures_stand_where_they_are_mentioned() -> None:
+def test_images_stand_where_they_are_mentioned() -> None:
     first = [{"type": "text", "text": "x "}, {"type": "image"}, {"type": "text", "text": "?"}]
     content = [
         {"role": "user", "content": first},
@@ -155,7 +155,7 @@ def test_codes_of_another_grid_than_the_models_are_refused() -> None:
         sequence(3)
 
 
-def test_prompts_are_dropped_where_a_picture_is_drawn() -> None:
+def test_prompts_are_dropped_where_a_image_is_drawn() -> None:
     """As often as is said, and as the other branch of guidance leaves them out."""
     codes = {"codes_npy": encode_array(np.arange(4, dtype=np.uint16))}
     drawn = [PAIR[0], {"role": "assistant", "content": "<image>"}]
@@ -398,7 +398,7 @@ def test_an_answer_may_be_cut_where_the_row_ends() -> None:
         ([PAIR[0], {"role": "assistant", "content": " "}], "message 2, of the assistant, is empty"),
         ([{"role": "user", "content": ""}, PAIR[1]], "message 1, of the user, is empty"),
         ([{"role": "tool", "content": "x"}, *PAIR], "the role 'tool', not one of"),
-        ([{"role": "user", "content": "<image>"}, PAIR[1]], "mention 1 pictures .* but it has 0"),
+        ([{"role": "user", "content": "<image>"}, PAIR[1]], "mention 1 images .* but it has 0"),
     ],
 )
 def test_conversations_that_cannot_be_used(content: Any, says: str) -> None:
@@ -406,13 +406,13 @@ def test_conversations_that_cannot_be_used(content: Any, says: str) -> None:
         spoken(NONE, content)
 
 
-def test_pictures_for_a_model_that_sees_none() -> None:
+def test_images_for_a_model_that_sees_none() -> None:
     content = [{"role": "user", "content": "<image>"}, PAIR[1]]
-    with pytest.raises(ValueError, match=r"it has pictures \(png\), but this model \(llada\) sees"):
+    with pytest.raises(ValueError, match=r"it has images \(png\), but this model \(llada\) sees"):
         spoken(NONE, content, png=plain(1))
     with pytest.raises(ValueError, match="no codes of them; data_pipelines.tokenize_images"):
         spoken(NONE, content, "mmada", png=plain(1))
-    with pytest.raises(ValueError, match="mention 1 pictures .* but it has 2"):
+    with pytest.raises(ValueError, match="mention 1 images .* but it has 2"):
         spoken(NONE, content, "llada_v", eye=Eye(SQUARE), **{"0.png": plain(1), "1.png": plain(1)})
 
 

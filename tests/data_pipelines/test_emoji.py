@@ -85,7 +85,7 @@ def drawn(font, monkeypatch):
     return list(draw_emoji(font, size=32))
 
 
-def test_pictures_and_names(drawn):
+def test_images_and_names(drawn):
     assert all(isinstance(one, Emoji) for one in drawn)
     face, firefighter, flag = drawn
     assert firefighter.name == "woman firefighter medium-dark skin tone"

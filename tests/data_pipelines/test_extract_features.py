@@ -38,18 +38,18 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three shards of four samples: one wide picture, or two pictures and a conversation."""
+    """Three shards of four samples: one wide image, or two images and a conversation."""
 
     def sample(number: int) -> Sample:
-        pictures = {"0.png": plain(number), "1.png": plain(100 + number, (20, 11))}
+        images = {"0.png": plain(number), "1.png": plain(100 + number, (20, 11))}
         if number % 2:
-            pictures = {"jpg": plain(number, (20, 11))}
-        return {"__key__": f"{number:03d}", "txt": str(number).encode(), **pictures}
+            images = {"jpg": plain(number, (20, 11))}
+        return {"__key__": f"{number:03d}", "txt": str(number).encode(), **images}
 
     for shard in range(3):
-        path = tmp_path / "pictures" / f"{shard}.tar"
+        path = tmp_path / "images" / f"{shard}.tar"
         write_shard(path, map(sample, range(4 * shard, 4 * shard + 4)))
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def run(shards: Path, out: Path, model: Path | None, **options: Any) -> None:
@@ -78,13 +78,13 @@ def test_features_are_as_if_the_tower_looked_in_training(
             torch.testing.assert_close(vision(seen), vision(pixels), atol=1e-6, rtol=0)
 
 
-def test_half_precision_and_pictures_that_stay(shards: Path, model: Path, tmp_path: Path) -> None:
+def test_half_precision_and_images_that_stay(shards: Path, model: Path, tmp_path: Path) -> None:
     run(shards, tmp_path / "out", model, keep_images=True, compute_dtype="bfloat16")
     stored = samples(tmp_path / "out")["001"]
     assert "jpg" in stored
     array = read_array(stored["features.npy"])
     assert array.dtype == np.float16
-    assert array.shape == (5, 4, 8)  # the whole picture and four tiles, 2 x 2 patches each
+    assert array.shape == (5, 4, 8)  # the whole image and four tiles, 2 x 2 patches each
 
 
 def test_processes_share_the_shards(
@@ -131,7 +131,7 @@ def test_it_goes_on_after_a_kill(
     assert "already written" in capsys.readouterr().out
 
 
-def test_broken_pictures_are_counted_and_skipped(
+def test_broken_images_are_counted_and_skipped(
     shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = list(read_shard(str(shards / "1.tar")))
@@ -144,7 +144,7 @@ def test_broken_pictures_are_counted_and_skipped(
     assert "10 samples in 3 shards" in said
     assert "12 read, 10 written, 0 changed, 2 left out" in said
     assert "sample 005)" in said
-    assert "a picture of 1x1 pixels is too small" in said
+    assert "an image of 1x1 pixels is too small" in said
     assert "sample 007)" in said
     with pytest.raises(ValueError, match="sample 005"):
         run(shards, tmp_path / "strict", model, max_broken=0.0)

@@ -17,29 +17,29 @@ def put(path, number=0):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for number, name in enumerate(("a_red_dog.png", "deep/b.JPG", "c.webp")):
-        put(tmp_path / "pictures" / name, number)
-    folder = tmp_path / "pictures"
+        put(tmp_path / "images" / name, number)
+    folder = tmp_path / "images"
     (folder / "deep/b.txt").write_text(" a cat\n")
     (folder / "c.json").write_text('{"caption": "c"}')
     return folder
 
 
-def test_folder(pictures):
+def test_folder(images):
     report = Report()
-    a, c, b = folder_samples(pictures, report=report)
+    a, c, b = folder_samples(images, report=report)
     assert a["txt"] == b"a red dog"  # its name
-    assert a["png"] == (pictures / "a_red_dog.png").read_bytes()
-    assert (b["txt"], b["jpg"]) == (b"a cat", (pictures / "deep/b.JPG").read_bytes())
+    assert a["png"] == (images / "a_red_dog.png").read_bytes()
+    assert (b["txt"], b["jpg"]) == (b"a cat", (images / "deep/b.JPG").read_bytes())
     assert json.loads(c["json"]) == {"caption": "c"}
     assert "txt" not in c
     assert len({sample["__key__"] for sample in (a, b, c)}) == 3
     (named,) = report.changed
-    assert (report.read, named.count, named.first) == (3, 1, [str(pictures / "a_red_dog.png")])
+    assert (report.read, named.count, named.first) == (3, 1, [str(images / "a_red_dog.png")])
 
 
-def test_folder_without_pictures(tmp_path):
+def test_folder_without_images(tmp_path):
     with pytest.raises(ValueError, match="no images"):
         list(folder_samples(tmp_path, report=Report()))
     with pytest.raises(ValueError, match="no such folder"):
@@ -211,28 +211,28 @@ def captions(tmp_path):
     return path
 
 
-def test_coco(captions, pictures):
+def test_coco(captions, images):
     captions.write_bytes(b"\xef\xbb\xbf" + captions.read_bytes())
-    b, c = coco_samples(captions, pictures, report=Report())
+    b, c = coco_samples(captions, images, report=Report())
     assert (b["__key__"], b["txt"], "jpg" in b) == ("000000000007", b"two", True)
     assert c["txt"] == b"one"
     assert json.loads(c["json"])["captions"] == ["one", "three"]
 
 
 @pytest.mark.parametrize("of_images, of_annotations", [(str, str), (str, int), (int, str)])
-def test_coco_with_ids_that_are_texts(captions, pictures, of_images, of_annotations):
+def test_coco_with_ids_that_are_texts(captions, images, of_images, of_annotations):
     content = json.loads(captions.read_text())
     for image in content["images"]:
         image["id"] = of_images(image["id"])
     for annotation in content["annotations"]:
         annotation["image_id"] = of_annotations(annotation["image_id"])
     captions.write_text(json.dumps(content))
-    b, c = coco_samples(captions, pictures, report=Report())
+    b, c = coco_samples(captions, images, report=Report())
     assert (b["txt"], c["txt"]) == (b"two", b"one")
     assert b["__key__"] != c["__key__"]
 
 
-def test_coco_that_does_not_fit_in_places(captions, pictures, tmp_path):
+def test_coco_that_does_not_fit_in_places(captions, images, tmp_path):
     content = json.loads(captions.read_text())
     content["images"] += [
         {"id": 8, "file_name": "a_red_dog.png"},
@@ -243,9 +243,9 @@ def test_coco_that_does_not_fit_in_places(captions, pictures, tmp_path):
     content["annotations"] += [{"image_id": n, "caption": "x"} for n in (9, 10, 11, 12)]
     content["annotations"].append({"image_id": 8, "caption": " "})
     captions.write_text(json.dumps(content))
-    (pictures / "c.svg").write_text("<svg/>")
+    (images / "c.svg").write_text("<svg/>")
     report = Report(1.0)
-    assert [one["txt"] for one in coco_samples(captions, pictures, report=report)] == [
+    assert [one["txt"] for one in coco_samples(captions, images, report=report)] == [
         b"two",
         b"one",
     ]
@@ -261,9 +261,9 @@ def test_coco_that_does_not_fit_in_places(captions, pictures, tmp_path):
     assert (report.read, report.broken) == (7, 3)  # no caption is no damage
 
 
-def test_other_files_than_coco(pictures, tmp_path):
+def test_other_files_than_coco(images, tmp_path):
     (tmp_path / "other.json").write_text('{"images": 3, "annotations": []}')
     (tmp_path / "deep.json").write_text("[" * 200_000)
     for name in ("other.json", "deep.json", "missing.json"):
         with pytest.raises(ValueError, match=name):
-            list(coco_samples(tmp_path / name, pictures, report=Report()))
+            list(coco_samples(tmp_path / name, images, report=Report()))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from data_pipelines.shards import loader as loader_module
 from data_pipelines.shards import workers
-from data_pipelines.shards.images import picture_loader
+from data_pipelines.shards.images import image_loader
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.shards.stream import Reader
@@ -243,13 +243,13 @@ def test_no_shards(make):
         make([Source("nowhere/*.tar", Text(max_tokens=6))])
 
 
-class TestPictures:
+class TestImages:
     @pytest.fixture
     def urls(self, tmp_path):
         def sample(number):
-            picture = Image.new("RGB", (6, 4), (number, 0, 0))
+            image = Image.new("RGB", (6, 4), (number, 0, 0))
             weight = b"1" if number % 3 == 0 else b"0.1"
-            return {"__key__": f"{number:03d}", "png": png_bytes(picture), "txt": weight}
+            return {"__key__": f"{number:03d}", "png": png_bytes(image), "txt": weight}
 
         paths = [tmp_path / f"{shard}.tar" for shard in range(3)]
         for shard, path in enumerate(paths):
@@ -257,7 +257,7 @@ class TestPictures:
         return [str(path) for path in paths]
 
     def load(self, urls, **options):
-        return picture_loader(urls, batch_size=4, image_size=2, shuffle_buffer=9, **options)
+        return image_loader(urls, batch_size=4, image_size=2, shuffle_buffer=9, **options)
 
     @pytest.mark.parametrize("num_workers", [0, 1, 2])
     def test_batches(self, urls, num_workers):
@@ -288,12 +288,12 @@ class TestPictures:
             assert all(map(torch.equal, rest, batches[place:]))
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_a_broken_picture_is_named(self, urls, num_workers):
+    def test_a_broken_image_is_named(self, urls, num_workers):
         write_shard(Path(urls[1]), [{"__key__": "bad", "png": b"\x89PNG"}])
         with pytest.raises(ValueError, match=rf"{urls[1]}, sample bad"):
             list(islice(self.load(urls, max_broken=0.0, num_workers=num_workers), 19))
 
-    def test_broken_pictures_are_counted(self, urls):
+    def test_broken_images_are_counted(self, urls):
         write_shard(Path(urls[1]), [{"__key__": "bad", "png": b"\x89PNG"}])
         loader = self.load(urls, max_broken=0.5, num_workers=2)
         list(islice(loader, 8))
@@ -305,9 +305,7 @@ class TestPictures:
     def test_a_state_of_other_settings(self, urls):
         state = self.load(urls).state_dict()
         with pytest.raises(ValueError, match="image_size was 2 and is 3"):
-            picture_loader(urls, batch_size=4, image_size=3, shuffle_buffer=9).load_state_dict(
-                state
-            )
+            image_loader(urls, batch_size=4, image_size=3, shuffle_buffer=9).load_state_dict(state)
 
 
 def test_a_gpu_has_workers_that_pin(make, monkeypatch):

@@ -172,7 +172,7 @@ def test_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"its chosen and rejected answers are the same ({tmp_path / name}, " in said
 
 
-def test_pictures_of_the_prompt_are_kept(tmp_path: Path) -> None:
+def test_images_of_the_prompt_are_kept(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(plain(3))
     row = {"prompt": "<image> what", "chosen": "yes", "rejected": "no", "images": ["a.png"]}
     (tmp_path / "a.json").write_text(json.dumps([row]))

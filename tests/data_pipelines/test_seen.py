@@ -1,4 +1,4 @@
-"""Pictures seen through an adapter: their order, their slots, and whose features are taken."""
+"""Images seen through an adapter: their order, their slots, and whose features are taken."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def read(
 
 
 def reds(views: list[CropViews]) -> list[int]:
-    return [int(picture.crops[0, 0, 0, 0]) for picture in views]
+    return [int(image.crops[0, 0, 0, 0]) for image in views]
 
 
-# ---- pictures of a sample -----------------------------------------------------------------------
+# ---- images of a sample -----------------------------------------------------------------------
 
 
-def test_pictures_come_in_the_order_of_their_numbers() -> None:
+def test_images_come_in_the_order_of_their_numbers() -> None:
     names = {"10.png": 10, "2.jpeg": 2, "0.png": 0}
     fields = {"txt": b"x", **{name: plain(red) for name, red in names.items()}}
     fields["2.jpeg"] = plain(2)
@@ -63,12 +63,12 @@ def test_pictures_come_in_the_order_of_their_numbers() -> None:
 
 
 @pytest.mark.parametrize("names", [("png", "jpg"), ("png", "0.png"), ("1.png", "1.jpg")])
-def test_pictures_without_an_order(names: tuple[str, str]) -> None:
-    with pytest.raises(ValueError, match="no order among its pictures"):
+def test_images_without_an_order(names: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="no order among its images"):
         Eye(SQUARE).views({name: plain(1) for name in names})
 
 
-def test_a_shard_keeps_the_names_of_several_pictures(tmp_path: Path) -> None:
+def test_a_shard_keeps_the_names_of_several_images(tmp_path: Path) -> None:
     write_shard(
         tmp_path / "x.tar",
         [{"__key__": "a.b/c", "0.png": plain(0), "1.png": plain(1), "json": b"{}"}],
@@ -80,7 +80,7 @@ def test_a_shard_keeps_the_names_of_several_pictures(tmp_path: Path) -> None:
 # ---- captions -----------------------------------------------------------------------------------
 
 
-def test_a_caption_is_target_and_its_picture_context(vocabulary, tokenizer) -> None:
+def test_a_caption_is_target_and_its_image_context(vocabulary, tokenizer) -> None:
     fields = sample(png=plain(3), txt=b"11 12")
     batch = collate([read(SeenCaption(5), fields, vocabulary, tokenizer)], vocabulary)
     assert batch.modality[0].tolist() == [Modality.FEATURE] * 4 + [Modality.TEXT] * 5
@@ -92,7 +92,7 @@ def test_a_caption_is_target_and_its_picture_context(vocabulary, tokenizer) -> N
     assert reds([views]) == [3]
 
 
-def test_several_pictures_of_a_caption_come_first(vocabulary, tokenizer) -> None:
+def test_several_images_of_a_caption_come_first(vocabulary, tokenizer) -> None:
     fields = {**sample(txt=b"11"), "1.png": plain(1), "0.png": plain(0)}
     sequence = read(SeenCaption(2), fields, vocabulary, tokenizer)
     assert [segment.modality for segment in sequence.segments] == [
@@ -106,7 +106,7 @@ def test_several_pictures_of_a_caption_come_first(vocabulary, tokenizer) -> None
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"txt": b"1"}, "no picture among its fields"),
+        ({"txt": b"1"}, "no image among its fields"),
         ({"png": plain(1)}, "no 'txt'"),
         ({"png": plain(1), "txt": b"1 2 3"}, "needs 3 tokens and eos but text_slots is 3"),
         ({"png": plain(1, (1, 1)), "txt": b"1"}, "1x1 pixels is too small"),
@@ -136,12 +136,12 @@ def test_features_come_back_as_if_the_tower_had_looked(dtype: Any, tolerance: fl
     stored = extracted(eye, fields, dtype)
     assert set(stored) == {"0.features.npy", "2.features.npy", "features.json"}
     views = Eye(TILES, fingerprint(eye)).views(stored)
-    assert all(picture.seen for picture in views)
+    assert all(image.seen for image in views)
     assert [v.layout for v in views] == [v.layout for v in pixels]
     torch.testing.assert_close(eye(views), eye(pixels), atol=tolerance, rtol=0)
 
 
-def test_features_of_one_picture_have_no_number() -> None:
+def test_features_of_one_image_have_no_number() -> None:
     assert set(extracted(adapter(), {"jpg": plain(1)})) == {"features.npy", "features.json"}
 
 
@@ -182,10 +182,10 @@ def shard(tmp_path: Path):
 
 
 def captioned(numbers: range, eye: VisionAdapter | None = None) -> list[Sample]:
-    pictures = [{"png": plain(n), "txt": b"%d" % n} for n in numbers]
+    images = [{"png": plain(n), "txt": b"%d" % n} for n in numbers]
     if eye is None:
-        return pictures
-    return [{"txt": one["txt"], **extracted(eye, one)} for one in pictures]
+        return images
+    return [{"txt": one["txt"], **extracted(eye, one)} for one in images]
 
 
 def loader(sources: list[Source], vocabulary: Vocabulary, tokenizer: Any, **options: Any):
@@ -194,14 +194,14 @@ def loader(sources: list[Source], vocabulary: Vocabulary, tokenizer: Any, **opti
 
 
 def pairs(batch: Batch) -> list[tuple[int, int]]:
-    """(number in the picture, number in the text) of each document."""
+    """(number in the image, number in the text) of each document."""
     texts = batch.ids[batch.target & (batch.ids != EOS)].tolist()
     return list(zip(reds(list(batch.views)), texts, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("packed", [False, True])
-def test_each_picture_stays_with_its_text(
+def test_each_image_stays_with_its_text(
     workers: int, packed: bool, shard, vocabulary, tokenizer
 ) -> None:
     """Through packing and worker processes; every sample once."""
@@ -216,7 +216,7 @@ def test_each_picture_stays_with_its_text(
     assert pickle.loads(pickle.dumps(batches[0])).views[0].slots == 4
 
 
-def test_a_picture_with_more_slots_than_a_row(shard, vocabulary, tokenizer) -> None:
+def test_a_image_with_more_slots_than_a_row(shard, vocabulary, tokenizer) -> None:
     sources = attach_vision(
         [Source(shard("a.tar", captioned(range(2))), SeenCaption(2))], adapter()
     )
@@ -230,7 +230,7 @@ def test_other_sources_stay_as_they_are(number_shards) -> None:
     assert attach_vision([text], adapter()) == [text]
 
 
-def test_pictures_for_a_model_without_eyes(shard) -> None:
+def test_images_for_a_model_without_eyes(shard) -> None:
     source = Source(shard("a.tar", captioned(range(1))), SeenCaption())
     with pytest.raises(ValueError, match=r"a.tar: SeenCaption needs a model that sees"):
         attach_vision([source], None)
@@ -245,7 +245,7 @@ def test_features_are_read_for_their_own_tower_when_it_is_frozen(
         attach_vision([source], eye)
     eye.tower.requires_grad_(False)
     batches = list(loader(attach_vision([source], eye), vocabulary, tokenizer))
-    assert all(picture.seen for batch in batches for picture in batch.views)
+    assert all(image.seen for batch in batches for image in batch.views)
 
     other = adapter(seed=1)
     other.tower.requires_grad_(False)

@@ -18,7 +18,7 @@ from data_pipelines.write_shards import png_bytes
 
 
 class FakeTokenizer(torch.nn.Module):
-    """A 4 x 4 picture is one code, its red value."""
+    """A 4 x 4 image is one code, its red value."""
 
     codebook_size = 256
     image_size = 4
@@ -79,7 +79,7 @@ def test_codes_beside_texts(image_shards, tokenizer_folder, tmp_path):
     assert read_array(sample["codes.npy"]).dtype == np.uint16
 
 
-def test_pictures_can_stay(image_shards, tokenizer_folder, tmp_path):
+def test_images_can_stay(image_shards, tokenizer_folder, tmp_path):
     tokenize_images.main(str(image_shards), tokenizer_folder, tmp_path / "o", keep_images=True)
     assert "png" in next(read_shard(expand_urls(tmp_path / "o")[0]))
 
@@ -127,7 +127,7 @@ def test_it_says_when_nothing_is_left(
     assert "already written" in capsys.readouterr().out
 
 
-def test_broken_pictures_are_counted_and_skipped(image_shards, tokenizer_folder, tmp_path, capsys):
+def test_broken_images_are_counted_and_skipped(image_shards, tokenizer_folder, tmp_path, capsys):
     good = list(read_shard(str(image_shards / "000001.tar")))
     good[2]["png"] = good[2]["png"][:30]
     del good[3]["png"]
@@ -337,7 +337,7 @@ def test_options_that_are_wrong(shell, image_shards, tokenizer_folder, tmp_path)
         assert "Traceback" not in said
 
 
-def test_pictures_of_too_many_pixels_are_skipped(image_shards, tokenizer_folder, tmp_path):
+def test_images_of_too_many_pixels_are_skipped(image_shards, tokenizer_folder, tmp_path):
     one = next(read_shard(str(image_shards / "000000.tar")))
     large = {**one, "__key__": "large", "png": png_bytes(Image.new("RGB", (40, 40)))}
     write_shard(image_shards / "000009.tar", [one, large])

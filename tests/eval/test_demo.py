@@ -83,17 +83,17 @@ def test_it_shows_what_it_promises(shown: Path) -> None:
     assert "its name: locomotive" in words
     assert "the hole" in words
     assert "[MASK] heart" in words
-    with Image.open(shown / "pictures" / "denoising.gif") as animation:
+    with Image.open(shown / "images" / "denoising.gif") as animation:
         assert animation.n_frames == 12
         assert animation.size == (6 * (2 * 16 + 8) + 8, 2 * (2 * 16 + 8) + 8)
-    with Image.open(shown / "pictures" / "sheet.png") as sheet:
+    with Image.open(shown / "images" / "sheet.png") as sheet:
         assert sheet.size == (6 * (2 * 16 + 8) + 8, 4 * (2 * 16 + 8) + 8)
 
 
 def test_a_hole_changes_only_the_hole(shown: Path) -> None:
     for n, hole in enumerate(demo.HOLES, start=1):
         before, after = (
-            np.array(Image.open(shown / "pictures" / f"mending-{n}-{which}.png"))
+            np.array(Image.open(shown / "images" / f"mending-{n}-{which}.png"))
             for which in ("before", "after")
         )
         mask = np.array(demo.outline_mask(hole.outline, before.shape[1::-1])) > 0
@@ -117,7 +117,7 @@ def test_every_real_image_lies_beside_the_demonstration() -> None:
     assert len(real) == 12
     assert all(image.size == (64, 64) for image in real.values())
     assert len({image.tobytes() for image in real.values()}) == 12
-    shown = {hole.name for hole in demo.HOLES} | {gap.picture for gap in demo.GAPS} - {None}
+    shown = {hole.name for hole in demo.HOLES} | {gap.image for gap in demo.GAPS} - {None}
     assert shown <= real.keys()
 
 

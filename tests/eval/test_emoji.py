@@ -29,7 +29,7 @@ from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = ROOT / "tests" / "data" / "emoji_pictures.tar"
+SAMPLES = ROOT / "tests" / "data" / "emoji_images.tar"
 TONES = ("light", "medium", "dark")
 QUICK = {
     "steps": 1,
@@ -37,11 +37,11 @@ QUICK = {
     "batch_size": 16,
     "likelihood_items": 2,
     "speed_repeats": 1,
-    "sheet_pictures": 4,
+    "sheet_images": 4,
 }
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     """A coarse random pattern, 64 x 64."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (4, 4, 3), generator=generator, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def some_emoji() -> list[Emoji]:
-    """40 with names and pictures of their own, two of them alike; every fifth is held out."""
+    """40 with names and images of their own, two of them alike; every fifth is held out."""
     toned = [
         (f"{who} {tone} skin tone", chr(0x1F466 + n) + chr(0x1F3FB + 2 * t))
         for (n, who), (t, tone) in itertools.product(
@@ -64,7 +64,7 @@ def some_emoji() -> list[Emoji]:
             names={"en": name},
             aliases=(),
             characters=characters,
-            image=picture(1000 if (name, characters) in flags else n),
+            image=image(1000 if (name, characters) in flags else n),
             held_out="skin tone" in name and n % 3 == 0,
         )
         for n, (name, characters) in enumerate([*toned, *plain, *flags])
@@ -97,7 +97,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @dataclass
 class Lossless:
-    """Reconstructs every picture, as its one code is the number of a picture that it keeps."""
+    """Reconstructs every image, as its one code is the number of an image that it keeps."""
 
     image_size: int = 64
     kept: list[Tensor] = field(default_factory=list)
@@ -133,12 +133,12 @@ class Oracle:
         guidance_scale: float,
         generator: torch.Generator,
     ) -> list[Image.Image]:
-        pictures = {one.name: one.image for one in self.gallery.emoji}
-        return [pictures[name] for name in names]
+        images = {one.name: one.image for one in self.gallery.emoji}
+        return [images[name] for name in names]
 
 
 class Noise(Oracle):
-    """Says a name and draws a picture at random."""
+    """Says a name and draws an image at random."""
 
     def caption(
         self, images: list[Image.Image], *, num_inference_steps: int, generator: torch.Generator
@@ -183,7 +183,7 @@ def test_an_oracle_reaches_everything(gallery: Gallery) -> None:
 
 
 def test_noise_reaches_chance(gallery: Gallery) -> None:
-    """Of 39 distinct pictures among 40, and of pictures alike either name is right."""
+    """Of 39 distinct images among 40, and of images alike either name is right."""
     places = list(range(40)) * 10
     found = means(ask_about(Noise(gallery), gallery, places))
     chance = (38 / 40 + 2 * 2 / 40) / 40
@@ -232,12 +232,12 @@ def test_a_uniform_model_has_the_likelihood_of_a_uniform_draw(
     name = model.text_slots * math.log(vocabulary.text[1] - vocabulary.text[0])
     # n / k of k tokens is exactly n, whatever is drawn
     assert found["name_nelbo"].tolist() == pytest.approx([name] * 3, rel=1e-4)
-    assert found["picture_nelbo"].tolist() == pytest.approx(
+    assert found["image_nelbo"].tolist() == pytest.approx(
         [codes * math.log(vocabulary.image_codes)] * 3, rel=1e-4
     )
 
 
-@pytest.mark.parametrize("target, task", [("picture", "draw"), ("name", "caption")])
+@pytest.mark.parametrize("target, task", [("image", "draw"), ("name", "caption")])
 def test_likelihood_is_of_the_documents_that_models_are_trained_on(
     model: Model, target: str, task: str
 ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.write_shards import png_bytes
-from eval.emoji.questions import Captions, Countdown, Drawings, Pictured, Questions, Sudoku
+from eval.emoji.questions import Captions, Countdown, Drawings, Questions, Sudoku, WithImage
 from eval.faster import Comparison, has_repeats, main, outcome, table
 from eval.speed.forward_passes import counted
 from eval.tasks.benchmark import Faster
@@ -71,7 +71,7 @@ def test_puzzles_know_what_is_right(task: Sudoku | Countdown) -> None:
 
 
 @pytest.mark.parametrize("kind", [Captions, Drawings])
-def test_pictures_of_shards(kind: type[Pictured], emoji: Model, tmp_path: Path) -> None:
+def test_images_of_shards(kind: type[WithImage], emoji: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         kind(str(tmp_path / "*.tar")).answers(emoji, generator=torch.Generator())
     facts = {"names": {}, "aliases": [], "characters": "", "held_out": False}
@@ -90,7 +90,7 @@ def test_pictures_of_shards(kind: type[Pictured], emoji: Model, tmp_path: Path) 
     assert right.shape == (2,)
     if kind is Drawings:
         assert said is None
-        assert right.all()  # of three pictures each is among the five nearest
+        assert right.all()  # of three images each is among the five nearest
 
 
 @pytest.mark.parametrize(

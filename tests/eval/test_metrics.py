@@ -19,7 +19,7 @@ from eval.metrics import (
 
 
 def levels(count: int, *, seed: int = 0, size: int = 4) -> Tensor:
-    """Random pictures of 8 bits, [count, 3, size, size]."""
+    """Random images of 8 bits, [count, 3, size, size]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
@@ -107,7 +107,7 @@ def test_psnr_does_not_depend_on_the_range_once_it_is_named() -> None:
     assert torch.allclose(psnr(one / 127.5 - 1, other / 127.5 - 1), expected, atol=1e-4)
 
 
-def test_psnr_of_equal_pictures_is_finite_and_the_most_there_is() -> None:
+def test_psnr_of_equal_images_is_finite_and_the_most_there_is() -> None:
     assert psnr(levels(2), levels(2), peak=255).tolist() == [PERFECT_PSNR] * 2
 
 

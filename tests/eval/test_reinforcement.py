@@ -84,8 +84,8 @@ def test_the_report_is_written_with_a_plot(
     assert "later: not run yet" in capsys.readouterr().out
     assert "+25.0" in (tmp_path / "out" / "table.md").read_text()
     assert json.loads((tmp_path / "out" / "table.json").read_text())[0]["after"] == [0.7, 0.8]
-    with Image.open(tmp_path / "out" / "a_task.png") as picture:
-        levels = picture.convert("RGB").getcolors(maxcolors=1 << 20)
+    with Image.open(tmp_path / "out" / "a_task.png") as image:
+        levels = image.convert("RGB").getcolors(maxcolors=1 << 20)
     assert levels is not None
     assert len(levels) > 50  # curves, not an empty page
 

@@ -22,8 +22,8 @@ from mmdlm.core.sequence import (
     Sequence,
     collate,
     feature_segment,
+    image_segment,
     pack,
-    picture_segment,
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
@@ -74,25 +74,25 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8))
 
 
-PICTURES = [noise(100, 60), noise(640, 480), noise(30, 170)]
+IMAGES = [noise(100, 60), noise(640, 480), noise(30, 170)]
 
 
-def document(model: MmdlmForMaskedDiffusion, pictures: list[Image.Image]) -> Sequence:
-    """Text, a picture, text, another ... text."""
+def document(model: MmdlmForMaskedDiffusion, images: list[Image.Image]) -> Sequence:
+    """Text, an image, text, another ... text."""
     assert model.vision is not None
     segments = [text_segment([1, 2, 3])]
-    for n, views in enumerate(model.vision.config.tiling.views(pictures)):
+    for n, views in enumerate(model.vision.config.tiling.views(images)):
         segments += [
-            picture_segment(views, model.vocabulary),
+            image_segment(views, model.vocabulary),
             text_segment([7 + n, 8], target=True),
         ]
     return Sequence(tuple(segments))
 
 
-def qwen_grids(pictures: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+def qwen_grids(images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
     """Patches [P, 3 * 2 * 14 * 14] and grids [N, 3] of the published processor."""
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 336**2})
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     return inputs["pixel_values"], inputs["image_grid_thw"]
 
 
@@ -103,7 +103,7 @@ def weights(model: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def test_pictures_are_seen_as_by_qwen_and_projected_with_a_silu(model) -> None:
+def test_images_are_seen_as_by_qwen_and_projected_with_a_silu(model) -> None:
     tower = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**VISION)).eval()
     tower.load_state_dict(weights(model, "vision.tower."))
     theirs = {
@@ -114,8 +114,8 @@ def test_pictures_are_seen_as_by_qwen_and_projected_with_a_silu(model) -> None:
     for number, linear in ((1, first), (2, second)):
         linear.weight.copy_(theirs[f"img_projector.linear_{number}.weight"])
         linear.bias.copy_(theirs[f"img_projector.linear_{number}.bias"])
-    expected = second(nn.functional.silu(first(tower(*qwen_grids(PICTURES)).pooler_output)))
-    features = model.vision(model.vision.config.tiling.views(PICTURES))
+    expected = second(nn.functional.silu(first(tower(*qwen_grids(IMAGES)).pooler_output)))
+    features = model.vision(model.vision.config.tiling.views(IMAGES))
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
 
 
@@ -129,7 +129,7 @@ def positions(batch: Batch) -> torch.Tensor:
     )
     seen = batch.of(Modality.FEATURE)
     ids = batch.ids.masked_fill(seen, PAD)
-    _, grids = qwen_grids(PICTURES)
+    _, grids = qwen_grids(IMAGES)
     place, _ = Qwen2_5_VLModel(config).get_rope_index(ids, seen.int(), image_grid_thw=grids)
     return place
 
@@ -146,7 +146,7 @@ def test_hidden_states_are_those_of_qwen_without_its_causal_mask(model) -> None:
     )
     qwen = Qwen2_5_VLTextModel(config).eval()
     qwen.load_state_dict(weights(model, "model."))
-    batch = model.see(collate([document(model, PICTURES)], model.vocabulary))
+    batch = model.see(collate([document(model, IMAGES)], model.vocabulary))
     place = positions(batch)
     assert batch.axes is not None
     assert torch.equal(batch.axes, place.permute(1, 2, 0))
@@ -163,8 +163,8 @@ def test_hidden_states_are_those_of_qwen_without_its_causal_mask(model) -> None:
 
 
 @torch.no_grad()
-def test_documents_with_pictures_are_seen_as_alone(model) -> None:
-    documents = [document(model, PICTURES[:1]), document(model, PICTURES[2:]), document(model, [])]
+def test_documents_with_images_are_seen_as_alone(model) -> None:
+    documents = [document(model, IMAGES[:1]), document(model, IMAGES[2:]), document(model, [])]
     documents.sort(key=len, reverse=True)  # as they are packed
     alone = []
     for one in documents:

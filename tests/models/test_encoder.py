@@ -163,10 +163,10 @@ def test_layers_are_what_is_sharded_apart(config: PreTrainedConfig) -> None:
     assert sum(type(module).__name__ == name for module in model.modules()) == 4
 
 
-def test_pictures_are_refused() -> None:
+def test_images_are_refused() -> None:
     model = tiny(CONFIGS[0])
     batch = collate([Sequence((feature_segment(torch.zeros(2, 32), WORDS),))], WORDS)
-    with pytest.raises(ValueError, match="sees no pictures"):
+    with pytest.raises(ValueError, match="sees no images"):
         model.hidden(batch.ids, batch)
 
 

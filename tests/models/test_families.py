@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from mmdlm.core.sequence import Sequence, collate, pack, picture_segment, text_segment
+from mmdlm.core.sequence import Sequence, collate, image_segment, pack, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.families.auto import FAMILIES, family_named, family_of
 from mmdlm.models.modeling import (
@@ -223,21 +223,21 @@ def test_shards_are_converted_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SEES)
-def test_pictures_beside_others_are_seen_as_alone(name: str) -> None:
+def test_images_beside_others_are_seen_as_alone(name: str) -> None:
     torch.manual_seed(1)
     model = MmdlmForMaskedDiffusion(read_config(CONFIGS[name])).eval()
     assert model.vision is not None
     vocabulary = model.vocabulary
     noise = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8, generator=torch.manual_seed(2))
     whole = Image.fromarray(noise.numpy())
-    pictures = model.vision.config.tiling.views([whole]) + model.vision.config.tiling.views(
+    images = model.vision.config.tiling.views([whole]) + model.vision.config.tiling.views(
         [whole.rotate(90, expand=True)]
     )
     documents = [
         Sequence(
-            (text_segment([1, 2]), picture_segment(one, vocabulary), text_segment([3], target=True))
+            (text_segment([1, 2]), image_segment(one, vocabulary), text_segment([3], target=True))
         )
-        for one in pictures
+        for one in images
     ]
     assert len(documents[0]) != 3
     with torch.no_grad():
@@ -251,14 +251,14 @@ def test_pictures_beside_others_are_seen_as_alone(name: str) -> None:
             torch.testing.assert_close(row[: len(one)], one, atol=1e-5, rtol=0)
 
 
-def test_pictures_are_asked_for_where_they_count() -> None:
+def test_images_are_asked_for_where_they_count() -> None:
     blind = MmdlmForMaskedDiffusion(read_config(CONFIGS["llada"]))
     seeing = MmdlmForMaskedDiffusion(read_config(CONFIGS["llada_v"]))
     assert seeing.vision is not None
     views = seeing.vision.config.tiling.views([Image.new("RGB", (50, 50))])
-    document = Sequence((picture_segment(views[0], seeing.vocabulary),))
+    document = Sequence((image_segment(views[0], seeing.vocabulary),))
     batch = collate([document], seeing.vocabulary)
-    with pytest.raises(ValueError, match="1 pictures to look at, but the model has no vision"):
+    with pytest.raises(ValueError, match="1 images to look at, but the model has no vision"):
         blind.see(batch)
     with pytest.raises(ValueError, match=r"call see\(batch\) first"):
         seeing.hidden(batch.ids, batch)

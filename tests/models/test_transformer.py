@@ -263,7 +263,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 def test_the_loss_is_that_of_all_logits(
     loss_normalization: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In chunks of some rows, gradients included, for texts and pictures of unequal lengths."""
+    """In chunks of some rows, gradients included, for texts and images of unequal lengths."""
     monkeypatch.setattr(cross_entropy, "_rows", lambda *_: 4)
     model = tiny_model().double()
     batch = pack([document(3, 4, seed=0), document(9, 6, seed=1)], VOCABULARY, length=28)

@@ -46,7 +46,7 @@ def random_ids(*shape: int, seed: int = 0) -> Tensor:
 
 
 def document(text: int, codes: int, *, seed: int) -> Sequence:
-    """One picture of `codes` codes and one text, both targets."""
+    """One image of `codes` codes and one text, both targets."""
     generator = torch.Generator().manual_seed(seed)
     return Sequence(
         (

@@ -73,7 +73,7 @@ def test_statistics():
 
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_learns_to_prefer(kind: str):
-    """Text and pictures alike: the chosen answers become likelier than the rejected."""
+    """Text and images alike: the chosen answers become likelier than the rejected."""
     sizes = (5, 0) if kind == "text" else (0, 5)
     chosen, rejected = (
         collate([document(*sizes, seed=s, prompt=2) for s in seeds], VOCABULARY)

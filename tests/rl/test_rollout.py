@@ -159,7 +159,7 @@ def test_each_text_of_a_row_has_its_own_end():
     assert rollout.answers(Modality.IMAGE)[0].tolist() == [code] * 3
 
 
-def test_a_picture_needs_no_end():
+def test_a_image_needs_no_end():
     batch = collate([document(0, 8, prompt=3)], VOCABULARY)
     rollout = Rollout.sample(Sampler(steps=4), TinyDenoiser(), batch, generator=rng())
     assert rollout.ended.tolist() == [True]
@@ -266,8 +266,8 @@ def test_rollouts_are_split_into_micro_batches():
     assert len(part.batch.features) == 5
 
 
-def test_rows_of_a_batch_take_their_pictures_along():
-    class Picture:
+def test_rows_of_a_batch_take_their_images_along():
+    class Image:
         places = None
 
         def __init__(self, slots: int):
@@ -276,10 +276,10 @@ def test_rows_of_a_batch_take_their_pictures_along():
         def map(self, function):
             return self
 
-    pictures = tuple(Picture(n) for n in (1, 1, 3))  # two in the first row, one in the third
-    batch = replace(with_features(), features=None, views=pictures)
+    images = tuple(Image(n) for n in (1, 1, 3))  # two in the first row, one in the third
+    batch = replace(with_features(), features=None, views=images)
     taken = batch.rows(torch.tensor([2, 1, 0]))
-    assert taken.views == (pictures[2], pictures[0], pictures[1])
+    assert taken.views == (images[2], images[0], images[1])
     assert taken.features is None
 
 

@@ -202,7 +202,7 @@ def test_an_answer_that_is_an_image_is_learned_as_it_is_drawn() -> None:
         words, (Turn("user", ("a",)), Turn("assistant", (drawn,))), answers=[1]
     )
     asked = prompt_template.image_prompt(
-        words, "a", picture=Codes.blank(words, (2, 2), drawn=True)
+        words, "a", image=Codes.blank(words, (2, 2), drawn=True)
     ).sequence
     assert targets_of(taught) == targets_of(asked)
     assert [ids_of(taught)[i] for i in targets_of(taught)] == drawn.ids.tolist()

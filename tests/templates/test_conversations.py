@@ -47,8 +47,8 @@ class Seen:
         return self
 
 
-def said(*messages: tuple[str, str], pictures: tuple[Views, ...] = ()) -> tuple[Turn, ...]:
-    return turns_of([{"role": role, "content": text} for role, text in messages], pictures)
+def said(*messages: tuple[str, str], images: tuple[Views, ...] = ()) -> tuple[Turn, ...]:
+    return turns_of([{"role": role, "content": text} for role, text in messages], images)
 
 
 # --- templates ------------------------------------------------------------------------------------
@@ -90,14 +90,14 @@ def test_dream_speaks_chatml() -> None:
 
 
 @pytest.mark.parametrize("prompt_template", [LladaV(), LavidaLlada()])
-def test_pictures_stand_where_they_are_spoken_of(prompt_template: PromptTemplate) -> None:
+def test_images_stand_where_they_are_spoken_of(prompt_template: PromptTemplate) -> None:
     words = words_of(prompt_template.family)
     write = Script(words)
     turns = said(
         ("user", "<image>\nand <image>?"),
         ("assistant", "a cat"),
         ("user", "<image>"),
-        pictures=(Seen(2), Seen(3), Seen(1)),
+        images=(Seen(2), Seen(3), Seen(1)),
     )
     ask = prompt_template.chat_prompt(words, turns, length=4)
     pad = words.vocabulary.pad_id
@@ -123,7 +123,7 @@ def test_pictures_stand_where_they_are_spoken_of(prompt_template: PromptTemplate
 def test_lavida_on_dream_has_the_system_prompt_of_llava() -> None:
     words = words_of("lavida_dream")
     write = Script(words)
-    turns = said(("user", "<image>\nwhat?"), pictures=(Seen(2),))
+    turns = said(("user", "<image>\nwhat?"), images=(Seen(2),))
     ask = LavidaDream().chat_prompt(words, turns, length=1)
     pad, start, end = words.vocabulary.pad_id, "<|im_start|>", "<|im_end|>"
     assert ids_of(ask.sequence) == write.of(
@@ -193,22 +193,22 @@ def test_holes_of_a_text() -> None:
     assert ids_of(ask.sequence) == write.of("<|endoftext|>", "a", write.mask, write.eos)
 
 
-def test_lavida_fills_a_description_of_its_picture() -> None:
+def test_lavida_fills_a_description_of_its_image() -> None:
     words = words_of("lavida_llada")
     write = Script(words)
     mask, fim = write.mask, "<|reserved_token_1|>"
     prompt_template = LavidaLlada(flexible=True)
-    ask = prompt_template.infill_prompt(words, "A [MASK:2] and [MASK].", picture=Seen(2))
+    ask = prompt_template.infill_prompt(words, "A [MASK:2] and [MASK].", image=Seen(2))
     prompt = ids_of(prompt_template.caption_prompt(words, Seen(2), length=0).sequence)
     tail = write.of("A", mask, mask, fim, " and", mask, fim, ".", "<|eot_id|>")
     assert ids_of(ask.sequence) == [*prompt, *tail]
     assert targets_of(ask.sequence) == [len(prompt) + n for n in (1, 2, 8)]
     filled = torch.tensor(write.of("A", " o", "[S]", fim, " and", "n", fim, "."))
     assert prompt_template.decode(words, filled) == "A o andn."
-    plain = LavidaLlada().infill_prompt(words, "A [MASK]", picture=Seen(2))
+    plain = LavidaLlada().infill_prompt(words, "A [MASK]", image=Seen(2))
     assert ids_of(plain.sequence) == [*prompt, *write.of("A", mask, "<|eot_id|>")]
     dream = words_of("lavida_dream")
-    ask = LavidaDream().infill_prompt(dream, "A [MASK]", picture=Seen(2))
+    ask = LavidaDream().infill_prompt(dream, "A [MASK]", image=Seen(2))
     assert ids_of(ask.sequence)[-3:] == Script(dream).of(
         "A", dream.vocabulary.mask_id, "<|im_end|>"
     )
@@ -235,7 +235,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
 
 
 @pytest.mark.parametrize(
-    "messages, pictures, says",
+    "messages, images, says",
     [
         ([], 0, "the conversation is empty"),
         ("hi", 0, "is a list of messages, not str"),
@@ -251,7 +251,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ([USER, ASSISTANT], 0, "ends with the assistant"),
         ([USER, SYSTEM, USER], 0, "message 2 is the system's"),
         ([SYSTEM], 0, "a system message alone"),
-        ([USER], 1, "has 0 <image> placeholders but was given 1 picture;"),
+        ([USER], 1, "has 0 <image> placeholders but was given 1 image;"),
         (
             [{"role": "user", "content": "<image> <image>"}],
             0,
@@ -260,9 +260,9 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ([{"role": "user", "content": "<image>"}], 3, "has 1 <image> placeholder but was given 3"),
     ],
 )
-def test_bad_conversations_are_one_sentence(messages: Any, pictures: int, says: str) -> None:
+def test_bad_conversations_are_one_sentence(messages: Any, images: int, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
-        check_messages(messages, pictures)
+        check_messages(messages, images)
     assert "\n" not in str(caught.value)
 
 
@@ -272,10 +272,10 @@ def test_what_the_assistant_says_of_images_is_text() -> None:
         {"role": "assistant", "content": "Use the <image> tag."},
         {"role": "user", "content": "<image> like this?"},
     ]
-    picture: Any = object()
-    turns = turns_of(messages, [picture])
+    image: Any = object()
+    turns = turns_of(messages, [image])
     assert turns[1].parts == ("Use the <image> tag.",)
-    assert turns[2].parts == (picture, " like this?")
+    assert turns[2].parts == (image, " like this?")
 
 
 def test_a_tokenizer_of_another_family_is_named() -> None:
@@ -296,7 +296,7 @@ def test_what_a_family_cannot_do_is_said_with_what_it_can() -> None:
     words = words_of("llada")
     says = r"\(llada\) was not trained for edit; it is for answer, chat, complete and infill"
     with pytest.raises(ValueError, match=says):
-        Llada().edit_prompt(words, "x", sources=(), picture=None)  # type: ignore[arg-type]
+        Llada().edit_prompt(words, "x", sources=(), image=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(mmdlm\) was not trained for chat; it is for caption"):
         Native().require("chat", words.tokenizer)
 
@@ -315,7 +315,7 @@ def test_published_decoding_is_read_as_a_file_would_be(prompt_template: PromptTe
     assert defaults.max_new_tokens >= 1
 
 
-def of_a_picture(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> GenerationConfig:
+def of_a_image(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> GenerationConfig:
     """Noise of temperature 1 in what is drawn and in its order, a cosine of counts."""
     return GenerationConfig(
         steps,
@@ -329,7 +329,7 @@ def of_a_picture(steps: int, scale: float | tuple[float, ...], *, decay: Any) ->
 
 
 # Commands, arguments and defaults of the published code. Its guidance is s in (1 + s) c - s u of a
-# drawing, so that 1 + s is ours; Lumina-DiMOO edits by c + 2.5 (c - words) + 4 (c - pictures).
+# drawing, so that 1 + s is ours; Lumina-DiMOO edits by c + 2.5 (c - words) + 4 (c - images).
 PUBLISHED = [
     ("llada", "answer", GenerationConfig(128, block_length=32)),
     ("llada", "complete", GenerationConfig(128)),
@@ -341,11 +341,11 @@ PUBLISHED = [
         GenerationConfig(64, schedule="shifted", shift=1 / 3, order="margin"),
     ),
     ("mmada", "answer", GenerationConfig(256, block_length=128)),
-    ("mmada", "text_to_image", of_a_picture(15, 4.5, decay="linear")),  # its slip is an option
+    ("mmada", "text_to_image", of_a_image(15, 4.5, decay="linear")),  # its slip is an option
     ("lumina", "answer", GenerationConfig(128, block_length=256)),
     ("lumina", "caption", GenerationConfig(128, block_length=32)),
-    ("lumina", "text_to_image", of_a_picture(64, 5.0, decay="none")),
-    ("lumina", "edit", of_a_picture(64, (3.5, 5.0), decay="none")),
+    ("lumina", "text_to_image", of_a_image(64, 5.0, decay="none")),
+    ("lumina", "edit", of_a_image(64, (3.5, 5.0), decay="none")),
 ]
 LENGTHS = {"llada": (None, 128), "lavida_llada": (128, 128), "mmada": (512, 512)}
 LENGTHS |= {"lavida_dream": (128, 128), "llada_v": (128, 128), "lumina": (128, 1024)}

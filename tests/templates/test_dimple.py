@@ -1,4 +1,4 @@
-"""Dimple's conversations, token for token, and an answer about pictures from end to end."""
+"""Dimple's conversations, token for token, and an answer about images from end to end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WIDE, HIGH = Image.new("RGB", (12, 8), "red"), Image.new("RGB", (4, 12), "blue")
 START, END, LOOK, LOOKED = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 
 
-def test_each_picture_stands_between_its_markers() -> None:
+def test_each_image_stands_between_its_markers() -> None:
     words = words_of("dimple")
     write, pad = Script(words), words.vocabulary.pad_id
     messages = [
@@ -58,9 +58,9 @@ def test_each_picture_stands_between_its_markers() -> None:
 def test_a_description_is_filled_in_up_to_the_end_of_text() -> None:
     words = words_of("dimple")
     write = Script(words)
-    (picture,) = TILING.views([WIDE])
-    ask = Dimple().infill_prompt(words, "A [MASK].", picture=picture)
-    prompt = ids_of(Dimple().caption_prompt(words, picture, length=0).sequence)
+    (image,) = TILING.views([WIDE])
+    ask = Dimple().infill_prompt(words, "A [MASK].", image=image)
+    prompt = ids_of(Dimple().caption_prompt(words, image, length=0).sequence)
     assert ids_of(ask.sequence) == [*prompt, *write.of("A", write.mask, ".", write.eos)]
     assert Dimple().infill_prompt(words, "A [MASK]").sequence.segments[0].ids.tolist() == [
         write.eos
@@ -86,14 +86,14 @@ def model() -> Model:
     torch.manual_seed(0)
     denoiser = MmdlmForMaskedDiffusion(config).double().eval()
     assert denoiser.vision is not None
-    denoiser.vision.projector[2].weight.data *= 20  # so that pictures count
+    denoiser.vision.projector[2].weight.data *= 20  # so that images count
     return Model(denoiser, words.tokenizer, prompt_template=Dimple())
 
 
-def test_several_pictures_are_described_as_each_alone(model: Model) -> None:
+def test_several_images_are_described_as_each_alone(model: Model) -> None:
     asks = [
-        model.prompt_template.caption_prompt(model.codec, picture, length=8)
-        for picture in TILING.views([WIDE, HIGH])
+        model.prompt_template.caption_prompt(model.codec, image, length=8)
+        for image in TILING.views([WIDE, HIGH])
     ]
     together = model.written(asks, GenerationConfig(4), None)
     assert together == [
@@ -113,9 +113,9 @@ def test_its_tokenizer_may_end_a_text_as_a_turn(model: Model) -> None:
         replace(model, text_tokenizer=model.text_tokenizer)
 
 
-def test_guidance_compares_with_a_text_that_has_no_picture(model: Model) -> None:
-    (picture,) = TILING.views([WIDE])
-    ask = model.prompt_template.caption_prompt(model.codec, picture, length=4)
+def test_guidance_compares_with_a_text_that_has_no_image(model: Model) -> None:
+    (image,) = TILING.views([WIDE])
+    ask = model.prompt_template.caption_prompt(model.codec, image, length=4)
     plain, guided = (
         model.written(
             [ask], GenerationConfig(4, guidance_scale=scale), torch.Generator().manual_seed(0)

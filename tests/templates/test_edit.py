@@ -36,7 +36,7 @@ def conversation(words: TextCodec, *sources: Codes) -> tuple[Turn, ...]:
 def test_an_edit_is_images_then_words_then_the_image_to_be_drawn(words: TextCodec) -> None:
     known, vocabulary = image(words, 0, 1, 2, 3), words.vocabulary
     ask = Native().edit_prompt(
-        words, "make it blue", sources=(known,), picture=Codes.blank(words, GRID, drawn=True)
+        words, "make it blue", sources=(known,), image=Codes.blank(words, GRID, drawn=True)
     )
     text = [*words.encode_with_specials("make it blue"), vocabulary.eos_id]
     begin, end = vocabulary.image_markers
@@ -59,7 +59,7 @@ def test_what_is_learned_is_what_is_asked_for(words: TextCodec, count: int) -> N
     sources = tuple(image(words, n, 1, 2, 3) for n in range(count))
     taught = Native().training_sequence(words, conversation(words, *sources), answers=[1])
     blank = Codes.blank(words, GRID, drawn=True)
-    asked = Native().edit_prompt(words, "make it blue", sources=sources, picture=blank).sequence
+    asked = Native().edit_prompt(words, "make it blue", sources=sources, image=blank).sequence
     learned = targets_of(taught)
     assert learned == targets_of(asked)
     assert [ids_of(taught)[n] for n in learned] == image(words, 4, 5, 6, 7).ids.tolist()
@@ -72,7 +72,7 @@ def test_each_branch_of_the_guidance_is_learned_as_often_as_said(words: TextCode
     spoken = Conversation(drop_prompt=0.4).templated(Native(), words, length=64)
     blank = Codes.blank(words, GRID, drawn=True)
     ask = Native().edit_prompt(
-        words, "make it blue", sources=(image(words, 0, 1, 2, 3),), picture=blank
+        words, "make it blue", sources=(image(words, 0, 1, 2, 3),), image=blank
     )
 
     def context(sequence):
@@ -90,7 +90,7 @@ def test_each_branch_of_the_guidance_is_learned_as_often_as_said(words: TextCode
 
 
 def test_a_family_that_does_not_edit_says_so(words: TextCodec) -> None:
-    with pytest.raises(ValueError, match="learns to draw pictures of codes, from words alone"):
+    with pytest.raises(ValueError, match="learns to draw images of codes, from words alone"):
         Mmada().training_sequence(words, conversation(words, image(words, 0, 1, 2, 3)), answers=[1])
 
 

@@ -1,4 +1,4 @@
-"""Lumina-DiMOO: pictures of any shape, row by row, and two branches of guidance."""
+"""Lumina-DiMOO: images of any shape, row by row, and two branches of guidance."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def rows(words: TextCodec, grid: tuple[int, int], *ids: int) -> list[int]:
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (3, 2)])
 def test_drawing_has_a_line_end_after_every_row(words: TextCodec, grid: tuple[int, int]) -> None:
     write, count = Script(words), grid[0] * grid[1]
-    ask = Lumina().image_prompt(words, "a cat", picture=Codes.blank(words, grid, drawn=True))
-    picture = [
+    ask = Lumina().image_prompt(words, "a cat", image=Codes.blank(words, grid, drawn=True))
+    image = [
         *write.of("<answer>"),
         *rows(words, grid, *[write.mask] * count),
         *write.of("</answer>"),
     ]
     prompt, without = write.of(DRAW, "a cat</user>"), write.of(DRAW, "<uncondition>", "</user>")
-    assert ids_of(ask.sequence) == [*prompt, *picture]
-    assert [ids_of(one) for one in ask.unconditional] == [[*without, *picture]]
+    assert ids_of(ask.sequence) == [*prompt, *image]
+    assert [ids_of(one) for one in ask.unconditional] == [[*without, *image]]
     assert len(targets_of(ask.sequence)) == len(targets_of(ask.unconditional[0])) == count
     shown = [ask.sequence.segments[n] for n in ask.output_segments]
     assert [segment.modality for segment in shown] == [Modality.IMAGE] * grid[0]
     assert all(segment.target.all() for segment in shown)
     against = Lumina().image_prompt(
-        words, "a", picture=Codes.blank(words, grid, drawn=True), negative="dog"
+        words, "a", image=Codes.blank(words, grid, drawn=True), negative="dog"
     )
     assert ids_of(against.unconditional[0])[: len(write.of(DRAW, "dog"))] == write.of(DRAW, "dog")
 
@@ -54,7 +54,7 @@ def test_drawing_has_a_line_end_after_every_row(words: TextCodec, grid: tuple[in
 def test_names_of_special_tokens_in_a_prompt_are_letters(words: TextCodec) -> None:
     blank = Codes.blank(words, (2, 2), drawn=True)
     plain, named = (
-        ids_of(Lumina().image_prompt(words, text, picture=blank).sequence)
+        ids_of(Lumina().image_prompt(words, text, image=blank).sequence)
         for text in ("red heart", "red <|endoftext|></answer> heart")
     )
     for name in ("<|endoftext|>", "</answer>"):
@@ -67,18 +67,18 @@ def test_names_of_special_tokens_in_a_prompt_are_letters(words: TextCodec) -> No
 def test_inpainting_keeps_what_is_known(words: TextCodec) -> None:
     ids = words.vocabulary.image_ids(torch.arange(6))
     hole = torch.tensor([True, False, False, False, True, False])
-    ask = Lumina().image_prompt(words, "x", picture=Codes(ids, hole, (2, 3)))
+    ask = Lumina().image_prompt(words, "x", image=Codes(ids, hole, (2, 3)))
     context = ids_of(ask.sequence)
     for place in targets_of(ask.sequence):
         assert context[place] in ids.tolist()
     assert len(targets_of(ask.sequence)) == 2
 
 
-def test_editing_has_a_branch_without_words_and_one_without_pictures(words: TextCodec) -> None:
+def test_editing_has_a_branch_without_words_and_one_without_images(words: TextCodec) -> None:
     write = Script(words)
     source = Codes.given(words.vocabulary.image_ids(torch.tensor([5, 6])), (1, 2))
     ask = Lumina().edit_prompt(
-        words, "night", sources=(source,), picture=Codes.blank(words, (1, 2), drawn=True)
+        words, "night", sources=(source,), image=Codes.blank(words, (1, 2), drawn=True)
     )
     seen = rows(words, (1, 2), *source.ids.tolist())
     drawn = [
@@ -88,7 +88,7 @@ def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Text
     ]
     system = f"<system>{EDITS['edit']}</system><user>"
     said, unsaid = write.of(system, "night</user>"), write.of(system, "<uncondition>", "</user>")
-    # the picture stands before the last token of the prompt, which is no tag but one byte here
+    # the image stands before the last token of the prompt, which is no tag but one byte here
     assert ids_of(ask.sequence) == [*said[:-1], *seen, said[-1], *drawn]
     assert [ids_of(one) for one in ask.unconditional] == [
         [*unsaid[:-1], *seen, unsaid[-1], *drawn],
@@ -97,7 +97,7 @@ def test_editing_has_a_branch_without_words_and_one_without_pictures(words: Text
     shown = torch.cat([ask.sequence.segments[n].target for n in ask.output_segments])
     assert shown.tolist() == [True, True]
     both = Lumina(editing="style").edit_prompt(
-        words, "x", sources=(source, source), picture=Codes.blank(words, (1, 2), drawn=True)
+        words, "x", sources=(source, source), image=Codes.blank(words, (1, 2), drawn=True)
     )
     assert ids_of(both.sequence).count(write.of("<boi>")[0]) == 3
     with pytest.raises(ValueError, match="editing 'paint' is not one of edit, dense"):
@@ -112,7 +112,7 @@ def test_an_edit_is_learned_as_it_is_asked_for(words: TextCodec) -> None:
     turns = (Turn("user", (source, "night")), Turn("assistant", (target,)))
     taught = Lumina().training_sequence(words, turns, answers=[1])
     blank = Codes.blank(words, (1, 2), drawn=True)
-    asked = Lumina().edit_prompt(words, "night", sources=(source,), picture=blank).sequence
+    asked = Lumina().edit_prompt(words, "night", sources=(source,), image=blank).sequence
     learned = targets_of(taught)
     assert learned == targets_of(asked)
     assert [ids_of(taught)[n] for n in learned] == target.ids.tolist()
@@ -167,7 +167,7 @@ def test_crops_are_those_of_the_published_walk() -> None:
         ((20000, 10), (256, 1024)),
     ],
 )
-def test_the_shape_that_keeps_most_of_a_picture(
+def test_the_shape_that_keeps_most_of_a_image(
     size: tuple[int, int], shape: tuple[int, int]
 ) -> None:
     assert Lumina().canvas(size, edge=32, task="edit") == shape

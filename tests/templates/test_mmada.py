@@ -25,8 +25,8 @@ def seen(words: TextCodec, *codes: int) -> Codes:
     return Codes.given(words.vocabulary.image_ids(torch.tensor(codes)), (2, 2))
 
 
-def user(content: str, *pictures: Codes) -> tuple:
-    return turns_of([{"role": "user", "content": content}], pictures)
+def user(content: str, *images: Codes) -> tuple:
+    return turns_of([{"role": "user", "content": content}], images)
 
 
 def test_a_code_is_an_id_behind_the_tokenizer(words: TextCodec) -> None:
@@ -35,27 +35,27 @@ def test_a_code_is_an_id_behind_the_tokenizer(words: TextCodec) -> None:
 
 def test_drawing(words: TextCodec) -> None:
     write = Script(words)
-    ask = Mmada().image_prompt(words, "a cat", picture=Codes.blank(words, (2, 2), drawn=True))
-    picture = ["<|soi|>", *[write.mask] * 4, "<|eoi|>"]
+    ask = Mmada().image_prompt(words, "a cat", image=Codes.blank(words, (2, 2), drawn=True))
+    image = ["<|soi|>", *[write.mask] * 4, "<|eoi|>"]
     t2i, bos, eos = "<|t2i|>", "<|startoftext|>", "<|endoftext|>"
-    assert ids_of(ask.sequence) == write.of(t2i, bos, "a cat", eos, *picture)
-    assert [ids_of(one) for one in ask.unconditional] == [write.of(t2i, bos, eos, *picture)]
+    assert ids_of(ask.sequence) == write.of(t2i, bos, "a cat", eos, *image)
+    assert [ids_of(one) for one in ask.unconditional] == [write.of(t2i, bos, eos, *image)]
     assert targets_of(ask.sequence) == [
         len(write.of(t2i, bos, "a cat", eos)) + 1 + n for n in range(4)
     ]
     assert targets_of(ask.unconditional[0]) == [4, 5, 6, 7]
     assert [ask.sequence.segments[n].modality for n in ask.output_segments] == [Modality.IMAGE]
     against = Mmada().image_prompt(
-        words, "a", picture=Codes.blank(words, (2, 2), drawn=True), negative="dog"
+        words, "a", image=Codes.blank(words, (2, 2), drawn=True), negative="dog"
     )
-    assert ids_of(against.unconditional[0]) == write.of(t2i, bos, "dog", eos, *picture)
+    assert ids_of(against.unconditional[0]) == write.of(t2i, bos, "dog", eos, *image)
 
 
-def test_a_part_of_a_picture_is_drawn_anew(words: TextCodec) -> None:
+def test_a_part_of_a_image_is_drawn_anew(words: TextCodec) -> None:
     write = Script(words)
     known = seen(words, 3, 1, 4, 1)
     hole = Codes(known.ids, torch.tensor([False, True, False, True]), (2, 2))
-    ask = Mmada().image_prompt(words, "", picture=hole)
+    ask = Mmada().image_prompt(words, "", image=hole)
     first = len(words.tokenizer)
     assert ids_of(ask.sequence)[3:] == write.of(
         "<|soi|>", first + 3, first + 1, first + 4, first + 1, "<|eoi|>"
@@ -66,7 +66,7 @@ def test_a_part_of_a_picture_is_drawn_anew(words: TextCodec) -> None:
 def test_published_padding_is_an_option(words: TextCodec) -> None:
     write = Script(words)
     blank = Codes.blank(words, (2, 2), drawn=True)
-    ask = Mmada(attend_pads=True).image_prompt(words, "a cat", picture=blank)
+    ask = Mmada(attend_pads=True).image_prompt(words, "a cat", image=blank)
     for sequence, text in ((ask.sequence, "a cat"), (ask.unconditional[0], "")):
         prompt = write.of("<|t2i|>", "<|startoftext|>", text, "<|endoftext|>")
         ids = ids_of(sequence)
@@ -96,7 +96,7 @@ def test_understanding(words: TextCodec) -> None:
     assert Mmada().decode(words, torch.tensor(write.of("yes<eot_id>no"))) == "yes"
 
 
-def test_conversation_without_a_picture(words: TextCodec) -> None:
+def test_conversation_without_a_image(words: TextCodec) -> None:
     write = Script(words)
     start, end = HEADER
     ask = Mmada().chat_prompt(words, user("hi"), length=1)
@@ -114,14 +114,14 @@ def test_talking_needs_no_tokens_of_drawing() -> None:
     plain = words_of("llada")
     assert Mmada().chat_prompt(plain, user("hi"), length=1).output_segments == (1,)
     with pytest.raises(ValueError, match=r"has no <\|t2i\|> or <\|reserved_token_4\|>, which"):
-        Mmada().image_prompt(plain, "a", picture=Codes.blank(plain, (2, 2), drawn=True))
+        Mmada().image_prompt(plain, "a", image=Codes.blank(plain, (2, 2), drawn=True))
 
 
 def test_text(words: TextCodec) -> None:
     write = Script(words)
     ask = Mmada().completion_prompt(words, "once", length=1)
     assert ids_of(ask.sequence) == write.of("<|startoftext|>", "once", write.mask)
-    ask = Mmada().infill_prompt(words, "a[MASK]", picture=seen(words, 0, 1, 2, 3))
+    ask = Mmada().infill_prompt(words, "a[MASK]", image=seen(words, 0, 1, 2, 3))
     first = len(words.tokenizer)
     text = write.of("<|startoftext|>", "a", write.mask, "<|endoftext|>")
     assert ids_of(ask.sequence) == write.of(
@@ -140,28 +140,28 @@ def test_thinking_before_drawing(words: TextCodec) -> None:
         *("<|r2i|>", "<|startoftext|>", start, "user", end, "\n", THINK_TO_DRAW, "a cat"),
         *("<|eot_id|>", start, "assistant", end, "\n"),
     )
-    picture = write.of("<|soi|>", *[write.mask] * 4, "<|eoi|>")
+    image = write.of("<|soi|>", *[write.mask] * 4, "<|eoi|>")
     room = 513 - len(prompt)
-    assert ids_of(ask.sequence) == [*prompt, *[write.mask] * room, *picture]
+    assert ids_of(ask.sequence) == [*prompt, *[write.mask] * room, *image]
     assert targets_of(ask.sequence) == [len(prompt) + n for n in range(room)]
     thought = torch.arange(room) % 9
-    row = torch.tensor([*prompt, *thought.tolist(), *picture])
+    row = torch.tensor([*prompt, *thought.tolist(), *image])
     drawn = Mmada().image_prompt_after_thinking(
-        words, with_generated(ask.sequence, row), picture=Codes.blank(words, (2, 2), drawn=True)
+        words, with_generated(ask.sequence, row), image=Codes.blank(words, (2, 2), drawn=True)
     )
     assert ids_of(drawn.sequence) == row.tolist()
     assert targets_of(drawn.sequence) == [514, 515, 516, 517]
-    assert ids_of(drawn.unconditional[0]) == [*prompt[:1], *[write.mask] * 512, *picture]
+    assert ids_of(drawn.unconditional[0]) == [*prompt[:1], *[write.mask] * 512, *image]
     with pytest.raises(ValueError, match="leaves no room to think in the 512 tokens"):
         Mmada().thinking_prompt(words, "x" * 500, grid=(2, 2))
 
 
 def test_what_it_was_not_trained_on(words: TextCodec) -> None:
-    with pytest.raises(ValueError, match="looks at one picture in a conversation, not 2"):
+    with pytest.raises(ValueError, match="looks at one image in a conversation, not 2"):
         Mmada().chat_prompt(
             words,
             user("<image><image>", seen(words, 0, 0, 0, 0), seen(words, 1, 1, 1, 1)),
             length=1,
         )
     with pytest.raises(ValueError, match="has 511 tokens, but this model was trained on at most"):
-        Mmada().image_prompt(words, "x" * 511, picture=Codes.blank(words, (2, 2), drawn=True))
+        Mmada().image_prompt(words, "x" * 511, image=Codes.blank(words, (2, 2), drawn=True))

@@ -13,7 +13,7 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.mmada import TEXT_LENGTH, Mmada
-from mmdlm.templates.prompt_template import Codes, Picture, PromptTemplate, Turn
+from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, Turn
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.test_conversations import Seen, said
 from tests.templates.tiny import Script, byte_tokenizer, ids_of, targets_of, words_of
@@ -23,7 +23,7 @@ CHATTING = ["llada", "llada_v", "lavida_llada", "mmada", "dream", "lavida_dream"
 TALK = (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
 
 
-def picture(words: TextCodec, prompt_template: PromptTemplate, *codes: int) -> Picture:
+def image(words: TextCodec, prompt_template: PromptTemplate, *codes: int) -> ImageInput:
     if prompt_template.sees == "features":
         return Seen(3)
     return Codes.given(words.vocabulary.image_ids(torch.tensor(codes or (3, 1, 4, 1))), (2, 2))
@@ -51,7 +51,7 @@ def learnt(words: TextCodec, sequence: Sequence) -> str:
 )
 def test_up_to_an_answer_it_is_the_prompt_that_asks_for_it(family: str, seen: bool) -> None:
     prompt_template, words = LAYOUTS[family], words_of(family)
-    asked = Turn("user", (picture(words, prompt_template), "\nwhat?") if seen else ("hi",))
+    asked = Turn("user", (image(words, prompt_template), "\nwhat?") if seen else ("hi",))
     turns = (asked, Turn("assistant", ("yes",)))
     taught = prompt_template.training_sequence(words, turns, answers=[1])
     ask = prompt_template.chat_prompt(words, (asked,), length=7)
@@ -90,18 +90,18 @@ def test_no_answer_can_end_itself() -> None:
     assert ids_of(taught).count(known) == 2
 
 
-# --- pictures as answers --------------------------------------------------------------------------
+# --- images as answers --------------------------------------------------------------------------
 
 
-def test_a_picture_is_learnt_as_it_is_drawn() -> None:
+def test_a_image_is_learnt_as_it_is_drawn() -> None:
     for family in ("mmada", "lumina"):
         prompt_template, words = LAYOUTS[family], words_of(family)
-        shown = picture(words, prompt_template)
+        shown = image(words, prompt_template)
         assert isinstance(shown, Codes)
         turns = (Turn("user", ("a cat",)), Turn("assistant", (shown,)))
         taught = prompt_template.training_sequence(words, turns, answers=[1])
         blank = Codes.blank(words, (2, 2), drawn=True)
-        asked = prompt_template.image_prompt(words, "a cat", picture=blank).sequence
+        asked = prompt_template.image_prompt(words, "a cat", image=blank).sequence
         assert targets_of(taught) == targets_of(asked)
         got = [ids_of(taught)[i] for i in targets_of(taught)]
         assert got == shown.ids.tolist()
@@ -109,9 +109,9 @@ def test_a_picture_is_learnt_as_it_is_drawn() -> None:
         assert all(ids_of(taught)[i] == ids_of(asked)[i] for i in rest)
 
 
-def test_what_is_thought_before_a_picture_is_learnt_with_it() -> None:
+def test_what_is_thought_before_a_image_is_learnt_with_it() -> None:
     words, prompt_template = words_of("mmada"), Mmada()
-    shown = picture(words, prompt_template)
+    shown = image(words, prompt_template)
     turns = (
         Turn("user", ("a cat",)),
         Turn("assistant", ("<think> a red cat </think>", shown)),
@@ -168,11 +168,11 @@ def test_ours_learns_what_it_completes(options: dict[str, Any]) -> None:
 def test_without_a_template_an_image_is_learned_as_it_is_drawn(family: str) -> None:
     words = words_of("mmada") if family == "mmada" else own_words(slots=12, grid=(2, 2))
     prompt_template = LAYOUTS[family]
-    turns = (Turn("user", ("a cat",)), Turn("assistant", (picture(words, prompt_template),)))
+    turns = (Turn("user", ("a cat",)), Turn("assistant", (image(words, prompt_template),)))
     assert ids_of(prompt_template.untemplated_sequence(words, turns)) == ids_of(
         prompt_template.training_sequence(words, turns, answers=[1])
     )
-    spoken = (turns[0], Turn("assistant", ("look: ", picture(words, prompt_template))))
+    spoken = (turns[0], Turn("assistant", ("look: ", image(words, prompt_template))))
     with pytest.raises(ValueError, match="has the words 'look:' beside an image"):
         prompt_template.untemplated_sequence(words, spoken)
 
@@ -193,18 +193,18 @@ def test_ours_that_sees_learns_captions() -> None:
 
 
 def _thinking(words: TextCodec, prompt_template: PromptTemplate) -> tuple[Turn, ...]:
-    return Turn("user", ("x",)), Turn("assistant", ("hm", picture(words, prompt_template)))
+    return Turn("user", ("x",)), Turn("assistant", ("hm", image(words, prompt_template)))
 
 
 def _two(words: TextCodec, prompt_template: PromptTemplate) -> tuple[Turn, ...]:
-    return Turn("user", ("x",)), Turn("assistant", (picture(words, prompt_template),) * 2)
+    return Turn("user", ("x",)), Turn("assistant", (image(words, prompt_template),) * 2)
 
 
 @pytest.mark.parametrize(
     "family, turns, says",
     [
         ("lumina", _thinking, "was not trained to think before it draws"),
-        ("mmada", _two, "an answer with a picture has one"),
+        ("mmada", _two, "an answer with an image has one"),
         ("lumina", lambda *_: said(*TALK[:3], TALK[2]), "one question with its answer, not 4"),
     ],
 )

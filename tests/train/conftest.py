@@ -47,8 +47,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words.tokenizer.save_pretrained(folder / family)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pictures = Magvit2Tokenizer(
+        images = Magvit2Tokenizer(
             ch=32, ch_mult=(1, 1), num_res_blocks=(1, 1), z_channels=4, resolution=8
         )
-    pictures.save_pretrained(folder / "mmada" / "image_tokenizer")
+    images.save_pretrained(folder / "mmada" / "image_tokenizer")
     return folder

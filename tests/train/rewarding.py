@@ -57,7 +57,7 @@ class Checksum:
 
 @dataclass(frozen=True)
 class Brightness:
-    """How bright a picture is; the mean is noted."""
+    """How bright an image is; the mean is noted."""
 
     def __call__(
         self,
@@ -88,7 +88,7 @@ class Always:
 class Lethal:
     """Has nothing to say; in its n-th call of a process it ends that with SIGKILL, once for a mark.
 
-    Stands beside the rewards of texts or of pictures.
+    Stands beside the rewards of texts or of images.
     """
 
     mark: str = ""

@@ -17,7 +17,7 @@ from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from tests.train.tiny import logged, settings, trajectory
-from train.image_tokenizer import Pictures, PixelLoss, ReconstructionStage, main
+from train.image_tokenizer import Images, PixelLoss, ReconstructionStage, main
 from train.optimizer import AdamW
 from train.stages.meter import MEASURED, Load
 
@@ -25,8 +25,8 @@ SMALL = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Pictures:
-    """Twelve pictures of one color each, in two shards."""
+def images(tmp_path: Path) -> Images:
+    """Twelve images of one color each, in two shards."""
     generator = np.random.default_rng(0)
     for shard in range(2):
         samples = []
@@ -35,8 +35,8 @@ def pictures(tmp_path: Path) -> Pictures:
             color = tuple(generator.integers(0, 256, 3).tolist())
             Image.new("RGB", (16, 16), color).save(file, "PNG")
             samples.append({"__key__": f"{shard}{number}", "png": file.getvalue()})
-        write_shard(tmp_path / "pictures" / f"{shard}.tar", samples)
-    return Pictures(str(tmp_path / "pictures"), batch_size=4, shuffle_buffer=5)
+        write_shard(tmp_path / "images" / f"{shard}.tar", samples)
+    return Images(str(tmp_path / "images"), batch_size=4, shuffle_buffer=5)
 
 
 def test_the_loss_by_hand() -> None:
@@ -71,7 +71,7 @@ def test_every_parameter_gets_a_gradient(tokenizer: Any) -> None:
     assert [name for name, p in stage.named_parameters() if p.grad is None] == []
 
 
-def test_the_operations_of_a_picture_are_those_of_its_layers() -> None:
+def test_the_operations_of_a_image_are_those_of_its_layers() -> None:
     tokenizer = PatchTokenizer(**SMALL)
     stage = ReconstructionStage(tokenizer, PixelLoss())
     found: list[int] = []
@@ -86,15 +86,15 @@ def test_the_operations_of_a_picture_are_those_of_its_layers() -> None:
     tokenizer.reconstruct(torch.zeros(1, 3, 16, 16))
     attention = len([*tokenizer.encoder, *tokenizer.decoder]) * 4 * 16 * 16 * 16
     expected = sum(found) + attention
-    assert stage.picture_flops == expected
+    assert stage.image_flops == expected
     load = stage.load(torch.zeros(5, 3, 16, 16), None)
     assert (load.tokens, load.targets) == (5 * 16, 5 * 16)
-    assert float(load.flops) == 15 * stage.picture_flops
+    assert float(load.flops) == 15 * stage.image_flops
 
 
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_a_run_that_dies_goes_on_as_if_it_had_not(
-    num_workers: int | None, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_workers: int | None, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(stage: ReconstructionStage, batch: torch.Tensor, noise: None) -> Load | None:
         steps.append(noise)
@@ -103,16 +103,16 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
         return load(stage, batch, noise)
 
     steps, load = [], ReconstructionStage.load
-    pictures = replace(pictures, num_workers=num_workers)
+    images = replace(images, num_workers=num_workers)
     monkeypatch.setattr("train.stages.meter._rate", lambda *_: 1e9)
     run = settings(max_steps=6, save_steps=3, sample_steps=6, ema=0.9, optimizer=AdamW())
     options: dict[str, Any] = {"options": SMALL, "training": run, "threads": 1}
-    main(tmp_path / "whole", pictures, **options)
+    main(tmp_path / "whole", images, **options)
     with monkeypatch.context() as patch:
         patch.setattr(ReconstructionStage, "load", die)
         with pytest.raises(KeyError):
-            main(tmp_path / "killed", pictures, **options)
-    main(tmp_path / "killed", pictures, **options)
+            main(tmp_path / "killed", images, **options)
+    main(tmp_path / "killed", images, **options)
     assert trajectory(tmp_path / "killed") == trajectory(tmp_path / "whole")
 
     first, *_, last = logged(tmp_path / "whole")
@@ -128,10 +128,10 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     assert (tmp_path / "whole" / "samples" / "step_00000006.png").is_file()
 
 
-def test_it_starts_from_a_tokenizer(pictures: Pictures, tmp_path: Path) -> None:
-    main(tmp_path / "a", pictures, options=SMALL, training=settings(max_steps=1), threads=1)
+def test_it_starts_from_a_tokenizer(images: Images, tmp_path: Path) -> None:
+    main(tmp_path / "a", images, options=SMALL, training=settings(max_steps=1), threads=1)
     still = settings(max_steps=1, clip=1e-9)
-    main(tmp_path / "b", pictures, start_from=tmp_path / "a" / "final", training=still)
+    main(tmp_path / "b", images, start_from=tmp_path / "a" / "final", training=still)
     a, b = (load_image_tokenizer(tmp_path / name / "final").state_dict() for name in "ab")
     for name, tensor in a.items():
         torch.testing.assert_close(b[name], tensor, atol=1e-6, rtol=0)
@@ -145,6 +145,6 @@ def test_it_starts_from_a_tokenizer(pictures: Pictures, tmp_path: Path) -> None:
         ({"options": {"image_size": 10, "patch": 4}}, "10 is not a multiple of patch 4"),
     ],
 )
-def test_what_it_refuses(options: Any, named: str, pictures: Pictures, tmp_path: Path) -> None:
+def test_what_it_refuses(options: Any, named: str, images: Images, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=named):
-        main(tmp_path / "out", pictures, **options)
+        main(tmp_path / "out", images, **options)

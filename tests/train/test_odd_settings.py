@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mmdlm.cli.recipe import run
-from tests.train.test_image_tokenizer import pictures  # noqa: F401
+from tests.train.test_image_tokenizer import images  # noqa: F401
 from tests.train.test_preference import config as preference_recipe  # noqa: F401
 from tests.train.test_pretrain import recipe as pretrain_recipe  # noqa: F401
 from tests.train.test_rl import config as rl_recipe  # noqa: F401
@@ -37,7 +37,7 @@ EVERYWHERE = [
 OWN = {
     "image_tokenizer": [
         ("start_from", "nowhere", "nowhere"),
-        ("pictures.urls", "nowhere", "nowhere"),
+        ("images.urls", "nowhere", "nowhere"),
         ("loss.l1", "-1", "-1"),
         ("loss.gradient", ".inf", "inf"),
     ],
@@ -68,7 +68,7 @@ CASES = [(recipe, *case) for recipe, own in OWN.items() for case in (*EVERYWHERE
 
 def settings_of(recipe: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     if recipe == "image_tokenizer":
-        return {"pictures": {"urls": request.getfixturevalue("pictures").urls}, "threads": 1}
+        return {"images": {"urls": request.getfixturevalue("images").urls}, "threads": 1}
     given = request.getfixturevalue(f"{recipe}_recipe")
     return json.loads(given.read_text()) if isinstance(given, Path) else given
 

@@ -113,10 +113,10 @@ def test_a_model_comes_out(walk, tmp_path, capsys):
     card = (out / "model" / "final" / "README.md").read_text()
     assert "held out" in card
     (usage,) = (line for line in card.splitlines() if line.startswith("python -m mmdlm.cli draw"))
-    picture = tmp_path / "out.png"
-    words = [str(picture) if word == "out.png" else word for word in shlex.split(usage)[3:]]
+    image = tmp_path / "out.png"
+    words = [str(image) if word == "out.png" else word for word in shlex.split(usage)[3:]]
     assert cli.main(words) in (0, None)
-    with Image.open(picture) as image:
+    with Image.open(image) as image:
         assert image.size == (32, 32)
 
 

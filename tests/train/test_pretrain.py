@@ -161,8 +161,8 @@ def test_a_run_killed_again_and_again_gives_the_same_losses(recipe: Path, tmp_pa
 
     assert one.vocabulary.image_codes == 25
     assert one.config.text_slots == 24
-    pictures = load_image_tokenizer(killed / "final" / "image_tokenizer")
-    assert pictures.codebook_size == 25
+    images = load_image_tokenizer(killed / "final" / "image_tokenizer")
+    assert images.codebook_size == 25
     assert (killed / "final" / "tokenizer.json").is_file()
 
 

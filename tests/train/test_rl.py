@@ -165,7 +165,7 @@ def trajectory(out: Path) -> list[str]:
 
 
 def tables(out: Path) -> dict[str, bytes]:
-    """With the sheets of pictures."""
+    """With the sheets of images."""
     return {path.name: path.read_bytes() for path in (out / "completions").iterdir()}
 
 
@@ -209,15 +209,15 @@ def test_a_run_killed_in_a_rollout_and_between_inner_iterations_gives_the_same_l
     assert len({entry["loss/policy"] for entry in logged(out)}) > 5
 
 
-def test_a_run_of_pictures_that_is_killed_between_inner_iterations_gives_the_same_losses(
+def test_a_run_of_images_that_is_killed_between_inner_iterations_gives_the_same_losses(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The smoke run of pictures, on a tiny model."""
+    """The smoke run of images, on a tiny model."""
     recipe = yaml.safe_load((ROOT / "configs" / "rl" / "smoke.yaml").read_text())
     recipe["prompts"]["init_args"]["urls"] = str(ROOT / recipe["prompts"]["init_args"]["urls"])
     recipe["gallery"]["urls"] = str(ROOT / recipe["gallery"]["urls"])
     recipe["training"]["max_steps"] = 6
-    # a tiny model draws no emoji: all its pictures are as far from them, but not as bright
+    # a tiny model draws no emoji: all its images are as far from them, but not as bright
     rewards = recipe["reward_config"]["rubric"]["rewards"]
     rewards["bright"] = reward("Brightness")
     config = {**recipe, "start_from": str(tiny_checkpoint), "num_iterations": 3, "threads": 1}
@@ -546,10 +546,10 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-# ---- pictures -----------------------------------------------------------------------------------
+# ---- images -----------------------------------------------------------------------------------
 
 
-def test_pictures_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Path) -> None:
+def test_images_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Path) -> None:
     out = rl(
         config,
         answering=DRAW,

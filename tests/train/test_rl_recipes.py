@@ -17,7 +17,7 @@ from data_pipelines.write_shards import preferences
 from mmdlm.cli.recipe import run
 from mmdlm.rl.rewards.images import image_reward
 from mmdlm.rl.rewards.images.clip_score import load_judge
-from tests.rl.rewards.test_pictures import fake_open_clip
+from tests.rl.rewards.test_images import fake_open_clip
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged
 from train.preference import main as preference
@@ -37,7 +37,7 @@ ROWS = [  # the stand-in for CLIP knows a text by the color that it begins with
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Questions with answers, and a picture each."""
+    """Questions with answers, and an image each."""
     path = tmp_path / "data.jsonl"
     Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
     rows = [{**row, "image": "red.png"} for row in ROWS]
@@ -47,11 +47,11 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small stand-ins for the models that judge pictures: CLIP, by its package, and ImageReward."""
+    """Small stand-ins for the models that judge images: CLIP, by its package, and ImageReward."""
 
     class Judge:
-        def scores(self, pictures: list[Image.Image], texts: list[str]) -> torch.Tensor:
-            return torch.tensor([ImageStat.Stat(one).mean[0] / 255 for one in pictures])
+        def scores(self, images: list[Image.Image], texts: list[str]) -> torch.Tensor:
+            return torch.tensor([ImageStat.Stat(one).mean[0] / 255 for one in images])
 
     monkeypatch.setattr(image_reward, "load_image_reward", lambda *given: Judge())
     monkeypatch.setitem(sys.modules, "open_clip", fake_open_clip())
@@ -116,7 +116,7 @@ def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
-def test_vrpo_runs_on_pictures_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vrpo_runs_on_images_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke run, on the bundled model."""
     arguments = ["--config", str(CONFIGS / "smoke_vrpo.yaml"), "--out", str(tmp_path / "run")]
     monkeypatch.chdir(CONFIGS.parents[1])

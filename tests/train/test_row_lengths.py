@@ -45,7 +45,7 @@ def tokenizer(tiny_checkpoint: Path) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def pictures(tiny_checkpoint: Path) -> ImageTokenizer:
+def images(tiny_checkpoint: Path) -> ImageTokenizer:
     return load_image_tokenizer(tiny_checkpoint / "image_tokenizer")
 
 
@@ -67,7 +67,7 @@ def captioned(folder: Path, captions: Sequence[str | list[str]]) -> Path:
 
 
 @pytest.fixture
-def settled(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, pictures: ImageTokenizer) -> Settle:
+def settled(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, images: ImageTokenizer) -> Settle:
     """settled(source options, model, data options, captions, prompts) -> what `settle` returns."""
 
     def call(
@@ -81,14 +81,14 @@ def settled(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, pictures: ImageT
         shards = str(captioned(tmp_path / "codes", captions))
         sources = data.pop("sources", None) or [Source(shards, read or ImageText())]
         is_new = isinstance(model, Shape)
-        denoiser = model.build(tokenizer, pictures, seed=0, attention="sdpa") if is_new else model
+        denoiser = model.build(tokenizer, images, seed=0, attention="sdpa") if is_new else model
         shape = model if is_new else None
         found = settle(
             Data(sources, **data),
             shape,
             denoiser,
             tokenizer,
-            pictures,
+            images,
             layout_for(denoiser),
             prompts=prompts,
         )
@@ -126,13 +126,11 @@ def test_all_numbers_follow_from_captions_of_odd_lengths(settled: Settle, tokeni
     assert numbers(again) == numbers(found)
 
 
-def test_what_was_computed_holds_each_document(settled: Settle, tokenizer, pictures) -> None:
+def test_what_was_computed_holds_each_document(settled: Settle, tokenizer, images) -> None:
     data, model, _ = settled()
-    denoiser = model.build(tokenizer, pictures, seed=0, attention="sdpa")
+    denoiser = model.build(tokenizer, images, seed=0, attention="sdpa")
     prompt_template = layout_for(denoiser)
-    sources = read_sources(
-        data, denoiser, words_for(denoiser, tokenizer, pictures), prompt_template
-    )
+    sources = read_sources(data, denoiser, words_for(denoiser, tokenizer, images), prompt_template)
     stream = SequenceStream(
         sources,
         denoiser.vocabulary,
@@ -219,20 +217,20 @@ def test_the_recipe_of_the_bundled_model_has_the_numbers_that_it_had() -> None:
     """As does its second stage, from the numbers of its first."""
     bundled = ROOT / "mmdlm" / "checkpoints" / "emoji"
     words = PreTrainedTokenizerFast.from_pretrained(bundled)
-    pictures = load_image_tokenizer(bundled / "image_tokenizer")
+    images = load_image_tokenizer(bundled / "image_tokenizer")
     recipes = [
         yaml.safe_load((ROOT / "configs" / "pretrain" / f"{name}.yaml").read_text())
         for name in ("emoji", "emoji_balanced")
     ]
     shape = replace(Shape(**recipes[0]["model"]), num_hidden_layers=1)
-    denoiser = shape.build(words, pictures, seed=0, attention="sdpa")
+    denoiser = shape.build(words, images, seed=0, attention="sdpa")
     for one, model in zip(recipes, (shape, None), strict=True):
         (source,) = one["data"].pop("sources")
         options = source["to_sequence"]["init_args"]
         read = ImageText(**{**options, "tasks": Tasks(**options["tasks"])})
         data = Data([Source(str(ROOT / "tests/data/emoji_codes.tar"), read)], **one["data"])
         found = settle(
-            data, model, denoiser, words, pictures, layout_for(denoiser), prompts=one["prompts"]
+            data, model, denoiser, words, images, layout_for(denoiser), prompts=one["prompts"]
         )
         assert found[0].length == 82
         assert found[0].sources[0].to_sequence.text_slots == 16
@@ -310,9 +308,9 @@ def test_a_few_texts_that_are_too_long_are_left_to_the_loader(settled: Settle) -
         settled(captions=captions, read=ImageText(text_slots=16), max_broken=0.001)
 
 
-def test_a_model_to_start_from_keeps_its_numbers(settled: Settle, tokenizer, pictures) -> None:
+def test_a_model_to_start_from_keeps_its_numbers(settled: Settle, tokenizer, images) -> None:
     shape = replace(SMALL, text_slots=24, max_position_embeddings=CODES + 26)
-    start = shape.build(tokenizer, pictures, seed=0, attention="sdpa")
+    start = shape.build(tokenizer, images, seed=0, attention="sdpa")
     data, model, _ = settled(start)
     assert (data.sources[0].to_sequence.text_slots, data.length, model) == (24, CODES + 26, None)
     with pytest.raises(ValueError, match=r"the model to start from has text_slots 24.*cut longer"):
@@ -324,7 +322,7 @@ def test_a_model_to_start_from_keeps_its_numbers(settled: Settle, tokenizer, pic
         settled(start, length=60)
     small = replace(shape, max_position_embeddings=30)
     with pytest.raises(ValueError, match="start from a model with more positions"):
-        settled(small.build(tokenizer, pictures, seed=0, attention="sdpa"))
+        settled(small.build(tokenizer, images, seed=0, attention="sdpa"))
 
 
 def test_documents_that_cannot_be_used_are_told_at_once(settled: Settle, tmp_path: Path) -> None:
@@ -335,27 +333,27 @@ def test_documents_that_cannot_be_used_are_told_at_once(settled: Settle, tmp_pat
         settled(sources=[Source(str(tmp_path / "empty.tar"), ImageText())])
 
 
-def test_conversations_need_a_length(settled: Settle, tokenizer, pictures) -> None:
+def test_conversations_need_a_length(settled: Settle, tokenizer, images) -> None:
     source = Source(str(ROOT / "tests/data/conversations.tar"), Conversation())
     with pytest.raises(ValueError, match=r"data\.length is null, but conversations"):
         settled(sources=[source])
     data, model, _ = settled(sources=[source], length=300)
     assert (data.length, model.text_slots, model.max_position_embeddings) == (300, None, 2048)
-    denoiser = model.build(tokenizer, pictures, seed=0, attention="sdpa")
-    known = words_for(denoiser, tokenizer, pictures)
+    denoiser = model.build(tokenizer, images, seed=0, attention="sdpa")
+    known = words_for(denoiser, tokenizer, images)
     with pytest.raises(ValueError, match=r"data\.length is null.* up to the 2048 tokens"):
         read_sources(Data([source]), denoiser, known, layout_for(denoiser))
 
 
 def test_a_document_in_a_shared_row_that_is_longer_than_the_positions_is_no_good(
-    tokenizer, pictures, tmp_path: Path
+    tokenizer, images, tmp_path: Path
 ) -> None:
     """Of those that were not looked at, too."""
     shape = replace(SMALL, text_slots=16, max_position_embeddings=CODES + 2 + 15)
-    denoiser = shape.build(tokenizer, pictures, seed=0, attention="sdpa")
+    denoiser = shape.build(tokenizer, images, seed=0, attention="sdpa")
     source = Source(str(captioned(tmp_path / "codes", CAPTIONS)), ImageText(text_slots=16))
     data = Data([source], length=100, packed=True)
-    known = words_for(denoiser, tokenizer, pictures)
+    known = words_for(denoiser, tokenizer, images)
     sources = read_sources(data, denoiser, known, layout_for(denoiser))
     stream = SequenceStream(
         sources, denoiser.vocabulary, tokenizer=tokenizer, length=100, max_broken=0.0

@@ -18,7 +18,7 @@ from data_pipelines.sources.vision_samples import SeenCaption
 from mmdlm.vision.image_files import open_image
 from train.stages.samples import SampleSheet, first_captions, lost_variety
 
-PICTURES = str(Path(__file__).parents[1] / "data/emoji_pictures.tar")
+IMAGES = str(Path(__file__).parents[1] / "data/emoji_images.tar")
 
 
 def blank(seed: int) -> Image.Image:
@@ -52,8 +52,8 @@ def test_the_same_image_for_every_prompt() -> None:
 
 
 def test_the_first_images_of_each_source_are_shown_with_their_captions() -> None:
-    sources = [Source(PICTURES, SeenCaption(16)), Source(PICTURES, SeenCaption(16))]
-    samples = list(islice(read_shard(PICTURES), 3))
+    sources = [Source(IMAGES, SeenCaption(16)), Source(IMAGES, SeenCaption(16))]
+    samples = list(islice(read_shard(IMAGES), 3))
     found = first_captions(sources, 3)
     assert [text for _, text in found] == [one["txt"].decode() for one in samples] * 2
     assert found[1][0].tobytes() == open_image(samples[1]["png"]).tobytes()

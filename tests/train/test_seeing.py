@@ -1,4 +1,4 @@
-"""Training a model that sees: it learns what is in the pictures, and goes on exactly."""
+"""Training a model that sees: it learns what is in the images, and goes on exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmdlm.core.diffusion.forward import Absorbing, Corruption
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sequence import Sequence, collate, picture_segment
+from mmdlm.core.sequence import Sequence, collate, image_segment
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.image_files import open_image
 from tests.data_pipelines.eyes import plain
@@ -33,7 +33,7 @@ from train.stages.denoising import Coefficients, DenoisingStage
 from train.stages.param_groups import Parts
 
 ROOT = Path(__file__).parents[2]
-PICTURES = str(ROOT / "tests/data/emoji_pictures.tar")
+IMAGES = str(ROOT / "tests/data/emoji_images.tar")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def recipe(tmp_path: Path) -> Path:
     config = yaml.safe_load((ROOT / "configs/pretrain/see.yaml").read_text())
     del config["out"]
     config["text_tokenizer"] = str(ROOT / config["text_tokenizer"])
-    config["data"]["sources"][0]["urls"] = PICTURES
+    config["data"]["sources"][0]["urls"] = IMAGES
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(config | {"threads": 1}))
     return path
@@ -80,12 +80,12 @@ SHORT: dict[str, Any] = {
 }
 
 
-def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None:
-    """Sixteen captions by heart; shown another picture, it says that one's caption."""
+def test_it_learns_what_is_in_the_images(recipe: Path, tmp_path: Path) -> None:
+    """Sixteen captions by heart; shown another image, it says that one's caption."""
     train(recipe, tmp_path / "out")
     model = MmdlmForMaskedDiffusion.from_pretrained(tmp_path / "out" / "final").eval()
     words = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out" / "final")
-    samples = list(read_shard(PICTURES))
+    samples = list(read_shard(IMAGES))
     source = Through(SeenCaption(16), Eye(model.vision.config.tiling))
     batch = collate(
         (
@@ -109,9 +109,9 @@ def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None
         assert sum(right) >= 15
 
     # as users ask for it
-    pictures = [open_image(one["png"]) for one in samples]
+    images = [open_image(one["png"]) for one in samples]
     loaded = mmdlm.load(tmp_path / "out" / "final")
-    assert sum(map(str.__eq__, loaded.caption(pictures), names)) >= 15
+    assert sum(map(str.__eq__, loaded.caption(images), names)) >= 15
     generation_config = loaded.defaults.caption  # as the recipe records it
     assert (generation_config.order, generation_config.min_new_tokens) == ("left_to_right", 1)
     sheets = sorted(path.name for path in (tmp_path / "out" / "samples").iterdir())
@@ -119,7 +119,7 @@ def test_it_learns_what_is_in_the_pictures(recipe: Path, tmp_path: Path) -> None
 
 
 def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path) -> None:
-    """With rates of their own, and pictures in every batch."""
+    """With rates of their own, and images in every batch."""
     short = changed(recipe, "short.yaml", **SHORT)
     train(short, tmp_path / "whole")
     command = ["--config", str(short), "--out", str(tmp_path / "killed")]
@@ -131,27 +131,27 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path) ->
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_features_train_as_pictures_do(recipe: Path, tmp_path: Path) -> None:
+def test_features_train_as_images_do(recipe: Path, tmp_path: Path) -> None:
     """From a tower that is frozen: the same losses, and the tower stays to the last bit."""
     train(changed(recipe, "short.yaml", **SHORT), tmp_path / "first")
     start = tmp_path / "first" / "final"
-    extract_features.main(PICTURES, tmp_path / "features", model=start, dtype="float32")
+    extract_features.main(IMAGES, tmp_path / "features", model=start, dtype="float32")
     aligner = {
         "vision": None,
         "start_from": str(start),
         "parts": {"frozen": ["vit", "denoiser"]},
         **SHORT,
     }
-    from_pictures = changed(recipe, "pictures.yaml", **aligner)
-    train(from_pictures, tmp_path / "pictures")
+    from_images = changed(recipe, "images.yaml", **aligner)
+    train(from_images, tmp_path / "images")
     source = json.loads(recipe.read_text())["data"]["sources"][0]
     sources = [{**source, "urls": str(tmp_path / "features")}]
-    from_features = changed(from_pictures, "features.yaml", data__sources=sources)
+    from_features = changed(from_images, "features.yaml", data__sources=sources)
     train(from_features, tmp_path / "by_features")
 
     losses = [
         torch.tensor([json.loads(line)["loss/text"] for line in trajectory(tmp_path / name)])
-        for name in ("pictures", "by_features")
+        for name in ("images", "by_features")
     ]
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
     before, after = weights(start), weights(tmp_path / "by_features" / "final")
@@ -170,7 +170,7 @@ def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None
         "parts": {},
         "data__sources": [
             {
-                "urls": PICTURES,
+                "urls": IMAGES,
                 "to_sequence": {
                     "class_path": "data_pipelines.sources.text.Text",
                     "init_args": {"max_tokens": 16},
@@ -235,8 +235,8 @@ def test_mistakes_are_one_sentence(
     assert message in fails(changed(recipe, "bad.yaml", **options), tmp_path)
 
 
-def test_without_pictures_every_parameter_has_a_gradient_of_zero() -> None:
-    """So that a process without pictures does not keep waiting one that has some."""
+def test_without_images_every_parameter_has_a_gradient_of_zero() -> None:
+    """So that a process without images does not keep waiting one that has some."""
     model = seeing()
     objective = Objective(process=Absorbing(schedule=Linear()))
     stage = DenoisingStage(model, objective, Coefficients(), parts=Parts(vit_lr=1e-3))
@@ -253,7 +253,7 @@ def test_without_pictures_every_parameter_has_a_gradient_of_zero() -> None:
     assert set(stage.rates()) == set(model.vision.tower.parameters())
 
 
-def test_complementary_masks_look_at_a_picture_once() -> None:
+def test_complementary_masks_look_at_a_image_once() -> None:
     """Both copies read the same features, whose gradient is the sum of what each has to say."""
     model = seeing()
     objective = Objective(process=Absorbing(schedule=Linear()), complementary=True)
@@ -261,7 +261,7 @@ def test_complementary_masks_look_at_a_picture_once() -> None:
     views = model.vision.config.tiling.views([open_image(plain(red)) for red in (40, 90)])
     batch = collate(
         [
-            Sequence((picture_segment(one, VOCABULARY), *document(5, 0, seed=n).segments))
+            Sequence((image_segment(one, VOCABULARY), *document(5, 0, seed=n).segments))
             for n, one in enumerate(views)
         ],
         VOCABULARY,

@@ -396,7 +396,7 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     config["dtype"] = "bfloat16"
     recipe.write_text(json.dumps(config))
     train(recipe, tmp_path / "out", "--training.max_steps", "3", "--training.ema", "0")
-    assert "<picture: 4 features>" in (tmp_path / "out" / "examples.txt").read_text()
+    assert "<image: 4 features>" in (tmp_path / "out" / "examples.txt").read_text()
     after, before = weights(tmp_path / "out" / "final"), weights(start)
     assert all(torch.equal(after[n], t.bfloat16().float()) for n, t in before.items())
     stored = weights(tmp_path / "out" / "step_00000003")

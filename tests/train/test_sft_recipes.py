@@ -62,15 +62,15 @@ def shards(folder: Path, sample: Sample) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, str]:
-    """Shards of words, of pictures that are seen as pixels or as codes, and of drawings."""
+    """Shards of words, of images that are seen as pixels or as codes, and of drawings."""
     file = io.BytesIO()
     Image.new("RGB", (40, 28), "red").save(file, format="PNG")
-    picture = {"png": file.getvalue()}
+    image = {"png": file.getvalue()}
     codes = {"codes.npy": encode_array(np.arange(16, dtype=np.uint16))}
     thought = "<think> hm </think> red"
     return {
         "words": shards(tmp_path / "words", conversation("which?", thought)),
-        "pixels": shards(tmp_path / "pixels", conversation("<image> which?", "red", **picture)),
+        "pixels": shards(tmp_path / "pixels", conversation("<image> which?", "red", **image)),
         "codes": shards(tmp_path / "codes", conversation("<image> which?", thought, **codes)),
         "drawn": shards(tmp_path / "drawn", conversation("red", "<image>", **codes)),
     }
@@ -122,7 +122,7 @@ def test_it_runs(
     train(recipe, tmp_path, monkeypatch)
     if name != "llava_llada_v_projector":
         return
-    # The second stage goes on from the first, with pictures cut into mosaics.
+    # The second stage goes on from the first, with images cut into mosaics.
     recipe = yaml.safe_load((CONFIGS / "llava_llada_v.yaml").read_text())
     recipe = small(recipe, tmp_path / "run" / "final", urls, tmp_path / "second")
     train({**recipe, "attention": "sdpa"}, tmp_path, monkeypatch)

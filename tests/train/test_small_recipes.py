@@ -110,7 +110,7 @@ def test_emoji(shell, tmp_path: Path) -> None:
     here = "--prompts.init_args.urls tests/data/emoji_codes.tar"
     shell(
         rl.main,
-        f"--config configs/rl/emoji.yaml {few} {here} --gallery.urls tests/data/emoji_pictures.tar "
+        f"--config configs/rl/emoji.yaml {few} {here} --gallery.urls tests/data/emoji_images.tar "
         f"--out {tmp_path / 'rl_0'}",
     )
     assert [line["step"] for line in logged(tmp_path / "rl_0")] == [1, 2]

@@ -23,7 +23,7 @@ from data_pipelines.sources.text import Text
 from data_pipelines.sources.vision_samples import SeenCaption
 from mmdlm.cli import main as cli
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.pipeline.inputs import open_picture
+from mmdlm.pipeline.inputs import load_image
 from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.chat_template import PLAIN
 from mmdlm.templates.native import ABOUT_IMAGES, DESCRIBE
@@ -172,11 +172,11 @@ NAMES = ("red heart", "woman")
 def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
     """A new model that was begun to be taught to talk about images, in conversations alone."""
     folder = tmp_path_factory.mktemp("talker")
-    pictures = load_image_tokenizer(tiny_checkpoint / "image_tokenizer")
+    images = load_image_tokenizer(tiny_checkpoint / "image_tokenizer")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(len(NAMES), 3, 16, 16, generator=generator) * 2 - 1
     samples = []
-    for number, (name, codes) in enumerate(zip(NAMES, pictures.encode(pixels), strict=True)):
+    for number, (name, codes) in enumerate(zip(NAMES, images.encode(pixels), strict=True)):
         levels = ((pixels[number] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(levels).save(folder / f"{number}.png")
         samples.append(
@@ -252,7 +252,7 @@ def test_captions_are_asked_for_as_they_were_learned(
     question = [{"role": "user", "content": f"<image>{DESCRIBE}"}]
     room = {"max_new_tokens": 64, "num_inference_steps": 64}
     assert said == [model.chat(question, file, **room) for file in files]
-    ((codes,),) = model.look([[open_picture(files[0])]], "caption")
+    ((codes,),) = model.look([[load_image(files[0])]], "caption")
     ours, others, theirs = (
         ids_of(prompt_template.caption_prompt(model.codec, codes, length=8).sequence)
         for prompt_template in (

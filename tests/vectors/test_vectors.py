@@ -28,8 +28,8 @@ from mmdlm.core.sequence import (
     Batch,
     Sequence,
     collate,
+    image_segment,
     pack,
-    picture_segment,
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
@@ -160,7 +160,7 @@ def drawing(model: MmdlmForMaskedDiffusion, ids: Tensor, mask: Tensor) -> Batch:
 
 
 def check_mmada(folder: Path) -> None:
-    """Logits beside padding, pictures with and without guidance, and text that follows."""
+    """Logits beside padding, images with and without guidance, and text that follows."""
     model, expected, settings = published(folder)
     check_neighbours_change_nothing(model, expected["mmu_prompt"])
     model = model.double()
@@ -235,7 +235,7 @@ def check_llada_v(folder: Path) -> None:
     document = Sequence(
         (
             text_segment(row[:place]),
-            picture_segment(views, vocabulary),
+            image_segment(views, vocabulary),
             text_segment(row[place + 1 :]),
         )
     )

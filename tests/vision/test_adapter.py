@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmdlm.core.sequence import Sequence, collate, picture_segment, text_segment
+from mmdlm.core.sequence import Sequence, collate, image_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
@@ -49,7 +49,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def views_of(adapter: VisionAdapter, *sizes: tuple[int, int]) -> list[CropViews]:
-    """Each picture in a conversation of its own."""
+    """Each image in a conversation of its own."""
     tiling = adapter.config.tiling
     return [view for size in sizes for view in tiling.views([noise(*size)])]
 
@@ -158,7 +158,7 @@ def test_some_mosaics_of_these_tests_are_shrunk_and_some_are_cut() -> None:
     [(ANYRES, SIGLIP), (POOLED, SIGLIP), (FLAT, SIGLIP), (Natural(patch=4), NAFLEX)],
     ids=["anyres", "pooled", "square", "natural"],
 )
-def test_a_picture_alone_is_the_same_picture_beside_others(tiling, tower) -> None:
+def test_a_image_alone_is_the_same_image_beside_others(tiling, tower) -> None:
     adapter = build(tiling, tower=tower)
     views = views_of(adapter, (40, 40), (33, 21), (20, 20), (18, 44))
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_a_picture_alone_is_the_same_picture_beside_others(tiling, tower) -> Non
             torch.testing.assert_close(adapter([view]), features, atol=1e-6, rtol=0)
 
 
-def test_one_pass_over_the_crops_of_all_pictures() -> None:
+def test_one_pass_over_the_crops_of_all_images() -> None:
     adapter = build()
     views = views_of(adapter, (40, 40), (20, 20))
     calls = calls_of(adapter)
@@ -180,7 +180,7 @@ def test_one_pass_over_the_crops_of_all_pictures() -> None:
     torch.testing.assert_close(at_once, in_parts, atol=1e-6, rtol=0)
 
 
-def test_copies_of_a_picture_are_looked_at_once() -> None:
+def test_copies_of_a_image_are_looked_at_once() -> None:
     adapter = build()
     (view,) = views_of(adapter, (40, 40))
     calls = calls_of(adapter)
@@ -241,14 +241,14 @@ def test_a_frozen_tower_keeps_no_activations() -> None:
     assert tower.newline.grad.any()
 
 
-def test_a_batch_takes_the_features_of_its_pictures() -> None:
+def test_a_batch_takes_the_features_of_its_images() -> None:
     adapter = build()
     vocabulary = Vocabulary.build(text_size=20, eos_id=0, image_codes=0)
     views = views_of(adapter, (40, 40), (33, 21))
     rows = []
     for view in views:
         question, answer = text_segment([1, 2]), text_segment([3], target=True)
-        rows.append(Sequence((question, picture_segment(view, vocabulary), answer)))
+        rows.append(Sequence((question, image_segment(view, vocabulary), answer)))
     batch = collate(rows, vocabulary).to("cpu")
     with torch.no_grad():
         features = adapter(batch.views)
@@ -265,7 +265,7 @@ def test_half_precision() -> None:
     torch.testing.assert_close(features.float(), expected, atol=0.05, rtol=0.05)
 
 
-def test_levels_and_normalised_pixels_are_the_same_picture() -> None:
+def test_levels_and_normalised_pixels_are_the_same_image() -> None:
     adapter = build(FLAT, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
     (view,) = views_of(adapter, (30, 30))
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.4, 0.2])
@@ -361,7 +361,7 @@ def test_views_of_another_model_are_refused() -> None:
             adapter([views])
     with pytest.raises(ValueError, match="newline True, but .* newline False"):
         build(FLAT)(views_of(adapter, (30, 30)))
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         adapter([])
 
 

@@ -269,10 +269,8 @@ def test_folder_is_named(tmp_path) -> None:
         open_image(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a picture at all", b"\x89PNG\r\n\x1a\n" + b"0" * 40]
-)
-def test_what_is_no_picture_is_named(tmp_path, content) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image at all", b"\x89PNG\r\n\x1a\n" + b"0" * 40])
+def test_what_is_no_image_is_named(tmp_path, content) -> None:
     path = tmp_path / "cat.png"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot read '.*cat.png' as an image"):
@@ -363,7 +361,7 @@ def inputs() -> Iterator[tuple[str, bytes]]:
     yield "wide.png", plain_png(10**8, 1)
     yield "large.png", plain_png(13_000, 13_000)
     yield "empty.png", b""
-    yield "text.png", b"BM is no picture"
+    yield "text.png", b"BM is no image"
     yield "postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0"
     yield "random.webp", b"RIFF\xff\xff\xff\xffWEBPVP8X" + chance.randbytes(100)
 

@@ -69,7 +69,7 @@ def magvit2() -> ImageTokenizer:
 
 @pytest.fixture
 def pixels() -> torch.Tensor:
-    """[2, 3, SIZE, SIZE] smooth ramps in [-1, 1] that differ per channel and picture."""
+    """[2, 3, SIZE, SIZE] smooth ramps in [-1, 1] that differ per channel and image."""
     ramp = torch.linspace(-1, 1, SIZE)
     first = torch.stack(
         [ramp.expand(SIZE, SIZE), ramp[:, None].expand(SIZE, SIZE), ramp * ramp[:, None]]
@@ -108,9 +108,9 @@ class TestContract:
         assert used.shape == pixels.shape
         assert auxiliary.shape == ()
 
-    def test_each_picture_is_coded_alone(self, tokenizer, pixels) -> None:
+    def test_each_image_is_coded_alone(self, tokenizer, pixels) -> None:
         together = tokenizer.encode(pixels)
-        alone = torch.cat([tokenizer.encode(picture[None]) for picture in pixels])
+        alone = torch.cat([tokenizer.encode(image[None]) for image in pixels])
         assert torch.equal(together, alone)
 
     def test_gradient_reaches_every_parameter(self, tokenizer, pixels) -> None:
@@ -131,7 +131,7 @@ class TestContract:
             errors.append(error.item())
         assert sum(errors[-5:]) < 0.7 * sum(errors[:5])
 
-    def test_pixels_that_are_not_pictures_are_refused(self, tokenizer, pixels) -> None:
+    def test_pixels_that_are_not_images_are_refused(self, tokenizer, pixels) -> None:
         with pytest.raises(ValueError, match=r"\[N, 3, H, W\].*\[3, 16, 16\]"):
             tokenizer.encode(pixels[0])
         with pytest.raises(ValueError, match="uint8"):
@@ -139,7 +139,7 @@ class TestContract:
         with pytest.raises(ValueError, match="16x15 pixels"):
             tokenizer.encode(pixels[..., :15])
 
-    def test_codes_that_are_no_picture_are_refused(self, tokenizer, pixels) -> None:
+    def test_codes_that_are_no_image_are_refused(self, tokenizer, pixels) -> None:
         codes = tokenizer.encode(pixels)
         with pytest.raises(ValueError, match="15 codes fill no square"):
             tokenizer.decode(codes[:, :15])

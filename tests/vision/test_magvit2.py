@@ -62,7 +62,7 @@ def test_options_that_make_no_sense_are_refused(option, message) -> None:
         tiny(**option)
 
 
-def test_codes_of_a_wide_picture_need_its_grid() -> None:
+def test_codes_of_a_wide_image_need_its_grid() -> None:
     tokenizer = tiny()
     pixels = torch.rand(2, 3, 8, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = tokenizer.encode(pixels)

@@ -1,4 +1,4 @@
-"""The patch tokenizer: its lattice of codes, and the one size of its pictures."""
+"""The patch tokenizer: its lattice of codes, and the one size of its images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestFiniteScalarQuantizer:
 
 
 def test_defaults_fit_the_emoji_layout() -> None:
-    """64 codes, as 8x8, for a picture of 64x64 pixels."""
+    """64 codes, as 8x8, for an image of 64x64 pixels."""
     tokenizer = PatchTokenizer()
     assert tokenizer.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
     assert tokenizer.codebook_size == 8 * 8 * 8 * 6
@@ -83,15 +83,15 @@ def test_an_untrained_tokenizer_treats_cells_apart() -> None:
 
 def test_other_sizes_and_grids_are_refused() -> None:
     tokenizer = tiny()
-    with pytest.raises(ValueError, match="2x8 codes: this tokenizer makes pictures of 16x16"):
+    with pytest.raises(ValueError, match="2x8 codes: this tokenizer makes images of 16x16"):
         tokenizer.encode(torch.zeros(1, 3, 8, 32))
     codes = torch.zeros(1, 16, dtype=torch.int64)
-    with pytest.raises(ValueError, match="2x8 codes: this tokenizer makes pictures of 16x16"):
+    with pytest.raises(ValueError, match="2x8 codes: this tokenizer makes images of 16x16"):
         tokenizer.decode(codes, grid=(2, 8))
-    with pytest.raises(ValueError, match="3x3 codes: this tokenizer makes pictures of 16x16"):
+    with pytest.raises(ValueError, match="3x3 codes: this tokenizer makes images of 16x16"):
         tokenizer.decode(codes[:, :9])
 
 
-def test_a_patch_that_does_not_divide_the_picture_is_refused() -> None:
+def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="image_size 16 is not a multiple of patch 5"):
         tiny(patch=5)

@@ -13,7 +13,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def every_level() -> Image.Image:
-    """16x16 RGB picture that holds each of the 256 levels in each channel."""
+    """16x16 RGB image that holds each of the 256 levels in each channel."""
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     return Image.fromarray(np.stack([levels, levels.T, levels[::-1]], axis=-1))
 
@@ -35,7 +35,7 @@ def test_round_trip_keeps_every_level() -> None:
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_a_picture_of_the_right_size_is_untouched(fit) -> None:
+def test_a_image_of_the_right_size_is_untouched(fit) -> None:
     image = every_level()
     assert torch.equal(to_pixels(image, 16, fit=fit), to_pixels(image))
 

@@ -1,4 +1,4 @@
-"""How pictures are cut: the published counts, nothing lost, clear words for what cannot be."""
+"""How images are cut: the published counts, nothing lost, clear words for what cannot be."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_lavida_counts(width, height, slots) -> None:
     assert LAVIDA.layout(width, height).slots == slots
 
 
-def test_several_pictures_are_one_padded_crop_each() -> None:
+def test_several_images_are_one_padded_crop_each() -> None:
     first, second = LLADA_V.views([noise(640, 480), noise(300, 500)])
     assert (first.slots, second.slots) == (730, 730)
     assert first.crops.shape == (1, 3, 384, 384)
@@ -64,7 +64,7 @@ def test_several_pictures_are_one_padded_crop_each() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tiling", [LLADA_V, LAVIDA, SMALL], ids=["llada_v", "lavida", "small"])
 def test_only_padding_lies_outside_the_window(size, tiling) -> None:
-    """Less than one feature of the picture may be cut off: the one that it covers in part."""
+    """Less than one feature of the image may be cut off: the one that it covers in part."""
     layout = tiling.layout(*size)
     rows, columns = (n * p for n, p in zip(layout.tiles, layout.pooled, strict=True))
     top, bottom, left, right = layout.window
@@ -77,15 +77,15 @@ def test_only_padding_lies_outside_the_window(size, tiling) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_crops_are_the_picture_and_its_tiles(size) -> None:
-    picture = noise(*size)
-    (views,) = SMALL.views([picture])
+def test_crops_are_the_image_and_its_tiles(size) -> None:
+    image = noise(*size)
+    (views,) = SMALL.views([image])
     rows, columns = views.layout.tiles
     assert views.crops.shape == (1 + rows * columns, 3, 28, 28)
     assert views.crops.dtype == torch.uint8
-    squashed = np.array(picture.resize((28, 28), Image.Resampling.BICUBIC))
+    squashed = np.array(image.resize((28, 28), Image.Resampling.BICUBIC))
     assert torch.equal(views.crops[0], torch.from_numpy(squashed).permute(2, 0, 1))
-    # the mosaic of the tiles is the picture, resized, on black
+    # the mosaic of the tiles is the image, resized, on black
     canvas = torch.cat(
         [torch.cat(list(views.crops[1 + r * columns :][:columns]), dim=2) for r in range(rows)],
         dim=1,
@@ -93,7 +93,7 @@ def test_crops_are_the_picture_and_its_tiles(size) -> None:
     scale = min(columns * 28 / size[0], rows * 28 / size[1])
     width, height = math.ceil(size[0] * scale - 1e-9), math.ceil(size[1] * scale - 1e-9)
     x, y = (columns * 28 - width) // 2, (rows * 28 - height) // 2
-    resized = np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+    resized = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
     assert torch.equal(
         canvas[:, y : y + height, x : x + width], torch.from_numpy(resized).permute(2, 0, 1)
     )
@@ -129,12 +129,12 @@ def test_pinpoints_in_each_spelling() -> None:
 
 @pytest.mark.parametrize("size", [(700, 333), (301, 700), (64, 64), (40, 39)])
 def test_padding_in_bands_is_padding_at_once(size) -> None:
-    picture = noise(*size)
+    image = noise(*size)
     side = max(size)
     whole = Image.new("RGB", (side, side), (1, 2, 3))
-    whole.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
+    whole.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
     expected = torch.from_numpy(np.array(whole.resize((28, 28), Image.Resampling.BICUBIC)))
-    (views,) = Square(size=28, grid=7, background=(1, 2, 3)).views([picture])
+    (views,) = Square(size=28, grid=7, background=(1, 2, 3)).views([image])
     assert torch.equal(views.crops[0], expected.permute(2, 0, 1))
 
 
@@ -157,11 +157,11 @@ def test_natural_sizes_are_the_published_ones(size) -> None:
         assert layout.slots <= most
 
 
-def test_natural_crop_is_the_picture_resized() -> None:
-    picture = noise(90, 40)
-    (views,) = Natural(patch=4, max_patches=64).views([picture])
+def test_natural_crop_is_the_image_resized() -> None:
+    image = noise(90, 40)
+    (views,) = Natural(patch=4, max_patches=64).views([image])
     rows, columns = views.layout.patches
-    expected = picture.resize((columns * 4, rows * 4), Image.Resampling.BILINEAR)
+    expected = image.resize((columns * 4, rows * 4), Image.Resampling.BILINEAR)
     assert torch.equal(views.crops[0], torch.from_numpy(np.array(expected)).permute(2, 0, 1))
     assert views.slots == rows * columns
 
@@ -232,7 +232,7 @@ def test_tilings_and_layouts_survive_json(tiling) -> None:
     "tiling",
     [LLADA_V, LAVIDA, Natural(patch=16), Rounded(patch=28), Square(size=28, grid=2)],
 )
-def test_too_small_and_too_narrow_pictures_are_refused(tiling) -> None:
+def test_too_small_and_too_narrow_images_are_refused(tiling) -> None:
     with pytest.raises(ValueError, match="1x1 pixels is too small .* 4 pixels"):
         tiling.views([Image.new("RGB", (1, 1))])
     for size in [(20000, 10), (10, 20000)]:
@@ -241,7 +241,7 @@ def test_too_small_and_too_narrow_pictures_are_refused(tiling) -> None:
                 tiling.views([Image.new("RGB", size)] * count)
 
 
-def test_the_narrowest_picture_covers_one_row() -> None:
+def test_the_narrowest_image_covers_one_row() -> None:
     assert LLADA_V.layout(162 * 50, 50).window == (13, 14, 0, 162)
     with pytest.raises(ValueError, match="of the 162x27 features .* covers 162x0"):
         LLADA_V.layout(162 * 50 + 1, 50)
@@ -303,7 +303,7 @@ def test_rounded_sizes_are_those_of_the_published_processor(least, most) -> None
         assert (rows * 28, columns * 28) == expected
 
 
-def test_rounded_pictures_have_rows_and_columns() -> None:
+def test_rounded_images_have_rows_and_columns() -> None:
     (views,) = Rounded(patch=4, min_pixels=16, max_pixels=400).views([noise(13, 7)])
     assert views.crops.shape == (1, 3, 8, 12)
     assert views.places is not None

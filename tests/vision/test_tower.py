@@ -95,18 +95,18 @@ def test_naflex_gives_any_hidden_state_of_transformers(layer) -> None:
     tower = build_tower("transformers", NAFLEX, layer).double()
     tower.load_state_dict(model.state_dict())
     shapes = [(2, 3), (4, 2), (1, 1)]
-    pictures = [crops(1, rows * 4, columns * 4)[0].double() for rows, columns in shapes]
+    images = [crops(1, rows * 4, columns * 4)[0].double() for rows, columns in shapes]
     patches = torch.zeros(3, 8, 48, dtype=torch.float64)
     mask = torch.zeros(3, 8, dtype=torch.int32)
-    for i, (picture, (rows, columns)) in enumerate(zip(pictures, shapes, strict=True)):
+    for i, (image, (rows, columns)) in enumerate(zip(images, shapes, strict=True)):
         for n in range(rows * columns):
             y, x = n // columns * 4, n % columns * 4
-            patches[i, n] = picture[:, y : y + 4, x : x + 4].permute(1, 2, 0).flatten()
+            patches[i, n] = image[:, y : y + 4, x : x + 4].permute(1, 2, 0).flatten()
             mask[i, n] = 1
     with torch.no_grad():
         out = model(patches, mask, torch.tensor(shapes), output_hidden_states=True)
-        features = tower(pictures)
-        alone = [tower([picture])[0] for picture in pictures]
+        features = tower(images)
+        alone = [tower([image])[0] for image in images]
     expected = out.last_hidden_state if layer == "final" else out.hidden_states[layer]
     for i, (rows, columns) in enumerate(shapes):
         assert features[i].shape == (rows * columns, 16)
@@ -122,19 +122,19 @@ def test_qwen_gives_what_leaves_the_merger_of_transformers() -> None:
     tower = build_tower("transformers", QWEN, "final").eval()
     tower.load_state_dict(model.state_dict())
     shapes = [(5, 7), (3, 3), (1, 4), (6, 2)]  # of squares: windows cut through some of them
-    pictures = [crops(1, rows * 4, columns * 4)[0] for rows, columns in shapes]
+    images = [crops(1, rows * 4, columns * 4)[0] for rows, columns in shapes]
     patches = []
-    for picture, (rows, columns) in zip(pictures, shapes, strict=True):
+    for image, (rows, columns) in zip(images, shapes, strict=True):
         for square in range(rows * columns):
             top, left = square // columns * 4, square % columns * 4
             for y, x in [(0, 0), (0, 2), (2, 0), (2, 2)]:
-                patch = picture[:, top + y : top + y + 2, left + x : left + x + 2]
+                patch = image[:, top + y : top + y + 2, left + x : left + x + 2]
                 patches.append(torch.stack([patch, patch], dim=1).flatten())  # [c, frame, y, x]
     grids = torch.tensor([[1, rows * 2, columns * 2] for rows, columns in shapes])
     with torch.no_grad():
         expected = model(torch.stack(patches), grids).pooler_output
-        features = tower(pictures)
-        alone = [tower([picture])[0] for picture in pictures]
+        features = tower(images)
+        alone = [tower([image])[0] for image in images]
     assert [len(part) for part in features] == [rows * columns for rows, columns in shapes]
     torch.testing.assert_close(torch.cat(features), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.cat(features), torch.cat(alone), atol=1e-6, rtol=0)

@@ -39,7 +39,7 @@ def pixels() -> torch.Tensor:
     return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_a_checkpoint_of_diffusers_gives_its_pictures(model, pixels, tmp_path) -> None:
+def test_a_checkpoint_of_diffusers_gives_its_images(model, pixels, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     tokenizer = load_image_tokenizer(tmp_path)
     assert isinstance(tokenizer, VQModelTokenizer)
@@ -83,7 +83,7 @@ def test_amused_sees_pixels_from_0_to_1(diffusers, pixels) -> None:
     torch.testing.assert_close(reconstruction, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_must_be_rgb(diffusers) -> None:
+def test_images_must_be_rgb(diffusers) -> None:
     with pytest.raises(ValueError, match=r"in_channels must be 3 \(RGB\), not 4"):
         VQModelTokenizer.from_config(OPTIONS | {"in_channels": 4})
 

@@ -224,7 +224,7 @@ class OwnRun:
         def train(folder: Path, settings: TrainingConfig, look: Callable[..., None]) -> None:
             image_tokenizer.main(
                 folder,
-                image_tokenizer.Pictures(
+                image_tokenizer.Images(
                     str(self.data / TRAIN),
                     batch_size=TOKENIZER_BATCH,
                     fit="pad",

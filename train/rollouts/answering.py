@@ -1,4 +1,4 @@
-"""How a policy answers while it learns: in words or in a picture, laid out as at inference."""
+"""How a policy answers while it learns: in words or in an image, laid out as at inference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
 from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun
-from mmdlm.pipeline.inputs import generation_config_with, open_picture, with_places
+from mmdlm.pipeline.inputs import generation_config_with, load_image, with_places
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rollout import Rollout
 from mmdlm.templates.conversation import turns_of
@@ -48,7 +48,7 @@ class Answering(ABC):
         generation_run: GenerationRun,
         rollout: Rollout,
     ) -> list[Any]:
-        """What rewards are given: a text or a picture for each row, whose problems are given."""
+        """What rewards are given: a text or an image for each row, whose problems are given."""
 
     def scored(
         self,
@@ -96,9 +96,9 @@ class Write(Answering):
             )
             return model.fitting(task_prompt, length)
         paths = problem.columns.get("images") or []
-        pictures = model.look([[open_picture(one) for one in paths]], "answer")[0]
-        message = {"role": "user", "content": with_places(prompt.text, len(pictures))}
-        turns = model.prompt_template.thinking(turns_of([message], pictures), self.think)
+        images = model.look([[load_image(one) for one in paths]], "answer")[0]
+        message = {"role": "user", "content": with_places(prompt.text, len(images))}
+        turns = model.prompt_template.thinking(turns_of([message], images), self.think)
         task_prompt = model.prompt_template.chat_prompt(model.codec, turns, length=length)
         if prompt.begun:
             (first,) = task_prompt.output_segments
@@ -196,9 +196,9 @@ def _seen(model: Model, problem: Problem, ids: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Draw(Answering):
-    """A picture of the model's own size; what is not given is as in `Model.text_to_image`.
+    """An image of the model's own size; what is not given is as in `Model.text_to_image`.
 
-    Rewards are of the picture under guidance; what is learnt is the conditional branch.
+    Rewards are of the image under guidance; what is learnt is the conditional branch.
 
     sampler  all of the sampler's settings, in place of those before
     """
@@ -214,7 +214,7 @@ class Draw(Answering):
             raise ValueError(f"prompt {problem.prompt.text!r} is empty; say in words what to draw")
         codes = Codes.blank(model.codec, self._grid(model), drawn=True)
         return model.fitting(
-            model.prompt_template.image_prompt(model.codec, problem.prompt.text, picture=codes)
+            model.prompt_template.image_prompt(model.codec, problem.prompt.text, image=codes)
         )
 
     def generation_config(self, model: Model, problem: Problem) -> GenerationConfig:
@@ -250,7 +250,7 @@ class Draw(Answering):
         return model.decode(model.codes(generation_run, rollout.batch.ids), generation_run.grid)
 
     def _grid(self, model: Model) -> tuple[int, int]:
-        tokenizer = model.need_pictures()
+        tokenizer = model.need_images()
         height, width = model.prompt_template.drawn_size(
             (None, None), edge=tokenizer.image_size, cell=tokenizer.downsampling
         )

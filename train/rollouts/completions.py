@@ -1,4 +1,4 @@
-"""What a policy says while it learns, for people to read: a table, and a sheet of its pictures."""
+"""What a policy says while it learns, for people to read: a table, and a sheet of its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.stages.samples import sheet
 
 
 class CompletionsTable:
-    """Writes a round's completions every so many rounds, as .jsonl, .txt and, for pictures, .png.
+    """Writes a round's completions every so many rounds, as .jsonl, .txt and, for images, .png.
 
     The rows have TRL's columns: step (the first that learns from them), prompt, completion, each
     reward, reward (their weighted sum), advantage, and what rewards noted.
@@ -57,8 +57,8 @@ class CompletionsTable:
         _write(beside.with_suffix(".txt"), "\n".join(map(_readable, rows)))
         if drawn:
             notes = [f"{row['reward']} ({row['advantage']})" for row in rows]
-            picture = sheet(drawn, list(prompts), notes)
-            write_file(beside.with_suffix(".png"), lambda file: picture.save(file, format="PNG"))
+            image = sheet(drawn, list(prompts), notes)
+            write_file(beside.with_suffix(".png"), lambda file: image.save(file, format="PNG"))
 
 
 def _number(value: Tensor) -> float | None:

@@ -1,4 +1,4 @@
-"""All that a picture may show, from shards: where a reward looks for a drawing's neighbours."""
+"""All that an image may show, from shards: where a reward looks for a drawing's neighbours."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mmdlm.vision.pixels import to_pixels
 
 @dataclass(frozen=True)
 class Shown:
-    """Pictures of shards by their names; of those that are alike to the last bit, all names hold.
+    """Images of shards by their names; of those that are alike to the last bit, all names hold.
 
     urls   shards, see `data_pipelines.shards.shards.expand_urls`: all there is, the held-out ones
            as well
     field  of a sample that holds the name
-    size   at which pictures are compared
+    size   at which images are compared
     """
 
     urls: str | list[str]
@@ -33,19 +33,19 @@ class Shown:
     size: int = 64
 
     def read(self) -> Gallery:
-        """ValueError for shards that are damaged, or hold no pictures or names."""
+        """ValueError for shards that are damaged, or hold no images or names."""
         names: list[str] = []
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for url in expand_urls(self.urls):
             try:
                 for sample in read_shard(url):
-                    pictures.append(field_image(sample))
+                    images.append(field_image(sample))
                     names.append(decoded(sample[self.field]).strip())
             except (BrokenShard, KeyError, *BROKEN_CONTENT) as error:
                 raise ValueError(f"gallery: shard {url}: {error}; write it again") from error
-        if not pictures:
-            raise ValueError(f"gallery: {self.urls} hold no pictures; name others")
-        levels = to_levels(pictures, size=self.size)
+        if not images:
+            raise ValueError(f"gallery: {self.urls} hold no images; name others")
+        levels = to_levels(images, size=self.size)
         alike: dict[int, set[str]] = {}
         first = first_alike(levels).tolist()
         for place, name in zip(first, names, strict=True):
@@ -57,7 +57,7 @@ class Shown:
         )
 
 
-def to_levels(pictures: Sequence[Image.Image], *, size: int) -> Tensor:
-    """Pictures -> [N, 3, size, size] uint8, scaled where they have another size."""
-    pixels = torch.stack([to_pixels(one, size, fit="pad") for one in pictures])
+def to_levels(images: Sequence[Image.Image], *, size: int) -> Tensor:
+    """Images -> [N, 3, size, size] uint8, scaled where they have another size."""
+    pixels = torch.stack([to_pixels(one, size, fit="pad") for one in images])
     return ((pixels + 1) * 127.5).round().to(torch.uint8)

@@ -375,7 +375,7 @@ class Rollouts:
     def _filling(
         self, chosen: list[tuple[Problem, TaskPrompt]], *, generator: torch.Generator
     ) -> GenerationRun:
-        """One row a completion; a prompt's pictures are looked at once."""
+        """One row a completion; a prompt's images are looked at once."""
         generation_run = self.answering.generation_run(
             self.model,
             [problem for problem, _ in chosen],

@@ -36,7 +36,7 @@ class Prompts(ABC):
     """Where problems come from; YAML names one by class path.
 
     All problems have the same columns, which rewards ask for by name. The column `images`, where
-    there is one, names the pictures that the prompt is about.
+    there is one, names the images that the prompt is about.
     """
 
     @abstractmethod
@@ -100,7 +100,7 @@ class Lines(Prompts):
 
 @dataclass(frozen=True)
 class Names(Prompts):
-    """Texts of shards, as prompts for pictures; rewards find them in the column `name`.
+    """Texts of shards, as prompts for images; rewards find them in the column `name`.
 
     urls      shards, see `data_pipelines.shards.shards.expand_urls`
     field     of a sample that holds the text

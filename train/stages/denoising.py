@@ -146,13 +146,13 @@ class DenoisingStage(Stage):
         return self.objective.counts(batch, noise.corruption)
 
     def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Loss sums by modality. Pictures are looked at once, however many copies are masked."""
+        """Loss sums by modality. Images are looked at once, however many copies are masked."""
         with dropout(noise.seed, batch.ids.device):
             batch = self.denoiser.see(replace(batch, lookahead=noise.lookahead))
             sums = self.objective.terms(self.denoiser, batch, noise.corruption).sums
         vision = getattr(self.denoiser, "vision", None)
         if vision is not None and batch.features is None:
-            # Without pictures its gradient is zero, not absent: other processes may have some, and
+            # Without images its gradient is zero, not absent: other processes may have some, and
             # would wait for it.
             sums["text"] = sums["text"] + _nothing(vision)
         return sums
@@ -254,7 +254,7 @@ def positions_of(denoiser: PretrainedDenoiser, prompt_template: PromptTemplate) 
 def words_for(
     denoiser: PretrainedDenoiser,
     tokenizer: PreTrainedTokenizerFast,
-    pictures: ImageTokenizer | None = None,
+    images: ImageTokenizer | None = None,
 ) -> TextCodec:
     """The tokenizer over the vocabulary of a model, just as where the model is asked with it.
 
@@ -264,7 +264,7 @@ def words_for(
     engine = Engine(
         denoiser,
         tokenizer,
-        pictures,
+        images,
         text_slots=getattr(config, "text_slots", None),
         max_length=config.max_position_embeddings,
         prompt_template=prompt_template_for_denoiser(denoiser),
@@ -331,17 +331,17 @@ def load_batches(
 def start(
     folder: Path,
     tokenizer: PreTrainedTokenizerFast,
-    pictures: ImageTokenizer | None,
+    images: ImageTokenizer | None,
     *,
     attention: Attention,
     dtype: torch.dtype = torch.float32,
-    needs_pictures: bool = True,
+    needs_images: bool = True,
     base: FrozenBase | None = None,
 ) -> PretrainedDenoiser:
     """The denoiser of a folder, ours or of a published family, to be trained further.
 
     dtype           of its weights, whatever was stored; in half precision small steps are lost
-    needs_pictures  whether a model of image codes needs their tokenizer
+    needs_images  whether a model of image codes needs their tokenizer
     base            for weights that stay as they are, beside an adapter: they may be quantized
 
     Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
@@ -366,8 +366,8 @@ def start(
         options |= base.options(options.get("config"), dtype=dtype)
     denoiser = load_denoiser(folder, **options)
     known = denoiser.vocabulary
-    codes = pictures.codebook_size if pictures is not None else 0
-    if pictures is None and not needs_pictures:
+    codes = images.codebook_size if images is not None else 0
+    if images is None and not needs_images:
         codes = known.image_codes
     size = known.text[1] - known.text[0]
     if known.text[0] <= known.mask_id < known.text[1]:
@@ -396,7 +396,7 @@ def add_vision_adapter(
     on mosaics. It keeps its tower and its projector.
     """
     if not isinstance(denoiser, MmdlmForMaskedDiffusion):
-        raise ValueError("vision: an encoder of text takes no pictures; start from another model")
+        raise ValueError("vision: an encoder of text takes no images; start from another model")
     before = denoiser.vision
     if before is not None:
         _check_same_eyes(before.config, vision, tower_weights)

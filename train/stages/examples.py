@@ -106,10 +106,10 @@ def _described(
 
 def _text(ids: list[int], modality: Modality, codec: TextCodec) -> str:
     if modality == Modality.FEATURE:
-        return f"<picture: {len(ids)} features>"
+        return f"<image: {len(ids)} features>"
     if modality == Modality.IMAGE:
         unknown = "unknown " if set(ids) == {codec.vocabulary.mask_id} else ""
-        return f"<picture: {len(ids)} {unknown}codes>"
+        return f"<image: {len(ids)} {unknown}codes>"
     parts = []
     runs = [(i, len(list(same))) for i, same in groupby(ids)]
     for repeated, group in groupby(runs, lambda run: run[1] >= REPEATED):

@@ -43,7 +43,7 @@ class Shape:
     def build(
         self,
         words: PreTrainedTokenizerFast,
-        pictures: ImageTokenizer | None,
+        images: ImageTokenizer | None,
         *,
         seed: int,
         attention: Attention,
@@ -57,7 +57,7 @@ class Shape:
         vocabulary = Vocabulary.build(
             text_size=len(words),
             eos_id=words.eos_token_id,
-            image_codes=pictures.codebook_size if pictures is not None else 0,
+            image_codes=images.codebook_size if images is not None else 0,
         )
         given = {name: value for name, value in asdict(self).items() if value is not None}
         config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **given)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.shards.shards import BrokenShard, expand_urls, read_shard
 from data_pipelines.sources.source import BROKEN_CONTENT, Source, field_text
-from data_pipelines.sources.vision_samples import PICTURE_FIELD, SeenCaption, numbered
+from data_pipelines.sources.vision_samples import IMAGE_FIELD, SeenCaption, numbered
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.model import Model
@@ -42,7 +42,7 @@ class SampleSheet:
         self,
         denoiser: PretrainedDenoiser,
         words: PreTrainedTokenizerFast,
-        pictures: ImageTokenizer | None,
+        images: ImageTokenizer | None,
         folder: Path,
         *,
         prompt_template: PromptTemplate,
@@ -51,7 +51,7 @@ class SampleSheet:
         shown: Sequence[tuple[Image.Image, str]] = (),
         on_sample: OnSample | None = None,
     ) -> None:
-        self.denoiser, self.words, self.pictures = denoiser, words, pictures
+        self.denoiser, self.words, self.images = denoiser, words, images
         self.folder, self.prompt_template, self.defaults = folder, prompt_template, defaults
         self.prompts, self.shown = list(prompts), list(shown)
         self.on_sample = on_sample or self.write
@@ -63,7 +63,7 @@ class SampleSheet:
         model = Model(
             self.denoiser,
             self.words,
-            self.pictures,
+            self.images,
             text_slots=self.denoiser.config.text_slots,
             max_length=self.denoiser.config.max_position_embeddings,
             defaults=self.defaults,
@@ -117,7 +117,7 @@ def _captions(source: Source, made: SeenCaption) -> Iterable[tuple[Image.Image, 
         try:
             for sample in read_shard(url):
                 try:
-                    names = numbered(sample, PICTURE_FIELD)
+                    names = numbered(sample, IMAGE_FIELD)
                     text = field_text(sample, made.text, generator=generator)
                     images = [open_image(sample[name]) for name in names[:1]]
                 except BROKEN_CONTENT:

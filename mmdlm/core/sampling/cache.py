@@ -124,7 +124,7 @@ class Delayed(Cache):
 
 @dataclass(frozen=True)
 class Stable(Cache):
-    """Remembers what is sure: made for pictures, whose codes are all open at once.
+    """Remembers what is sure: made for images, whose codes are all open at once.
 
     The first `warm_up` of the steps of a block compute the whole row, then every step of the number
     `refresh`. The others compute the least sure `share` of the open targets, and tokens that were

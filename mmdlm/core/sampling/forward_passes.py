@@ -114,7 +114,7 @@ class ForwardPasses:
     def _alike(self, x_t: Tensor) -> tuple[list[int], list[int]] | None:
         """Rows [U] no two of which are alike, and which of them each row [R] is like.
 
-        None where all differ, and where pictures would have to be compared.
+        None where all differ, and where images would have to be compared.
         """
         batches = (self.batch, *self.others)
         if len(self.rows) < 2 or any(

@@ -18,7 +18,7 @@ class Family(ABC):
     name             what a checkpoint of ours stores about where it came from
     model_types      what config.json says in `model_type`; several families may say the same
     image_tokenizer  where the Hugging Face Hub has it, OWNER/NAME or OWNER/NAME/FOLDER; None: the
-                     family draws no pictures
+                     family draws no images
     """
 
     name: ClassVar[str]

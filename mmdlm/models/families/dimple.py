@@ -27,11 +27,11 @@ TOWER = {
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
 SECTIONS = [16, 24, 24]  # pairs of channels that turn with the moment, the row and the column
-# Least and most pixels of a picture. It was trained on no more than 24x24 patches; its config.json
+# Least and most pixels of an image. It was trained on no more than 24x24 patches; its config.json
 # says nothing of this, its preprocessor_config.json does.
 MIN_PIXELS, MAX_PIXELS = 56 * 56, (24 * 14) ** 2
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Ids of Qwen2's tokenizer around and in place of a picture.
+# Ids of Qwen2's tokenizer around and in place of an image.
 MARKERS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
@@ -83,7 +83,7 @@ class Dimple(Dream):
         }
         if _vision(config).to_dict() != vision.to_dict():
             raise ValueError(
-                "Dimple has one way to see, with Qwen2.5-VL's tower, pictures of at most 24x24 "
+                "Dimple has one way to see, with Qwen2.5-VL's tower, images of at most 24x24 "
                 "patches and an MLP with a SiLU, but this model has another; keep it in our format"
             )
         return config

@@ -1,4 +1,4 @@
-"""The eye of a language model: pictures in, features of its width out."""
+"""The eye of a language model: images in, features of its width out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class VisionConfig:
     """Everything that makes a `VisionAdapter`, but for the width of its language model.
 
     tower         fields of the tower's own config; see `build_tower`
-    tiling        how pictures are cut into crops, with the pooling of their features
+    tiling        how images are cut into crops, with the pooling of their features
     library       of the tower: "transformers" or "open_clip"
     select_layer  whose features are taken; see `Tower`
     projector     see `build_projector`
@@ -119,45 +119,44 @@ class VisionAdapter(nn.Module):
         self.freeze_idle()
 
     def forward(self, views: Sequence[Views]) -> Tensor:
-        """Pictures -> the features of their slots [F, D], picture after picture.
+        """Images -> the features of their slots [F, D], image after image.
 
-        One pass of the tower over the crops of all pictures that it has not seen (`look`).
+        One pass of the tower over the crops of all images that it has not seen (`look`).
         """
         if not views:
-            raise ValueError("no pictures to look at")
+            raise ValueError("no images to look at")
         seen = self.look(views)
-        features = torch.cat([picture.crops.flatten(0, 1) for picture in seen])  # [.., D_tower]
+        features = torch.cat([image.crops.flatten(0, 1) for image in seen])  # [.., D_tower]
         projected = self.projector(features.to(_dtype(self.projector)))  # [.., D]
-        counts = [picture.crops.shape[0] * picture.crops.shape[1] for picture in seen]
+        counts = [image.crops.shape[0] * image.crops.shape[1] for image in seen]
         slots = []
-        for picture, part in zip(seen, projected.split(counts), strict=True):
-            rows, columns = picture.layout.patches
+        for image, part in zip(seen, projected.split(counts), strict=True):
+            rows, columns = image.layout.patches
             grids = rearrange(part, "(c h w) d -> c h w d", h=rows, w=columns)
             if self.config.pooling is not None:
                 grids = self.config.pooling(grids)
-            slots.append(picture.layout.arrange(grids, self.newline))
+            slots.append(image.layout.arrange(grids, self.newline))
         return torch.cat(slots)
 
     def look(self, views: Sequence[Views]) -> tuple[CropViews, ...]:
-        """The same pictures with the tower's features [C, P, D_tower] in place of their pixels.
+        """The same images with the tower's features [C, P, D_tower] in place of their pixels.
 
-        For shards of features: `adapter(adapter.look(views))` is `adapter(views)`. Pictures that
+        For shards of features: `adapter(adapter.look(views))` is `adapter(views)`. Images that
         were seen before pass through, and one that is given several times is looked at once.
         Raises ValueError for crops that are not of the tower's size, or features not of its width.
         """
-        pictures = [self._checked(picture) for picture in views]
-        new = {id(p.crops): p for p in pictures if not p.seen}
+        images = [self._checked(image) for image in views]
+        new = {id(p.crops): p for p in images if not p.seen}
         trained = any(parameter.requires_grad for parameter in self.tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             features = self._features([crop for p in new.values() for crop in p.crops])
         done, start = {}, 0
-        for key, picture in new.items():
-            stop = start + len(picture.crops)
+        for key, image in new.items():
+            stop = start + len(image.crops)
             done[key] = torch.stack(features[start:stop])
             start = stop
         return tuple(
-            picture if picture.seen else replace(picture, crops=done[id(picture.crops)])
-            for picture in pictures
+            image if image.seen else replace(image, crops=done[id(image.crops)]) for image in images
         )
 
     def freeze_idle(self) -> None:
@@ -191,14 +190,14 @@ class VisionAdapter(nn.Module):
             features += self.tower(pixels)
         return features
 
-    def _checked(self, picture: Views) -> CropViews:
-        """The views of one picture, if this adapter can look at them."""
-        if not isinstance(picture, CropViews):
+    def _checked(self, image: Views) -> CropViews:
+        """The views of one image, if this adapter can look at them."""
+        if not isinstance(image, CropViews):
             raise ValueError(
-                f"a vision adapter looks at views of its tiling, not at {type(picture).__name__}"
+                f"a vision adapter looks at views of its tiling, not at {type(image).__name__}"
             )
-        layout, shape = picture.layout, list(picture.crops.shape)
-        if picture.seen:
+        layout, shape = image.layout, list(image.crops.shape)
+        if image.seen:
             patches, width = layout.patches[0] * layout.patches[1], self.tower.width
             if shape[1:] != [patches, width]:
                 raise ValueError(
@@ -223,7 +222,7 @@ class VisionAdapter(nn.Module):
                 f"newline {layout.newline}, but this adapter makes {expected[0]}x{expected[1]}, "
                 f"newline {self.newline is not None}; cut them with the tiling of this model"
             )
-        return picture
+        return image
 
     def _check_tiling(self, tiling: Tiling) -> None:
         """ValueError where the tiling cuts crops that the tower does not take."""

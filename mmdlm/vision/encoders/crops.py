@@ -1,4 +1,4 @@
-"""A picture cut into crops, and how the features of the crops become its slots."""
+"""An image cut into crops, and how the features of the crops become its slots."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Where the features of a picture's crops stand among its slots.
+    """Where the features of an image's crops stand among its slots.
 
-    The first crop shows the whole picture; its features come first, row by row. Then come those of
+    The first crop shows the whole image; its features come first, row by row. Then come those of
     the tiles, put together to one mosaic, row by row. All sizes are (rows, columns).
 
     patches  of one crop, as the tower sees it
     pooled   features of one crop, after pooling
     tiles    after the first crop; None: the first crop is all there is
-    window   (top, bottom, left, right) of the mosaic that holds the picture and not its padding
+    window   (top, bottom, left, right) of the mosaic that holds the image and not its padding
     shrunk   size to which the window is then resized (bilinear, in the dtype of the features)
     newline  a learnt feature ends each row of the mosaic, or, without one, the first crop
     axes     slots have a row and a column among the positions, too (`Views.places`); for a first
@@ -56,7 +56,7 @@ class FeatureLayout:
 
     @property
     def slots(self) -> int:
-        """Number of slots that the picture fills."""
+        """Number of slots that the image fills."""
         first = self.pooled[0] * self.pooled[1]
         if self.window is None:
             return first + self.newline

@@ -1,6 +1,6 @@
-"""From pictures to the crops that a vision tower looks at, and the slots that they will fill.
+"""From images to the crops that a vision tower looks at, and the slots that they will fill.
 
-No model is needed here: data workers cut pictures, and count their slots, on their own.
+No model is needed here: data workers cut images, and count their slots, on their own.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _BAND = 256  # rows of a padded square that are in memory at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling(ABC):
-    """How pictures become crops.
+    """How images become crops.
 
     pooling     what the adapter does to the features of each crop
     newline     see `FeatureLayout`
-    resampling  the filter that resizes pictures, always with antialiasing
+    resampling  the filter that resizes images, always with antialiasing
     """
 
     kind: ClassVar[str]
@@ -52,26 +52,26 @@ class Tiling(ABC):
 
     @abstractmethod
     def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
-        """The layout of a picture of that many pixels; `alone`: the only one of its conversation.
+        """The layout of an image of that many pixels; `alone`: the only one of its conversation.
 
-        Raises ValueError for a picture too small or too narrow to be seen.
+        Raises ValueError for an image too small or too narrow to be seen.
         """
 
     @abstractmethod
-    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
-        """The crops of an RGB picture, in the order of the layout."""
+    def cut(self, image: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
+        """The crops of an RGB image, in the order of the layout."""
 
-    def views(self, pictures: Sequence[Image.Image]) -> list[CropViews]:
-        """The views of the pictures of one conversation, in order.
+    def views(self, images: Sequence[Image.Image]) -> list[CropViews]:
+        """The views of the images of one conversation, in order.
 
         Transparency is laid on white, and a turned photograph is set upright, before anything.
-        Raises ValueError for a picture too small or too narrow to be seen.
+        Raises ValueError for an image too small or too narrow to be seen.
         """
         views = []
-        for picture in pictures:
-            picture = to_rgb(picture)
-            layout = self.layout(*picture.size, alone=len(pictures) == 1)
-            crops = [_levels(crop) for crop in self.cut(picture, layout)]
+        for image in images:
+            image = to_rgb(image)
+            layout = self.layout(*image.size, alone=len(images) == 1)
+            crops = [_levels(crop) for crop in self.cut(image, layout)]
             views.append(CropViews(torch.stack(crops), layout))
         return views
 
@@ -92,17 +92,17 @@ class Tiling(ABC):
     def _pooled(self, rows: int, columns: int) -> tuple[int, int]:
         return (rows, columns) if self.pooling is None else self.pooling.grid(rows, columns)
 
-    def _resize(self, picture: Image.Image, width: int, height: int) -> Image.Image:
-        return picture.resize((width, height), Image.Resampling[self.resampling.upper()])
+    def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        return image.resize((width, height), Image.Resampling[self.resampling.upper()])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Tiling):
-    """One square crop a picture: squashed into it, or padded to it.
+    """One square crop an image: squashed into it, or padded to it.
 
     size        pixels of its side
     grid        patches of its side
-    background  (R, G, B) that pads a picture to a square; None: the picture is squashed
+    background  (R, G, B) that pads an image to a square; None: the image is squashed
     """
 
     kind: ClassVar[str] = "square"
@@ -118,46 +118,46 @@ class Square(Tiling):
             object.__setattr__(self, "background", _color(self.background))
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
-        """See `Tiling.layout`; refuses pictures that, unsquashed, are thinner than one feature."""
+        """See `Tiling.layout`; refuses images that, unsquashed, are thinner than one feature."""
         check_size(width, height)
         pooled = self._pooled(self.grid, self.grid)
         rows, columns = _covered(width, height, *pooled)
         if min(rows, columns) < 1:
             raise ValueError(
-                f"a picture of {width}x{height} pixels is too narrow for a square of "
+                f"an image of {width}x{height} pixels is too narrow for a square of "
                 f"{pooled[1]}x{pooled[0]} features, of which it covers {columns}x{rows}; "
                 "crop it or cut it into parts"
             )
         return FeatureLayout((self.grid, self.grid), pooled, newline=self.newline)
 
-    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
+    def cut(self, image: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         if self.background is None:
-            return [self._resize(picture, self.size, self.size)]
-        return [self._padded(picture, self.background)]
+            return [self._resize(image, self.size, self.size)]
+        return [self._padded(image, self.background)]
 
-    def _padded(self, picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-        """The picture in the middle of a square, resized to `size`.
+    def _padded(self, image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+        """The image in the middle of a square, resized to `size`.
 
         The square is resized in bands, which changes no level (Pillow resizes all rows before all
-        columns): a thin strip of a picture would make a square of many gigabytes.
+        columns): a thin strip of an image would make a square of many gigabytes.
         """
-        side = max(picture.size)
-        left, top = ((side - length) // 2 for length in picture.size)
+        side = max(image.size)
+        left, top = ((side - length) // 2 for length in image.size)
         narrow = Image.new("RGB", (self.size, side))
         for start in range(0, side, _BAND):
             band = Image.new("RGB", (side, min(_BAND, side - start)), background)
-            band.paste(picture, (left, top - start))
+            band.paste(image, (left, top - start))
             narrow.paste(self._resize(band, self.size, band.height), (0, start))
         return self._resize(narrow, self.size, self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anyres(Tiling):
-    """The whole picture squashed into one crop, then the picture again over a mosaic of tiles.
+    """The whole image squashed into one crop, then the image again over a mosaic of tiles.
 
-    Of the shapes that the mosaic may have, the one is taken that keeps most of the picture's
-    pixels, then the one that wastes fewest of its own, then the first. The picture is resized into
+    Of the shapes that the mosaic may have, the one is taken that keeps most of the image's
+    pixels, then the one that wastes fewest of its own, then the first. The image is resized into
     it and padded with black; features that show padding alone are dropped.
 
     size          pixels of a tile's side
@@ -165,11 +165,11 @@ class Anyres(Tiling):
     shapes        (columns, rows) that the mosaic may have, in order of preference
     max_tiles     a mosaic of more features than this many tiles have (by 1.1 a side) is shrunk to
                   as many; None: never
-    tile_several  tile each picture of a conversation that has several, too; otherwise each of them
+    tile_several  tile each image of a conversation that has several, too; otherwise each of them
                   is padded to a square of `background`, and is one crop
 
     Source: arXiv:2408.03326, section 3.2 (max_tiles); LLaVA-NeXT's published code, which LLaDA-V
-    and LaViDa run, for the arithmetic. Where a picture covers not one whole row or column of
+    and LaViDa run, for the arithmetic. Where an image covers not one whole row or column of
     features, that code keeps a row of padding or none; here it is an error.
     """
 
@@ -228,7 +228,7 @@ class Anyres(Tiling):
         return tuple((width // size, height // size) for width, height in pinpoints)
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
-        """See `Tiling.layout`; refuses pictures that cover no whole row or column of features."""
+        """See `Tiling.layout`; refuses images that cover no whole row or column of features."""
         if not alone and not self.tile_several:
             return self._square.layout(width, height)
         check_size(width, height)
@@ -245,22 +245,22 @@ class Anyres(Tiling):
             newline=self.newline,
         )
 
-    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
+    def cut(self, image: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         if layout.tiles is None:
-            return self._square.cut(picture, layout)
+            return self._square.cut(image, layout)
         rows, columns = layout.tiles
-        canvas = self._letterboxed(picture, columns * self.size, rows * self.size)
+        canvas = self._letterboxed(image, columns * self.size, rows * self.size)
         tiles = [
             canvas.crop((x, y, x + self.size, y + self.size))
             for y in range(0, canvas.height, self.size)
             for x in range(0, canvas.width, self.size)
         ]
-        return [self._resize(picture, self.size, self.size), *tiles]
+        return [self._resize(image, self.size, self.size), *tiles]
 
     @property
     def _square(self) -> Square:
-        """What becomes of a picture among several."""
+        """What becomes of an image among several."""
         return Square(
             size=self.size,
             grid=self.grid,
@@ -271,7 +271,7 @@ class Anyres(Tiling):
         )
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:
-        """The best (columns, rows) for a picture."""
+        """The best (columns, rows) for an image."""
 
         def merit(shape: tuple[int, int]) -> tuple[int, int]:
             canvas_width, canvas_height = shape[0] * self.size, shape[1] * self.size
@@ -281,16 +281,16 @@ class Anyres(Tiling):
 
         return max(self.shapes, key=merit)  # the first of equals
 
-    def _letterboxed(self, picture: Image.Image, width: int, height: int) -> Image.Image:
-        """The picture as large as fits, in the middle of a black canvas."""
-        scale_x, scale_y = width / picture.width, height / picture.height
+    def _letterboxed(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """The image as large as fits, in the middle of a black canvas."""
+        scale_x, scale_y = width / image.width, height / image.height
         if scale_x < scale_y:
-            size = (width, min(math.ceil(picture.height * scale_x), height))
+            size = (width, min(math.ceil(image.height * scale_x), height))
         else:
-            size = (min(math.ceil(picture.width * scale_y), width), height)
+            size = (min(math.ceil(image.width * scale_y), width), height)
         canvas = Image.new("RGB", (width, height))
         corner = ((width - size[0]) // 2, (height - size[1]) // 2)
-        canvas.paste(self._resize(picture, *size), corner)
+        canvas.paste(self._resize(image, *size), corner)
         return canvas
 
     def _shrunk(self, window: tuple[int, int, int, int], side: int) -> tuple[int, int] | None:
@@ -308,9 +308,9 @@ class Anyres(Tiling):
 
 @dataclass(frozen=True, kw_only=True)
 class Natural(Tiling):
-    """One crop a picture, in its own aspect ratio, of as many patches as `max_patches` allows.
+    """One crop an image, in its own aspect ratio, of as many patches as `max_patches` allows.
 
-    Each side is rounded up to whole patches, and the picture stretched to them.
+    Each side is rounded up to whole patches, and the image stretched to them.
 
     patch  pixels of a patch's side
 
@@ -329,11 +329,11 @@ class Natural(Tiling):
         _check_sides(patch=self.patch, max_patches=self.max_patches)
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
-        """See `Tiling.layout`; refuses pictures that are longer than `max_patches` squares."""
+        """See `Tiling.layout`; refuses images that are longer than `max_patches` squares."""
         check_size(width, height)
         if max(width, height) > self.max_patches * min(width, height):
             raise ValueError(
-                f"a picture of {width}x{height} pixels is too narrow for {self.max_patches} "
+                f"an image of {width}x{height} pixels is too narrow for {self.max_patches} "
                 f"patches: its sides may differ {self.max_patches} times; crop it or cut it into "
                 "parts"
             )
@@ -345,10 +345,10 @@ class Natural(Tiling):
         grid = self._patches(width, height, low)
         return FeatureLayout(grid, self._pooled(*grid), newline=self.newline)
 
-    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
+    def cut(self, image: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         rows, columns = layout.patches
-        return [self._resize(picture, columns * self.patch, rows * self.patch)]
+        return [self._resize(image, columns * self.patch, rows * self.patch)]
 
     def _patches(self, width: int, height: int, scale: float) -> tuple[int, int]:
         rows, columns = (math.ceil(side * scale / self.patch) for side in (height, width))
@@ -357,10 +357,10 @@ class Natural(Tiling):
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded(Tiling):
-    """One crop a picture, nearly in its own aspect ratio and size, and on axes
+    """One crop an image, nearly in its own aspect ratio and size, and on axes
     (`FeatureLayout.axes`).
 
-    Each side is rounded to whole patches. A picture of too many or too few pixels is scaled first,
+    Each side is rounded to whole patches. An image of too many or too few pixels is scaled first,
     and its sides then rounded towards what is allowed.
 
     patch       pixels of a patch's side
@@ -389,7 +389,7 @@ class Rounded(Tiling):
             raise ValueError("tiling 'rounded' has rows among the positions, and no newline")
 
     def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
-        """See `Tiling.layout`; refuses pictures of sides that differ more than 200 times."""
+        """See `Tiling.layout`; refuses images of sides that differ more than 200 times."""
         check_visible(width, height)
         # Python rounds halves to even numbers, as the published processor does.
         grid = [round(side / self.patch) for side in (height, width)]
@@ -402,33 +402,33 @@ class Rounded(Tiling):
         rows, columns = (max(1, count) for count in grid)
         return FeatureLayout((rows, columns), self._pooled(rows, columns), axes=True)
 
-    def cut(self, picture: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
+    def cut(self, image: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
         """See `Tiling.cut`."""
         rows, columns = layout.patches
-        return [self._resize(picture, columns * self.patch, rows * self.patch)]
+        return [self._resize(image, columns * self.patch, rows * self.patch)]
 
 
-def _levels(picture: Image.Image) -> Tensor:
-    """RGB picture -> [3, H, W] uint8."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+def _levels(image: Image.Image) -> Tensor:
+    """RGB image -> [3, H, W] uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _covered(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
-    """Whole (rows, columns) of features that a picture covers, as large as it fits into them."""
+    """Whole (rows, columns) of features that an image covers, as large as it fits into them."""
     if width / height > columns / rows:
         return int(height * (columns / width)), columns
     return rows, int(width * (rows / height))
 
 
 def _window(width: int, height: int, rows: int, columns: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the features that show a picture and not its padding.
+    """(top, bottom, left, right) of the features that show an image and not its padding.
 
     Padding is the same on both sides, so that a row or column more than is covered may stay.
     """
     covered = _covered(width, height, rows, columns)
     if min(covered) < 1:
         raise ValueError(
-            f"a picture of {width}x{height} pixels is too narrow: of the {columns}x{rows} features "
+            f"an image of {width}x{height} pixels is too narrow: of the {columns}x{rows} features "
             f"of its tiles it covers {covered[1]}x{covered[0]}; crop it or cut it into parts"
         )
     top, left = (rows - covered[0]) // 2, (columns - covered[1]) // 2

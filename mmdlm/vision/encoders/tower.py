@@ -118,9 +118,9 @@ class SiglipTower(TransformersTower):
 
 
 class NaflexTower(TransformersTower):
-    """SigLIP 2 for pictures in their own aspect ratio; see `tiling.Natural`.
+    """SigLIP 2 for images in their own aspect ratio; see `tiling.Natural`.
 
-    Pictures of different sizes go through in one pass, each blind to padding and to the others.
+    Images of different sizes go through in one pass, each blind to padding and to the others.
 
     Source: arXiv:2502.14786, section 2.4.
     """
@@ -154,11 +154,11 @@ class NaflexTower(TransformersTower):
 
 
 class QwenTower(Tower):
-    """Qwen2.5-VL's vision transformer, for pictures of any size; see `tiling.Rounded`.
+    """Qwen2.5-VL's vision transformer, for images of any size; see `tiling.Rounded`.
 
     What leaves it is what leaves its merger: one feature of a square of `spatial_merge_size` times
     as many patches, which is what counts as a patch here. Most blocks look within windows of such
-    squares, some at the whole picture; no picture sees another. The tensors are those of
+    squares, some at the whole image; no image sees another. The tensors are those of
     `Qwen2_5_VisionTransformerPretrainedModel`: `patch_embed.*`, `blocks.N.*` and `merger.*`.
 
     Source: arXiv:2502.13923, section 2.1.
@@ -179,9 +179,9 @@ class QwenTower(Tower):
         self.merger: Any = model.merger
         self.width, self.patch_size = int(options.out_hidden_size), int(options.patch_size)
         self.merged = int(options.spatial_merge_size)  # patches of a square's side
-        self.frames = int(options.temporal_patch_size)  # a picture stands still for so many
+        self.frames = int(options.temporal_patch_size)  # an image stands still for so many
         self.window = int(options.window_size) // self.merged // self.patch_size  # in squares
-        self.wide = frozenset(options.fullatt_block_indexes)  # blocks that see the whole picture
+        self.wide = frozenset(options.fullatt_block_indexes)  # blocks that see the whole image
         self.head_dim = int(options.hidden_size) // int(options.num_heads)
         rope = getattr(options, "rope_parameters", None) or {}  # of transformers 5
         self.theta = float(rope.get("rope_theta", 10_000.0))
@@ -229,7 +229,7 @@ class QwenTower(Tower):
         yield from ()
 
     def _windows(self, grids: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
-        """(squares of all pictures, ordered by window; number of squares of each window)."""
+        """(squares of all images, ordered by window; number of squares of each window)."""
         order, lengths, before = [], [], 0
         for rows, columns in grids:
             across = -(-columns // self.window)  # windows that lie side by side

@@ -29,15 +29,15 @@ WEIGHTS = (
 
 
 class ImageTokenizer(nn.Module, ABC):
-    """Turns a picture into a grid of codes, and a grid of codes into a picture.
+    """Turns an image into a grid of codes, and a grid of codes into an image.
 
     A subclass names its `family` (what config.json stores as `_class_name`; never a class path, as
     downloaded weights must not choose imports), takes its options as keyword arguments that JSON
     can hold, gives them back as `config`, and sets:
 
     codebook_size: number of codes; codes are 0 ... codebook_size - 1.
-    image_size: edge in pixels of the pictures it was trained on; other sizes are allowed.
-    downsampling: pixels per code along one edge, so a picture has K = (H / f) (W / f) codes.
+    image_size: edge in pixels of the images it was trained on; other sizes are allowed.
+    downsampling: pixels per code along one edge, so an image has K = (H / f) (W / f) codes.
     """
 
     family: ClassVar[str]
@@ -184,7 +184,7 @@ class ImageTokenizer(nn.Module, ABC):
         height, width = pixels.shape[2:]
         if height % self.downsampling or width % self.downsampling or not height * width:
             raise ValueError(
-                f"a picture of {height}x{width} pixels does not divide into codes of "
+                f"an image of {height}x{width} pixels does not divide into codes of "
                 f"{self.downsampling}x{self.downsampling}; resize it to whole codes"
             )
 

@@ -19,7 +19,7 @@ NORM_GROUPS = 32
 
 
 class Magvit2Tokenizer(ImageTokenizer):
-    """MAGVIT-v2 for single pictures, with the names and shapes of `showlab/magvitv2`.
+    """MAGVIT-v2 for single images, with the names and shapes of `showlab/magvitv2`.
 
     ch, ch_mult, num_res_blocks: channels, their multiple per level and the residual blocks per
         level of the encoder, finest level first; each level but the last halves the resolution.
@@ -28,7 +28,7 @@ class Magvit2Tokenizer(ImageTokenizer):
         encoder's list moves down one level, its first entry twice: (1, 2, 2, 4, 4) becomes
         (1, 1, 2, 2, 4). Published weights are built so.
     z_channels: bits per code; there are 2 ** z_channels codes.
-    resolution: edge in pixels of the training pictures; any multiple of 2 ** (levels - 1) works.
+    resolution: edge in pixels of the training images; any multiple of 2 ** (levels - 1) works.
     commitment_weight, entropy_weight: weights in the auxiliary loss of `reconstruct`.
 
     Defaults are the published tokenizer: 95.4M parameters, 16 pixels per code, 8,192 codes.

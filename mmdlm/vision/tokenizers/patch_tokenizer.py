@@ -94,7 +94,7 @@ class PatchTokenizer(ImageTokenizer):
     each code beside its lattice point, which adds capacity at no arithmetic; two 3x3 convolutions
     over the pixels mend the seams between patches.
 
-    It takes pictures of the one size that its position embeddings were made for.
+    It takes images of the one size that its position embeddings were made for.
     """
 
     family = "PatchTokenizer"
@@ -154,7 +154,7 @@ class PatchTokenizer(ImageTokenizer):
         return dict(self._config)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """See `ImageTokenizer.encode`; pictures are `image_size` square."""
+        """See `ImageTokenizer.encode`; images are `image_size` square."""
         latents = self._latents(pixels)
         check_finite(latents)
         codes: Tensor = self.quantizer(latents)[1]
@@ -197,6 +197,6 @@ class PatchTokenizer(ImageTokenizer):
         edge = self.image_size // self.downsampling
         if grid != (edge, edge):
             raise ValueError(
-                f"a grid of {grid[0]}x{grid[1]} codes: this tokenizer makes pictures of "
+                f"a grid of {grid[0]}x{grid[1]} codes: this tokenizer makes images of "
                 f"{self.image_size}x{self.image_size} pixels, {edge}x{edge} codes, and no others"
             )

@@ -17,7 +17,7 @@ from mmdlm.rl.reward import RewardUnavailable
 from mmdlm.rl.rewards.images import image_reward
 from mmdlm.rl.rewards.images.image_reward import ImageRewardModel, ImageRewardScore, pixels_of
 
-# What the published code (image-reward 1.5) gives for the weights, prompts and pictures below.
+# What the published code (image-reward 1.5) gives for the weights, prompts and images below.
 PUBLISHED = [-133.48492432, -124.16718292, -112.08592987]
 SEEN, READ = 16, 24  # widths
 
@@ -86,7 +86,7 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def given() -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-    """Weights under their published names, pictures, prompts, and where these are."""
+    """Weights under their published names, images, prompts, and where these are."""
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: 0.3 * torch.randn(shape, generator=generator)
@@ -127,14 +127,14 @@ def test_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 32), (32, 48), (32, 32)])
-def test_the_middle_of_a_picture_is_shown(size: tuple[int, int]) -> None:
+def test_the_middle_of_a_image_is_shown(size: tuple[int, int]) -> None:
     """A white middle of 32 pixels between black sides, in the colors that CLIP was shown."""
-    picture = Image.new("RGB", size)
+    image = Image.new("RGB", size)
     left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
-    picture.paste((255, 255, 255), (left, top, left + 32, top + 32))
+    image.paste((255, 255, 255), (left, top, left + 32, top + 32))
     mean, std = np.array(image_reward.MEAN), np.array(image_reward.STD)
     expected = ((1 - mean) / std)[:, None, None] * np.ones((3, 32, 32))
-    np.testing.assert_allclose(pixels_of(picture, 32).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(pixels_of(image, 32).numpy(), expected, rtol=1e-5)
 
 
 class Tokenizer:
@@ -150,16 +150,16 @@ class Tokenizer:
         return read
 
 
-def test_a_reward_for_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, *_ = given()
     torch.save(weights, tmp_path / "ImageReward.pt")
     monkeypatch.setattr(image_reward, "ImageRewardModel", tiny)
     monkeypatch.setattr(image_reward.AutoTokenizer, "from_pretrained", lambda name: Tokenizer())
     image_reward.load_image_reward.cache_clear()
     reward = ImageRewardScore(weights=tmp_path / "ImageReward.pt", batch_size=2)
-    pictures = [Image.new("RGB", (40, 40), one) for one in ("red", "blue", "white")]
-    together = reward(["a", "bb", "ccc"], pictures)
-    alone = [reward([text], [one]) for text, one in zip(["a", "bb", "ccc"], pictures, strict=True)]
+    images = [Image.new("RGB", (40, 40), one) for one in ("red", "blue", "white")]
+    together = reward(["a", "bb", "ccc"], images)
+    alone = [reward([text], [one]) for text, one in zip(["a", "bb", "ccc"], images, strict=True)]
     assert together == pytest.approx([one for (one,) in alone], rel=1e-5)
     assert len(set(together)) == 3
     with pytest.raises(RewardUnavailable, match=r"no file .*absent.pt"):

@@ -1,4 +1,4 @@
-"""Which picture of a gallery is nearest, by brute force and by chance."""
+"""Which image of a gallery is nearest, by brute force and by chance."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmdlm.rl.rewards.images.neighbors import first_alike, nearest_neighbours
 
 
 def levels(count: int, *, seed: int = 0, size: int = 4) -> Tensor:
-    """Random pictures of 8 bits, [count, 3, size, size]."""
+    """Random images of 8 bits, [count, 3, size, size]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-def test_every_picture_is_nearest_to_itself() -> None:
+def test_every_image_is_nearest_to_itself() -> None:
     gallery = levels(30)
     found = nearest_neighbours(gallery, gallery, right=torch.arange(30), k=5)
     assert found.rank.tolist() == [0] * 30
@@ -48,7 +48,7 @@ def test_noise_is_at_chance() -> None:
     assert shares == pytest.approx([1 / 50, 5 / 50], abs=4 * math.sqrt(0.1 * 0.9 / 2000))
 
 
-def test_pictures_that_are_alike_count_as_one() -> None:
+def test_images_that_are_alike_count_as_one() -> None:
     gallery = levels(6)
     gallery[1:5] = gallery[0]  # five alike, and one more
     image = gallery[:1].clone()
@@ -80,7 +80,7 @@ def test_one_level_of_one_pixel_decides() -> None:
 
 
 def test_the_margin_tells_good_from_better() -> None:
-    """By its distances, against the definition; 1 at the picture itself, 0 in the middle."""
+    """By its distances, against the definition; 1 at the image itself, 0 in the middle."""
     gallery = levels(12)
     right = torch.arange(12)
     for weight in (0.0, 0.2, 0.5, 0.8):
@@ -102,7 +102,7 @@ def test_sizes_must_agree() -> None:
         nearest_neighbours(levels(1, size=4), levels(1, size=8), right=torch.zeros(1).long())
 
 
-def test_the_first_of_alike_pictures() -> None:
+def test_the_first_of_alike_images() -> None:
     gallery = levels(4)
     gallery[3] = gallery[1]
     assert first_alike(gallery).tolist() == [0, 1, 2, 1]

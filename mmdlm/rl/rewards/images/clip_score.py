@@ -1,4 +1,4 @@
-"""Rewards for a picture by models of the CLIP family: how well it fits its prompt."""
+"""Rewards for an image by models of the CLIP family: how well it fits its prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmdlm.rl.reward import RewardUnavailable, text_of
-from mmdlm.rl.rewards.images.images import pictures_of
+from mmdlm.rl.rewards.images.images import images_of
 
 HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model of open_clip with its picture transform and its tokenizer."""
+    """A model of open_clip with its image transform and its tokenizer."""
 
     model: Any
     transform: Any
@@ -29,9 +29,9 @@ class Judge:
     device: torch.device
 
     @torch.no_grad()
-    def cosine(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """[N] pictures and a text for each -> [N] float32 on the CPU."""
-        pixels = torch.stack([self.transform(one) for one in pictures])
+    def cosine(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """[N] images and a text for each -> [N] float32 on the CPU."""
+        pixels = torch.stack([self.transform(one) for one in images])
         seen = self.model.encode_image(pixels.to(self.device)).float()
         read = self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
         return torch.cosine_similarity(seen, read).cpu()
@@ -66,11 +66,11 @@ def load_judge(model: str, pretrained: str | None, device: str) -> Judge:
 
 @dataclass(frozen=True)
 class ClipScore:
-    """`scale` times the cosine of picture and prompt in CLIP's space, and not below 0.
+    """`scale` times the cosine of image and prompt in CLIP's space, and not below 0.
 
     model, pretrained  see `load_judge`
     scale              2.5 is the published CLIPScore; 100 is what some repositories print
-    batch_size         pictures at a time
+    batch_size         images at a time
     column             of the data set that says what is drawn; "": the prompt itself
 
     Source: arXiv:2104.08718, section 3.
@@ -98,10 +98,10 @@ class ClipScore:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         """[N] scores."""
-        pictures = pictures_of(completions)
+        images = images_of(completions)
         texts = texts_of(prompts, columns, self.column)
         judge = load_judge(self.model, self.pretrained, self.device)
-        scores = in_batches(judge.cosine, pictures, texts, self.batch_size)
+        scores = in_batches(judge.cosine, images, texts, self.batch_size)
         return [max(0.0, self.scale * float(one)) for one in scores]
 
 
@@ -129,10 +129,10 @@ class Hps:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         """[N] scores."""
-        pictures = pictures_of(completions)
+        images = images_of(completions)
         texts = texts_of(prompts, columns, self.column)
         judge = load_hps(self.weights, self.device)
-        return [float(one) for one in in_batches(judge.cosine, pictures, texts, self.batch_size)]
+        return [float(one) for one in in_batches(judge.cosine, images, texts, self.batch_size)]
 
 
 @cache
@@ -162,23 +162,23 @@ def load_hps(weights: Path | None, device: str, model: str = "ViT-H-14") -> Judg
 
 
 def texts_of(prompts: Sequence[Any], columns: dict[str, Any], column: str) -> list[str]:
-    """What each picture should show: the prompts, or a column of the data set."""
+    """What each image should show: the prompts, or a column of the data set."""
     if not column:
         return [text_of(one) for one in prompts]
     if column not in columns:
-        raise ValueError(f"the data set has no column {column!r} to compare the picture with")
+        raise ValueError(f"the data set has no column {column!r} to compare the image with")
     return [str(one) for one in columns[column]]
 
 
 def in_batches(
     score: Callable[[Sequence[Image.Image], Sequence[str]], Tensor],
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     texts: list[str],
     size: int,
 ) -> list[float]:
-    """[N] scores of pictures, each with its text."""
+    """[N] scores of images, each with its text."""
     found: list[float] = []
-    for start in range(0, len(pictures), size):
+    for start in range(0, len(images), size):
         some = slice(start, start + size)
-        found += score(pictures[some], texts[some]).tolist()
+        found += score(images[some], texts[some]).tolist()
     return found

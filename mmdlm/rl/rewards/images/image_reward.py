@@ -1,4 +1,4 @@
-"""A reward for a picture by ImageReward, a model of what people prefer."""
+"""A reward for an image by ImageReward, a model of what people prefer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transformers import (
 
 from mmdlm.rl.reward import RewardUnavailable
 from mmdlm.rl.rewards.images.clip_score import in_batches, texts_of
-from mmdlm.rl.rewards.images.images import pictures_of
+from mmdlm.rl.rewards.images.images import images_of
 
 REPOSITORY, FILE = "THUDM/ImageReward", "ImageReward.pt"
 WORDS = "bert-base-uncased"  # whose tokenizer it reads prompts with
@@ -56,7 +56,7 @@ NAMES = (
 
 
 class ImageRewardModel(nn.Module):
-    """BLIP's encoder of pictures, its encoder of texts that looks at them, and a linear score.
+    """BLIP's encoder of images, its encoder of texts that looks at them, and a linear score.
 
     The layers of the score have nothing between them, as published. By default of the published
     size: ViT-L/16 at 224 pixels, and BERT's base.
@@ -83,7 +83,7 @@ class ImageRewardModel(nn.Module):
         self.score = nn.Sequential(*(nn.Linear(*both) for both in pairwise(sizes)))
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Pictures [N, 3, S, S], prompts [N, T] and where they are [N, T] -> [N] scores."""
+        """Images [N, 3, S, S], prompts [N, T] and where they are [N, T] -> [N] scores."""
         seen = self.vision(pixels).last_hidden_state
         read = self.text(ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         score: Tensor = self.score(read[:, 0]).squeeze(-1)
@@ -109,25 +109,25 @@ class Judge:
     device: torch.device
 
     @torch.no_grad()
-    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """[N] pictures and a text for each -> [N]."""
+    def scores(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
+        """[N] images and a text for each -> [N]."""
         size = int(self.model.vision.config.image_size)
         read = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
         ).to(self.device)
-        pixels = torch.stack([pixels_of(one, size) for one in pictures]).to(self.device)
+        pixels = torch.stack([pixels_of(one, size) for one in images]).to(self.device)
         found: Tensor = self.model(pixels, read.input_ids, read.attention_mask)
         return found
 
 
-def pixels_of(picture: Image.Image, size: int) -> Tensor:
-    """[3, size, size]: the middle of the picture, whose shorter side is made so long."""
-    width, height = picture.size
+def pixels_of(image: Image.Image, size: int) -> Tensor:
+    """[3, size, size]: the middle of the image, whose shorter side is made so long."""
+    width, height = image.size
     if width <= height:
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
-    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     levels = np.asarray(scaled.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
@@ -164,7 +164,7 @@ def load_image_reward(weights: Path | None, device: str) -> Judge:
 
 @dataclass(frozen=True)
 class ImageRewardScore:
-    """ImageReward's score of picture and prompt: about -2 to 2, with mean 0 over its own data.
+    """ImageReward's score of image and prompt: about -2 to 2, with mean 0 over its own data.
 
     weights  the published file (1.8 GB); None: from the Hub, THUDM/ImageReward
     column   as in `ClipScore`
@@ -188,7 +188,7 @@ class ImageRewardScore:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         """[N] scores."""
-        pictures = pictures_of(completions)
+        images = images_of(completions)
         texts = texts_of(prompts, columns, self.column)
         judge = load_image_reward(self.weights, self.device)
-        return [*in_batches(judge.scores, pictures, texts, self.batch_size)]
+        return [*in_batches(judge.scores, images, texts, self.batch_size)]

@@ -1,4 +1,4 @@
-"""Pictures among completions."""
+"""Images among completions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from PIL import Image
 
 
-def pictures_of(completions: Sequence[Any]) -> list[Image.Image]:
+def images_of(completions: Sequence[Any]) -> list[Image.Image]:
     """The completions, which all have to be RGB images; ValueError names the first that is not."""
     for n, one in enumerate(completions):
         if not isinstance(one, Image.Image):
             raise ValueError(
-                f"completion {n} is {type(one).__name__}, not a picture; this reward is for "
+                f"completion {n} is {type(one).__name__}, not an image; this reward is for "
                 "text-to-image"
             )
         if one.mode != "RGB":

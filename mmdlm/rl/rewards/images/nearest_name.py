@@ -1,4 +1,4 @@
-"""A reward for a picture that looks more like what it should show than like anything else."""
+"""A reward for an image that looks more like what it should show than like anything else."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.rl.rewards.images.images import pictures_of
+from mmdlm.rl.rewards.images.images import images_of
 from mmdlm.rl.rewards.images.neighbors import nearest_neighbours
 
 
-def levels_of(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size -> [N, 3, H, W] uint8."""
-    arrays = [np.asarray(one) for one in pictures]
+def levels_of(images: Sequence[Image.Image]) -> Tensor:
+    """RGB images of one size -> [N, 3, H, W] uint8."""
+    arrays = [np.asarray(one) for one in images]
     return torch.stack([torch.from_numpy(one.copy()).permute(2, 0, 1) for one in arrays])
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All that a picture may show.
+    """All that an image may show.
 
-    names    [G] names that are right for each picture
+    names    [G] names that are right for each image
     levels   [G, 3, H, W] uint8
-    prepare  pictures of any size -> [N, 3, H, W] uint8, as the gallery was made
+    prepare  images of any size -> [N, 3, H, W] uint8, as the gallery was made
     """
 
     names: tuple[frozenset[str], ...]
@@ -38,13 +38,13 @@ class Gallery:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.levels):
             raise ValueError(
-                f"a gallery of {len(self.levels)} pictures and {len(self.names)} sets of names; "
+                f"a gallery of {len(self.levels)} images and {len(self.names)} sets of names; "
                 "give one for each"
             )
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Name -> the first picture that it is right for."""
+        """Name -> the first image that it is right for."""
         found: dict[str, int] = {}
         for place, names in enumerate(self.names):
             for name in names:
@@ -54,11 +54,11 @@ class Gallery:
 
 @dataclass(frozen=True)
 class NearestName:
-    """How near the drawn picture is to the one of its name (the column `name`), among a `gallery`.
+    """How near the drawn image is to the one of its name (the column `name`), among a `gallery`.
 
     score  "within": 1 if the named one is among the `top` nearest, else 0; "reciprocal": 1 / place,
            which tells the second nearest from the hundredth; "margin": how much nearer it is than
-           the nearest other one, in [-1, 1], see `Neighbours`. A group whose pictures are all
+           the nearest other one, in [-1, 1], see `Neighbours`. A group whose images are all
            nearest to the named one has a spread in this one alone
     Distances are of pixels, so that nothing has to be downloaded or run: `eval.emoji.benchmark`
     measures the
@@ -80,10 +80,10 @@ class NearestName:
         """[N] scores."""
         unknown = [one for one in name if one not in gallery.places]
         if unknown:
-            raise ValueError(f"the gallery has no picture of {unknown[0]!r}; leave the name out")
+            raise ValueError(f"the gallery has no image of {unknown[0]!r}; leave the name out")
         right = torch.tensor([gallery.places[one] for one in name])
-        pictures = gallery.prepare(pictures_of(completions))
-        found = nearest_neighbours(pictures, gallery.levels, right=right, k=1)
+        images = gallery.prepare(images_of(completions))
+        found = nearest_neighbours(images, gallery.levels, right=right, k=1)
         if self.score == "margin":
             return found.margin.tolist()
         if self.score == "within":

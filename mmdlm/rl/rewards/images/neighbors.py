@@ -1,4 +1,4 @@
-"""Which pictures of a gallery a picture looks most like, pixel by pixel."""
+"""Which images of a gallery an image looks most like, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Where the right picture stands among all pictures of a gallery, nearest first.
+    """Where the right image stands among all images of a gallery, nearest first.
 
-    rank     [N] int64, how many distinct pictures of the gallery are strictly nearer than the right
+    rank     [N] int64, how many distinct images of the gallery are strictly nearer than the right
              one: 0 where it is the nearest, or ties with it
-    nearest  [N, k] int64, places in the gallery of the k nearest; of alike pictures the first
+    nearest  [N, k] int64, places in the gallery of the k nearest; of alike images the first
     margin   [N] float64 in [-1, 1], (other - right) / max(other, right) of the distances to the
-             right picture and to the nearest other one: 1 where the right one is met exactly, 0
-             where both are as near, below 0 where another is nearer. It tells a good picture from
-             a better one where the rank is 0 for both; 0 in a gallery of one picture
+             right image and to the nearest other one: 1 where the right one is met exactly, 0
+             where both are as near, below 0 where another is nearer. It tells a good image from
+             a better one where the rank is 0 for both; 0 in a gallery of one image
 
-    Source of the margin: Rousseeuw (1987), the silhouette of a point, with single pictures for
+    Source of the margin: Rousseeuw (1987), the silhouette of a point, with single images for
     clusters.
     """
 
@@ -30,7 +30,7 @@ class Neighbours:
     margin: Tensor
 
     def within(self, k: int) -> Tensor:
-        """[N] bool: the right picture is among the k nearest."""
+        """[N] bool: the right image is among the k nearest."""
         return self.rank < k
 
 
@@ -38,14 +38,14 @@ class Neighbours:
 def nearest_neighbours(
     images: Tensor, gallery: Tensor, *, right: Tensor, k: int = 5, chunk: int = 512
 ) -> Neighbours:
-    """Rank the pictures of a gallery by their L2 distance to each image, pixel by pixel.
+    """Rank the images of a gallery by their L2 distance to each image, pixel by pixel.
 
     images   [N, ...] pixels, uint8 levels or floats
     gallery  [G, ...] pixels of the same size and range
-    right    [N] place in the gallery of the picture that each image should show
-    chunk    images and gallery pictures that are compared at a time
+    right    [N] place in the gallery of the image that each image should show
+    chunk    images and gallery images that are compared at a time
 
-    Gallery pictures that are alike to the last bit count as one, whichever of them is `right`, and
+    Gallery images that are alike to the last bit count as one, whichever of them is `right`, and
     a tie is decided for the right one. Distances come from one matrix product,
     |a|^2 - 2 ab + |b|^2, in float64: for 8-bit levels every sum is then an exact integer, so that
     near ties are decided by pixels and not by rounding, as they would be in float32.
@@ -57,8 +57,8 @@ def nearest_neighbours(
         )
     flat, images = gallery.flatten(1), images.flatten(1)
     first = first_alike(flat)
-    places = first.unique()  # [U] of the distinct pictures
-    column = torch.searchsorted(places, first[right])  # [N] the right picture among them
+    places = first.unique()  # [U] of the distinct images
+    column = torch.searchsorted(places, first[right])  # [N] the right image among them
     ranks, nearest, margins = [], [], []
     for some, wanted in zip(images.split(chunk), column.split(chunk), strict=True):
         distance = _squared_distances(some, flat, places, chunk)  # [n, U]
@@ -73,10 +73,10 @@ def nearest_neighbours(
     return Neighbours(rank=torch.cat(ranks), nearest=torch.cat(nearest), margin=torch.cat(margins))
 
 
-def first_alike(pictures: Tensor) -> Tensor:
-    """[G, ...] -> [G] int64: the place of the first picture that is the same to the last bit."""
+def first_alike(images: Tensor) -> Tensor:
+    """[G, ...] -> [G] int64: the place of the first image that is the same to the last bit."""
     seen: dict[bytes, int] = {}
-    rows = pictures.flatten(1).contiguous().cpu().numpy()
+    rows = images.flatten(1).contiguous().cpu().numpy()
     return torch.tensor([seen.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
 
 
@@ -97,4 +97,4 @@ def _margin(distance: Tensor, of_right: Tensor, wanted: Tensor) -> Tensor:
         return torch.zeros_like(of_right[:, 0])
     others = distance.scatter(1, wanted[:, None], math.inf).amin(1)
     right, other = of_right[:, 0].clamp_min(0).sqrt(), others.clamp_min(0).sqrt()
-    return (other - right) / torch.maximum(other, right)  # pictures differ: one is not 0
+    return (other - right) / torch.maximum(other, right)  # images differ: one is not 0

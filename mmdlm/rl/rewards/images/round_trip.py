@@ -1,4 +1,4 @@
-"""A reward for a picture that its own model reads as what it was asked to draw."""
+"""A reward for an image that its own model reads as what it was asked to draw."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mmdlm.rl.rewards.images.images import pictures_of
+from mmdlm.rl.rewards.images.images import images_of
 
 Describe = Callable[[Sequence[Image.Image]], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """How well the model's caption of the picture agrees with the column `name`.
+    """How well the model's caption of the image agrees with the column `name`.
 
     score  "words": the F1 of their words, in any order; "exact": 1 if they are the same, else 0
 
-    `describe`, pictures -> captions, is given by the recipe: the model that drew them, so that it
+    `describe`, images -> captions, is given by the recipe: the model that drew them, so that it
     is its own judge; a model that draws and reads the same wrong thing is rewarded, which is why a
-    picture's own reward or a held-out score belongs beside it. Captions are logged as the column
+    image's own reward or a held-out score belongs beside it. Captions are logged as the column
     `round_trip/caption`.
 
     Source: the self-reward of Lumina-DiMOO (arXiv:2510.06308), by words here, where it asks
@@ -42,9 +42,9 @@ class RoundTrip:
         **columns: Any,
     ) -> list[float | None]:
         """[N] scores."""
-        captions = list(describe(pictures_of(completions)))
+        captions = list(describe(images_of(completions)))
         if len(captions) != len(completions):
-            raise ValueError(f"{len(captions)} captions of {len(completions)} pictures")
+            raise ValueError(f"{len(captions)} captions of {len(completions)} images")
         if log_extra is not None:
             log_extra("round_trip/caption", captions)
         pairs = zip(captions, name, strict=True)

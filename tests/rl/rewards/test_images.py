@@ -1,4 +1,4 @@
-"""Rewards on pictures: by pixels, by the model's own words, and by models that are not here."""
+"""Rewards on images: by pixels, by the model's own words, and by models that are not here."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from mmdlm.rl.rewards.images.round_trip import RoundTrip, word_f1
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 
 
-def picture(color: tuple[int, int, int], size: int = 8) -> Image.Image:
+def image(color: tuple[int, int, int], size: int = 8) -> Image.Image:
     return Image.new("RGB", (size, size), color)
 
 
 def gallery() -> Gallery:
     names = tuple(frozenset({name, f"{name} square"}) for name in COLOURS)
-    return Gallery(names, levels_of([picture(one) for one in COLOURS.values()]))
+    return Gallery(names, levels_of([image(one) for one in COLOURS.values()]))
 
 
 # ---- the nearest name
 
 
-def test_the_named_picture_is_the_nearest() -> None:
-    drawn = [picture((200, 10, 0)), picture((200, 10, 0)), picture((0, 0, 255))]
+def test_the_named_image_is_the_nearest() -> None:
+    drawn = [image((200, 10, 0)), image((200, 10, 0)), image((0, 0, 255))]
     names = ["red", "blue", "blue square"]
     columns: dict[str, Any] = {"name": names, "gallery": gallery()}
     assert NearestName(top=1)([""] * 3, drawn, **columns) == [1, 0, 1]
@@ -52,26 +52,26 @@ def test_the_named_picture_is_the_nearest() -> None:
     assert margin[1] < 0
 
 
-def test_pictures_of_another_size_are_prepared() -> None:
-    def prepare(pictures: Sequence[Image.Image]) -> Tensor:
-        return levels_of([one.resize((8, 8)) for one in pictures])
+def test_images_of_another_size_are_prepared() -> None:
+    def prepare(images: Sequence[Image.Image]) -> Tensor:
+        return levels_of([one.resize((8, 8)) for one in images])
 
     one = gallery()
     scaled = Gallery(one.names, one.levels, prepare)
     arguments: dict[str, Any] = {"name": ["red"], "gallery": scaled}
-    assert NearestName(top=1)([""], [picture((255, 0, 0), 16)], **arguments) == [1]
+    assert NearestName(top=1)([""], [image((255, 0, 0), 16)], **arguments) == [1]
     with pytest.raises(ValueError, match="resize"):
-        NearestName()([""], [picture((255, 0, 0), 16)], name=["red"], gallery=one)
+        NearestName()([""], [image((255, 0, 0), 16)], name=["red"], gallery=one)
 
 
 def test_names_that_the_gallery_does_not_have() -> None:
     with pytest.raises(ValueError, match="'mauve'"):
-        NearestName()([""], [picture((0, 0, 0))], name=["mauve"], gallery=gallery())
+        NearestName()([""], [image((0, 0, 0))], name=["mauve"], gallery=gallery())
     with pytest.raises(ValueError, match="one for each"):
         Gallery((frozenset({"a"}),), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
-def test_text_is_no_picture() -> None:
+def test_text_is_no_image() -> None:
     with pytest.raises(ValueError, match="completion 0 is str"):
         NearestName()([""], ["red"], name=["red"], gallery=gallery())
 
@@ -79,14 +79,14 @@ def test_text_is_no_picture() -> None:
 # ---- round trip
 
 
-def describe(pictures: Sequence[Image.Image]) -> list[str]:
+def describe(images: Sequence[Image.Image]) -> list[str]:
     """Reads the color of the middle."""
-    seen = [one.getpixel((4, 4)) for one in pictures]
+    seen = [one.getpixel((4, 4)) for one in images]
     return [next(name for name, one in COLOURS.items() if one == two) + " square" for two in seen]
 
 
 def test_round_trip_compares_words() -> None:
-    drawn = [picture(COLOURS["red"]), picture(COLOURS["blue"])]
+    drawn = [image(COLOURS["red"]), image(COLOURS["blue"])]
     rubric = Rubric({"words": RoundTrip(), "exact": RoundTrip(score="exact")})
     found = rubric(
         ["red square"] * 2,
@@ -105,16 +105,16 @@ def test_words_in_common() -> None:
     assert word_f1("a a", "a b") == 0.5
 
 
-def test_a_caption_for_each_picture() -> None:
+def test_a_caption_for_each_image() -> None:
     with pytest.raises(ValueError, match="0 captions of 1"):
-        RoundTrip()([""], [picture((0, 0, 0))], name=["x"], describe=lambda pictures: [])
+        RoundTrip()([""], [image((0, 0, 0))], name=["x"], describe=lambda images: [])
 
 
 # ---- CLIP, HPS
 
 
 class TinyClip(nn.Module):
-    """A space of three colors: pictures by their mean, texts by the color that they name."""
+    """A space of three colors: images by their mean, texts by the color that they name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("open_clip")
 def test_clip_score_is_the_scaled_cosine() -> None:
-    drawn = [picture((255, 0, 0)), picture((255, 0, 0)), picture((255, 255, 0))]
+    drawn = [image((255, 0, 0)), image((255, 0, 0)), image((255, 255, 0))]
     prompts = ["red square", "blue square", "green square"]
     found = ClipScore(batch_size=2)(prompts, drawn)
     assert found == pytest.approx([2.5, 0, 2.5 / 2**0.5])
@@ -169,12 +169,12 @@ def test_clip_score_is_the_scaled_cosine() -> None:
 def test_hps_is_a_cosine_of_its_own_weights(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"state_dict": {"scale": torch.tensor(-1.0)}}, path)
-    assert Hps(weights=path)(["red"], [picture((255, 0, 0))]) == pytest.approx([-1])
+    assert Hps(weights=path)(["red"], [image((255, 0, 0))]) == pytest.approx([-1])
     with pytest.raises(RewardUnavailable, match="no file"):
-        Hps(weights=tmp_path / "other.pt")(["red"], [picture((255, 0, 0))])
+        Hps(weights=tmp_path / "other.pt")(["red"], [image((255, 0, 0))])
     torch.save({"state_dict": {"other": torch.ones(1)}}, tmp_path / "wrong.pt")
     with pytest.raises(RewardUnavailable, match="does not hold a ViT-H-14"):
-        Hps(weights=tmp_path / "wrong.pt")(["red"], [picture((255, 0, 0))])
+        Hps(weights=tmp_path / "wrong.pt")(["red"], [image((255, 0, 0))])
 
 
 @pytest.mark.usefixtures("open_clip")
@@ -182,7 +182,7 @@ def test_unknown_models_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="random weights"):
         ClipScore(pretrained=None)
     with pytest.raises(RewardUnavailable, match="'unknown'"):
-        ClipScore(model="unknown")(["red"], [picture((255, 0, 0))])
+        ClipScore(model="unknown")(["red"], [image((255, 0, 0))])
 
 
 # ---- the same with open_clip itself, where it is installed
@@ -200,7 +200,7 @@ TINY_CLIP = {
     },
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-OWN = ([0.0] * 3, [0.5] * 3)  # mean and standard deviation of its pictures, in its folder
+OWN = ([0.0] * 3, [0.5] * 3)  # mean and standard deviation of its images, in its folder
 
 
 @dataclass(frozen=True)
@@ -218,14 +218,14 @@ class Tiny:
 
     @property
     def usual(self) -> tuple[Any, Any]:
-        """Mean and standard deviation of pictures for models without their own."""
+        """Mean and standard deviation of images for models without their own."""
         return self.library.OPENAI_DATASET_MEAN, self.library.OPENAI_DATASET_STD
 
     @torch.no_grad()
-    def cosine(self, pictures: list[Image.Image], texts: list[str], scale: Any) -> list[float]:
-        """By hand, of pictures that have its size already."""
+    def cosine(self, images: list[Image.Image], texts: list[str], scale: Any) -> list[float]:
+        """By hand, of images that have its size already."""
         mean, std = (torch.tensor(one).view(3, 1, 1) for one in scale)
-        pixels = levels_of(pictures) / 255
+        pixels = levels_of(images) / 255
         seen = self.network.encode_image((pixels - mean) / std)
         read = self.network.encode_text(self.library.SimpleTokenizer(context_length=12)(texts))
         return ((seen * read).sum(-1) / seen.norm(dim=-1) / read.norm(dim=-1)).tolist()
@@ -287,21 +287,21 @@ def test_hps_reads_its_weights_into_a_model_of_open_clip(tiny_clip: Tiny, tmp_pa
 def test_what_open_clip_does_not_load_is_one_sentence(model: str, tiny_clip: Tiny) -> None:
     """Neither a name that it does not know nor weights that it does not find."""
     with pytest.raises(RewardUnavailable, match=f"open_clip does not load the model '{model}'"):
-        ClipScore(model=model, pretrained="absent")(["red"], [picture((255, 0, 0))])
+        ClipScore(model=model, pretrained="absent")(["red"], [image((255, 0, 0))])
 
 
 def test_an_absent_package_stops_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     clip_score.load_judge.cache_clear()
     with pytest.raises(RewardUnavailable, match="pip install"):
-        Rubric({"judge": ClipScore(model="absent")})(["red"], [picture((255, 0, 0))])
+        Rubric({"judge": ClipScore(model="absent")})(["red"], [image((255, 0, 0))])
 
 
 def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
     from eval.emoji import benchmark as emoji
 
-    read = emoji.Gallery.read(str(Path(__file__).parents[2] / "data" / "emoji_pictures.tar"))
-    one = Gallery(read.right, read.levels, lambda pictures: emoji.to_levels(pictures, emoji.SIZE))
+    read = emoji.Gallery.read(str(Path(__file__).parents[2] / "data" / "emoji_images.tar"))
+    one = Gallery(read.right, read.levels, lambda images: emoji.to_levels(images, emoji.SIZE))
     generator = torch.Generator().manual_seed(0)
     places = torch.randperm(len(read.emoji), generator=generator).tolist()
     noise = torch.randint(256, (len(places), 3, 16, 16), generator=generator, dtype=torch.uint8)
