@@ -299,7 +299,7 @@ class Rollouts:
             generation_run.denoiser,
             generation_run.batch,
             generator=sampling,
-            ends=self.model.prompt_template.ends(self.model.codec),
+            ends=self.model.prompt_template.stop_ids(self.model.codec),
             unconditional=generation_run.unconditional or None,
         )
         completions = self.answering.completions(self.model, problems, generation_run, rollout)
@@ -388,7 +388,7 @@ class Rollouts:
             generation_run,
             batch=generation_run.batch.rows(rows),
             unconditional=tuple(branch.rows(rows) for branch in generation_run.unconditional),
-            shown=tuple(generation_run.shown[int(i)] for i in index),
+            output_segments=tuple(generation_run.output_segments[int(i)] for i in index),
         )
 
     def _scored_views(
@@ -406,7 +406,7 @@ class Rollouts:
             batch,
             denoiser.vocabulary,
             generator=generator,
-            num_iterations=self.plan.num_iterations,
+            iterations=self.plan.num_iterations,
             scored=scored,
             steps=rollout.steps,
         )
