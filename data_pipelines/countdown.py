@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,7 @@ from data_pipelines.sources.problems import D1_BEGUN, D1_FORM, Problem, Prompt
 from data_pipelines.sources.row_files import Row, read_rows
 from mmdlm.cli import recipe as command_line
 
+MANY = 10**6  # of the largest number, beyond which problems are not counted
 MOST_NUMBERS = 5  # that are searched: beyond, one search takes minutes
 HELD_OUT_SHARE = 10  # one problem in so many
 
@@ -145,6 +147,13 @@ def make_problems(
     if split not in ("train", "held_out"):
         raise ValueError(f"split {split!r} is none of train, held_out")
     least, most = targets
+    drawings = math.comb(min(largest, MANY) + numbers - 1, numbers)
+    possible = drawings * max(0, most - least + 1)
+    if count > possible and largest <= MANY:
+        raise ValueError(
+            f"count {count}: there are at most {possible:,} problems of {numbers} numbers up to "
+            f"{largest} with targets {least} to {most}; ask for fewer, or allow more"
+        )
     found: dict[tuple[tuple[int, ...], int], Countdown] = {}
     idle = 0
     while len(found) < count:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -106,6 +107,12 @@ def make_puzzles(
     if count < 0:
         raise ValueError(f"count {count} is below 0")
     among = split_grids(split)
+    possible = len(among) * sum(math.comb(CELLS, empty) for empty in range(least, most + 1))
+    if count > possible:
+        raise ValueError(
+            f"count {count}: there are at most {possible:,} puzzles of {least} to {most} blanks; "
+            "ask for fewer, or allow other numbers of blanks"
+        )
     found: dict[str, Puzzle] = {}
     idle = 0  # draws without a new one
     while len(found) < count:

@@ -35,6 +35,7 @@ from data_pipelines.sources.text_files import decoded, parsed
 from mmdlm.cli import recipe as command_line
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_IDS = 10**7  # beyond which the trainer takes room for more than memory holds, and dies
 
 
 def train_text_tokenizer(
@@ -46,6 +47,8 @@ def train_text_tokenizer(
     wherever it stands. 257 ids are the bytes and the end of text: every character for itself.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if size > MOST_IDS:
+        raise ValueError(f"size {size}: a tokenizer has at most {MOST_IDS:,} ids")
     if size < len(alphabet) + 1:
         raise ValueError(f"size {size}: a byte-level tokenizer needs at least {len(alphabet) + 1}")
     tokenizer = Tokenizer(models.BPE())

@@ -32,6 +32,7 @@ from data_pipelines.sources.text import count_lines, jsonl_samples
 from data_pipelines.sources.text_files import json_bytes
 from mmdlm.cli import recipe as command_line
 from mmdlm.templates.conversation import IMAGE
+from mmdlm.vision.pixels import MAX_EDGE
 
 SHARD_BYTES = 1 << 30
 
@@ -51,6 +52,7 @@ def emoji(
         size: Height and width of the images, in pixels.
         samples_per_shard: Samples in one shard.
     """
+    _check_edge(size)
     font = font or emoji_source.find_font()
     settings = {
         "source": "emoji",
@@ -137,6 +139,8 @@ def folder(
         "size": size,
         "samples_per_shard": samples_per_shard,
     }
+    if size is not None:
+        _check_edge(size)
     total = len(image_files(images))
     given = Given({}, {str(images): source_files(images)})
     if not is_done(out / INDEX, settings, given):
@@ -356,6 +360,12 @@ def _write_rows(
     samples = conversation_samples(rows, columns, source=source, report=report)
     bar = tqdm(samples, desc="packing", unit=f" {settings['source']}")
     write_splits({"": bar}, out, settings, given, report)
+
+
+def _check_edge(size: int) -> None:
+    """Raise ValueError for images of no size, and for those that no memory holds."""
+    if not 1 <= size <= MAX_EDGE:
+        raise ValueError(f"size is {size}; give 1 to {MAX_EDGE} pixels")
 
 
 def _images_in(folder: Path) -> dict[str, list[Path]]:

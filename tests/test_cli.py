@@ -779,3 +779,37 @@ def test_families_are_those_that_there_are() -> None:
     from mmdlm.models.families.auto import FAMILIES
 
     assert set(cli.FAMILY_NAMES) == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["draw", "heart", "-o", "x.png", "--Steps", "2"], "'--Steps'; did you mean --steps?"),
+        (["draw", "heart", "-o", "x.png", "--guidance=2"], "did you mean --guidance-scale?"),
+        (["draw", "heart", "-o", "x.png", "--zzz"], "unknown option '--zzz' (see 'mmdlm draw"),
+        (["draw", "heart", "-o", ""], "--output is empty; name a file that ends in one of .png"),
+        (
+            ["draw", "heart", "-o", "x.png", "--num-images", "1000000000"],
+            "--num-images 1000000000 is too many; take at most 10000",
+        ),
+        (
+            ["draw", "heart", "-o", "x.png", "--steps", "1000000000"],
+            "num_inference_steps must be at most 100,000, got 1000000000",
+        ),
+    ],
+)
+def test_numbers_that_would_take_for_ever_and_names_nearly_right(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(given) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == 1
+
+
+def test_more_new_tokens_than_the_model_takes(tiny_checkpoint: Path) -> None:
+    model = mmdlm.load(tiny_checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="max_new_tokens is 1000000000, but the model takes"):
+        model.complete("heart", max_new_tokens=10**9)
+    with pytest.raises(ValueError, match=r"and at most 10000, got 10{9}$"):
+        model.text_to_image("heart", num_images_per_prompt=10**9)

@@ -502,9 +502,9 @@ def test_a_model_of_text_alone(model: Model) -> None:
         (lambda m: m.text_to_image([]), "there is no prompt"),
         (lambda m: m.text_to_image("@" * 70), "has 71 tokens, but this model takes at most 63"),
         (lambda m: m.text_to_image("a", negative_prompt="@" * 70), "has 71 tokens"),
-        (lambda m: m.text_to_image("a", num_inference_steps=0), "at least 1, got 0"),
+        (lambda m: m.text_to_image("a", num_inference_steps=0), "at least 1, .*got 0"),
         (lambda m: m.text_to_image("a", guidance_scale=float("nan")), "finite number, got nan"),
-        (lambda m: m.text_to_image("a", num_images_per_prompt=0), "at least 1, got 0"),
+        (lambda m: m.text_to_image("a", num_images_per_prompt=0), "at least 1, .*got 0"),
         (lambda m: m.text_to_image("a", negative_prompt=["a", "b"]), "2 negative prompts for 1"),
         (
             lambda m: m.text_to_image("a", negative_prompt="b", guidance_scale=1.0),
@@ -533,7 +533,7 @@ def test_a_model_of_text_alone(model: Model) -> None:
         (lambda m: m.inpaint(image(), torch.ones(16, 16), "@" * 70), "71 tokens"),
         (
             lambda m: m.inpaint(image(), torch.ones(16, 16), num_inference_steps=0),
-            "at least 1, got 0",
+            "at least 1, .*got 0",
         ),
     ],
 )

@@ -16,8 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.room import bytes_of, check_room
 from data_pipelines.shards.images import image_loader
 from mmdlm.cli.recipe import run
+from mmdlm.cli.settings import checked
 from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.pixels import Fit, to_image
 from mmdlm.vision.tokenizers.base import CONFIG, ImageTokenizer, load_image_tokenizer
@@ -25,7 +27,6 @@ from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from train.loop import Stage, TrainingConfig, fit, launched
 from train.stages.meter import Load
-from train.stages.settings import checked
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
 SHOWN = 16  # images on a sample sheet
@@ -151,6 +152,13 @@ def main(
     if family not in FAMILIES:
         raise ValueError(f"family {family!r} cannot be trained; choose {' or '.join(FAMILIES)}")
     state = launched()
+    if start_from is None:
+        size = bytes_of(lambda: FAMILIES[family].from_config(options or {}))
+        check_room(
+            f"the tokenizer that options {options or {}} describe",
+            {"weights": size, "gradients": size},
+            mend="its options",
+        )
     with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
         torch.manual_seed(training.seed)
         tokenizer: ImageTokenizer = (

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from data_pipelines.room import check_room
 from mmdlm.models.quantization import is_quantized
 from mmdlm.models.run_steps import SETUP
 from train.checkpoints.checkpoint import Checkpoints, latest, replace_folder
@@ -205,6 +206,7 @@ def fit(
     on_gpu = accelerator.device.type == "cuda"
     if settings.compile is True or (settings.compile == "auto" and on_gpu):
         stage.compile_layers()
+    _check_fits(stage, settings, accelerator.device)
     optimizers = settings.optimizer.build(stage, rates=stage.rates())
     _check_sharding(optimizers, settings, accelerator)
     model, *optimizers = accelerator.prepare(stage, *optimizers)
@@ -321,6 +323,22 @@ def fit(
     weights = _state_of(stage)
     accelerator.end_training()
     return weights
+
+
+def _check_fits(stage: Stage, settings: TrainingConfig, device: torch.device) -> None:
+    """Raise ValueError where what learns, and all that is kept beside it, is larger than memory."""
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return  # each process holds a part
+    learning = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+    count, weights = sum(p.numel() for p in learning), sum(p.nbytes for p in learning)
+    needs = {
+        "weights": sum(parameter.nbytes for parameter in stage.parameters()),
+        "gradients": weights,
+        "optimizer states": settings.optimizer.state_bytes * count,
+        "averages": 4 * count if settings.ema else 0,
+    }
+    mend = "the model (or train `lora`, without training.ema)"
+    check_room("training", needs, mend=mend, device=device)
 
 
 def _state_of(stage: Stage) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class Cosine(LearningRate):
     warmup: int = 0
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_schedule(warmup=self.warmup, final=self.final)
+
     def factor(self, step: int, steps: int) -> float:
         if step < self.warmup:
             return (step + 1) / self.warmup
@@ -52,6 +55,9 @@ class WarmupStableDecay(LearningRate):
     decay: float = 0.2
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_schedule(warmup=self.warmup, final=self.final, decay=self.decay)
+
     def factor(self, step: int, steps: int) -> float:
         if step < self.warmup:
             return (step + 1) / self.warmup
@@ -60,8 +66,22 @@ class WarmupStableDecay(LearningRate):
         return self.final + (1 - self.final) * min(1.0, left)
 
 
+def _check_schedule(*, warmup: int, **shares: float) -> None:
+    """Raise ValueError for a warm-up below 0, and for a share that is none."""
+    if warmup < 0:
+        raise ValueError(f"warmup is {warmup}; it must be 0 steps or more")
+    for name, value in shares.items():
+        if not (0 <= value <= 1 or math.isnan(value)):  # which `checked` names
+            raise ValueError(f"{name} is {value}; a share lies in [0, 1]")
+
+
 class Optimizer(ABC):
-    """How parameters move; YAML names one by class path."""
+    """How parameters move; YAML names one by class path.
+
+    state_bytes  that are kept of each number that learns, at least
+    """
+
+    state_bytes: ClassVar[int] = 0
 
     @abstractmethod
     def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
@@ -80,6 +100,12 @@ class AdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     eps: float = 1e-8
+
+    state_bytes: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
 
     def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
         return [self.of(*decay_groups(module), rates=rates)]
@@ -119,6 +145,8 @@ class Muon(Optimizer):
     What has a learning rate of its own is left to AdamW, whose rates mean another size of step: a
     vision tower, trained by AdamW before, stays with it.
     """
+
+    state_bytes: ClassVar[int] = 4
 
     learning_rate: float = 0.02
     momentum: float = 0.95

@@ -20,6 +20,7 @@ from data_pipelines.shards.workers import Loader
 from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import Source
 from mmdlm.cli.recipe import run
+from mmdlm.cli.settings import checked
 from mmdlm.core.likelihood.estimators import Elbo, LikelihoodEstimator
 from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.sequence import Batch
@@ -51,7 +52,6 @@ from train.stages.denoising import (
 from train.stages.examples import show_examples
 from train.stages.low_rank import LowRank
 from train.stages.meter import Load
-from train.stages.settings import checked
 from train.trained_tasks import record_tasks
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.jobs.sole_writer import sole_writer
 from mmdlm.cli.recipe import run
+from mmdlm.cli.settings import checked
 from mmdlm.core.losses.objective import Objective
 from mmdlm.models.run_steps import find_in_run
 from mmdlm.vision.encoders.adapter import VisionConfig
@@ -41,7 +42,6 @@ from train.stages.denoising import (
 from train.stages.model_shape import Shape
 from train.stages.param_groups import Parts
 from train.stages.samples import OnSample, SampleSheet, first_captions
-from train.stages.settings import checked
 from train.trained_tasks import record_tasks
 
 

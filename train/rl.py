@@ -17,10 +17,14 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
 from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.room import check_batch
 from mmdlm.cli.recipe import run
+from mmdlm.cli.settings import checked
 from mmdlm.core.likelihood.estimators import LikelihoodEstimator
 from mmdlm.models.compilation import compile_layers
+from mmdlm.models.costs import Costs
 from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.run_steps import parts_of
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
@@ -52,7 +56,6 @@ from train.stages.denoising import (
 )
 from train.stages.low_rank import LowRank
 from train.stages.meter import Load
-from train.stages.settings import checked
 
 
 class PolicyStage(Stage):
@@ -225,6 +228,7 @@ def main(
         folder, text_tokenizer, image_tokenizer, state, attention, dtype=getattr(torch, dtype)
     )
     denoiser = model.denoiser
+    _check_room(model, answering, rows=prompts_per_batch * num_generations)
     if getattr(denoiser, "vision", None) is not None:
         denoiser.vision.requires_grad_(False)  # images are looked at once, before the rollouts
     adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
@@ -286,6 +290,16 @@ def main(
         dtype=save_dtype,
         generation=asdict(model.defaults),
     )
+
+
+def _check_room(model: Model, answering: Answering, *, rows: int) -> None:
+    """Raise ValueError for answers that the model, or rows that no memory has room for."""
+    length = getattr(answering, "max_new_tokens", 1)
+    model.check_new_tokens(length)
+    states = 0
+    if isinstance(model.denoiser, MmdlmForMaskedDiffusion):
+        states = Costs(model.denoiser.config).states(rows * length) * 2
+    check_batch(rows, length, states=states, device=model.device)
 
 
 def _model(

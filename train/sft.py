@@ -14,6 +14,7 @@ import torch
 
 from data_pipelines.jobs.sole_writer import sole_writer
 from mmdlm.cli.recipe import run
+from mmdlm.cli.settings import checked
 from mmdlm.core.losses.objective import Objective
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
@@ -45,7 +46,6 @@ from train.stages.examples import show_examples
 from train.stages.low_rank import LowRank
 from train.stages.model_shape import USUAL_POSITIONS, Shape
 from train.stages.param_groups import Parts
-from train.stages.settings import checked
 from train.trained_tasks import record_tasks
 
 

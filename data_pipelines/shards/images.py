@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from data_pipelines.room import check_room
 from data_pipelines.shards.shards import expand_urls
 from data_pipelines.shards.stream import (
     BrokenSample,
@@ -59,6 +60,11 @@ def image_loader(
         "shuffle_buffer": shuffle_buffer,
     }
     check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
+    check_room(
+        f"a batch of {batch_size} images of {image_size} x {image_size} pixels",
+        {"pixels": 2 * 4 * 3 * batch_size * image_size**2},  # one by one, then together
+        mend="batch_size",
+    )
     found = expand_urls(urls, allow_pipe=allow_pipe)
     settings = {"shards": [len(found)], "sampling_weight": sampling_weight, **numbers}
     make = partial(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 
+from data_pipelines.room import check_batch
 from data_pipelines.shards.stream import Reader, SequenceStream, State, permutation
 from data_pipelines.shards.workers import Loader, check_numbers, workers_for
 from data_pipelines.sources.source import Source, TextTokenizer
@@ -53,7 +54,8 @@ def build_loader(
     cache_bytes     a data set that fits in so much memory, per worker, is read only once
     pin_memory      give out batches in page-locked memory, where workers read ahead
 
-    Raises ValueError for an empty list of sources or shards, or a number out of its range.
+    Raises ValueError for an empty list of sources or shards, a number out of its range, and a batch
+    that no memory holds.
     """
     sources = list(sources)
     if not sources:
@@ -71,6 +73,7 @@ def build_loader(
         "repeat": repeat,
     }
     check_numbers({**numbers, "max_broken": max_broken, "cache_bytes": cache_bytes})
+    check_batch(batch_size, length)
     # Shards are looked up once, so that all workers deal the same list.
     sources = [replace(source, urls=source.shards()) for source in sources]
     settings = {

@@ -27,17 +27,22 @@ IMAGE_FORMATS = {  # a file's ending -> Pillow's name
     ".tiff": "TIFF",
 }
 ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+MOST_IMAGES = 10_000  # that are drawn at once
 
 
 def numbered(path: Path, count: int) -> list[Path]:
     """[out.png], or [out-1.png, out-2.png, ...]."""
-    if count == 1:
+    if count > MOST_IMAGES:
+        raise ValueError(f"--num-images {count} is too many; take at most {MOST_IMAGES}")
+    if count == 1 or not path.name:
         return [path]
     return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
 
 
 def check_place(path: Path, option: str, formats: dict[str, str]) -> None:
     """Find out before the slow work that the result would have no place or no format."""
+    if not path.name:
+        raise ValueError(f"{option} is empty; name a file that ends in one of {' '.join(formats)}")
     if path.suffix.lower() not in formats:
         raise ValueError(
             f"{option} {str(path)!r} does not end in one of {' '.join(formats)}; "

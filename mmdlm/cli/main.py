@@ -38,6 +38,7 @@ from mmdlm.cli.image_files import (
     write,
 )
 from mmdlm.templates.infill import check_whole
+from mmdlm.vision.known_names import suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a user's error, 130 when interrupted."""
     forgive_encodings()
     try:
-        options, unknown = _parser().parse_known_args(arguments)
+        parser = _parser()
+        options, unknown = parser.parse_known_args(arguments)
         if unknown:
-            raise ValueError(_unknown(unknown[0], options.command))
+            raise ValueError(_unknown(unknown[0], options.command, parser))
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader left (mmdlm caption ... | head): not an error of ours
@@ -668,10 +670,14 @@ def _add_max_pixels(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _unknown(argument: str, command: str) -> str:
+def _unknown(argument: str, command: str, parser: argparse.ArgumentParser) -> str:
     """What to say of an argument that no command takes."""
     if argument.startswith("-"):
-        return f"unknown option {argument!r} (see 'mmdlm {command} --help')"
+        (commands,) = (one for one in parser._actions if isinstance(one.choices, dict))
+        known = commands.choices[command]._option_string_actions  # type: ignore[index]
+        name = argument.partition("=")[0]
+        near = suggestion(name, [one for one in known if len(one) > 2])
+        return f"unknown option {name!r}{near} (see 'mmdlm {command} --help')"
     return (
         f"{command} does not take a further argument {argument!r}; put a text of several words in "
         "quotes, and give several texts one after the other, each to a command of its own"

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
+from jsonargparse.typing import register_type
 
 from mmdlm.cli.chat_session import forgive_encodings
+from mmdlm.cli.settings import checked
+from mmdlm.vision.known_names import nearest
+
+# How jsonargparse says that there is no such option, in a file and on the command line.
+STRANGE = re.compile(
+    r"(?:(?:Group|Subcommand) '(?P<group>.+)' does not accept option|Option) '(?P<key>.+?)'"
+    r"(?: is not accepted.*)?"
+)
+UNRECOGNIZED = re.compile(r"unrecognized arguments: (?P<dashes>-*)(?P<key>[^\s=]*).*")
+NO_ATTRIBUTE = re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")
+MOST_LISTED = 16  # options that are named where none is near
 
 
 class _Parser(jsonargparse.ArgumentParser):
     """One sentence on stderr and status 2, where jsonargparse prints usage and a tip as well."""
 
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """jsonargparse's `validate`, which names the nearest option in place of a strange one."""
+        try:
+            super().validate(*args, **kwargs)
+        except KeyError as error:
+            message = str(error.args[0]) if error.args else ""
+            if (match := STRANGE.fullmatch(message)) is not None:
+                parser = getattr(error, "subcommand_parser", self)
+                group = "" if parser is not self else match["group"]
+                error.args = (_no_option(parser, match["key"], group=group or ""),)
+            raise
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sentence = _one_line(message).removeprefix("error: ")
+        if (match := UNRECOGNIZED.fullmatch(message)) is not None:
+            message = _no_option(self, match["key"], dashes=match["dashes"])
+        sentence = _with_nearest_class(_one_line(message).removeprefix("error: "))
         print(f"{self.prog}: {sentence} (options: --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -27,14 +57,66 @@ def run(job: Any) -> None:
     What the user can mend (ValueError) and what the system refuses (a full disk) end with status 2.
     """
     forgive_encodings()
+    is_several = isinstance(job, dict)
+    jobs: Any = {name: _sane(one) for name, one in job.items()} if is_several else _sane(job)
     try:
-        jsonargparse.auto_cli(job, as_positional=False, parser_class=_Parser, allow_abbrev=False)
+        jsonargparse.auto_cli(jobs, as_positional=False, parser_class=_Parser, allow_abbrev=False)
     except (ValueError, OSError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _sane(job: Callable[..., None]) -> Callable[..., None]:
+    """The job, which is not begun with settings that nobody can mean."""
+
+    @functools.wraps(job)
+    def begun(*args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(job).bind(*args, **kwargs)
+        checked(given.arguments, of=inspect.signature(job))
+        job(*args, **kwargs)
+
+    return begun
+
+
+def _no_option(
+    parser: jsonargparse.ArgumentParser, key: str, *, group: str = "", dashes: str = ""
+) -> str:
+    """Say that a parser has no such option, and which one is nearest."""
+    start = f"{group}." if group else ""
+    actions = (one.dest for one in parser._actions if not one.dest.startswith(("help", "print_")))
+    known = [one for one in actions if one.startswith(start)]
+    whole = f"{start}{key}"
+    near = nearest(whole, known)
+    said = f"there is no option {dashes}{whole}"
+    if near is not None:
+        return f"{said}; did you mean {dashes}{near}?"
+    places = (one.removeprefix(start).split(".")[0] for one in known)
+    beside = [f"{start}{place}" for place in dict.fromkeys(places)]
+    if len(beside) > MOST_LISTED:
+        return said
+    return f"{said}; there are {', '.join(dashes + one for one in beside)}"
+
+
+def _with_nearest_class(message: str) -> str:
+    """The message; where a class path names nothing in its module, with what is nearest in it."""
+    match = NO_ATTRIBUTE.search(message)
+    if match is None or match["module"] not in sys.modules:
+        return message
+    near = nearest(match["name"], vars(sys.modules[match["module"]]))
+    return message if near is None else f"{message}; did you mean {match['module']}.{near}?"
+
+
+def _path(value: str) -> Path:
+    """A path; ValueError for none, which pathlib would take for the current folder."""
+    if not str(value).strip():
+        raise ValueError("a path is empty; name a file or a folder, or '.' for the current one")
+    return Path(value)
+
+
+register_type(Path, str, _path, type_check=isinstance, fail_already_registered=False)
 
 
 def _one_line(message: object) -> str:

@@ -106,6 +106,16 @@ class Costs:
         """Weights of all layers."""
         return sum(self.layer) * self.config.num_hidden_layers
 
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices: of the layers, the embeddings and the head."""
+        ends = 1 if self.config.tie_word_embeddings else 2
+        return self.body + ends * self.config.vocab_size * self.config.hidden_size
+
+    def states(self, tokens: int) -> int:
+        """Numbers that a training step keeps of so many tokens at least: the layers' inputs."""
+        return tokens * self.config.hidden_size * self.config.num_hidden_layers
+
     def forward(self, *, rows: int, length: int, computed: int, read: int, ids: int) -> Pass:
         """Of a forward pass: operations, and bytes of the weights, which are read once.
 

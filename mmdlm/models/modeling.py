@@ -152,6 +152,10 @@ class MmdlmConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(
+                f"initializer_range must be a number from 0, not {self.initializer_range!r}"
+            )
         if self.published is not None and not isinstance(self.published, dict):
             raise ValueError(f"published must be an object {{...}} or null, not {self.published!r}")
         super().__post_init__(**kwargs)

@@ -244,6 +244,14 @@ class Engine:
         )
         return [ids.cpu() for ids in generation_run.results(generation_run.run())]
 
+    def check_new_tokens(self, length: int) -> None:
+        """Raise ValueError for more new tokens than the model takes tokens in all."""
+        most = max(self.max_length, self.prompt_template.longest)
+        if length > most:
+            raise ValueError(
+                f"max_new_tokens is {length}, but the model takes {most} tokens at most; lower it"
+            )
+
     def fitting(self, task_prompt: TaskPrompt, length: int = 0) -> TaskPrompt:
         """The task, unless it is longer than the model takes; `length` of it is new text."""
         tokens, most = len(task_prompt.sequence), max(self.max_length, self.prompt_template.longest)

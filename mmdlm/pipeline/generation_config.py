@@ -35,6 +35,7 @@ from mmdlm.core.sampling.unmasking import (
     UnmaskingRule,
 )
 from mmdlm.vision.checkpoint_files import reason_of
+from mmdlm.vision.known_names import suggestion
 from mmdlm.vision.pixels import Fit
 
 GENERATION = "generation_config.json"  # where a checkpoint carries its own defaults
@@ -42,6 +43,7 @@ GENERATION = "generation_config.json"  # where a checkpoint carries its own defa
 OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
 DecayName = Literal["linear", "compounding", "none"]
 CacheName = Literal["prompt", "prefix", "dual", "delayed", "stable"]
+MOST_STEPS = 100_000  # of denoising: far more than any model has tokens
 RANKED = ("confidence", "probability", "margin", "entropy")  # orders that may have noise
 PARALLEL = ("threshold", "factor", "entropy_bound")
 ScheduleName = Literal[
@@ -148,6 +150,11 @@ class GenerationConfig:
                 continue
             if not _is_whole(value) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.num_inference_steps > MOST_STEPS:
+            raise ValueError(
+                f"num_inference_steps must be at most {MOST_STEPS:,}, got "
+                f"{self.num_inference_steps}"
+            )
         if not _is_whole(self.min_new_tokens) or self.min_new_tokens < 0:
             raise ValueError(
                 f"min_new_tokens must be a whole number of at least 0, got {self.min_new_tokens!r}"
@@ -408,7 +415,10 @@ def _updated(record: Any, given: object, *, where: str = "") -> Any:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     for name, value in given.items():
         if name not in values:
-            raise ValueError(f"unknown key {where + name!r}; known are {', '.join(values)}")
+            raise ValueError(
+                f"unknown key {where + name!r}; known are {', '.join(values)}"
+                f"{suggestion(str(name), values)}"
+            )
         old = values[name]
         values[name] = (
             _updated(old, value, where=f"{where}{name}.")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmdlm.cli.image_files import MOST_IMAGES
 from mmdlm.core.sampling.generators import Generators
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.pipeline.engine import Engine
@@ -709,9 +710,10 @@ class Model(Engine):
         for one in prompts:
             if not one.strip():
                 raise ValueError(f"prompt {one!r} is empty; say in words what to draw")
-        if isinstance(num_images_per_prompt, bool) or num_images_per_prompt < 1:
+        if isinstance(num_images_per_prompt, bool) or not 1 <= num_images_per_prompt <= MOST_IMAGES:
             raise ValueError(
-                f"num_images_per_prompt must be at least 1, got {num_images_per_prompt!r}"
+                f"num_images_per_prompt must be at least 1, and at most {MOST_IMAGES}, got "
+                f"{num_images_per_prompt!r}"
             )
         generation_config = generation_config_with(
             self.defaults.text_to_image,
@@ -812,4 +814,5 @@ class Model(Engine):
             raise ValueError(
                 f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}"
             )
+        self.check_new_tokens(length)  # before as many are laid out
         return length

@@ -23,6 +23,7 @@ Fit = Literal["crop", "pad", "stretch"]
 # crawls are full of 1x1 trackers, while the thinnest lines of text stay above this.
 MIN_SIDE = 4
 MAX_RATIO = 200  # of the sides of an image; beyond that little of it is seen, or all of it blurred
+MAX_EDGE = 1 << 14  # pixels along the side of an image that one is scaled to
 
 
 def check_size(width: int, height: int) -> None:
@@ -86,8 +87,8 @@ def check_finite(values: Tensor) -> None:
 
 def _resize(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     """RGB image -> RGB image of `size` (width, height)."""
-    if min(size) < 1:
-        raise ValueError(f"an image size must be positive, not {size[1]}x{size[0]}")
+    if not 1 <= min(size) <= max(size) <= MAX_EDGE:
+        raise ValueError(f"an image size must be 1 ... {MAX_EDGE}, not {size[1]}x{size[0]}")
     resampling = Image.Resampling.BICUBIC
     match fit:
         case "crop":

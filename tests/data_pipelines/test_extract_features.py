@@ -195,7 +195,7 @@ def test_features_of_two_towers_are_not_mixed(shards: Path, model: Path, tmp_pat
         ([], "name a model, or vision and tower_weights"),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "MODEL", "--tower_weights", "x"], "name a model, or vision"),
-        (["--model", "MODEL", "--batch_size", "0"], "batch_size 0"),
+        (["--model", "MODEL", "--batch_size", "0"], "batch_size is 0"),
         (["--model", "MODEL", "--dtype", "bfloat16"], "bfloat16"),
         (["--model", "MODEL", "--shards", "none"], "none"),
         (["--model", "BLIND"], "has no vision adapter"),

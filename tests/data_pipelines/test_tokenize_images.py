@@ -324,7 +324,7 @@ def test_options_that_are_wrong(shell, image_shards, tokenizer_folder, tmp_path)
     for options, message in (
         ([*given, "--batchsize", "3"], "--batchsize"),
         ([*given, "--batch_size", "x"], "batch_size"),
-        ([*given, "--batch_size", "0"], "batch_size 0"),
+        ([*given, "--batch_size", "0"], "batch_size is 0"),
         ([*given, "--fit", "squeeze"], "squeeze"),
         (given[:4], "out"),
         ([*given, "--shards", tmp_path / "none"], "none"),

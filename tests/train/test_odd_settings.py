@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_pipelines import room
 from mmdlm.cli.recipe import run
 from tests.train.test_image_tokenizer import images  # noqa: F401
 from tests.train.test_preference import config as preference_recipe  # noqa: F401
@@ -25,8 +26,19 @@ EVERYWHERE = [
     ("training.max_steps", "1e30", "1e+30"),
     ("training.max_steps", ".nan", "max_steps"),
     ("training.max_steps", "many", "many"),
-    ("training.stesp", "3", "stesp"),
+    ("training.max_stesp", "3", "did you mean --training.max_steps?"),
+    ("training.Max_Steps", "3", "did you mean --training.max_steps?"),
+    ("Out", "x", "did you mean --out?"),
+    ("out", "", "a path is empty"),
     ("training.gradient_accumulation_steps", "0", "gradient_accumulation_steps"),
+    ("training.sample_steps", "-1", "sample_steps is -1"),
+    ("training.schedule.init_args.warmup", "-1", "warmup is -1"),
+    ("training.schedule.init_args.final", "-1", "final is -1"),
+    (
+        "training.optimizer",
+        "{class_path: train.optimizer.AdamW, init_args: {weight_decay: -1}}",
+        "weight_decay is -1",
+    ),
     ("training.max_grad_norm", ".nan", "nan"),
     ("training.ema", ".inf", "inf"),
     ("training.ema", "2", "2"),
@@ -38,6 +50,23 @@ OWN = {
     "image_tokenizer": [
         ("start_from", "nowhere", "nowhere"),
         ("images.urls", "nowhere", "nowhere"),
+        ("start_from", "", "a path is empty"),
+        ("images.urls", "", "images.urls is ''"),
+        ("images.urls", "['']", "images.urls.0 is ''"),
+        ("images.batch_size", "1000000000", "at most 1,000,000"),
+        (
+            "images.batch_size",
+            "1000000",
+            "1000000 images of 64 x 64 pixels needs at least 98.3 GB",
+        ),
+        ("images.num_workers", "1000000000", "images.num_workers"),
+        ("images.Urls", "x", "did you mean --images.urls?"),
+        ("options", "{width: 1000000, heads: 8}", "of memory"),
+        ("options", "{encoder_depth: 1000000000}", "options.encoder_depth is 1000000000"),
+        ("options", "{image_size: 1000000000}", "options.image_size is 1000000000"),
+        ("options", "{levels: [1000, 1000, 1000]}", "of memory"),
+        ("options", "{Width: 8}", "did you mean width?"),
+        ("images.max_broken", "-1", "images.max_broken is -1"),
         ("loss.l1", "-1", "-1"),
         ("loss.gradient", ".inf", "inf"),
     ],
@@ -46,20 +75,48 @@ OWN = {
         ("coefficients.image", ".nan", "nan"),
         ("start_from", "nowhere", "nowhere"),
         ("data.batch_size", "0", "0"),
+        ("data.batch_size", "1000000000", "at most 1,000,000"),
+        ("data.batch_size", "1000000", "a batch of 1000000 rows of 90 tokens needs at least"),
+        ("data.length", "1000000000", "rows of 1000000000 tokens needs at least"),
+        ("data.num_workers", "1000000000", "data.num_workers is 1000000000"),
+        ("data.batch", "3", "did you mean --data.batch_size?"),
+        ("text_tokenizer", "", "a path is empty"),
+        ("tower_weights", "", "a path is empty"),
+        ("model.hidden_size", "262144", "model (hidden_size 262144, intermediate_size 24"),
+        ("model.hidden_size", "1000000", "model.hidden_size is 1000000"),
+        ("model.head_dim", "1000000000", "model.head_dim is 1000000000"),
+        ("model.num_hidden_layers", "1000000", "model.num_hidden_layers is 1000000"),
+        ("model.text_slots", "1000000000", "model has text_slots 1000000000"),
+        ("model.initializer_range", "-1", "initializer_range must be a number from 0"),
+        ("training.optimizer", "train.optimizer.adamw", "did you mean train.optimizer.AdamW?"),
     ],
     "sft": [
         ("coefficients.text", "-1", "-1"),
         ("start_from", "nowhere", "nowhere"),
         ("data.length", "-5", "-5"),
+        ("start_from", "", "start_from is ''"),
+        ("data.batch_size", "1000000", "of memory"),
+        ("lora.rank", "100000000", "lora of rank 100000000 on 4 layers needs at least"),
+        ("lora.targets", "['']", "lora.targets.0 is ''"),
+        ("lora.Rank", "3", "did you mean rank?"),
+        ("quantization", "", "quantization is ''"),
     ],
     "rl": [
         ("start_from", "nowhere", "nowhere"),
+        ("start_from", "", "start_from is ''"),
         ("group", "0", "group"),
+        ("num_generations", "1000000000", "num_generations is 1000000000"),
+        ("num_generations", "1000000", "a batch of 2000000 rows of 6 tokens needs at least"),
+        ("answering.init_args.max_new_tokens", "1000000000", "max_new_tokens is 1000000000"),
+        ("prompts.init_args.path", "", "path"),
+        ("Num_generations", "3", "did you mean --num_generations?"),
         ("loss.init_args.beta", "-1", "-1"),
     ],
     "preference": [
         ("start_from", "nowhere", "nowhere"),
         ("data.batch_size", "-1", "-1"),
+        ("data.batch_size", "1000000", "of memory"),
+        ("start_from", "", "start_from is ''"),
         ("loss.sft", "-1", "-1"),
     ],
 }
@@ -85,6 +142,7 @@ def test_one_sentence_names_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(room, "room", lambda device=None: 4 * 10**8)  # a machine of 400 MB
     out, path = tmp_path / "odd", tmp_path / "odd.json"
     path.write_text(json.dumps({**settings_of(recipe, request), "out": str(out)}))
     capsys.readouterr()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from mmdlm.cli.settings import checked
 from train.loop import TrainingConfig
 from train.optimizer import AdamW, WarmupStableDecay
 from train.stages.model_shape import Shape
-from train.stages.settings import checked
 
 
 @dataclass(frozen=True)

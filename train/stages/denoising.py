@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedTokenizerFast
 
+from data_pipelines.room import bytes_of, check_batch, check_room
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.workers import Loader
 from data_pipelines.sources.conversations import apply_chat_template
@@ -277,8 +278,9 @@ def read_sources(
 ) -> list[Source]:
     """The sources of a data section, seen and spoken as the model does.
 
-    Raises ValueError for what the model cannot see, and for rows that it has no positions for.
-    Documents that share a row have positions each: of those, one that is too long is no good.
+    Raises ValueError for what the model cannot see, and for rows that it has no positions or no
+    memory for. Documents that share a row have positions each: of those, one that is too long is no
+    good.
     """
     most = positions_of(denoiser, prompt_template)
     if data.length is None:
@@ -292,6 +294,7 @@ def read_sources(
             f"data.length is {data.length}, but the model takes {most} tokens at most "
             "(max_position_embeddings); shorten the rows, or give a new model as many positions"
         )
+    _check_rows(data, denoiser)
     sources = data.sources
     if codec.grid is not None:
         sources = expect_codes(sources, prod(codec.grid))
@@ -302,6 +305,15 @@ def read_sources(
     if data.length <= most:
         return seen
     return [replace(one, to_sequence=NoLonger(one.to_sequence, most)) for one in seen]
+
+
+def _check_rows(data: Data, denoiser: PretrainedDenoiser) -> None:
+    """Raise ValueError for a batch whose states no memory holds."""
+    device, states = PartialState().device, 0
+    if isinstance(denoiser, MmdlmForMaskedDiffusion):
+        numbers = Costs(denoiser.config).states(data.batch_size * data.length)
+        states = numbers * (2 if device.type == "cuda" else 4)
+    check_batch(data.batch_size, data.length, states=states, device=device)
 
 
 def load_batches(
@@ -400,6 +412,8 @@ def add_vision_adapter(
     before = denoiser.vision
     if before is not None:
         _check_same_eyes(before.config, vision, tower_weights)
+    weights = bytes_of(lambda: VisionAdapter(vision, denoiser.config.hidden_size))
+    check_room("vision", {"weights": weights}, mend="its tower")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter = VisionAdapter(vision, denoiser.config.hidden_size)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data_pipelines.room import check_room
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.lora import CONFIG, PREFIX, WEIGHTS
 
@@ -63,6 +64,12 @@ class LowRank:
         except ImportError as error:
             raise ValueError("lora needs PEFT; install with: pip install peft") from error
         modules = list(self._modules(denoiser))
+        numbers = sum(self.rank * sum(_sides(denoiser.get_submodule(module))) for module in modules)
+        check_room(
+            f"lora of rank {self.rank} on {len(modules)} layers",
+            {"matrices": 4 * numbers, "gradients": 4 * numbers},
+            mend="lora.rank",
+        )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -96,6 +103,11 @@ class LowRank:
                     f"lora: the model has no {target!r} among its layers ({', '.join(known)})"
                 )
             yield from found
+
+
+def _sides(layer: nn.Module) -> tuple[int, int]:
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features, layer.out_features
 
 
 @dataclass(frozen=True)

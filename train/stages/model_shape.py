@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from data_pipelines.room import check_room
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.costs import Costs
 from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from train.stages.denoising import Attention
@@ -50,7 +52,8 @@ class Shape:
     ) -> MmdlmForMaskedDiffusion:
         """With random weights, which follow from the seed; over the ids of both tokenizers.
 
-        Raises ValueError for a text tokenizer without an end of text.
+        Raises ValueError for a text tokenizer without an end of text, and for a shape that no
+        memory holds.
         """
         if words.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; set its eos_token")
@@ -61,6 +64,13 @@ class Shape:
         )
         given = {name: value for name, value in asdict(self).items() if value is not None}
         config = MmdlmConfig(vocabulary=vocabulary.to_dict(), **given)
+        weights = 4 * Costs(config).parameters
+        check_room(
+            f"model (hidden_size {self.hidden_size}, intermediate_size {self.intermediate_size}, "
+            f"{self.num_hidden_layers} layers, {vocabulary.size} ids)",
+            {"weights": weights, "gradients": weights},
+            mend="its shape or its vocabulary",
+        )
         config._attn_implementation = attention
         with torch.random.fork_rng():  # the caller's state stays
             torch.manual_seed(seed)

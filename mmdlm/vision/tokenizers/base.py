@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmdlm.vision.checkpoint_files import check_stays, reason_of
+from mmdlm.vision.known_names import suggestion
 
 CONFIG = "config.json"
 # Ours, then the names under which published tokenizers are stored.
@@ -102,6 +103,7 @@ class ImageTokenizer(nn.Module, ABC):
             if name not in parameters:
                 raise ValueError(
                     f"unknown option {name!r}; {cls.family} takes {', '.join(parameters)}"
+                    f"{suggestion(name, parameters)}"
                 )
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in options:
