@@ -21,7 +21,8 @@ from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import Source
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
-from mmdlm.core.likelihood.estimators import Elbo, LikelihoodEstimator
+from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.sequence import Batch
 from mmdlm.models.compilation import compile_layers

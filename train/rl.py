@@ -20,7 +20,7 @@ from data_pipelines.jobs.sole_writer import sole_writer
 from data_pipelines.room import check_batch
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
-from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.from_pretrained import PretrainedDenoiser

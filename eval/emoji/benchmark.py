@@ -40,7 +40,7 @@ from eval.emoji.contact_sheet import FAINT, FAIR, GOOD, POOR, Card, sheet_of
 from eval.metrics import estimate, exact_match, psnr, wilson_interval, word_overlap
 from eval.provenance import describe_hardware, describe_model, sha256_of
 from mmdlm.cli import recipe as command_line
-from mmdlm.core.likelihood.estimators import Elbo
+from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import collate, image_segments, text_segment
 from mmdlm.pipeline.generation_config import GenerationConfig

@@ -1,6 +1,6 @@
 """Losses that make good answers likelier and bad ones less so, given rewards from outside.
 
-Each takes what an estimator of `mmdlm.core.likelihood.estimators` says of the covered tokens,
+Each takes what an estimator of `mmdlm.core.likelihood` says of the covered tokens,
 whatever their modality, and one advantage a row; rows hold one rollout each.
 """
 

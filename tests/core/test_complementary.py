@@ -12,7 +12,8 @@ import torch
 from mmdlm.core.diffusion.forward import Absorbing, Spindle, Uniform
 from mmdlm.core.diffusion.schedule import Cosine, Linear
 from mmdlm.core.likelihood.token_scores import token_log_prob
-from mmdlm.core.losses.objective import ModalityLoss, Objective, SpindleBound, UniformScoreEntropy
+from mmdlm.core.losses.objective import ModalityLoss, Objective
+from mmdlm.core.losses.token_losses import SpindleBound, UniformScoreEntropy
 from mmdlm.core.sequence import collate
 from tests.core.fakes import VOCABULARY, Factorised, TinyDenoiser, copies, document, rng
 

@@ -8,17 +8,14 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from mmdlm.core.likelihood.estimators import (
-    BlockRandom,
-    Coupled,
-    Elbo,
-    LikelihoodEstimator,
-    OneStepMeanField,
-    StructuredNoise,
-    TrajectoryReplay,
-    spread_timesteps,
-)
+from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.core.likelihood.blockwise import BlockRandom
+from mmdlm.core.likelihood.coupled import Coupled
+from mmdlm.core.likelihood.elbo import Elbo
+from mmdlm.core.likelihood.mean_field import OneStepMeanField
+from mmdlm.core.likelihood.structured import StructuredNoise, spread_timesteps
 from mmdlm.core.likelihood.token_scores import token_log_prob
+from mmdlm.core.likelihood.trajectory import TrajectoryReplay
 from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate, pack

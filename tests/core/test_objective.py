@@ -19,15 +19,11 @@ from mmdlm.core.diffusion.schedule import (
     Polynomial,
     Shifted,
 )
-from mmdlm.core.losses.objective import (
+from mmdlm.core.losses.objective import LossNormalization, ModalityLoss, Objective
+from mmdlm.core.losses.timesteps import IndependentTimesteps, StratifiedTimesteps, Timesteps
+from mmdlm.core.losses.token_losses import (
     CrossEntropy,
-    IndependentTimesteps,
-    LossNormalization,
-    ModalityLoss,
-    Objective,
     ScoreEntropy,
-    StratifiedTimesteps,
-    Timesteps,
     Tokens,
     UniformScoreEntropy,
     WeightedCrossEntropy,

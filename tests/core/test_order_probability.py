@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood.estimators import TrajectoryReplay
+from mmdlm.core.likelihood.trajectory import TrajectoryReplay
 from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Order, Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Factor, Threshold, UniformTransfer

@@ -12,8 +12,8 @@ import torch
 from mmdlm.core.diffusion.forward import TokenNeighbour
 from mmdlm.core.diffusion.noise import Neighborhood
 from mmdlm.core.diffusion.schedule import Linear
-from mmdlm.core.likelihood import estimators as likelihood
-from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.likelihood import base as likelihood
+from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.likelihood.noisy_view import NoisyView, masked_view, scored_targets
 from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.sampling.order import Candidates, Order

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mmdlm.core.diffusion.forward import Absorbing, PerModality, Spindle
 from mmdlm.core.diffusion.schedule import Linear
-from mmdlm.core.losses.objective import (
-    ModalityLoss,
-    Objective,
+from mmdlm.core.losses.objective import ModalityLoss, Objective
+from mmdlm.core.losses.token_losses import (
     ScoreEntropy,
     SpindleBound,
     TokenLoss,

@@ -12,14 +12,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmdlm.core.likelihood.estimators import (
-    Coupled,
-    Elbo,
-    LikelihoodEstimator,
-    OneStepMeanField,
-    TrajectoryReplay,
-)
+from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.core.likelihood.coupled import Coupled
+from mmdlm.core.likelihood.elbo import Elbo
+from mmdlm.core.likelihood.mean_field import OneStepMeanField
 from mmdlm.core.likelihood.token_scores import token_scores
+from mmdlm.core.likelihood.trajectory import TrajectoryReplay
 from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment

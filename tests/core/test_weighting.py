@@ -9,14 +9,9 @@ import torch
 
 from mmdlm.core.diffusion.forward import Absorbing, Uniform
 from mmdlm.core.diffusion.schedule import Linear
-from mmdlm.core.losses.objective import (
-    Bound,
-    ContextAdaptive,
-    CrossEntropy,
-    ModalityLoss,
-    Objective,
-    WeightedCrossEntropy,
-)
+from mmdlm.core.losses.objective import ModalityLoss, Objective
+from mmdlm.core.losses.token_losses import CrossEntropy, WeightedCrossEntropy
+from mmdlm.core.losses.weighting import Bound, ContextAdaptive
 from mmdlm.core.sequence import Batch, pack
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, rng
 

@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood.estimators import (
-    BlockRandom,
-    Coupled,
-    Elbo,
-    LikelihoodEstimator,
-    OneStepMeanField,
-    StructuredNoise,
-    TrajectoryReplay,
-)
+from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.core.likelihood.blockwise import BlockRandom
+from mmdlm.core.likelihood.coupled import Coupled
+from mmdlm.core.likelihood.elbo import Elbo
+from mmdlm.core.likelihood.mean_field import OneStepMeanField
 from mmdlm.core.likelihood.noisy_view import NoisyView
+from mmdlm.core.likelihood.structured import StructuredNoise
 from mmdlm.core.likelihood.token_scores import TokenScores
+from mmdlm.core.likelihood.trajectory import TrajectoryReplay
 from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import collate

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from mmdlm.core.likelihood.estimators import Elbo, OneStepMeanField
+from mmdlm.core.likelihood.elbo import Elbo
+from mmdlm.core.likelihood.mean_field import OneStepMeanField
 from mmdlm.core.sequence import collate
 from mmdlm.rl.preference import Answers, Vrpo
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, rng

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.likelihood.noisy_view import NoisyView, masked_view, scored_targets
 from mmdlm.core.sampling.order import Candidates, Order
 from mmdlm.core.sampling.unmasking import Progress, UnmaskingRule

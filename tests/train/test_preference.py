@@ -17,7 +17,8 @@ from torch import Tensor
 import mmdlm
 from data_pipelines.shards.shards import Sample, write_shard
 from mmdlm.core.kernels import linear
-from mmdlm.core.likelihood.estimators import Elbo, OneStepMeanField
+from mmdlm.core.likelihood.elbo import Elbo
+from mmdlm.core.likelihood.mean_field import OneStepMeanField
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.rl.preference import Vrpo
@@ -193,7 +194,7 @@ def config(tmp_path: Path, start: Path) -> dict[str, Any]:
             "shuffle_buffer": 5,
         },
         "estimator": {
-            "class_path": "mmdlm.core.likelihood.estimators.Elbo",
+            "class_path": "mmdlm.core.likelihood.elbo.Elbo",
             "init_args": {"repeats": 2, "strata": 1, "at_once": 2},
         },
         "training": {
@@ -313,7 +314,7 @@ def test_pairs_that_cannot_be_used_are_counted(config: dict[str, Any], tmp_path:
     [
         ({"lora": {"dropout": 0.1}}, "the policy would differ from its reference by noise"),
         (
-            {"estimator": "mmdlm.core.likelihood.estimators.TrajectoryReplay"},
+            {"estimator": "mmdlm.core.likelihood.trajectory.TrajectoryReplay"},
             "it replays a rollout, and none was given",
         ),
         (

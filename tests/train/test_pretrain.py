@@ -84,7 +84,7 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
             },
             "text": {"loss_normalization": "answer"},
             "times": {
-                "class_path": "mmdlm.core.losses.objective.StratifiedTimesteps",
+                "class_path": "mmdlm.core.losses.timesteps.StratifiedTimesteps",
                 "init_args": {"per": "segment"},
             },
         },

@@ -24,7 +24,8 @@ from data_pipelines.countdown import Countdown as CountdownProblem
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.sudoku import split_grids
 from mmdlm.cli.recipe import run
-from mmdlm.core.likelihood.estimators import LikelihoodEstimator, StructuredNoise
+from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.core.likelihood.structured import StructuredNoise
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.rl.advantage import AccuracyFilter
 from mmdlm.rl.rollout import Rollout
@@ -69,8 +70,8 @@ WRITE = {
     "init_args": {"max_new_tokens": 6, "num_inference_steps": 3},
 }
 DRAW = {"class_path": "train.rollouts.answering.Draw", "init_args": {"num_inference_steps": 2}}
-STRUCTURED = {"class_path": "mmdlm.core.likelihood.estimators.StructuredNoise"}
-MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.estimators.OneStepMeanField"}
+STRUCTURED = {"class_path": "mmdlm.core.likelihood.structured.StructuredNoise"}
+MEAN_FIELD = {"class_path": "mmdlm.core.likelihood.mean_field.OneStepMeanField"}
 
 
 def surrogate(**options: Any) -> dict[str, Any]:
@@ -508,7 +509,7 @@ def test_scores_are_over_what_the_sampler_can_draw(
             "class_path": "train.rollouts.answering.Write",
             "init_args": {"sampler": sampler},
         },
-        estimator={"class_path": "mmdlm.core.likelihood.estimators.TrajectoryReplay"},
+        estimator={"class_path": "mmdlm.core.likelihood.trajectory.TrajectoryReplay"},
         num_iterations=2,
         training={"max_steps": 2, "gradient_accumulation_steps": 1},
     )
@@ -807,7 +808,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                         "sampler": {"num_inference_steps": 3, "temperature": 1.0, "remask": 0.1}
                     },
                 },
-                "estimator": {"class_path": "mmdlm.core.likelihood.estimators.TrajectoryReplay"},
+                "estimator": {"class_path": "mmdlm.core.likelihood.trajectory.TrajectoryReplay"},
             },
             "remask is 0.1, but TrajectoryReplay replays tokens that stay",
         ),
@@ -820,7 +821,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                     },
                 },
                 "estimator": {
-                    "class_path": "mmdlm.core.likelihood.estimators.TrajectoryReplay",
+                    "class_path": "mmdlm.core.likelihood.trajectory.TrajectoryReplay",
                     "init_args": {"with_order": True},
                 },
             },
@@ -829,7 +830,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
         (
             {
                 "estimator": {
-                    "class_path": "mmdlm.core.likelihood.estimators.StructuredNoise",
+                    "class_path": "mmdlm.core.likelihood.structured.StructuredNoise",
                     "init_args": {"full_vocabulary": True},
                 }
             },

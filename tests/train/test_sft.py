@@ -28,7 +28,8 @@ from data_pipelines.sources.vision_samples import attach_vision
 from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.kernels import linear
-from mmdlm.core.losses.objective import CrossEntropy, ModalityLoss, Objective, WeightedCrossEntropy
+from mmdlm.core.losses.objective import ModalityLoss, Objective
+from mmdlm.core.losses.token_losses import CrossEntropy, WeightedCrossEntropy
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
@@ -188,7 +189,7 @@ def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
         "learn.yaml",
         lora=None,
         objective__text={
-            "loss": "mmdlm.core.losses.objective.CrossEntropy",
+            "loss": "mmdlm.core.losses.token_losses.CrossEntropy",
             "loss_normalization": "masked",
         },
         data__packed=False,
@@ -298,7 +299,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
         "data__sources__0__to_sequence__init_args": {"answers": "last", "tail": tail},
         "objective__process__init_args__schedule": all_masked,
         "objective__text": {
-            "loss": "mmdlm.core.losses.objective.CrossEntropy",
+            "loss": "mmdlm.core.losses.token_losses.CrossEntropy",
             "loss_normalization": "masked",
         },
         "objective__complementary": False,

@@ -15,7 +15,9 @@ from data_pipelines.shards.shards import read_json, write_json
 from data_pipelines.sources.image_text import Tasks
 from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Cosine as CosineMasks
-from mmdlm.core.losses.objective import CrossEntropy, ModalityLoss, Objective, StratifiedTimesteps
+from mmdlm.core.losses.objective import ModalityLoss, Objective
+from mmdlm.core.losses.timesteps import StratifiedTimesteps
+from mmdlm.core.losses.token_losses import CrossEntropy
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.costs import Costs, product_rate
 from mmdlm.models.modeling import MmdlmConfig

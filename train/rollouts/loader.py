@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data_pipelines.shards.stream import BrokenSample, SampleStats, permutation
 from data_pipelines.sources.problems import Problem, columns_of
-from mmdlm.core.likelihood.estimators import LikelihoodEstimator
+from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.sampling.order import Order
 from mmdlm.core.vocabulary import Modality
 from mmdlm.pipeline.generation_run import GenerationRun
