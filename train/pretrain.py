@@ -21,7 +21,6 @@ from mmdlm.vision.encoders.adapter import VisionConfig
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from train.checkpoints.carried import defaults_of, generation_of
 from train.loop import TrainingConfig, fit, launched
-from train.row_lengths import settle
 from train.saving import finish, setup_of
 from train.stages.annealing import AttentionAnnealing
 from train.stages.denoising import (
@@ -41,6 +40,7 @@ from train.stages.denoising import (
 )
 from train.stages.model_shape import Shape
 from train.stages.param_groups import Parts
+from train.stages.row_lengths import settle
 from train.stages.samples import OnSample, SampleSheet, first_captions
 from train.trained_tasks import record_tasks
 
@@ -92,8 +92,8 @@ def main(
         training: Steps, optimizer, checkpoints.
         prompts: What to draw (and caption back) on every sample sheet.
         captions: Images of each source that a model which sees captions on every sample sheet.
-        on_sample: Called with the step and the model every `sample_steps` steps, in place of
-            writing a sheet; a function by its import path.
+        on_sample: Called with the step and the model every `sample_steps` steps, and with step 0
+            before the first, in place of writing a sheet; a function by its import path.
         generation_config: Steps, guidance, temperatures and order of each task that sample sheets
             use and
             the final weights carry (generation_config.json); what is not given is as in the model

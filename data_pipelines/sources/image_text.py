@@ -173,7 +173,7 @@ def slots_of(
     Raises ValueError for a text that needs more, unless it may be cut.
     """
     if text_slots is None:
-        raise ValueError("text_slots is null, which train.pretrain alone computes; give a number")
+        raise ValueError("text_slots is null, which only train.pretrain computes; give a number")
     longest = LONGEST_TOKEN * text_slots  # characters; of a longer text no more is tokenized
     ids = letters_of(text[:longest], tokenizer)
     if len(ids) >= text_slots or len(text) > longest:

@@ -19,6 +19,7 @@ from data_pipelines.shards.shards import write_shard
 from data_pipelines.shards.stream import SequenceStream
 from data_pipelines.sources.conversations import Conversation
 from data_pipelines.sources.image_text import ImageText, Tasks
+from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import Source, encode_array
 from data_pipelines.sources.text import Text
 from data_pipelines.text_tokenizer import token_counts
@@ -26,10 +27,11 @@ from mmdlm.cli.recipe import run
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
 from tests.train.test_pretrain import recipe  # noqa: F401
-from train import pretrain, row_lengths
-from train.row_lengths import settle, slots_for
-from train.stages.denoising import Data, layout_for, read_sources, words_for
+from train import pretrain
+from train.stages import document_lengths
+from train.stages.denoising import Data, prompt_template_for_denoiser, read_sources, words_for
 from train.stages.model_shape import Shape
+from train.stages.row_lengths import settle, slots_for
 
 ROOT = Path(__file__).parents[2]
 CODES = 16  # of an image of the tiny image tokenizer
@@ -89,7 +91,7 @@ def settled(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, images: ImageTok
             denoiser,
             tokenizer,
             images,
-            layout_for(denoiser),
+            prompt_template_for_denoiser(denoiser),
             prompts=prompts,
         )
         if is_new:
@@ -129,7 +131,7 @@ def test_all_numbers_follow_from_captions_of_odd_lengths(settled: Settle, tokeni
 def test_what_was_computed_holds_each_document(settled: Settle, tokenizer, images) -> None:
     data, model, _ = settled()
     denoiser = model.build(tokenizer, images, seed=0, attention="sdpa")
-    prompt_template = layout_for(denoiser)
+    prompt_template = prompt_template_for_denoiser(denoiser)
     sources = read_sources(data, denoiser, words_for(denoiser, tokenizer, images), prompt_template)
     stream = SequenceStream(
         sources,
@@ -191,11 +193,11 @@ def test_long_texts_are_cut_on_request_and_counted(settled: Settle) -> None:
 def test_of_many_documents_the_first_are_looked_at(
     settled: Settle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_lengths, "LOOKED_AT", 3)
+    monkeypatch.setattr(document_lengths, "LOOKED_AT", 3)
     assert "from the first 3 documents of a source" in settled()[2]
-    monkeypatch.setattr(row_lengths, "LOOKED_AT", len(CAPTIONS))
+    monkeypatch.setattr(document_lengths, "LOOKED_AT", len(CAPTIONS))
     assert f"from all {len(CAPTIONS)} documents" in settled()[2]
-    monkeypatch.setattr(row_lengths, "LOOKED_BYTES", 100)
+    monkeypatch.setattr(document_lengths, "LOOKED_BYTES", 100)
     assert "from the first 1 documents of a source" in settled()[2]
 
 
@@ -230,7 +232,13 @@ def test_the_recipe_of_the_bundled_model_has_the_numbers_that_it_had() -> None:
         read = ImageText(**{**options, "tasks": Tasks(**options["tasks"])})
         data = Data([Source(str(ROOT / "tests/data/emoji_codes.tar"), read)], **one["data"])
         found = settle(
-            data, model, denoiser, words, images, layout_for(denoiser), prompts=one["prompts"]
+            data,
+            model,
+            denoiser,
+            words,
+            images,
+            prompt_template_for_denoiser(denoiser),
+            prompts=one["prompts"],
         )
         assert found[0].length == 82
         assert found[0].sources[0].to_sequence.text_slots == 16
@@ -244,7 +252,7 @@ WRONG = {
     "few slots": (
         SMALL,
         {"read": ImageText(text_slots=16)},
-        ["2 of 12 texts of data.sources.0 take more tokens", "000004: 'qqqq"],
+        ["2 of 12 texts of data.sources.0 take more than 16 tokens", "000004: 'qqqq"],
     ),
     "other slots": (
         replace(SMALL, text_slots=32),
@@ -265,7 +273,7 @@ WRONG = {
     "a long prompt": (
         SMALL,
         {"read": ImageText(text_slots=22), "prompts": ["z" * 40]},
-        ["prompt 'zzz"],
+        ["1 of 1 prompts take more than 22 tokens", "'zzz"],
     ),
 }
 
@@ -313,7 +321,10 @@ def test_a_model_to_start_from_keeps_its_numbers(settled: Settle, tokenizer, ima
     start = shape.build(tokenizer, images, seed=0, attention="sdpa")
     data, model, _ = settled(start)
     assert (data.sources[0].to_sequence.text_slots, data.length, model) == (24, CODES + 26, None)
-    with pytest.raises(ValueError, match=r"the model to start from has text_slots 24.*cut longer"):
+    with pytest.raises(
+        ValueError,
+        match=r"the model to start from has text_slots 24.*shorten texts.*cut_long_text: true",
+    ):
         settled(start, captions=["q" * 30])
     data, _, said = settled(start, captions=["q" * 30], read=ImageText(cut_long_text=True))
     assert data.length == CODES + 26
@@ -342,7 +353,7 @@ def test_conversations_need_a_length(settled: Settle, tokenizer, images) -> None
     denoiser = model.build(tokenizer, images, seed=0, attention="sdpa")
     known = words_for(denoiser, tokenizer, images)
     with pytest.raises(ValueError, match=r"data\.length is null.* up to the 2048 tokens"):
-        read_sources(Data([source]), denoiser, known, layout_for(denoiser))
+        read_sources(Data([source]), denoiser, known, prompt_template_for_denoiser(denoiser))
 
 
 def test_a_document_in_a_shared_row_that_is_longer_than_the_positions_is_no_good(
@@ -354,12 +365,31 @@ def test_a_document_in_a_shared_row_that_is_longer_than_the_positions_is_no_good
     source = Source(str(captioned(tmp_path / "codes", CAPTIONS)), ImageText(text_slots=16))
     data = Data([source], length=100, packed=True)
     known = words_for(denoiser, tokenizer, images)
-    sources = read_sources(data, denoiser, known, layout_for(denoiser))
+    sources = read_sources(data, denoiser, known, prompt_template_for_denoiser(denoiser))
     stream = SequenceStream(
         sources, denoiser.vocabulary, tokenizer=tokenizer, length=100, max_broken=0.0
     )
     with pytest.raises(ValueError, match="a document of 34 tokens is longer than the 33 positions"):
         next(stream)
+
+
+def test_a_row_of_a_pair_may_be_longer_than_the_positions(tokenizer, images) -> None:
+    """Its two documents have positions each."""
+    shape = replace(SMALL, max_position_embeddings=40)
+    denoiser = shape.build(tokenizer, images, seed=0, attention="sdpa")
+    known, prompt_template = (
+        words_for(denoiser, tokenizer, images),
+        prompt_template_for_denoiser(denoiser),
+    )
+    url = str(ROOT / "tests/data/preferences.tar")
+    (source,) = read_sources(
+        Data([Source(url, Preference())], length=80), denoiser, known, prompt_template
+    )
+    assert source.to_sequence.positions == 40
+    with pytest.raises(ValueError, match="length is 80, but the model takes 40"):
+        read_sources(
+            Data([Source(url, Conversation())], length=80), denoiser, known, prompt_template
+        )
 
 
 # ---- through the recipe --------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from mmdlm.models.costs import Costs, product_rate
 from mmdlm.models.modeling import MmdlmConfig
 from train.loop import TrainingConfig
 from train.optimizer import AdamW, Cosine, Muon
-from train.row_lengths import row_length
 from train.stages.model_shape import Shape
+from train.stages.row_lengths import row_length
 
 Start = Literal["auto", "emoji", "nothing"]
 StageName = Literal["image_tokenizer", "model"]

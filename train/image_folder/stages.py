@@ -62,8 +62,8 @@ from train.image_folder.plan import (
 )
 from train.image_folder.run_page import RunPage, Shown, held_out_losses, psnr
 from train.loop import LOG, TrainingConfig, launched
-from train.row_lengths import row_length, slots_for
 from train.stages.denoising import Data
+from train.stages.row_lengths import row_length, slots_for
 
 Train = Callable[[Path, TrainingConfig, Callable[[int, Any], None]], None]
 Look = Callable[[RunPage, int, Any], None]
@@ -321,7 +321,8 @@ class OwnRun:
         ready = training(stage, **settings, seed=self.seed)
 
         def shown(step: int, trained: Any) -> None:
-            look(self.page, step, trained)
+            if step:  # the trial has looked already
+                look(self.page, step, trained)
 
         train(self.out / stage, ready, shown)
 
@@ -334,6 +335,8 @@ class OwnRun:
             page = replace(self.page, out=Path(name))
 
             def timed(step: int, trained: Any) -> None:
+                if not step:
+                    return
                 began = time.monotonic()
                 look(page, step, trained)
                 looks.append(time.monotonic() - began)

@@ -60,8 +60,9 @@ class Data:
     """Where the samples come from and how they make a batch; see `build_loader`.
 
     batch_size   rows a batch, per process
-    length       tokens a row; None: as many as the longest document has, see `train.row_lengths`;
-                 conversations, which are cut or left out by it, need a number
+    length       tokens a row; None: as many as the longest document has, see
+                 `train.stages.row_lengths`; conversations, which are cut or left out by it, need
+                 a number
     packed       several documents a row
     num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
                  and none elsewhere. A run goes on with as many as it was begun with, and each

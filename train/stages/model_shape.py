@@ -22,7 +22,7 @@ class Shape:
     """Shape of a new Transformer; the fields are those of `MmdlmConfig`.
 
     text_slots               None: as many as the sources have, where each of them has some, and
-                             otherwise any number; see `train.row_lengths`
+                             otherwise any number; see `train.stages.row_lengths`
     max_position_embeddings  None: as many as a row of the data has tokens; `USUAL_POSITIONS` at
                              least where texts have any length, since more is learned later
     """

@@ -8,35 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.shards.shards import Sample
-from data_pipelines.shards.stream import BrokenSample, ShardStream, one_line
-from data_pipelines.sources.conversations import Conversation
-from data_pipelines.sources.image_text import ImageText, expect_codes
-from data_pipelines.sources.source import (
-    BROKEN_CONTENT,
-    LONGEST_TOKEN,
-    Source,
-    ToSequence,
-    field_value,
-)
-from data_pipelines.sources.vision_samples import SeenCaption, attach_vision
+from data_pipelines.sources.image_text import ImageText
+from data_pipelines.sources.vision_samples import SeenCaption
 from data_pipelines.text_tokenizer import token_counts
-from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.from_pretrained import PretrainedDenoiser
-from mmdlm.templates.infill import check_whole, shortened
+from mmdlm.templates.infill import shortened
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from train.stages.denoising import Data, positions_of
+from train.stages.document_lengths import LONGEST, Measured, measure
 from train.stages.model_shape import USUAL_POSITIONS, Shape
 
-LOOKED_AT, LOOKED_BYTES = 10_000, 1 << 23  # documents of a source, and bytes of their fields
 LEAST_SLOTS = 16  # tokens of a text, its end among them, that are chosen at least
-MOST_SLOTS = {True: 64, False: 512}  # and at most, where longer texts are cut, and where not
+MOST_SLOTS = {True: 64, False: LONGEST}  # and at most, where longer texts are cut, and where not
 MARKERS = 2  # tokens around the codes of an image
 
 
@@ -67,8 +54,8 @@ def settle(
 ) -> tuple[Data, Shape | None, str]:
     """Compute the numbers of rows that a recipe leaves out, and check those that it gives.
 
-    Documents of each source are laid out: all, or the first `LOOKED_AT` of a random order of
-    shards. What is computed of a new model is written into its config, too.
+    Documents of each source are laid out: all, or the first 10,000 of a random order of shards.
+    What is computed of a new model is written into its config, too.
 
     Args:
         data: Sources, and the tokens of a row where they are given.
@@ -88,7 +75,7 @@ def settle(
             data or each other.
     """
     asked = _Asked(
-        sources=_measure(data, denoiser, tokenizer, images),
+        sources=measure(data, denoiser, tokenizer, images),
         length=data.length,
         of_model=denoiser.config.text_slots if model is None else model.text_slots,
         positions=(
@@ -138,39 +125,10 @@ class _Numbers:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """Lengths of the documents of a source that were laid out.
-
-    name       of the source among the settings
-    slots      text slots as given; None: not given
-    has_slots  whether its texts fill a fixed number of slots
-    cut        whether texts are cut that need more
-    texts      tokens of each text with its end
-    longest    which text is the longest, for an error
-    beside     tokens of each document, but for its text slots
-    is_whole   whether all documents of the source were laid out
-    """
-
-    name: str
-    slots: int | None
-    has_slots: bool
-    cut: bool
-    texts: tuple[int, ...]
-    longest: str
-    beside: tuple[int, ...]
-    is_whole: bool
-
-    def lengths(self, text_slots: int | None) -> list[int]:
-        """Return the tokens of each document, where the source leaves its slots out."""
-        slots = self.slots or text_slots or 0 if self.has_slots else 0
-        return [tokens + slots for tokens in self.beside]
-
-
-@dataclass(frozen=True)
 class _Asked:
     """Numbers as a recipe and a model give them, beside what the documents are like."""
 
-    sources: tuple[_Measured, ...]
+    sources: tuple[Measured, ...]
     length: int | None
     of_model: int | None
     positions: int | None
@@ -225,9 +183,10 @@ class _Asked:
 
     def check(self, numbers: _Numbers) -> None:
         """Raise ValueError, in one sentence, for numbers that do not fit."""
+        long_texts = [*self._long_texts(numbers)]
         wrong = [
             *self._other_slots(numbers),
-            *self._long_texts(numbers),
+            *long_texts,
             *self._long_prompts(numbers),
             *self._long_documents(numbers),
             *self._few_positions(numbers),
@@ -235,7 +194,7 @@ class _Asked:
         if wrong:
             raise ValueError(
                 f"the lengths of rows do not fit: {self._all(numbers)}; but {'; '.join(wrong)}; "
-                f"{self._remedy()}"
+                f"{self._remedy()}{' (cut_long_text: true cuts longer texts)' * bool(long_texts)}"
             )
 
     def _other_slots(self, numbers: _Numbers) -> Iterator[str]:
@@ -249,14 +208,19 @@ class _Asked:
             long = [tokens for tokens in one.texts if tokens > slots]
             if not one.cut and len(long) > self.max_broken * len(one.texts):
                 yield (
-                    f"{len(long)} of {len(one.texts)} texts of {one.name} take more tokens with "
-                    f"their end, up to {max(long)} ({one.longest})"
+                    f"{len(long)} of {len(one.texts)} texts of {one.name} take more than {slots} "
+                    f"tokens with their end, up to {max(long)} ({one.longest})"
                 )
 
     def _long_prompts(self, numbers: _Numbers) -> Iterator[str]:
-        for prompt, tokens in self.prompts.items():
-            if numbers.of_model is not None and tokens >= numbers.of_model:
-                yield f"prompt {shortened(prompt)!r} takes {tokens + 1} with its end"
+        most = numbers.of_model
+        long = [] if most is None else [one for one in self.prompts if self.prompts[one] >= most]
+        if long:
+            longest = max(long, key=self.prompts.__getitem__)
+            yield (
+                f"{len(long)} of {len(self.prompts)} prompts take more than {most} tokens with "
+                f"their end, up to {self._longest_prompt} ({shortened(longest)!r})"
+            )
 
     def _long_documents(self, numbers: _Numbers) -> Iterator[str]:
         for one in self.sources:
@@ -273,7 +237,7 @@ class _Asked:
             if self.packed and numbers.length > most:
                 yield from self._too_long(one, lengths, most, "positions")
 
-    def _too_long(self, one: _Measured, lengths: list[int], most: int, what: str) -> Iterator[str]:
+    def _too_long(self, one: Measured, lengths: list[int], most: int, what: str) -> Iterator[str]:
         long = [tokens for tokens in lengths if tokens > most]
         if len(long) > self.max_broken * len(lengths):
             yield (
@@ -306,7 +270,7 @@ class _Asked:
         slots = max(LEAST_SLOTS, self._longest_prompt, *whole) if slotted else None
         if slots and self.of_model and not self.is_new:
             if slots > self.of_model:
-                return "cut longer texts (cut_long_text: true), shorten prompts, or train a new one"
+                return "shorten texts and prompts, or train a new model"
             slots = self.of_model
         free = [replace(one, slots=None) for one in self.sources]
         row = max((max(one.lengths(slots)) for one in free if one.beside), default=1)
@@ -316,8 +280,7 @@ class _Asked:
         parts.append(f"data.length {row}")
         if self.is_new:
             parts.append(f"model.max_position_embeddings {row}")
-        cut = " (cut_long_text: true cuts longer texts)" if whole else ""
-        return f"{', '.join(parts)} would do, and so would leaving them out{cut}"
+        return f"{', '.join(parts)} would do, and so would leaving them out"
 
     def said(self, numbers: _Numbers) -> str:
         """Return a line about what was computed; "" where nothing was."""
@@ -333,6 +296,8 @@ class _Asked:
         ]
         texts = max((tokens for one in self.sources for tokens in one.texts), default=0)
         of_texts = f"; the longest text has {texts} tokens with its end" if texts else ""
+        if texts and self._longest_prompt > texts:
+            of_texts += f", the longest prompt {self._longest_prompt}"
         looked = f"all {count} documents" if whole else f"the first {count} documents of a source"
         return f"rows: {', '.join(parts)}, from {looked}{of_texts}{self._unfit(numbers)}"
 
@@ -345,125 +310,3 @@ class _Asked:
                 fate = "cut" if one.cut else "left out"
                 said += f"; {long} of {len(one.texts)} texts of {one.name} are {fate}"
         return said
-
-
-# ---- documents -----------------------------------------------------------------------------------
-
-
-def _measure(
-    data: Data,
-    denoiser: PretrainedDenoiser,
-    tokenizer: PreTrainedTokenizerFast,
-    images: ImageTokenizer | None,
-) -> tuple[_Measured, ...]:
-    """Lay out documents of each source; of conversations none, which rows of a length cut."""
-    sources = [replace(one, to_sequence=_at_its_longest(one.to_sequence)) for one in data.sources]
-    if images is not None:
-        edge = images.image_size // images.downsampling
-        sources = expect_codes(sources, edge**2)
-    laid_out = attach_vision(
-        [one for one in sources if not isinstance(one.to_sequence, Conversation)],
-        getattr(denoiser, "vision", None),
-    )
-    rest = iter(laid_out)
-    return tuple(
-        _Measured(f"data.sources.{number}", None, False, False, (), "", (), is_whole=True)
-        if isinstance(source.to_sequence, Conversation)
-        else _measured(number, source, next(rest), denoiser.vocabulary, tokenizer)
-        for number, source in enumerate(data.sources)
-    )
-
-
-def _at_its_longest(to_sequence: ToSequence) -> ToSequence:
-    """Return what makes the longest documents of samples, with a single text slot."""
-    if isinstance(to_sequence, ImageText):
-        tasks = to_sequence.tasks
-        if tasks.draw + tasks.caption + tasks.joint > 0:
-            to_sequence = replace(to_sequence, tasks=replace(tasks, text=0.0))
-    if isinstance(to_sequence, ImageText | SeenCaption):
-        return replace(to_sequence, text_slots=1, cut_long_text=True)
-    return to_sequence
-
-
-def _measured(
-    number: int,
-    source: Source,
-    laid_out: Source,
-    vocabulary: Vocabulary,
-    tokenizer: PreTrainedTokenizerFast,
-) -> _Measured:
-    """Lay out documents of one source.
-
-    Args:
-        number: Of the source.
-        source: As it is given.
-        laid_out: The same at its longest, through the eye of the model.
-        vocabulary: Of the model.
-        tokenizer: Of the texts.
-
-    Raises:
-        ValueError: Where none of the documents can be used.
-    """
-    samples, is_whole = _first_samples(laid_out)
-    generator, beside, reason = torch.Generator(), [], "the shards are empty"
-    given = source.to_sequence
-    has_slots = isinstance(given, ImageText | SeenCaption)
-    for sample in samples:
-        try:
-            document = laid_out.to_sequence(
-                sample, vocabulary, tokenizer=tokenizer, generator=generator.manual_seed(0)
-            )
-        except BROKEN_CONTENT as error:  # the loader counts and names them
-            reason = one_line(error)
-            continue
-        beside.append(max(map(len, document.documents)) - has_slots)
-    if not beside:
-        raise ValueError(
-            f"{source.urls}: none of {len(samples)} documents can be used; the last: {reason}"
-        )
-    if not isinstance(given, ImageText | SeenCaption):
-        name = f"data.sources.{number}"
-        return _Measured(name, None, False, False, (), "", tuple(beside), is_whole)
-    longest = LONGEST_TOKEN * max(MOST_SLOTS[False], given.text_slots or 0)  # characters
-    texts = [
-        (text[:longest], key) for sample in samples for text, key in _texts(sample, given.text)
-    ]
-    counts = [1 + count for count in token_counts(tokenizer, [text for text, _ in texts])]
-    text, key = max(zip(counts, texts, strict=True), default=(0, ("", "")), key=itemgetter(0))[1]
-    return _Measured(
-        name=f"data.sources.{number}",
-        slots=given.text_slots,
-        has_slots=True,
-        cut=given.cut_long_text,
-        texts=tuple(counts),
-        longest=f"{key}: {shortened(text)!r}",
-        beside=tuple(beside),
-        is_whole=is_whole,
-    )
-
-
-def _first_samples(source: Source) -> tuple[list[Sample], bool]:
-    """Return samples of shards in a random order, which is always the same, and if they are all."""
-    stream = ShardStream(
-        source.shards(), repeat=False, shuffle_buffer=1, fields=source.to_sequence.fields
-    )
-    samples, size = [], 0
-    for item in stream:
-        if isinstance(item, BrokenSample):
-            continue
-        if len(samples) == LOOKED_AT or size > LOOKED_BYTES:
-            return samples, False
-        samples.append(item)
-        size += sum(map(len, item.values()))
-    return samples, True
-
-
-def _texts(sample: Sample, field: str) -> Iterator[tuple[str, str]]:
-    """The texts that a sample may give, each with the name of the sample; none where it is bad."""
-    try:
-        value = field_value(sample, field)
-        for text in value if isinstance(value, list) else [value]:
-            check_whole(text)
-            yield text, str(sample["__key__"])
-    except (*BROKEN_CONTENT, AttributeError):  # the loader counts and names it
-        return
