@@ -25,6 +25,8 @@ from mmdlm.vision.pixels import Fit, to_image
 from mmdlm.vision.tokenizers.base import CONFIG, ImageTokenizer, load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
+from train.checkpoints.checkpoint import latest
+from train.checkpoints.rehearsal import rehearse_saving
 from train.loop import Stage, TrainingConfig, fit, launched
 from train.stages.meter import Load
 
@@ -142,8 +144,9 @@ def main(
         start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
         loss: Weights of the reconstruction loss.
         training: Steps, optimizer, checkpoints.
-        on_sample: Called with the step and the averaged weights every `sample_steps` steps, in
-            place of writing a sheet of reconstructions; a function by its import path.
+        on_sample: Called with the step and the averaged weights every `sample_steps` steps, and
+            with step 0 before the first, in place of writing a sheet of reconstructions; a function
+            by its import path.
         threads: CPU threads; all by default.
     """
     told = checked(locals())
@@ -211,6 +214,8 @@ def main(
     def look(step: int) -> None:
         (on_sample or reconstructions)(step, tokenizer)
 
+    if state.is_main_process and latest(out) is None:
+        rehearse_saving(tokenizer.save_pretrained, load_image_tokenizer, out)
     stage = ReconstructionStage(tokenizer, loss)
     fit(stage, loader, settings=training, out=out, told=told, on_sample=look)
     if state.is_main_process:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -31,6 +32,7 @@ from mmdlm.models.run_steps import SETUP
 from train.checkpoints.checkpoint import Checkpoints, latest, replace_folder
 from train.checkpoints.manifest import check_newest
 from train.checkpoints.record import Record
+from train.checkpoints.rehearsal import rehearse
 from train.checkpoints.run_state import RunState
 from train.optimizer import (
     NO_RATES,
@@ -193,9 +195,12 @@ def fit(
     signal. `out/log.jsonl` holds a line per logged step; its `skipped_steps` counts those that left
     the weights alone, as there was nothing to learn or the gradient was not finite.
 
-    Raises ValueError for a checkpoint that is damaged or does not fit, and for a gradient that is
-    not finite, before it moves the weights; OSError when a checkpoint cannot be written, which
-    leaves the one before in place.
+    What a new run needs later is tried before its first step, on_sample(0) among it; see
+    `train.checkpoints.rehearsal`.
+
+    Raises ValueError for a checkpoint that is damaged or does not fit, for what is tried and fails,
+    and for a gradient that is not finite, before it moves the weights; OSError when a checkpoint
+    cannot be written, which leaves the one before in place.
     """
     accelerator = Accelerator(
         mixed_precision=precision(settings.mixed_precision),
@@ -228,7 +233,7 @@ def fit(
     )
 
     first = 0
-    on_main(check_newest, out, accelerator=accelerator)
+    on_main(partial(check_newest, out), accelerator=accelerator)
     if found := latest(out):
         path, first = found
         if first > settings.max_steps:
@@ -242,6 +247,15 @@ def fit(
         for said in record.check(path, finished=done_before):
             accelerator.print(f"going on with another setting than {path}: {said}")
         accelerator.print(f"continuing from {path} at step {first} of {settings.max_steps}")
+    else:
+        draws = on_sample is not None and settings.sample_steps > 0
+        rehearse(
+            state,
+            out,
+            on_main=partial(on_main, accelerator=accelerator),
+            sheet=partial(_sheet, on_sample, 0, ema) if draws else None,
+            setup=setup,
+        )
     if setup is not None and accelerator.is_main_process:
         replace_folder(out / SETUP, setup)
     log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
@@ -306,8 +320,7 @@ def fit(
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
             if settings.sample_steps and on_sample and (done % settings.sample_steps == 0 or last):
                 if accelerator.is_main_process:
-                    with ema.applied():
-                        on_sample(done)
+                    _sheet(on_sample, done, ema)
                 accelerator.wait_for_everyone()
             if saving:
                 checkpoints.save(done, state.write)
@@ -348,6 +361,12 @@ def _state_of(stage: Stage) -> dict[str, Tensor]:
     return get_model_state_dict(
         stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
+
+
+def _sheet(on_sample: Callable[[int], None], step: int, ema: ExponentialMovingAverage) -> None:
+    """Draw a sheet with the averaged weights."""
+    with ema.applied():
+        on_sample(step)
 
 
 def launched() -> PartialState:
@@ -528,12 +547,12 @@ class _Stop:
         return tuple(number == self.number for number in SIGNALS)
 
 
-def on_main(check: Callable[[Path], None], path: Path, *, accelerator: Accelerator) -> None:
-    """Let the main process check a path; raise its ValueError on all processes."""
+def on_main(check: Callable[[], None], *, accelerator: Accelerator) -> None:
+    """Let the main process check something; raise its ValueError on all processes."""
     said: list[str | None] = [None]
     if accelerator.is_main_process:
         try:
-            check(path)
+            check()
         except ValueError as error:
             said = [str(error)]
     broadcast_object_list(said)

@@ -19,6 +19,7 @@ from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 
+from train import loop
 from train.loop import LOG, Stage, TrainingConfig, fit
 from train.optimizer import NO_RATES, Optimizer, Rates
 from train.stages.meter import MEASURED
@@ -258,6 +259,7 @@ class Circumstances:
     sharded     weights are
     slowness    seconds that sharded weights take to write
     wider       the stage has a parameter more
+    unrehearsed nothing is tried before the first step
     """
 
     stopped_at: int | None = None
@@ -265,6 +267,7 @@ class Circumstances:
     sharded: bool = False
     slowness: float = 0.0
     wider: bool = False
+    unrehearsed: bool = False
 
 
 def fit_one_of_two(
@@ -276,6 +279,8 @@ def fit_one_of_two(
         shard_weights()
     if how.slowness:
         write_slowly(how.slowness)
+    if how.unrehearsed:
+        loop.rehearse = lambda *given, **named: None
 
     def on_batch(number: int) -> None:
         if number == how.killed_at:

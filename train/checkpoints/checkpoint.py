@@ -59,7 +59,7 @@ class Checkpoints:
             log.warning("%s", error)
         final = self.folder / f"step_{step:08d}"
         with self._saying_what_remains():
-            complete = _written(final, write, is_main=self.is_main, wait=self.wait)
+            complete = written_folder(final, write, is_main=self.is_main, wait=self.wait)
             if complete is None:
                 self._drop_old(step)
             else:
@@ -104,10 +104,10 @@ def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
     the moment between two renames, as `final`.old. Raises OSError that says so where the disk is
     full or not writable.
     """
-    _written(final, write)
+    written_folder(final, write)
 
 
-def _written(
+def written_folder(
     final: Path,
     write: Write,
     *,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,6 +196,16 @@ def _check_alike(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         there, here = kind(stored.get(name)), kind(own.get(name))
         if there != here:
             raise ValueError(f"{name} is {there} there and {here} here")
+
+
+@contextmanager
+def unmoved_generators() -> Iterator[None]:
+    """Leave the generators that belong to nobody as they were before the block."""
+    state = _generators()
+    try:
+        yield
+    finally:
+        _set_generators(state)
 
 
 def _generators() -> dict[str, Any]:

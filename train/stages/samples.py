@@ -76,7 +76,7 @@ class SampleSheet:
     def write(self, step: int, model: Model) -> None:
         """Write folder/step_N.png; warn where the images drawn have lost their variety."""
         images = model.text_to_image(self.prompts) if self.prompts else []
-        if images and (lost := lost_variety(images)):
+        if step and images and (lost := lost_variety(images)):
             log.warning("step %d: %s; the learning rate may be too high: see samples", step, lost)
         images += [image for image, _ in self.shown]
         captions = model.caption(images)
