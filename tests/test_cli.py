@@ -272,7 +272,7 @@ def test_captions_of_many_images_name_them_and_run_in_groups(
 ) -> None:
     count = cli.CAPTIONS_AT_ONCE + 1
     assert cli.main(["caption", *[image] * count]) == 0
-    assert capsys.readouterr().out == f"{image}\ta image 8 wide\n" * count
+    assert capsys.readouterr().out == f"{image}\tan image 8 wide\n" * count
     assert model.calls == [{"images": cli.CAPTIONS_AT_ONCE}, {"images": 1}]
 
 

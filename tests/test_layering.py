@@ -30,6 +30,7 @@ WHEEL = set(MAY_IMPORT)
 MAY_IMPORT["data_pipelines"] = WHEEL | {"data_pipelines"}
 MAY_IMPORT["train"] = WHEEL | {"data_pipelines", "train"}
 MAY_IMPORT["eval"] = WHEEL | {"data_pipelines", "eval"}
+MAY_IMPORT["docs"] = WHEEL | {"data_pipelines", "train", "eval", "docs"}
 
 TOP_LEVEL = {"mmdlm", "configs", "docs", "data_pipelines", "train", "eval", "tests"}
 NOT_A_ROOM = {"checkpoints"}  # folders of mmdlm that hold data

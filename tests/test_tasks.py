@@ -352,7 +352,7 @@ class Bad:
         Bad(Llada(), lambda m: m.answer("a", think=True), "not trained to think"),
         Bad(Llada(), lambda m: m.answer("a", image()), "reads text alone and was given 1 image"),
         Bad(Llada(), lambda m: m.answer("<image>"), "has 1 <image> placeholder but was given 0"),
-        Bad(Llada(), lambda m: m.answer(["a", "b"], [None]), "2 questions but 1 entries of pict"),
+        Bad(Llada(), lambda m: m.answer(["a", "b"], [None]), "2 questions but 1 entries of imag"),
         Bad(Llada(), lambda m: m.answer("x" * 5000), "and leaves no room for 128 new ones"),
         Bad(Llada(), lambda m: m.answer("x", max_new_tokens=4096), "leaves no room for 4096 new"),
         Bad(Llada(), lambda m: m.complete(" "), "text ' ' is empty"),

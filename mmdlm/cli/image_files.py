@@ -27,7 +27,6 @@ IMAGE_FORMATS = {  # a file's ending -> Pillow's name
     ".tiff": "TIFF",
 }
 ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
-MOST_IMAGES = 10_000  # that are drawn at once
 
 
 def numbered(path: Path, count: int) -> list[Path]:

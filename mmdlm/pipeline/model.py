@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmdlm.cli.image_files import MOST_IMAGES
 from mmdlm.core.sampling.generators import Generators
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.pipeline.engine import Engine
 from mmdlm.pipeline.generation_config import CacheName, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun, with_generated
 from mmdlm.pipeline.inputs import (
+    MOST_IMAGES,
     ImageLike,
     generation_config_with,
     hole_of,

@@ -82,7 +82,7 @@ class Dimple(Dream):
         return Sequence((*taught.segments, end))
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.describe`."""
+        """See `PromptTemplate.caption_prompt`."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(

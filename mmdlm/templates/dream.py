@@ -49,7 +49,7 @@ class Dream(PromptTemplate):
     system: ClassVar[str] = "You are a helpful assistant."
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.reply`."""
+        """See `PromptTemplate.chat_prompt`."""
         return answering(codec, segments_of(codec, self.prompt(codec, turns)), length=length)
 
     def prompt(self, codec: TextCodec, turns: tuple[Turn, ...]) -> list[Piece]:

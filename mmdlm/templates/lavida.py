@@ -61,7 +61,7 @@ class LavidaLlada(Llada):
     system: ClassVar[str | None] = SYSTEM
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.describe`."""
+        """See `PromptTemplate.caption_prompt`."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
@@ -99,7 +99,7 @@ class LavidaDream(Dream):
     system: ClassVar[str] = SYSTEM
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.describe`."""
+        """See `PromptTemplate.caption_prompt`."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(

@@ -47,7 +47,7 @@ class LladaV(Llada):
     system: ClassVar[str | None] = SYSTEM
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.describe`."""
+        """See `PromptTemplate.caption_prompt`."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:

@@ -106,7 +106,7 @@ class Lumina(PromptTemplate):
             raise ValueError(f"editing {self.editing!r} is not one of {', '.join(EDITS)}")
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.describe`."""
+        """See `PromptTemplate.caption_prompt`."""
         return self.chat_prompt(codec, (Turn("user", (image, CAPTION)),), length=length)
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:

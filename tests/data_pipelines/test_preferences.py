@@ -109,7 +109,7 @@ def loaded(out: Path, *, length: int, rows: int) -> Batch:
         max_broken=0.5,
     )
     batch = next(iter(loader))
-    assert [source["broken"] for source in loader.tally()] == [1]
+    assert [source["broken"] for source in loader.stats()] == [1]
     return batch
 
 

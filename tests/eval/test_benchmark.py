@@ -292,7 +292,7 @@ def test_an_answer_goes_on_from_what_is_begun(
     )
     with monkeypatch.context() as patch:
         patch.setattr(
-            TextCodec, "spoken", TextCodec.encode_with_specials
+            TextCodec, "encode", TextCodec.encode_with_specials
         )  # its names of special tokens are no letters
         whole = model.complete(template, max_new_tokens=6, num_inference_steps=6, block_length=6)
     asked = Asked(max_new_tokens=6, num_inference_steps=6, block_length=6)

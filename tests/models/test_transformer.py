@@ -285,7 +285,7 @@ def test_the_loss_is_that_of_all_logits(
         of_kind = batch.of(modality)[batch.target]
         start, stop = (0, VOCABULARY.size) if full_vocabulary else VOCABULARY.range(modality)
         total = torch.zeros(())
-        for n in (of_kind & corruption.masked[batch.target]).nonzero().flatten().tolist():
+        for n in (of_kind & corruption.is_noised[batch.target]).nonzero().flatten().tolist():
             own = logits[n, start:stop].log_softmax(-1)[int(batch.ids[batch.target][n]) - start]
             loss = -own * corruption.weight[batch.target][n]
             answer = int((of_kind & (documents == documents[n])).sum())
@@ -321,13 +321,13 @@ def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     batch = collate([Sequence((text_segment(text, target=True),))] * 8, words)
     objective = Objective(Absorbing(Linear()))
     corruption = objective.corrupt(batch, words, generator=torch.Generator().manual_seed(0))
-    masked = int(corruption.masked.sum())
+    masked = int(corruption.is_noised.sum())
     with Largest() as largest:
         objective.terms(model, batch, corruption).sums["text"].backward()
     assert model.lm_head.weight.numel() <= largest.elements < masked * 500 / 4
     with Largest() as largest:
         log_prob, _ = token_scores(
-            model, corruption.x_t, batch, where=corruption.masked, entropy=True
+            model, corruption.x_t, batch, where=corruption.is_noised, entropy=True
         )
         log_prob.exp().sum().backward()
     assert model.lm_head.weight.numel() <= largest.elements < masked * 500 / 4

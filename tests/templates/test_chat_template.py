@@ -182,10 +182,10 @@ def test_a_model_that_learned_to_describe_in_conversations_is_asked_in_one(famil
         prompt_template_for(None, seeing=family != "mmdlm", tasks=tasks)
         for tasks in (["chat", ABOUT_IMAGES], ["caption", "chat", ABOUT_IMAGES], None)
     )
-    asked = spoken.reply(words, (Turn("user", (image, DESCRIBE)),), length=4).sequence
+    asked = spoken.chat_prompt(words, (Turn("user", (image, DESCRIBE)),), length=4).sequence
     usual = unknown.describe(words, image, length=4).sequence
     assert spoken.family == family
-    assert ids_of(spoken.describe(words, image, length=4).sequence) == ids_of(asked)
+    assert ids_of(spoken.caption_prompt(words, image, length=4).sequence) == ids_of(asked)
     assert ids_of(both.describe(words, image, length=4).sequence) == ids_of(usual) != ids_of(asked)
     for prompt_template in (spoken, both, unknown):
         prompt_template.require("caption", words.tokenizer)
