@@ -34,8 +34,9 @@ from data_pipelines.sources.emoji_tasks import (
     split_edits,
 )
 from data_pipelines.sources.icon_sets import read_icon_sets
+from data_pipelines.sources.source import png_bytes
 from data_pipelines.sources.text_files import json_bytes
-from data_pipelines.write_shards import png_bytes, write_splits
+from data_pipelines.write_shards import write_splits
 from mmdlm.cli import recipe as command_line
 
 MEASURED_EDITS, MEASURED_QUESTIONS = 200, 100  # questions of each kind

@@ -232,10 +232,10 @@ class TemplatedConversation(Seeing):
         if (
             self.conversation.drop_prompt
             and not is_edit
-            and (drawn := self.prompt_template.drawing(turns))
+            and (to_draw := self.prompt_template.drawing(turns))
         ):
             chance = float(torch.rand((), generator=generator))
-            if not drawn[1] and chance < self.conversation.drop_prompt:
+            if not to_draw[1] and chance < self.conversation.drop_prompt:
                 turns = (Turn(USER, ()), turns[-1])
         return turns, answers
 
@@ -304,7 +304,7 @@ class TemplatedConversation(Seeing):
         if self.prompt_template.square and self.codec.grid not in (None, grid):
             raise ValueError(
                 f"its {name} has {grid[0]} x {grid[1]} codes, but an image of this model "
-                f"({self.prompt_template.family}) has {' x '.join(map(str, self.codec.grid or ()))}"
+                f"({self.prompt_template.family}) has {' x '.join(map(str, self.codec.grid))}"
             )
         return Codes.given(self.codec.vocabulary.image_ids(codes), (grid[0], grid[1]))
 

@@ -147,7 +147,7 @@ def fingerprint(adapter: VisionAdapter) -> str:
     for name, parameter in sorted(adapter.tower.named_parameters()):
         if id(parameter) not in idle:
             digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -262,18 +262,20 @@ def attach_vision(sources: Iterable[Source], adapter: VisionAdapter | None) -> l
     The first sample of each source tells what it holds.
     """
     sources = list(sources)
-    seeing = [source for source in sources if isinstance(source.to_sequence, Seeing)]
+    seeing = [
+        (source, source.to_sequence) for source in sources if isinstance(source.to_sequence, Seeing)
+    ]
     if not seeing:
         return sources
     if adapter is None:
-        for source in seeing:
-            if source.to_sequence.needs_eyes:
+        for source, to_sequence in seeing:
+            if to_sequence.needs_eyes:
                 raise ValueError(
-                    f"{source.urls}: {type(source.to_sequence).__name__} needs a model that sees; "
+                    f"{source.urls}: {type(to_sequence).__name__} needs a model that sees; "
                     "give it `vision`, or start from one"
                 )
         return _looked_at(sources, None)
-    made_by = {url: made for source in seeing for url, made in [_first_features(source)] if made}
+    made_by = {url: made for source, _ in seeing for url, made in [_first_features(source)] if made}
     eye = Eye(adapter.config.tiling, fingerprint(adapter) if made_by else None)
     for url, made in made_by.items():
         if made != eye.fingerprint:
