@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdlm.pipeline.limits import MOST_IMAGES
+
 if TYPE_CHECKING:
     from PIL import Image
 

@@ -21,7 +21,6 @@ from mmdlm.vision.image_files import open_image, open_mask, to_rgb
 from mmdlm.vision.pixels import to_image
 
 Part = TypeVar("Part")
-MOST_IMAGES = 10_000  # that are drawn in one call
 ImageLike = Image.Image | str | PathLike[str] | Tensor
 
 

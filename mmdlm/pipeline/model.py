@@ -24,7 +24,6 @@ from mmdlm.pipeline.engine import Engine
 from mmdlm.pipeline.generation_config import CacheName, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun, with_generated
 from mmdlm.pipeline.inputs import (
-    MOST_IMAGES,
     ImageLike,
     generation_config_with,
     hole_of,
@@ -34,6 +33,7 @@ from mmdlm.pipeline.inputs import (
     negatives_of,
     with_places,
 )
+from mmdlm.pipeline.limits import MOST_IMAGES
 from mmdlm.templates.conversation import Message, check_messages, turns_of
 from mmdlm.templates.infill import filled_text
 from mmdlm.templates.prompt_template import Codes, TaskPrompt
