@@ -21,28 +21,39 @@ def public_modules() -> list[tuple[str, str]]:
 
 def pages() -> dict[str, str]:
     """Return the pages by their place in docs/."""
-    listed = public_modules()
-    found = {}
-    for name, _ in listed:
-        found[f"{FOLDER}/{name}.md"] = f"# `{name}`\n\n::: {name}\n"
-    rows = [f"| [`{name}`]({name}.md) | {cell(text)} |" for name, text in listed]
-    found[f"{FOLDER}/index.md"] = "\n".join(
-        ["# API", "", "The modules of the package `mmdlm`.", "", "| module | |", "|---|---|", *rows]
-    )
-    return found
+    listed, places = public_modules(), _places()
+    rows = [
+        f"| [`{name}`]({places[name].removeprefix(FOLDER + '/')}) | {cell(text)} |"
+        for name, text in listed
+    ]
+    head = ["# API", "", "The modules of the package `mmdlm`.", "", "| module | |", "|---|---|"]
+    return {
+        f"{FOLDER}/index.md": "\n".join([*head, *rows]),
+        **{places[name]: f"# `{name}`\n\n::: {name}\n" for name, _ in listed},
+    }
 
 
 def navigation() -> list[Any]:
-    """Return the nested navigation: packages are folders."""
-    names = [name for name, _ in public_modules()]
-    packages = {name for name in names if any(other.startswith(name + ".") for other in names)}
+    """Return the nested navigation: a package is a section whose index is its own page."""
+    places = _places()
 
     def below(package: str) -> list[Any]:
-        children = [n for n in names if n.rpartition(".")[0] == package]
         found: list[Any] = []
-        for name in children:
-            short, page = name.rpartition(".")[2], f"{FOLDER}/{name}.md"
-            found.append({short: [page, *below(name)]} if name in packages else {short: page})
+        for name, place in places.items():
+            if name.rpartition(".")[0] == package:
+                short = name.rpartition(".")[2]
+                is_package = place.endswith("/index.md")
+                found.append({short: [place, *below(name)] if is_package else place})
         return found
 
-    return [f"{FOLDER}/index.md", {"mmdlm": f"{FOLDER}/mmdlm.md"}, *below("mmdlm")]
+    return [f"{FOLDER}/index.md", {"mmdlm": places["mmdlm"]}, *below("mmdlm")]
+
+
+def _places() -> dict[str, str]:
+    """Module -> the place of its page."""
+    names = [name for name, _ in public_modules()]
+    return {
+        name: f"{FOLDER}/{name.replace('.', '/')}"
+        + ("/index.md" if any(other.startswith(f"{name}.") for other in names) else ".md")
+        for name in names
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from docs._generate.config_groups import linked, sections
@@ -65,7 +66,8 @@ def _page(title: str, introduction: str, roof: str) -> str:
     lines = [f"# {title}", "", introduction, ""]
     for module in runnable(roof):
         parser = parser_of(module)
-        path = (ROOT / module.replace(".", "/")).with_suffix(".py").relative_to(ROOT)
+        path = Path(module.replace(".", "/"))
+        path = path / "__main__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
         lines += [f"## `python -m {module}`", "", summary(path), ""]
         commands = subcommands(parser)
         for name, command in commands.items():
@@ -74,7 +76,7 @@ def _page(title: str, introduction: str, roof: str) -> str:
         if not commands:
             lines += [*_table(parser), ""]
     hints = [
-        str(getattr(action, "_typehint", ""))
+        str(getattr(action, "_typehint", getattr(action, "basetype", "")))
         for module in runnable(roof)
         for parser in (parser_of(module), *subcommands(parser_of(module)).values())
         for action in parser._actions
@@ -92,11 +94,15 @@ def _table(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[list[str], str, str, str]]:
+    titles = {getattr(group, "dest", None): group.title for group in parser._action_groups}
     for action in parser._actions:
-        names = list(action.option_strings)
+        names = [name for name in action.option_strings if not name.endswith("+")]
         if _HIDDEN & set(names) or isinstance(action, argparse._SubParsersAction):
             continue
-        if any(name.endswith((".help", "--config")) for name in names):
+        if any("." in name for name in names):  # of a group, which has a section
+            continue
+        if hasattr(action, "basetype"):
+            yield names, action.basetype.__name__, "", f"{titles.get(action.dest) or ''}."
             continue
         text = "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
         text = re.sub(r"\(default: %\(default\)s\)", "", text).replace("%%", "%")
@@ -109,7 +115,6 @@ def _kind(action: argparse.Action) -> str:
     hint = getattr(action, "_typehint", None)
     if hint is not None:
         text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])|typing\.", "", _name(hint))
-        text = re.sub(r"Unvalidated<([^<>]*)>", r"\1", text)
         return re.sub(r"^Optional\[(.*?)(?: \| None)?\]$", r"\1 | None", text)
     if action.choices is not None:
         return " | ".join(map(str, action.choices))
@@ -127,10 +132,10 @@ def _default(action: argparse.Action) -> str:
         return "required"
     if action.default in (None, argparse.SUPPRESS, False) and action.nargs == 0:
         return ""
-    if isinstance(action.default, dict):  # of a group, whose keys are listed by themselves
-        return ""
-    text = "" if action.default in (None, argparse.SUPPRESS) else str(action.default)
-    return text.removeprefix("Namespace") if len(text) < 80 else text[:77] + "..."
+    text = "" if action.default in (None, argparse.SUPPRESS, "==SUPPRESS==") else action.default
+    if getattr(text, "class_path", None) is not None:
+        return str(text.class_path)
+    return str(text) if len(str(text)) < 80 else f"{str(text)[:77]}..."
 
 
 def _code(text: str) -> str:

@@ -27,12 +27,18 @@ class _Built(BaseException):
         self.parser = parser
 
 
-@cache
-def mmdlm_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command `mmdlm`, which pyproject.toml names."""
+def mmdlm_main() -> Callable[[list[str]], int]:
+    """Return the function behind the command `mmdlm`, which pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     module, _, function = project["project"]["scripts"]["mmdlm"].partition(":")
-    return _built(lambda: getattr(import_module(module), function)(["--version"]))
+    main: Callable[[list[str]], int] = getattr(import_module(module), function)
+    return main
+
+
+@cache
+def mmdlm_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command `mmdlm`."""
+    return _built(lambda: mmdlm_main()(["--version"]))
 
 
 @cache
@@ -40,12 +46,18 @@ def parser_of(module: str) -> argparse.ArgumentParser:
     """Return the parser of a module that is run as `python -m MODULE`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it has been imported before it is run
-        return _built(lambda: runpy.run_module(module, run_name="__main__", alter_sys=False))
+        return _built(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
 def runnable(*roofs: str) -> list[str]:
-    """Return the modules below these folders that can be run."""
-    return [name for name, path in modules(*roofs) if _GUARD in (ROOT / path).read_text("utf-8")]
+    """Return the modules and packages below these folders that can be run, sorted."""
+    return sorted(
+        {
+            name.removesuffix(".__main__")
+            for name, path in modules(*roofs)
+            if _GUARD in (ROOT / path).read_text(encoding="utf-8")
+        }
+    )
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
