@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -61,11 +61,10 @@ class PixelLoss:
 class ReconstructionStage(Stage):
     """Images in, the same images out; the quantizer's own loss is added, already weighted."""
 
-    coefficients: ClassVar = {"pixels": 1.0, "quantizer": 1.0}
-
     def __init__(self, tokenizer: ImageTokenizer, loss: PixelLoss) -> None:
         super().__init__()
         self.tokenizer, self.loss = tokenizer, loss
+        self.coefficients = {"pixels": 1.0, "quantizer": 1.0}
         self.image_flops = forward_flops(tokenizer)
 
     def draw(self, batch: Tensor, *, generator: torch.Generator) -> None:

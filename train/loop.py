@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -333,9 +333,9 @@ def fit(
                 raise stopped
         checkpoints.finish()
     ema.copy_to_parameters()
-    weights = _state_of(stage)
+    trained = _state_of(stage)
     accelerator.end_training()
-    return weights
+    return trained
 
 
 def _check_fits(stage: Stage, settings: TrainingConfig, device: torch.device) -> None:
@@ -358,9 +358,8 @@ def _state_of(stage: Stage) -> dict[str, Tensor]:
     """The whole state dict of a stage on the CPU; of one with a quantized base what has learnt."""
     if any(is_quantized(parameter) for parameter in stage.parameters()):
         return {n: p.detach().cpu() for n, p in stage.named_parameters() if p.requires_grad}
-    return get_model_state_dict(
-        stage, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(stage, options=options))
 
 
 def _sheet(on_sample: Callable[[int], None], step: int, ema: ExponentialMovingAverage) -> None:
@@ -434,7 +433,8 @@ def _step(
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     loads = [stage.load(*pair) for pair in zip(micro, noises, strict=True)]
-    load = None if None in loads else sum(loads[1:], loads[0])
+    counted = [one for one in loads if one is not None]
+    load = sum(counted[1:], counted[0]) if len(counted) == len(loads) else None
     losses = {
         name: (sum((sums[name] for sums in every), zero), counts[name])
         for name in stage.coefficients

@@ -211,8 +211,10 @@ class OrthogonalMomentum(torch.optim.Optimizer):
                     state = self.state[parameter]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                    gradient = parameter.grad
+                    assert gradient is not None  # those without one are not among `alike`
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(state["momentum"], group["momentum"]))
                 rows, columns = parameters[0].shape
                 size = group["lr"] * math.sqrt(max(1.0, rows / columns))
                 moved = orthogonalise(torch.stack(updates), iterations=group["iterations"])

@@ -203,8 +203,8 @@ def main(
         dtype=getattr(torch, dtype),
         needs_images=False,
     )
-    if getattr(denoiser, "vision", None) is not None:
-        denoiser.vision.requires_grad_(False)  # policy and reference look at the same features
+    if (adapter := getattr(denoiser, "vision", None)) is not None:
+        adapter.requires_grad_(False)  # policy and reference look at the same features
     adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
     learn_in_float32(denoiser)
     reference = Reference(denoiser, adapted=adapted is not None, needed=True)
@@ -224,7 +224,7 @@ def main(
         show_examples(
             sources,
             known,
-            length=data.length,
+            length=data.row_length,
             count=examples,
             max_broken=data.max_broken,
             folder=out,

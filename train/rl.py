@@ -228,9 +228,10 @@ def main(
         folder, text_tokenizer, image_tokenizer, state, attention, dtype=getattr(torch, dtype)
     )
     denoiser = model.denoiser
+    assert isinstance(denoiser, PretrainedDenoiser)  # `_model` made it
     _check_room(model, answering, rows=prompts_per_batch * num_generations)
-    if getattr(denoiser, "vision", None) is not None:
-        denoiser.vision.requires_grad_(False)  # images are looked at once, before the rollouts
+    if (adapter := getattr(denoiser, "vision", None)) is not None:
+        adapter.requires_grad_(False)  # images are looked at once, before the rollouts
     adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
     learn_in_float32(denoiser)
     recompute_layers(denoiser, recompute)

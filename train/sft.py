@@ -130,9 +130,10 @@ def main(
     if (start_from is None) == (model is None):
         raise ValueError("give start_from, a model to start from, or model, the shape of a new one")
     folder = None if start_from is None else find_checkpoint(start_from)
-    if (text_tokenizer or folder) is None:
+    words_of = text_tokenizer or folder
+    if words_of is None:
         raise ValueError("a new model has no text_tokenizer of its own; name the folder of one")
-    words = load_text_tokenizer(text_tokenizer or folder)
+    words = load_text_tokenizer(words_of)
     image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
     images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
     denoiser: PretrainedDenoiser
@@ -142,6 +143,7 @@ def main(
             told["model"] = model = replace(model, max_position_embeddings=positions)
         denoiser = model.build(words, images, seed=training.seed, attention=attention)
     else:
+        assert folder is not None  # one of the two was given
         denoiser = start(
             folder,
             words,
@@ -180,7 +182,7 @@ def main(
         show_examples(
             sources,
             known,
-            length=data.length,
+            length=data.row_length,
             count=examples,
             max_broken=data.max_broken,
             folder=out,

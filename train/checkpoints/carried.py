@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.sources.conversations import Conversation
 from data_pipelines.sources.source import Source
-from mmdlm.models.checkpoints.checkpoint import read_json
 from mmdlm.models.run_steps import parts_of
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.vision.checkpoint_files import read_json
 
 
 def with_chat_template(
@@ -54,8 +54,9 @@ def generation_of(
     for given in (prompt_template.recorded, before, generation_config or {}):
         for name, value in given.items():
             old = merged.get(name)
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            merged[name] = {**old, **value} if both else value
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                value = {**old, **value}
+            merged[name] = value
     defaults_of(prompt_template, merged).to_json()  # they check
     return merged
 

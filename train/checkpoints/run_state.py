@@ -211,6 +211,7 @@ def unmoved_generators() -> Iterator[None]:
 def _generators() -> dict[str, Any]:
     """States of the generators that belong to nobody: what users plug in may draw from them."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one
+    assert isinstance(keys, np.ndarray)
     state = {
         "python": random.getstate(),
         "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],

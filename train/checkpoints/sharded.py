@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from mmdlm.models.run_steps import SHARDED
 from train.optimizer import ExponentialMovingAverage
@@ -50,16 +52,16 @@ class ShardedState:
     ) -> None:
         self.module, self.optimizers, self.average = module, tuple(optimizers), average
         # Of its own: the processes talk about files while gradients go round among them.
-        self.talk = dist.new_group(backend="gloo")
+        talk = dist.new_group(backend="gloo")
+        assert isinstance(talk, dist.ProcessGroup)  # all are members
+        self.talk = talk
 
     def write(self, folder: Path) -> Callable[[], None]:
         """Copy all of it, and begin to write the copy to `folder`.
 
         The result waits until every process has written its part; OSError where one could not.
         """
-        writing = checkpoint.async_save(
-            self._state(), checkpoint_id=folder / SHARDED, process_group=self.talk
-        )
+        writing = async_save(self._state(), checkpoint_id=folder / SHARDED, process_group=self.talk)
 
         def wait() -> None:
             with _plain_errors():
@@ -72,7 +74,7 @@ class ShardedState:
         state = self._state()
         with _plain_errors():
             self._check_has_no_more(folder, state)
-            checkpoint.load(
+            load(
                 state,
                 storage_reader=_Reader(folder / SHARDED),
                 planner=_Planner(),
@@ -108,7 +110,7 @@ class ShardedState:
 # ---- torch's own classes would unpickle whatever the files hold ----------------------------------
 
 
-class _Reader(checkpoint.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads a description of tensors and nothing else from the file of metadata."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:

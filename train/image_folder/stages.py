@@ -276,7 +276,7 @@ class OwnRun:
         tokenizer = decided["image_tokenizer"]["steps"] * decided["image_tokenizer_pace"]["step"]
         seconds = MODEL_SHARE * 3600 * self.hours - spent - tokenizer
         data = self._model_data(TRAIN, BATCH)
-        shape = self.choice.shape(length=data.length, text_slots=decided["text_slots"])
+        shape = self.choice.shape(length=data.row_length, text_slots=decided["text_slots"])
 
         def train(folder: Path, settings: TrainingConfig, look: Callable[..., None]) -> None:
             pretrain.main(

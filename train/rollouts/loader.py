@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.shards.stream import BrokenSample, SampleStats, permutation
 from data_pipelines.sources.problems import Problem, columns_of
@@ -270,6 +270,7 @@ class Rollouts:
     def _sampling(self) -> Iterator[None]:
         """No gradient, no dropout, and the precision that training has."""
         module = self.model.denoiser
+        assert isinstance(module, nn.Module)
         training = module.training
         module.eval()
         try:
@@ -417,6 +418,7 @@ class Rollouts:
             if self.loss.needs_old and iteration and old is None:  # at first it is the policy
                 old = self.estimator.scores(denoiser, batch, views, undrawable=undrawable)
             if self.loss.needs_reference and reference is None:
+                assert isinstance(denoiser, nn.Module)
                 with self.reference.of(denoiser) as other:
                     reference = self.estimator.scores(other, batch, views, undrawable=undrawable)
             known[id(views)] = ScoredViews(views, old, reference)

@@ -90,6 +90,12 @@ class Data:
             )
         object.__setattr__(self, "sources", [replace(self.sources[0], urls=self.urls)])
 
+    @property
+    def row_length(self) -> int:
+        """`length`, where it was given or has been settled."""
+        assert self.length is not None
+        return self.length
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -326,7 +332,7 @@ def load_batches(
         codec.vocabulary,
         tokenizer=codec.tokenizer,
         batch_size=data.batch_size,
-        length=data.length,
+        length=data.row_length,
         packed=data.packed,
         seed=seed,
         num_workers=data.num_workers,
