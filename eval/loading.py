@@ -207,7 +207,7 @@ def write_checkpoint(
                 file.write(_header(shard, dtype))
                 for one in shard.values():
                     tensor = _random(one, dtype, generator)
-                    file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                    file.write(tensor.flatten().view(torch.uint8).numpy().data)
                     bar.update(tensor.nbytes)
                 _forget(file)
             where |= dict.fromkeys(shard, name)
@@ -291,8 +291,12 @@ def _measure(folder: Path, dtype: str, connection: Connection) -> None:
     with _peak_anonymous() as peak:
         start = time.perf_counter()
         with tqdm(total=size, desc="loading", unit="B", unit_scale=True) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+
             model = MmdlmForMaskedDiffusion.from_pretrained(
-                folder, dtype=getattr(torch, dtype), read=bar.update
+                folder, dtype=getattr(torch, dtype), read=advance
             )
         loaded = time.perf_counter()
         for tensor in tqdm(model.state_dict().values(), desc="reading", unit=" tensors"):

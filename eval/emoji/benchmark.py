@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -136,7 +136,7 @@ def main(
     asked = replace(own, drawings=drawings, seed=seed, batch_size=batch_size)
     began, hardware = time.perf_counter(), describe_hardware(loaded.device)
 
-    gallery = Gallery.draw(font) if shards is None else Gallery.read(shards)
+    gallery = Gallery.draw(font or find_font()) if shards is None else Gallery.read(shards)
     splits = {
         name: measure(loaded, gallery, places, asked, likelihood_items=likelihood_items, title=name)
         for name, places in gallery.split(limit, seed=seed).items()
@@ -272,7 +272,7 @@ class Asked:
     ) -> Asked:
         """Raises ValueError for numbers out of range."""
         drawing, caption = model.defaults.text_to_image, model.defaults.caption
-        given = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
+        given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         drawing = replace(drawing, **{k: v for k, v in given.items() if v is not None})
         if caption_steps is not None:
             caption = replace(caption, num_inference_steps=caption_steps)
@@ -282,10 +282,12 @@ class Asked:
         self, model: Model, names: Sequence[str], *, generator: torch.Generator
     ) -> list[Image.Image]:
         """An image of each name."""
+        scale = self.text_to_image.guidance_scale
+        assert not isinstance(scale, tuple)  # edits alone have several
         return model.text_to_image(
             names,
             num_inference_steps=self.text_to_image.num_inference_steps,
-            guidance_scale=self.text_to_image.guidance_scale,
+            guidance_scale=scale,
             generator=generator,
         )
 
@@ -493,7 +495,7 @@ def measure_speed(
     with tqdm(total=2 * len(SPEED_BATCHES) * repeats, desc="speed", unit=" calls") as bar:
         for batch_size in SPEED_BATCHES if repeats else ():
             some = [gallery.emoji[i] for i in (places * batch_size)[:batch_size]]
-            tasks = {
+            tasks: dict[str, Callable[..., Any]] = {
                 "drawing": partial(asked.draw, model, [one.name for one in some]),
                 "captioning": partial(asked.describe, model, [one.image for one in some]),
             }

@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipelines.shards.shards import Sample, expand_urls, read_shard, write_file
-from data_pipelines.write_shards import INDEX
+from data_pipelines.shards.shards import INDEX, Sample, expand_urls, read_shard, write_file
 from eval.emoji.benchmark import SIZE, summary, to_levels
 from eval.metrics import exact_match
 from eval.provenance import describe_hardware, describe_model
@@ -146,7 +145,7 @@ def main(
     styled = measure_styles(
         loaded, known, known.held_out[:limit], batch_size=batch_size, generator=generator
     )
-    report = {
+    report: dict[str, Any] = {
         "results": {**edited, **answered, **styled},
         "settings": {"limit": limit, "batch_size": batch_size, "seed": seed},
         "model": described,

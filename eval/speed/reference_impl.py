@@ -23,9 +23,9 @@ from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 def in_torchs_layers(model: MmdlmForMaskedDiffusion) -> MmdlmForMaskedDiffusion:
     """The same parameters in linear layers of torch, which published code is made of."""
     twin = copy.deepcopy(model, {id(one): one for one in model.parameters()})
-    for layer in twin.modules():
-        if type(layer) is Linear:
-            layer.__class__ = nn.Linear
+    ours: list[nn.Module] = [layer for layer in twin.modules() if type(layer) is Linear]
+    for layer in ours:
+        layer.__class__ = nn.Linear
     return twin
 
 
