@@ -16,6 +16,22 @@ ROOT = Path(__file__).parents[1]
 OUTPUTS = {"build", "data", "demo", "dist", "runs"}  # of commands; see .gitignore
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine lacks the hardware or the font for."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA GPU here")
+    if item.get_closest_marker("font"):
+        from data_pipelines.sources.emoji import find_font
+
+        try:
+            find_font()
+        except ValueError as error:
+            pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def project_files() -> list[Path]:
     """The project's files, relative to the root, sorted: what git tracks, and what it would add."""

@@ -654,6 +654,7 @@ def test_help_is_instant_because_torch_stays_out(tmp_path: Path) -> None:
     assert loaded.stdout == "False\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BUNDLED.is_dir(), reason="no bundled model in this tree")
 def test_the_bundled_model_draws_describes_and_mends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -34,6 +34,7 @@ def command(config: Path) -> list[str]:
     return [sys.executable, "-m", f"train.{config.parent.name}", "--config", config.as_posix()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CONFIGS, reason="no configs/*/smoke*.yaml in this tree")
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_smoke(config: Path, tmp_path: Path) -> None:

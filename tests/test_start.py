@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 DRAW = """
 import mmdlm
@@ -15,6 +17,7 @@ model.text_to_image("red heart", num_inference_steps=1)
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_from_import_to_image() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "default", "-c", DRAW], cwd=ROOT, capture_output=True, text=True

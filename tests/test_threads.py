@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -59,6 +60,7 @@ def calls_of(folder: Path) -> list[Callable[[], object]]:
     return [(lambda make=make, seed=seed: make(seed)) for seed in range(4) for make in makers][:25]
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_model_get_what_each_gets_alone(tiny_checkpoint: Path) -> None:
     calls = calls_of(tiny_checkpoint)
     alone = [call() for call in calls]

@@ -14,6 +14,8 @@ import pytest
 
 import mmdlm
 
+pytestmark = pytest.mark.slow  # all of them wait for a build
+
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
 LARGEST = 25e6 + 1e6  # bytes: bundled weights, and the code

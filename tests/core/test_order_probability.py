@@ -133,6 +133,7 @@ def test_with_a_threshold_it_is_the_probability_of_each_rollout(threshold: float
     assert any(max(when) == 2 for _, when in rollouts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_the_enumeration_is_what_the_sampler_does(threshold: float | None) -> None:
     """Frequencies of 40,000 rollouts."""

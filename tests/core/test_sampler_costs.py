@@ -139,6 +139,7 @@ def peak(run: Any) -> int:
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [

@@ -144,12 +144,9 @@ class TestWriteShards:
         assert "shard_size" in said
         assert said.count("\n") == 1
 
+    @pytest.mark.font
     def test_emoji(self, shell, jobs, tmp_path, monkeypatch):
         source = write_shards.emoji_source
-        try:
-            source.find_font()
-        except ValueError as error:
-            pytest.skip(str(error))
         toned = [c for c in source.fully_qualified() if source.is_held_out(c)][:3]
         monkeypatch.setattr(source, "fully_qualified", lambda: ["\U0001f600", "\U0001f60e", *toned])
         status, _ = shell(jobs, "emoji", "--out", tmp_path / "out", "--size", "16")

@@ -71,6 +71,7 @@ def test_two_nodes_share_one_pass(make, workers):
     assert sorted(chain.from_iterable(found)) == list(range(48))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("repeat", [False, True])
 def test_resume_at_every_batch(make, packed, repeat):
@@ -90,6 +91,7 @@ def test_resume_at_every_batch(make, packed, repeat):
         assert all(map(same, rest, batches[place:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("repeat", [False, True])
 def test_resume_with_workers(make, packed, repeat, monkeypatch):

@@ -149,6 +149,7 @@ class TestSamplingWeight:
         assert one_pass(urls, sampling_weight="json.share", seed=2) != first
         assert set(range(0, 40, 4)) <= set(first) < set(range(40))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("buffer", [0, 4, 100])
     def test_resumes_at_every_place(self, tmp_path, buffer):
         urls = self.weighted_shards(tmp_path)
@@ -337,6 +338,7 @@ class TestMixing:
         )
         assert sorted(ids(stream)) == [*range(80), *range(100, 180)]
 
+    @pytest.mark.slow
     def test_resume_at_every_place(self, number_shards, vocabulary, tokenizer):
         sources = self.sources(number_shards, (2.0, 1.0, 0.5))
         options = {"tokenizer": tokenizer, "length": 4, "repeat": False, "shuffle_buffer": 9}

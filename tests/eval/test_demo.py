@@ -121,11 +121,10 @@ def test_every_real_image_lies_beside_the_demonstration() -> None:
     assert shown <= real.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.font
 def test_real_images_are_those_of_the_font() -> None:
-    try:
-        drawn = draw_emoji(find_font())
-    except ValueError:
-        pytest.skip("no color emoji font on this machine")
+    drawn = draw_emoji(find_font())
     real = demo.real_images()
     font = {one.name: one.image for one in drawn if isinstance(one, Emoji) and one.name in real}
     assert font.keys() == real.keys()
@@ -182,6 +181,7 @@ def test_bad_input_is_one_sentence(
     assert not Path("demo", "index.html").exists()
 
 
+@pytest.mark.slow
 def test_help_from_a_shell() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "eval.demo", "--help"],

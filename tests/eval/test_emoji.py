@@ -303,6 +303,7 @@ def test_it_reports_what_was_measured_on_what(
     assert "4 held-out" in printed
 
 
+@pytest.mark.slow
 def test_held_out_numbers_depend_on_the_seed_and_not_on_the_limit(
     drawn: Path, tiny_checkpoint: Path
 ) -> None:

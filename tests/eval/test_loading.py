@@ -65,6 +65,7 @@ def test_the_same_seed_writes_the_same_weights(tmp_path: Path) -> None:
     assert a != c
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_run_leaves_its_numbers(
@@ -83,6 +84,7 @@ def test_a_run_leaves_its_numbers(
     assert "within 1000000000.0 x" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_proc
 def test_memory_beyond_the_weights_does_not_grow_with_them(tmp_path: Path) -> None:
     """In another dtype than that of the files, where a loader would hold both."""
@@ -109,6 +111,7 @@ def test_options_that_make_no_sense_are_said(
     assert not (tmp_path / "new").exists(), "nothing is left behind"
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_process_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "model")

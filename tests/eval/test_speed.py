@@ -37,6 +37,7 @@ def bench() -> Bench:
     return Bench("tiny", CPU, torch.float32, 2, ids=300, many_ids=400, codes=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["text", "large_vocabulary", "image", "training", "packing"])
 def test_exact_variants_give_what_plain_code_gives(bench: Bench, part, gsm8k: Path) -> None:
     works = list(bench.works(part, gsm8k))
@@ -62,6 +63,7 @@ def test_a_variant_that_differs_is_found(bench: Bench) -> None:
         bench.measure(broken)
 
 
+@pytest.mark.slow
 def test_speed_counts_what_each_variant_does(bench: Bench) -> None:
     work = Work(
         "work",
@@ -89,6 +91,7 @@ def test_floors_fall_with_what_is_left_out(bench: Bench) -> None:
     assert MACHINE.seconds([(1e11, 0), (0, 2e10), (1e11, 2e10)]) == pytest.approx(1 + 2 + 2)
 
 
+@pytest.mark.slow
 def test_the_floor_is_that_of_the_machine_as_it_is_in_each_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +124,7 @@ def test_exponents() -> None:
     assert "exponent 2.00" in grown.line()
 
 
+@pytest.mark.slow
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speed.json"
     main(out=out, parts=["text"], shape="tiny", repeats=1)

@@ -110,6 +110,7 @@ def test_kernels_agree_about_a_prefix() -> None:
     assert not torch.allclose(sdpa, unhindered)
 
 
+@pytest.mark.slow
 def test_block_masks_are_compiled_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, but that the traced graph is run as it is."""
     torch._dynamo.reset()
@@ -191,6 +192,7 @@ def test_masks_are_whole_up_to_4096_tokens() -> None:
 # ---- graphs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
 def test_a_forward_pass_is_one_graph(masked: bool) -> None:

@@ -48,6 +48,7 @@ def _limit_of_torch() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_limit_of_torch")
 def test_layers_stay_compiled_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under LoRA, dropout, recomputing and ragged prompts."""

@@ -323,6 +323,7 @@ def test_places_move_to_the_device_of_a_layer() -> None:
     assert moved.rows is None
 
 
+@pytest.mark.slow
 def test_packed_weights_do_not_break_the_graph_of_compiled_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -345,6 +346,7 @@ def test_a_bad_cache() -> None:
         Stable(share=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, Dual(), Prompt()], ids=str)
 def test_compiled_layers_give_the_same_tokens_and_say_that_they_compile(
     cache: Cache | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -374,6 +376,7 @@ def graphs(model: MmdlmForMaskedDiffusion, cache: Cache | None) -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, Dual(), Stable()], ids=str)
 def test_one_compiled_layer_serves_the_whole_depth(
     cache: Cache | None, monkeypatch: pytest.MonkeyPatch
@@ -387,6 +390,7 @@ def test_one_compiled_layer_serves_the_whole_depth(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, Dual()], ids=str)
 def test_cuda_graphs_are_told_where_each_pass_begins(
     cache: Cache | None, monkeypatch: pytest.MonkeyPatch

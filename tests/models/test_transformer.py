@@ -386,6 +386,7 @@ def test_bfloat16_autocast(options: dict[str, Any]) -> None:
     assert {gradient.dtype for gradient in gradients(model).values()} == {torch.float32}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flex_attention_under_autocast() -> None:
     """Autocast does not reach into it: query, key and value must have one dtype by themselves."""

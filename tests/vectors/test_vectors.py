@@ -42,6 +42,8 @@ from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")
 
+pytestmark = pytest.mark.vectors
+
 
 def check_magvit2(folder: Path) -> None:
     """The same codes, except where a channel is all but zero, and the same pixels."""

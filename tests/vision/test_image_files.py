@@ -366,6 +366,7 @@ def inputs() -> Iterator[tuple[str, bytes]]:
     yield "random.webp", b"RIFF\xff\xff\xff\xffWEBPVP8X" + chance.randbytes(100)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 def test_whatever_is_given_is_seen_or_refused(tmp_path) -> None:
     given = dict(inputs())

@@ -118,6 +118,7 @@ class TestContract:
         ((reconstruction - pixels).square().mean() + auxiliary).backward()
         assert [n for n, p in tokenizer.named_parameters() if p.grad is None] == []
 
+    @pytest.mark.slow
     def test_training_lowers_the_error(self, tokenizer, pixels) -> None:
         tokenizer.train()
         optimizer = torch.optim.Adam(tokenizer.parameters(), lr=2e-3)
@@ -313,6 +314,7 @@ class TestFullDisk:
             magvit2.save_pretrained(tmp_path / "taken")
 
 
+@pytest.mark.slow
 def test_diffusers_is_not_imported_without_need() -> None:
     code = (
         "import sys, mmdlm.vision.tokenizers.base, mmdlm.vision.tokenizers.magvit2;"

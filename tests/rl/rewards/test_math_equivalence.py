@@ -39,6 +39,7 @@ def test_equal_is_equal_however_it_is_written(right: str, given: str, score: flo
     assert MathEquivalence()([""], texts, answer=[right]) == [score]
 
 
+@pytest.mark.slow
 @needs_math
 def test_an_answer_that_never_ends_costs_its_time_and_no_more() -> None:
     reward = MathEquivalence(seconds=2)
