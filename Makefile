@@ -65,6 +65,7 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 coverage: $(INSTALLED)
+	@mkdir -p build/coverage
 	$(BIN)/python -m pytest --cov --cov-report term-missing:skip-covered
 
 check: $(INSTALLED)
