@@ -318,9 +318,9 @@ def _check_rows(data: Data, denoiser: PretrainedDenoiser) -> None:
     """Raise ValueError for a batch whose states no memory holds."""
     device, states = PartialState().device, 0
     if isinstance(denoiser, MmdlmForMaskedDiffusion):
-        numbers = Costs(denoiser.config).states(data.batch_size * data.length)
+        numbers = Costs(denoiser.config).states(data.batch_size * data.row_length)
         states = numbers * (2 if device.type == "cuda" else 4)
-    check_batch(data.batch_size, data.length, states=states, device=device)
+    check_batch(data.batch_size, data.row_length, states=states, device=device)
 
 
 def load_batches(
