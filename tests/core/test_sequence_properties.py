@@ -165,7 +165,7 @@ def test_rows_bring_their_features_along(sequences: list[Sequence], data: st.Dat
     batch = collate(sequences, VOCABULARY)
     index = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=8))
     rows = found(batch)
-    for one in (batch, batch.marked()):
+    for one in (batch, batch.with_host_masks()):
         assert found(one.rows(torch.tensor(index))) == [rows[number] for number in index]
 
 

@@ -1,4 +1,4 @@
-"""What holds of every rule of committing, in each step and over a whole run of the sampler."""
+"""What holds of every unmasking rule, in each step and over a whole run of the sampler."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ COUNTED = st.one_of(  # those that say how many, and commit the tokens of highes
     st.builds(CatchUpTransfer, SCHEDULES),
 )
 OPTIONS = {
-    "otherwise": COUNTED,
-    "alone": st.booleans(),
+    "fallback": COUNTED,
+    "exclusive": st.booleans(),
     "in_order": st.booleans(),
     "distinct": st.booleans(),
 }
@@ -200,7 +200,9 @@ def test_only_open_tokens_are_chosen_and_no_fewer_than_asked_for(
     assert chosen.dtype == torch.bool
     assert not (chosen & ~among).any()
     wanted = min(row[3], int(among.sum()))
-    if getattr(rule, "alone", False):  # the sure ones, if there are some; else as many as wanted
+    if getattr(
+        rule, "exclusive", False
+    ):  # the sure ones, if there are some; else as many as wanted
         assert int(chosen.sum()) >= min(wanted, 1)
     else:
         assert int(chosen.sum()) >= wanted
@@ -327,7 +329,7 @@ def test_each_target_is_committed_once_and_nothing_else_changes(
 @given(samplers(), BATCHES, st.integers(0, 99))
 def test_every_step_commits_one_token_at_least(sampler: Sampler, batch: Batch, seed: int) -> None:
     """Of each row that has open ones; of an ancestral rule the last step of a block alone."""
-    rule = getattr(sampler.unmasking, "otherwise", sampler.unmasking)
+    rule = getattr(sampler.unmasking, "fallback", sampler.unmasking)
     before = torch.zeros_like(batch.target)
     for step in sampler.trajectory(DENOISER, batch, generator=rng(seed)):
         fresh = (step.committed & ~before).any(1)
