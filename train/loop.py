@@ -248,12 +248,14 @@ def fit(
             accelerator.print(f"going on with another setting than {path}: {said}")
         accelerator.print(f"continuing from {path} at step {first} of {settings.max_steps}")
     else:
-        draws = on_sample is not None and settings.sample_steps > 0
+        sheet = None
+        if on_sample is not None and settings.sample_steps > 0:
+            sheet = partial(_sheet, on_sample, 0, ema)
         rehearse(
             state,
             out,
             on_main=partial(on_main, accelerator=accelerator),
-            sheet=partial(_sheet, on_sample, 0, ema) if draws else None,
+            sheet=sheet,
             setup=setup,
         )
     if setup is not None and accelerator.is_main_process:

@@ -158,7 +158,8 @@ def _first_samples(source: Source) -> tuple[list[Sample], bool]:
     stream = ShardStream(
         source.shards(), repeat=False, shuffle_buffer=1, fields=source.to_sequence.fields
     )
-    samples, size = [], 0
+    samples: list[Sample] = []
+    size = 0
     for item in stream:
         if isinstance(item, BrokenSample):
             continue
