@@ -20,7 +20,6 @@ from data_pipelines.jobs.origin import Given, is_done
 from data_pipelines.jobs.report import Report
 from data_pipelines.jobs.shard_job import sample_name, whole_samples
 from data_pipelines.jobs.sole_writer import sole_writer
-from data_pipelines.messages import SAID, message_of
 from data_pipelines.shards.shards import (
     INDEX,
     BrokenShard,
@@ -30,6 +29,7 @@ from data_pipelines.shards.shards import (
     write_json,
 )
 from data_pipelines.shards.stream import one_line
+from data_pipelines.sources.messages import SAID, message_of
 from data_pipelines.sources.source import BROKEN_CONTENT, letters_of
 from data_pipelines.sources.text_files import decoded, parsed
 from mmdlm.cli import recipe as command_line

@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from data_pipelines.room import check_room
+from mmdlm.models.checkpoints.run_steps import SETUP
 from mmdlm.models.quantization import is_quantized
-from mmdlm.models.run_steps import SETUP
 from train.checkpoints.checkpoint import Checkpoints, latest, replace_folder
 from train.checkpoints.manifest import check_newest
 from train.checkpoints.record import Record

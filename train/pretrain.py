@@ -16,7 +16,7 @@ from data_pipelines.jobs.sole_writer import sole_writer
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
 from mmdlm.core.losses.objective import Objective
-from mmdlm.models.run_steps import find_in_run
+from mmdlm.models.checkpoints.run_steps import find_in_run
 from mmdlm.vision.encoders.adapter import VisionConfig
 from mmdlm.vision.tokenizers.base import load_image_tokenizer
 from train.checkpoints.carried import defaults_of, generation_of

@@ -21,11 +21,11 @@ from data_pipelines.room import check_batch
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
 from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.models.run_steps import parts_of
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.pipeline.model import Model

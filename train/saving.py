@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mmdlm.models.checkpoints.run_steps import Base
 from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.lora import TASKS, TEMPLATE
 from mmdlm.models.quantization import is_quantized
-from mmdlm.models.run_steps import Base
 from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.templates.prompt_template import Generation
 from mmdlm.vision.tokenizers.base import load_image_tokenizer

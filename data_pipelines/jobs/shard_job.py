@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from data_pipelines.jobs.origin import file_state, is_same_file, of_unknown
 from data_pipelines.jobs.report import Report
-from data_pipelines.messages import SAID
 from data_pipelines.shards.shards import (
     BrokenShard,
     Sample,
@@ -30,6 +29,7 @@ from data_pipelines.shards.shards import (
     write_shard,
 )
 from data_pipelines.shards.stream import Reader
+from data_pipelines.sources.messages import SAID
 from data_pipelines.sources.text_files import parsed
 from mmdlm.templates.conversation import IMAGE
 

@@ -18,16 +18,16 @@ from typing import Any, Protocol
 from PIL import Image
 
 from data_pipelines.jobs.report import Report
-from data_pipelines.messages import (
+from data_pipelines.shards.shards import Sample
+from data_pipelines.shards.stream import one_line
+from data_pipelines.sources.folder import file_inside, files_below
+from data_pipelines.sources.messages import (
     MESSAGE_KEYS,
     SYSTEMS,
     Message,
     all_messages,
     up_to_answer,
 )
-from data_pipelines.shards.shards import Sample
-from data_pipelines.shards.stream import one_line
-from data_pipelines.sources.folder import file_inside, files_below
 from data_pipelines.sources.row_files import ROW_FILES, BrokenRow, Row, rows_in
 from data_pipelines.sources.source import BROKEN_CONTENT
 from data_pipelines.sources.text_files import json_bytes

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_pipelines.messages import Message, messages_of
 from data_pipelines.shards.shards import Sample
 from data_pipelines.sources.end_of_text import FilledTail, Tail
+from data_pipelines.sources.messages import Message, messages_of
 from data_pipelines.sources.source import (
     BROKEN_CONTENT,
     LONGEST_TOKEN,

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from data_pipelines.jobs.report import Report
-from data_pipelines.messages import SYSTEMS, Message, message_of, messages_of, system_of
 from data_pipelines.shards.shards import Sample
 from data_pipelines.sources.conversation_files import IMAGES, Images, images_of, packed
 from data_pipelines.sources.conversations import Conversation, TemplatedConversation
 from data_pipelines.sources.end_of_text import NoTail, Tail
+from data_pipelines.sources.messages import SYSTEMS, Message, message_of, messages_of, system_of
 from data_pipelines.sources.row_files import Row
 from data_pipelines.sources.source import TextTokenizer
 from data_pipelines.sources.vision_samples import Seeing

@@ -29,11 +29,11 @@ from mmdlm.core.sequence import NO_DOCUMENT, Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
 from mmdlm.models.checkpoints.checkpoint import Checkpoint, refuse_strange_tensors
+from mmdlm.models.checkpoints.run_steps import RunStep, open_checkpoint
 from mmdlm.models.families.base import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
-from mmdlm.models.run_steps import RunStep, open_checkpoint
 
 
 @dataclass(frozen=True)

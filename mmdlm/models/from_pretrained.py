@@ -6,9 +6,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.models.run_steps import parts_of
 from mmdlm.vision.checkpoint_files import read_json
 
 PretrainedDenoiser = MmdlmForMaskedDiffusion | MmdlmEncoder

@@ -42,13 +42,13 @@ from mmdlm.models.checkpoints.checkpoint import (
     refuse_strange_tensors,
     tokenizer_size,
 )
+from mmdlm.models.checkpoints.run_steps import open_checkpoint, parts_of
 from mmdlm.models.families.auto import MODEL_TYPES, family_of, our_config
 from mmdlm.models.families.base import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import check_stored, offer_layers, take_back_layers
 from mmdlm.models.resizing import padded, resized
 from mmdlm.models.rope import check_rope_scaling, rope_type
-from mmdlm.models.run_steps import open_checkpoint, parts_of
 from mmdlm.models.token_subset import TokenSubset
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig

@@ -23,12 +23,18 @@ from transformers.utils import logging as transformers_logging
 
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.checkpoints.checkpoint import Checkpoint, Origin
+from mmdlm.models.checkpoints.run_steps import (
+    FINAL,
+    RunStep,
+    find_in_run,
+    open_checkpoint,
+    parts_of,
+)
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families.auto import family_named
 from mmdlm.models.lora import Lora
 from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
 from mmdlm.models.quantization import check_widths, quantization_config
-from mmdlm.models.run_steps import FINAL, RunStep, find_in_run, open_checkpoint, parts_of
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.auto import prompt_template_for

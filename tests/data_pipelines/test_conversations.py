@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.messages import Message, messages_of
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.shards import Sample, expand_urls, read_shard, write_shard
 from data_pipelines.sources.conversations import Conversation, apply_chat_template
 from data_pipelines.sources.end_of_text import FilledTail, FixedTail, NoTail, RandomTail, Tail
+from data_pipelines.sources.messages import Message, messages_of
 from data_pipelines.sources.source import Source, encode_array
 from data_pipelines.sources.vision_samples import Eye, attach_vision
 from data_pipelines.write_shards import conversations as write_conversations

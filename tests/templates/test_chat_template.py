@@ -183,10 +183,14 @@ def test_a_model_that_learned_to_describe_in_conversations_is_asked_in_one(famil
         for tasks in (["chat", ABOUT_IMAGES], ["caption", "chat", ABOUT_IMAGES], None)
     )
     asked = spoken.chat_prompt(words, (Turn("user", (image, DESCRIBE)),), length=4).sequence
-    usual = unknown.describe(words, image, length=4).sequence
+    usual = unknown.caption_prompt(words, image, length=4).sequence
     assert spoken.family == family
     assert ids_of(spoken.caption_prompt(words, image, length=4).sequence) == ids_of(asked)
-    assert ids_of(both.describe(words, image, length=4).sequence) == ids_of(usual) != ids_of(asked)
+    assert (
+        ids_of(both.caption_prompt(words, image, length=4).sequence)
+        == ids_of(usual)
+        != ids_of(asked)
+    )
     for prompt_template in (spoken, both, unknown):
         prompt_template.require("caption", words.tokenizer)
     with pytest.raises(ValueError, match="not trained for caption; it is for chat"):

@@ -19,7 +19,7 @@ from data_pipelines.shards.shards import write_shard
 from data_pipelines.sources.source import encode_array
 from eval.provenance import describe_model
 from mmdlm.cli import main as cli
-from mmdlm.models.run_steps import AVERAGES, BASE, MANIFEST, WEIGHTS
+from mmdlm.models.checkpoints.run_steps import AVERAGES, BASE, MANIFEST, WEIGHTS
 from mmdlm.pipeline.convert import convert
 from tests.templates.tiny import transformer, words_of
 from tests.train.tiny import Run, pretrain, sft

@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
 import mmdlm
+from data_pipelines.sources.conversations import Conversation, TemplatedConversation
+from data_pipelines.sources.end_of_text import NoTail
+from data_pipelines.sources.messages import Message
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from data_pipelines.write_shards import conversations
 from mmdlm.cli import main as cli
+from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.lora import TASKS
+from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.chat_template import PLAIN
+from mmdlm.templates.text_codec import TextCodec
 from tests.models import foreign
 from tests.templates.tiny import CHATML
 from tests.train.tiny import Run, sft
@@ -87,6 +94,29 @@ def said(
     return str(capsys.readouterr().out).splitlines()
 
 
+def test_the_recipe_shows_no_answer_what_comes_after_it() -> None:
+    """A later question may quote the answer: the model would learn to copy it from there."""
+    config = yaml.safe_load((ROOT / "configs/sft/chat.yaml").read_text())
+    given = config["data"]["sources"][0]["to_sequence"]["init_args"]
+    known = tokenizer(CHATML)
+    codec = TextCodec(
+        known, Vocabulary.build(text_size=len(known), eos_id=int(known.eos_token_id or 0))
+    )
+    roles = ("user", "assistant") * 2
+    messages = [Message(r, t) for r, t in zip(roles, TALKS[0], strict=True)]
+    conversation = Conversation(answers=given["answers"], tail=NoTail())
+    spoken = TemplatedConversation(conversation, LAYOUTS["mmdlm"], codec, 64)
+    learned = set()
+    for seed in range(8):
+        document = spoken.document(messages, [], generator=torch.Generator().manual_seed(seed))
+        target = torch.cat([segment.target for segment in document.segments])
+        ids = torch.cat([segment.ids for segment in document.segments])
+        first = int(target.nonzero()[0])
+        assert target[first:].all()
+        learned.add(known.decode(ids[first:]))
+    assert learned == {"a cat<|im_end|>", "cat is red<|im_end|>"}  # each of them, in its turn
+
+
 def test_a_converted_model_learns_to_talk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +177,7 @@ def test_an_adapter_brings_what_its_base_lacks(
         assert config["trained_tasks"] == ["infill", "complete", "answer", "chat"]
         assert mmdlm.load(folder).defaults.answer.num_inference_steps == 5
     with pytest.raises(ValueError, match="not trained for caption; it is for infill, complete, a"):
-        merged.prompt_template.need("caption", merged.text_tokenizer)
+        merged.prompt_template.require("caption", merged.text_tokenizer)
 
     for content, says in ((b"3", "holds 3; a list of names"), (b"[", "cannot be read")):
         (adapter / TASKS).write_bytes(content)

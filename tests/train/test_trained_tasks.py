@@ -140,11 +140,11 @@ def test_a_model_is_for_what_it_records() -> None:
     with pytest.raises(
         ValueError, match=r"not trained for edit; it is for text_to_image, answer and chat"
     ):
-        prompt_template.need("edit", words)
+        prompt_template.require("edit", words)
     words.chat_template = None
     assert prompt_template.tasks_with(words) == ("text_to_image", "draw_trajectory")
     with pytest.raises(ValueError, match=r"not trained yet, and not for caption"):
-        prompt_template_for(None, tasks=[]).need("caption", words)
+        prompt_template_for(None, tasks=[]).require("caption", words)
     for record in ("caption", [3]):
         with pytest.raises(ValueError, match="trained_tasks = .*; a list of names is needed"):
             prompt_template_for(None, tasks=record)  # type: ignore[arg-type]

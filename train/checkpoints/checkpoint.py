@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmdlm.models.run_steps import completed
+from mmdlm.models.checkpoints.run_steps import completed
 
 log = logging.getLogger(__name__)
 # Fills a folder. It may go on when it has returned: its result waits for that; None: it is done.

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmdlm.models.run_steps import AVERAGES, SHARDED, WEIGHTS
+from mmdlm.models.checkpoints.run_steps import AVERAGES, SHARDED, WEIGHTS
 from train.checkpoints.frozen_params import Frozen
 from train.checkpoints.manifest import seal
 from train.checkpoints.record import Record

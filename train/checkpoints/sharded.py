@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from mmdlm.models.run_steps import SHARDED
+from mmdlm.models.checkpoints.run_steps import SHARDED
 from train.optimizer import ExponentialMovingAverage
 
 RECORDS = (
