@@ -16,7 +16,7 @@ from train.rollouts.answering import _seen
 
 def model_of(family: str) -> Any:
     return SimpleNamespace(
-        prompt_template=prompt_template_for(family, seeing=False), words=words_of(family)
+        prompt_template=prompt_template_for(family, seeing=False), codec=words_of(family)
     )
 
 

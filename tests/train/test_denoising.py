@@ -92,9 +92,9 @@ def test_compiled_layers_learn_the_same(
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, mode: compile_(module, backend="aot_eager")
     )
-    plain, _ = trained(tmp_path / "plain", steps=8)
+    plain, _ = trained(tmp_path / "plain", max_steps=8)
     assert not torch._dynamo.utils.counters["stats"]  # "auto": there is no GPU
-    compiled, _ = trained(tmp_path / "compiled", steps=8, compile=True)
+    compiled, _ = trained(tmp_path / "compiled", max_steps=8, compile=True)
     # one layer for all but the last, which is that of some places, then of any number of them
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
     assert not torch._dynamo.utils.counters["graph_break"]

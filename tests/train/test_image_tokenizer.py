@@ -130,7 +130,7 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
 
 def test_it_starts_from_a_tokenizer(images: Images, tmp_path: Path) -> None:
     main(tmp_path / "a", images, options=SMALL, training=settings(max_steps=1), threads=1)
-    still = settings(max_steps=1, clip=1e-9)
+    still = settings(max_steps=1, max_grad_norm=1e-9)
     main(tmp_path / "b", images, start_from=tmp_path / "a" / "final", training=still)
     a, b = (load_image_tokenizer(tmp_path / name / "final").state_dict() for name in "ab")
     for name, tensor in a.items():

@@ -61,7 +61,7 @@ TOLD: dict[str, Any] = {"data": Data(), "threads": 1, "objective": {"eps": 0.1}}
 def test_what_would_be_another_run_is_refused(
     options: dict[str, Any], told: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    run(tmp_path, told=TOLD, steps=3)
+    run(tmp_path, told=TOLD, max_steps=3)
     with pytest.raises(
         ValueError, match="step_00000003 was written with other settings.*"
     ) as error:
@@ -74,7 +74,7 @@ def test_other_loss_weights_are_refused(tmp_path: Path) -> None:
     class Weighted(Regression):
         coefficients = {"text": 1.0, "image": 0.25}  # noqa: RUF012
 
-    run(tmp_path, steps=3)
+    run(tmp_path, max_steps=3)
     with pytest.raises(ValueError, match=r"loss_weights.image was 0.5 and is 0.25"):
         fit(Weighted(), Rows(4), settings=settings(max_steps=6, ema=0.9), out=tmp_path)
 
@@ -99,7 +99,7 @@ def test_what_may_be_another_is_said(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(tmp_path, told=TOLD, steps=3)
+    run(tmp_path, told=TOLD, max_steps=3)
     run(tmp_path, told={**TOLD, **told}, **options)
     said = capsys.readouterr().out
     assert "going on with another setting than" in said
@@ -110,10 +110,10 @@ def test_what_may_be_another_is_said(
 def test_what_has_no_part_in_it_may_be_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, told=TOLD, steps=3)
+    run(tmp_path, told=TOLD, max_steps=3)
     capsys.readouterr()
-    free = {"keep": 5, "save_steps": 2, "logging_steps": 2, "not_finite": "skip"}
-    run(tmp_path, told={**TOLD, "threads": 8}, steps=3, **free)
+    free = {"save_total_limit": 5, "save_steps": 2, "logging_steps": 2, "not_finite": "skip"}
+    run(tmp_path, told={**TOLD, "threads": 8}, max_steps=3, **free)
     assert "another setting" not in capsys.readouterr().out
 
 
@@ -130,11 +130,11 @@ def test_a_finished_run_takes_no_other_settings(
     run(tmp_path, told=before)
     with pytest.raises(ValueError, match="is finished, with other settings.*train into another"):
         run(tmp_path, told={**before, **told}, **options)
-    run(tmp_path, told=before, steps=8)  # it may be made longer
+    run(tmp_path, told=before, max_steps=8)  # it may be made longer
 
 
 def test_another_optimizer_is_refused_where_its_state_would_fit(tmp_path: Path) -> None:
-    run(tmp_path, steps=3, optimizer=Plain(momentum=0.9))
+    run(tmp_path, max_steps=3, optimizer=Plain(momentum=0.9))
     with pytest.raises(ValueError, match=r"training.optimizer.class was .*Plain.*Other"):
         run(tmp_path, optimizer=Other(momentum=0.9))
 
@@ -147,7 +147,7 @@ def test_settings_of_every_kind_are_kept(tmp_path: Path) -> None:
     values = {
         "path": Path("a/b"),
         "function": run,
-        "partial": functools.partial(run, steps=3),
+        "partial": functools.partial(run, max_steps=3),
         "kind": AdamW,
         "optimizer": AdamW(),
         "own": Native(),
@@ -155,8 +155,8 @@ def test_settings_of_every_kind_are_kept(tmp_path: Path) -> None:
     }
     Record.of(values).write(tmp_path)
     assert Record.of(values).check(tmp_path, finished=True) == []
-    changed = {**values, "partial": functools.partial(run, steps=4)}
-    with pytest.raises(ValueError, match="partial.steps was 3 and is 4"):
+    changed = {**values, "partial": functools.partial(run, max_steps=4)}
+    with pytest.raises(ValueError, match="partial.max_steps was 3 and is 4"):
         Record.of(changed).check(tmp_path, finished=False)
     (tmp_path / "settings.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="settings.json cannot be read"):

@@ -192,7 +192,7 @@ def killed_and_whole(config: dict[str, Any], folder: Path, *, call: int) -> Path
     assert killed.exit_code() == -signal.SIGKILL, killed.errors.read_text()[-3000:]
     out = folder / "killed"
     assert [path.name for path in sorted(out.glob("step_*"))] == ["step_00000002"]
-    assert torch.load(out / "step_00000002" / "loader_0.pt")["flights"]
+    assert torch.load(out / "step_00000002" / "loader_0.pt")["micro_batches"]
     again = in_process(deadly("killed", call), folder)
     assert again.exit_code() == 0, again.errors.read_text()[-3000:]
     assert trajectory(out) == trajectory(whole)
@@ -230,7 +230,7 @@ def test_a_run_of_images_that_is_killed_between_inner_iterations_gives_the_same_
 def test_a_checkpoint_between_sets_of_rollouts_holds_none(config: dict[str, Any]) -> None:
     out = rl(config, training={"max_steps": 3})
     state = torch.load(out / "step_00000003" / "loader_0.pt")
-    assert state["flights"] == []
+    assert state["micro_batches"] == []
     assert state["given"] == 6
 
 
@@ -526,7 +526,7 @@ def test_scores_are_over_what_the_sampler_can_draw(
 
 def test_rollouts_survive_a_checkpoint(config: dict[str, Any], tmp_path: Path) -> None:
     out = rl(config, training={"max_steps": 1})
-    state = torch.load(out / "step_00000001" / "loader_0.pt")["flights"][0]
+    state = torch.load(out / "step_00000001" / "loader_0.pt")["micro_batches"][0]
     flight = MicroBatch.from_state(state)
     torch.save(flight.state_dict(), tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt")

@@ -74,7 +74,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 SHORT: dict[str, Any] = {
     "training__max_steps": 6,
     "training__save_steps": 2,
-    "training__log_every": 1,
+    "training__logging_steps": 1,
     "training__ema": 0.0,
     "data__batch_size": 4,
 }

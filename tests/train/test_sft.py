@@ -341,7 +341,7 @@ def test_selective_recomputation_computes_no_product_twice(
         twin = copy.deepcopy(model)
         recompute_layers(twin, recompute)
         with Products() as products:
-            twin.hidden(batch.ids, batch, at=at)[at].square().sum().backward()
+            twin.hidden(batch.ids, batch, query_mask=at)[at].square().sum().backward()
         gradients = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
         found[recompute] = products.count, gradients
     assert found["selective"][0] == found[False][0] < found[True][0]
