@@ -41,7 +41,8 @@ from data_pipelines.sources.source import BROKEN_CONTENT, field_names
 from data_pipelines.sources.vision_samples import IMAGE_FIELD, Eye, feature_fields, fingerprint
 from mmdlm.cli import recipe as command_line
 from mmdlm.models.checkpoints.checkpoint import Checkpoint
-from mmdlm.models.modeling import checkpoint_names, read_config
+from mmdlm.models.configuration import read_config
+from mmdlm.models.from_pretrained import checkpoint_names
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.encoders.crops import CropViews
 from mmdlm.vision.encoders.tower_weights import load_tower

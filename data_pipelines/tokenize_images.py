@@ -38,7 +38,8 @@ from data_pipelines.sources.vision_samples import IMAGE_FIELD, numbered
 from mmdlm.cli import recipe as command_line
 from mmdlm.vision.image_files import MAX_PIXELS, open_image
 from mmdlm.vision.pixels import Fit, to_pixels
-from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
+from mmdlm.vision.tokenizers.base import ImageTokenizer
 
 CODES = "codes.npy"
 RECORD = "codes.json"  # which tokenizer the codes are of

@@ -31,8 +31,9 @@ from data_pipelines.shards.shards import write_file
 from mmdlm.cli import recipe as command_line
 from mmdlm.models.checkpoints.checkpoint import INDEX
 from mmdlm.models.checkpoints.stored_tensor import DTYPES
+from mmdlm.models.configuration import read_config
 from mmdlm.models.families.auto import family_named
-from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 STATUS = Path("/proc/self/status")
 PAGE = 4096  # bytes

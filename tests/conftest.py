@@ -71,7 +71,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from data_pipelines.text_tokenizer import train_text_tokenizer
     from mmdlm.core.vocabulary import Vocabulary
-    from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+    from mmdlm.models.configuration import MmdlmConfig
+    from mmdlm.models.modeling import MmdlmForMaskedDiffusion
     from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 
     folder = tmp_path_factory.mktemp("tiny_checkpoint")

@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from data_pipelines.text_tokenizer import train_text_tokenizer
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.checkpoints.checkpoint import INDEX
+from mmdlm.models.configuration import read_config
 from mmdlm.models.encoder import MmdlmEncoderConfig
-from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
 from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.loading import load
-from mmdlm.vision.encoders.tower import _open_clip_model
+from mmdlm.vision.encoders.open_clip_tower import _open_clip_model
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from tests.models.test_families import CONFIGS
 from tests.models.tiny import tiny_config

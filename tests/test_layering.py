@@ -46,11 +46,12 @@ DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name; `lazy` when it runs inside a function, or for the type checker alone."""
+    """One imported name; `lazy` when it runs inside a function, or only for the type checker."""
 
     name: str
     line: int
     lazy: bool
+    typing_only: bool = False
 
     @property
     def package(self) -> str:
@@ -60,15 +61,17 @@ class Import:
 def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[Import]:
     """All imports of a source: statements, relative or not, and import_module("name")."""
 
-    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+    def visit(node: ast.AST, lazy: bool, typing: bool = False) -> Iterator[Import]:
         match node:
             case ast.Import(names=names):
-                yield from (Import(alias.name, node.lineno, lazy) for alias in names)
+                yield from (Import(alias.name, node.lineno, lazy, typing) for alias in names)
             case ast.ImportFrom(module=target, names=names, level=level):
                 parts = module.split(".") if is_package else module.split(".")[:-1]
                 base = parts[: len(parts) - level + 1] if level else []
                 prefix = ".".join([*base, *([target] if target else [])])
-                yield from (Import(f"{prefix}.{alias.name}", node.lineno, lazy) for alias in names)
+                yield from (
+                    Import(f"{prefix}.{alias.name}", node.lineno, lazy, typing) for alias in names
+                )
             case ast.Call(
                 func=ast.Name(id="import_module" | "__import__")
                 | ast.Attribute(attr="import_module"),
@@ -78,7 +81,7 @@ def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[I
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for child in ast.iter_child_nodes(node):
-            yield from visit(child, lazy or inside or typing_only)
+            yield from visit(child, lazy or inside or typing_only, typing or typing_only)
 
     yield from visit(ast.parse(source), False)
 
@@ -159,6 +162,81 @@ def test_every_import_keeps_the_rules(project_files: list[Path], runtime: set[st
         source = (ROOT / path).read_text()
         found += violations(source, ".".join(parts), runtime=runtime, is_package=is_package)
     assert not found, "\n".join(found)
+
+
+def test_no_module_imports_itself_by_way_of_others(project_files: list[Path]) -> None:
+    graph = import_graph(project_files)
+    assert len(graph) > 100
+    assert any(graph.values())
+    found = cycles(graph)
+    assert not found, "\n".join(" -> ".join([*one, one[0]]) for one in found)
+
+
+@pytest.mark.parametrize(
+    "graph, expected",
+    [
+        ({"a": {"b"}, "b": {"a"}}, [["a", "b"]]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}, [["a", "b", "c"]]),
+        ({"a": {"a"}}, [["a"]]),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+    ],
+)
+def test_cycles_are_found(graph: dict[str, set[str]], expected: list[list[str]]) -> None:
+    assert cycles(graph) == expected
+
+
+def import_graph(files: list[Path]) -> dict[str, set[str]]:
+    """Return what each module of ours imports of ours, in functions as well, by dotted names.
+
+    An import that only the type checker runs is none.
+    """
+    modules = {}
+    for path in files:
+        if path.suffix == ".py" and len(path.parts) > 1 and path.parts[0] in TOP_LEVEL - {"tests"}:
+            is_package = path.name == "__init__.py"
+            parts = path.parent.parts if is_package else path.with_suffix("").parts
+            modules[".".join(parts)] = (path, is_package)
+    graph: dict[str, set[str]] = {}
+    for name, (path, is_package) in modules.items():
+        graph[name] = set()
+        for one in imports((ROOT / path).read_text(), name, is_package=is_package):
+            if one.typing_only:
+                continue
+            # "from package import module" names the module; "from module import thing" does not
+            targets = (one.name, one.name.rpartition(".")[0])
+            target = next((target for target in targets if target in modules), None)
+            if target is not None:
+                graph[name].add(target)
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that reach each other, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in graph[node]:
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            if len(group) > 1 or node in graph[node]:
+                found.append(sorted(group))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
 
 
 def test_top_level_is_fixed(project_files: list[Path]) -> None:

@@ -22,8 +22,9 @@ from data_pipelines.text_tokenizer import train_text_tokenizer
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.models.checkpoints import stored_tensor
 from mmdlm.models.checkpoints.checkpoint import INDEX, Checkpoint
+from mmdlm.models.configuration import read_config
 from mmdlm.models.families.auto import family_of
-from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import quantization_config, take_back_layers
 from mmdlm.pipeline import loading
 from mmdlm.pipeline.loading import load, load_text_tokenizer

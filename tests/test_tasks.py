@@ -25,7 +25,7 @@ from mmdlm.templates.lumina import Lumina
 from mmdlm.templates.mmada import Mmada
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.encoders.adapter import VisionConfig
-from mmdlm.vision.encoders.tiling import Anyres
+from mmdlm.vision.encoders.anyres import Anyres
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from tests.templates.tiny import CODES, transformer, words_of
 

@@ -22,9 +22,11 @@ from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
 from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.pixels import Fit, to_image
-from mmdlm.vision.tokenizers.base import CONFIG, ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
+from mmdlm.vision.tokenizers.base import ImageTokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
+from mmdlm.vision.tokenizers.stored_tokenizer import CONFIG
 from train.checkpoints.checkpoint import latest
 from train.checkpoints.rehearsal import rehearse_saving
 from train.loop import Stage, TrainingConfig, fit, launched

@@ -25,12 +25,12 @@ from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.sequence import Batch
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.compilation import compile_layers
-from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
 from mmdlm.rl.statistics import Statistics
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.carried import generation_of, with_chat_template
 from train.loop import Stage, TrainingConfig, fit, launched
 from train.rollouts.reference import Reference

@@ -18,7 +18,7 @@ from mmdlm.cli.settings import checked
 from mmdlm.core.losses.objective import Objective
 from mmdlm.models.checkpoints.run_steps import find_in_run
 from mmdlm.vision.encoders.adapter import VisionConfig
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.carried import defaults_of, generation_of
 from train.loop import TrainingConfig, fit, launched
 from train.saving import finish, setup_of

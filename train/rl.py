@@ -21,17 +21,17 @@ from data_pipelines.room import check_batch
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
 from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
-from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.loop import Stage, TrainingConfig, fit, launched, precision
 from train.rollouts.answering import Answering
 from train.rollouts.completions import CompletionsTable

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.checkpoints.run_steps import Base
-from mmdlm.models.from_pretrained import PretrainedDenoiser
 from mmdlm.models.lora import TASKS, TEMPLATE
 from mmdlm.models.quantization import is_quantized
 from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.templates.prompt_template import Generation
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.checkpoint import replace_folder
 from train.stages.denoising import Dtype
 from train.stages.low_rank import Adapted

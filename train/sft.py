@@ -16,11 +16,11 @@ from data_pipelines.jobs.sole_writer import sole_writer
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
 from mmdlm.core.losses.objective import Objective
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.encoders.adapter import VisionConfig
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.carried import generation_of, with_chat_template
 from train.loop import TrainingConfig, fit, launched
 from train.quantized import FrozenBase, check_adapter_is_all, check_base

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.shards.shards import BrokenShard, Sample, Unreachable, read_shard
 from data_pipelines.sources.source import Source
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.templates.native import ABOUT_IMAGES, Native
 from mmdlm.templates.prompt_template import PromptTemplate
 

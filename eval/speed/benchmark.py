@@ -37,8 +37,9 @@ from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import ScheduledTransfer
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, pack, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
+from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.costs import Costs, Machine, Pass, synchronize
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 Part = Literal["text", "large_vocabulary", "image", "training", "packing", "growth"]
 PARTS: tuple[Part, ...] = ("text", "large_vocabulary", "image", "training", "packing", "growth")

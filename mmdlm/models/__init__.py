@@ -7,7 +7,8 @@ Importing it tells transformers' Auto classes about all of them, so that no remo
 >>> model = AutoModel.from_pretrained("GSAI-ML/LLaDA-8B-Instruct", dtype="auto")
 """
 
+from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 __all__ = ["MmdlmConfig", "MmdlmEncoder", "MmdlmEncoderConfig", "MmdlmForMaskedDiffusion"]

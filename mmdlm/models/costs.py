@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.kernels.linear import linear
-from mmdlm.models.modeling import MmdlmConfig
+from mmdlm.models.configuration import MmdlmConfig
 
 Pass = tuple[float, float]  # floating-point operations, and bytes that are read
 

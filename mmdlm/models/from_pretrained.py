@@ -1,30 +1,87 @@
-"""Which of our denoisers a folder holds: the Transformer or a published encoder."""
+"""The steps of `from_pretrained`: options, checks before weights are read, and tensor names."""
 
 from __future__ import annotations
 
-from os import PathLike
+import copy
 from pathlib import Path
 from typing import Any
 
-from mmdlm.models.checkpoints.run_steps import parts_of
-from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
-from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.vision.checkpoint_files import read_json
+import torch
+from transformers import PreTrainedConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-PretrainedDenoiser = MmdlmForMaskedDiffusion | MmdlmEncoder
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.checkpoints.checkpoint import Checkpoint, tokenizer_size
+from mmdlm.models.configuration import MmdlmConfig
+from mmdlm.models.families.auto import family_of
+from mmdlm.models.quantization import check_stored
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# Options of `from_pretrained` that put parts of the weights in different places.
+SPREADING = ("distributed_config", "tp_plan", "tp_size", "offload_folder", "gguf_file")
 
 
-def load_denoiser(folder: str | PathLike[str], **options: Any) -> PretrainedDenoiser:
-    """The denoiser of a local folder, ours or of a published family; or of a step of a run.
+def check_depth(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
+    """ValueError for more layers than tensors, before they are made to be compared."""
+    tower = (config.vision or {}).get("tower") or {}
+    depths = (
+        config.num_hidden_layers,
+        *(tower.get(name) for name in ("num_hidden_layers", "depth")),
+    )
+    for depth in depths:
+        if type(depth) is int and depth > len(checkpoint.tensors):
+            raise ValueError(
+                f"checkpoint {checkpoint.folder} does not fit its config.json: {depth} layers, but "
+                f"{len(checkpoint.tensors)} tensors"
+            )
 
-    options  of transformers' `from_pretrained`: dtype, attn_implementation ...
 
-    Raises ValueError for a file that is missing or damaged, a model that is none of these, and
-    tensors that do not fit.
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether the weights were saved quantized; their names and shapes are the library's."""
+    check_stored(checkpoint.config)
+    return bool(checkpoint.config.get("quantization_config"))
+
+
+def streams(options: dict[str, Any]) -> bool:
+    """Whether we read the files; where weights go to several places, transformers does."""
+    if is_deepspeed_zero3_enabled() or any(options.get(name) is not None for name in SPREADING):
+        return False
+    if isinstance(options.get("dtype", options.get("torch_dtype")), dict):
+        return False
+    return isinstance(options.get("device_map"), str | int | torch.device | None) and (
+        options.get("device_map") not in ("auto", "balanced", "balanced_low_0", "sequential")
+    )
+
+
+def dtype_of(options: dict[str, Any], config: PreTrainedConfig) -> torch.dtype | None:
+    """The dtype that transformers' options ask for, taken from them; None: as stored."""
+    older, newer = options.pop("torch_dtype", None), options.pop("dtype", None)
+    dtype = newer if newer is not None else older
+    if dtype in (None, "auto"):
+        dtype = config.dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def with_codes_behind(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
+    """The config with its image codes behind the tokenizer's ids, as MMaDA has them.
+
+    `AutoConfig` sees no tokenizer. What somebody has chosen, and a model without codes, stay.
     """
-    config = read_json(parts_of(Path(folder)) / "config.json")
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    is_encoder = kind == MmdlmEncoderConfig.model_type
-    denoiser = MmdlmEncoder if is_encoder else MmdlmForMaskedDiffusion
-    model: PretrainedDenoiser = denoiser.from_pretrained(folder, **options)
-    return model
+    words = None if config.vocabulary is None else Vocabulary(**config.vocabulary)
+    if not config.published or words is None or not words.image_codes:
+        return config
+    theirs = config.published["config"]
+    family = family_of(theirs)
+    if words != family.vocabulary(theirs) or (size := tokenizer_size(folder)) is None:
+        return config
+    config = copy.deepcopy(config)
+    config.vocabulary = family.vocabulary(theirs, tokenizer_size=size).to_dict()
+    return config
+
+
+def checkpoint_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """The names of a published checkpoint's tensors -> ours; empty for a checkpoint of ours."""
+    if checkpoint.config.get("model_type") == MmdlmConfig.model_type:
+        return {}
+    family = family_of(checkpoint.config, checkpoint.shapes)
+    return family.weights.rename(checkpoint.shapes)

@@ -14,9 +14,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmdlm.models.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, new_folder
 from mmdlm.models.checkpoints.run_steps import RunStep
+from mmdlm.models.configuration import MmdlmConfig, read_config
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.families.auto import family_named, family_of
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.vision.checkpoint_files import check_stays
 

@@ -30,17 +30,18 @@ from mmdlm.models.checkpoints.run_steps import (
     open_checkpoint,
     parts_of,
 )
+from mmdlm.models.configuration import MmdlmConfig, read_config
 from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families.auto import family_named
 from mmdlm.models.lora import Lora
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import check_widths, quantization_config
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.auto import prompt_template_for
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.checkpoint_files import reason_of
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints"
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")

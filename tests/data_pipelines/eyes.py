@@ -9,7 +9,9 @@ from PIL import Image
 
 from data_pipelines.write_shards import png_bytes
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.encoders.tiling import Anyres, Square, Tiling
+from mmdlm.vision.encoders.anyres import Anyres
+from mmdlm.vision.encoders.square import Square
+from mmdlm.vision.encoders.tiling import Tiling
 
 TOWER = {
     "model_type": "siglip_vision_model",

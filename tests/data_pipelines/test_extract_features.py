@@ -19,7 +19,7 @@ from data_pipelines.sources.vision_samples import Eye, fingerprint
 from mmdlm.cli import recipe as command_line
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.encoders.tower import SiglipTower
+from mmdlm.vision.encoders.transformers_towers import SiglipTower
 from tests.data_pipelines.eyes import TILES, TOWER, plain
 from tests.models.tiny import tiny_config
 
@@ -244,7 +244,7 @@ def test_the_adapter_can_be_named_on_the_command_line(
         "vision": {
             "tower": TOWER,
             "tiling": {
-                "class_path": "mmdlm.vision.encoders.tiling.Anyres",
+                "class_path": "mmdlm.vision.encoders.anyres.Anyres",
                 "init_args": {"size": 8, "grid": 2, "shapes": [[2, 1], [1, 2], [2, 2]]},
             },
         },

@@ -15,8 +15,9 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from mmdlm.core.sequence import Sequence, collate, pack, text_segment
 from mmdlm.models.checkpoints.autoregressive import shape_of_autoregressive
 from mmdlm.models.checkpoints.to_diffusion import convert_to_diffusion
+from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.encoder import MmdlmEncoder
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from tests.models.foreign import LLAMA3, autoregressive, encoder
 
 MODELS: list[tuple[str, dict[str, Any]]] = [

@@ -27,8 +27,9 @@ from mmdlm.core.sequence import (
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
+from mmdlm.models.configuration import MmdlmConfig, read_config
 from mmdlm.models.families.auto import family_named
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 VISION = {
     "depth": 3,

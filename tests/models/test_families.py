@@ -18,13 +18,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mmdlm.core.sequence import Sequence, collate, image_segment, pack, text_segment
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.configuration import MmdlmConfig, read_config
 from mmdlm.models.families.auto import FAMILIES, family_named, family_of
-from mmdlm.models.modeling import (
-    MmdlmConfig,
-    MmdlmForMaskedDiffusion,
-    RotaryEmbedding,
-    read_config,
-)
+from mmdlm.models.layers import RotaryEmbedding
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
 
 OLMO = {

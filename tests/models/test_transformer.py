@@ -23,12 +23,9 @@ from mmdlm.core.losses import fused_cross_entropy as cross_entropy
 from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.sequence import Sequence, collate, feature_segment, pack, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.models.modeling import (
-    MmdlmConfig,
-    MmdlmForMaskedDiffusion,
-    RotaryEmbedding,
-    rotate,
-)
+from mmdlm.models.configuration import MmdlmConfig
+from mmdlm.models.layers import RotaryEmbedding, rotate
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from tests.models.tiny import (
     TOLERANCE,
     VOCABULARY,

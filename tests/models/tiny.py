@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmdlm.core.sequence import Sequence, image_segments, text_segment
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.configuration import MmdlmConfig
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 VOCABULARY = Vocabulary.build(text_size=23, eos_id=0, image_codes=13)
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from mmdlm.core.vocabulary import Modality
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.configuration import MmdlmConfig
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.dimple import Dimple
 from mmdlm.vision.encoders.adapter import VisionConfig
-from mmdlm.vision.encoders.tiling import Rounded
+from mmdlm.vision.encoders.natural import Rounded
 from tests.templates.tiny import Script, ids_of, targets_of, words_of
 
 TILING = Rounded(patch=4, min_pixels=16, max_pixels=400)

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.configuration import MmdlmConfig
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.templates.text_codec import TextCodec
 
 LLAMA_HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.shards.shards import write_shard
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from tests.train.tiny import logged, settings, trajectory

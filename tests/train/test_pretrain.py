@@ -20,7 +20,7 @@ from transformers import AutoModel
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.sources.source import encode_array
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from tests.train.tiny import Run, logged, pretrain, trajectory
 from train.loop import LOG
 from train.stages.meter import MEASURED

@@ -20,9 +20,10 @@ import mmdlm
 from mmdlm.cli import main as cli
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.models.attention import AttentionPattern
-from mmdlm.models.from_pretrained import load_denoiser
+from mmdlm.models.auto import load_denoiser
+from mmdlm.models.configuration import read_config
 from mmdlm.models.lora import TEMPLATE
-from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import quantization_config
 from tests.data_pipelines.eyes import TOWER
 from tests.models import foreign
@@ -33,7 +34,7 @@ from tests.train.tiny import Run, logged, sft, trajectory
 from train.checkpoints.frozen_params import Frozen
 from train.stages.low_rank import LowRank
 
-SQUARE = {"class_path": "mmdlm.vision.encoders.tiling.Square", "init_args": {"size": 8, "grid": 2}}
+SQUARE = {"class_path": "mmdlm.vision.encoders.square.Square", "init_args": {"size": 8, "grid": 2}}
 KINDS = [("int8", "torchao"), ("4bit", "bitsandbytes"), ("8bit", "bitsandbytes")]
 
 
@@ -285,7 +286,7 @@ def test_the_recipe_of_24_gb_says_what_was_counted(monkeypatch: pytest.MonkeyPat
     low = sum(p.numel() for p in model.parameters() if p.requires_grad)
     data = given["data"]
     rows, length = data["batch_size"] * (1 + given["objective"]["complementary"]), data["length"]
-    monkeypatch.setattr("mmdlm.models.modeling.attend", lambda q, k, v, _: Attended.apply(q, k, v))
+    monkeypatch.setattr("mmdlm.models.layers.attend", lambda q, k, v, _: Attended.apply(q, k, v))
     counted = {
         "of weights": sum(layers) * (0.5 + 4 / 64) + rest * 2,
         "of matrices": low * (4 + 4 + 8),

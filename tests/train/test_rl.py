@@ -26,7 +26,7 @@ from data_pipelines.sudoku import split_grids
 from mmdlm.cli.recipe import run
 from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.likelihood.structured import StructuredNoise
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.rl.advantage import AccuracyFilter
 from mmdlm.rl.rollout import Rollout
 from mmdlm.rl.statistics import Statistics

@@ -24,8 +24,9 @@ from data_pipelines.sources.source import Source, encode_array
 from data_pipelines.sources.text import Text
 from data_pipelines.text_tokenizer import token_counts
 from mmdlm.cli.recipe import run
-from mmdlm.models.from_pretrained import PretrainedDenoiser
-from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
+from mmdlm.models.auto import PretrainedDenoiser
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
+from mmdlm.vision.tokenizers.base import ImageTokenizer
 from tests.train.test_pretrain import recipe  # noqa: F401
 from train import pretrain
 from train.stages import document_lengths

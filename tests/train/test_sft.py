@@ -32,7 +32,8 @@ from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.losses.token_losses import CrossEntropy, WeightedCrossEntropy
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.configuration import MmdlmConfig
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.vision.encoders.adapter import VisionConfig
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
@@ -387,7 +388,7 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     config["vision"] = {
         "tower": TOWER,
         "tiling": {
-            "class_path": "mmdlm.vision.encoders.tiling.Square",
+            "class_path": "mmdlm.vision.encoders.square.Square",
             "init_args": {"size": 8, "grid": 2},
         },
     }

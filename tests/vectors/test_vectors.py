@@ -36,7 +36,7 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
 from mmdlm.vision.image_files import open_image
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from mmdlm.core.sequence import Sequence, collate, image_segment, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
+from mmdlm.vision.encoders.anyres import Anyres
 from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
+from mmdlm.vision.encoders.natural import Natural
 from mmdlm.vision.encoders.pooling import Pooling
-from mmdlm.vision.encoders.tiling import Anyres, Natural, Square
+from mmdlm.vision.encoders.square import Square
 
 ROOT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdlm.vision.tokenizers.base import ImageTokenizer, load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
+from mmdlm.vision.tokenizers.base import ImageTokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from mmdlm.vision.encoders.anyres import Anyres
+from mmdlm.vision.encoders.auto import tiling_from_dict
 from mmdlm.vision.encoders.crops import CropViews, FeatureLayout
+from mmdlm.vision.encoders.natural import Natural, Rounded
 from mmdlm.vision.encoders.pooling import Pooling
-from mmdlm.vision.encoders.tiling import Anyres, Natural, Rounded, Square, Tiling
+from mmdlm.vision.encoders.square import Square
 
 LLADA_V = Anyres(
     size=384, grid=27, shapes=Anyres.shapes_of("(1x1),...,(6x6)", size=384), max_tiles=4
@@ -223,7 +226,7 @@ def test_views_are_moved_with_their_layout() -> None:
     ids=lambda tiling: tiling.kind,
 )
 def test_tilings_and_layouts_survive_json(tiling) -> None:
-    assert Tiling.from_dict(json.loads(json.dumps(tiling.to_dict()))) == tiling
+    assert tiling_from_dict(json.loads(json.dumps(tiling.to_dict()))) == tiling
     layout = tiling.layout(640, 480)
     assert FeatureLayout(**json.loads(json.dumps(layout.to_dict()))) == layout
 
@@ -270,7 +273,7 @@ def test_the_narrowest_image_covers_one_row() -> None:
 )
 def test_bad_configs_are_refused(content, reason) -> None:
     with pytest.raises(ValueError, match=reason):
-        Tiling.from_dict(content)
+        tiling_from_dict(content)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from mmdlm.vision.encoders.auto import build_tower
 from mmdlm.vision.encoders.projector import build_projector
-from mmdlm.vision.encoders.tower import build_tower
 
 SHAPE = {
     "hidden_size": 16,

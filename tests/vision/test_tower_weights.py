@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
-from mmdlm.vision.encoders.tower import Tower, build_tower
+from mmdlm.vision.encoders.auto import build_tower
+from mmdlm.vision.encoders.tower import Tower
 from mmdlm.vision.encoders.tower_weights import load_tower
 
 FIELDS = {

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mmdlm.vision.tokenizers.base import load_image_tokenizer
+from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from mmdlm.vision.tokenizers.vq_model import VQModelTokenizer
 
 OPTIONS = {

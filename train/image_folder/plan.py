@@ -19,8 +19,8 @@ from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.losses.timesteps import StratifiedTimesteps
 from mmdlm.core.losses.token_losses import CrossEntropy
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.costs import Costs, product_rate
-from mmdlm.models.modeling import MmdlmConfig
 from train.loop import TrainingConfig
 from train.optimizer import AdamW, Cosine, Muon
 from train.stages.model_shape import Shape

@@ -9,7 +9,7 @@ from copy import deepcopy
 from torch import nn
 
 from mmdlm.core.denoiser import Denoiser
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 
 
 class Reference:

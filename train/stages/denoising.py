@@ -28,12 +28,13 @@ from mmdlm.core.diffusion.forward import Corruption
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED
+from mmdlm.models.auto import PretrainedDenoiser, load_denoiser
 from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.compilation import compile_layers
+from mmdlm.models.configuration import read_config
 from mmdlm.models.costs import Costs
 from mmdlm.models.encoder import MmdlmEncoderConfig
-from mmdlm.models.from_pretrained import PretrainedDenoiser, load_denoiser
-from mmdlm.models.modeling import MmdlmForMaskedDiffusion, read_config
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.engine import Engine
 from mmdlm.templates.auto import prompt_template_for
 from mmdlm.templates.prompt_template import PromptTemplate

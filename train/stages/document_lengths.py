@@ -23,7 +23,7 @@ from data_pipelines.sources.source import (
 from data_pipelines.sources.vision_samples import SeenCaption, attach_vision
 from data_pipelines.text_tokenizer import token_counts
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.templates.infill import check_whole, shortened
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from train.stages.denoising import Data

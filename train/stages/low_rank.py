@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_pipelines.room import check_room
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.lora import CONFIG, PREFIX, WEIGHTS
 
 NAME = "default"  # PEFT's, of the one adapter

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipelines.room import check_room
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.costs import Costs
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from train.stages.denoising import Attention
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 
 Part = Literal["vit", "aligner", "denoiser"]
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.sources.image_text import ImageText
 from data_pipelines.sources.vision_samples import SeenCaption
 from data_pipelines.text_tokenizer import token_counts
-from mmdlm.models.from_pretrained import PretrainedDenoiser
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.templates.infill import shortened
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.tokenizers.base import ImageTokenizer

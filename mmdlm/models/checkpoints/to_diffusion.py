@@ -21,9 +21,10 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.checkpoints.autoregressive import AUTOREGRESSIVE, shape_of_autoregressive
 from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder, new_folder
+from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.encoder import ENCODERS, MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families.base import Json, required
-from mmdlm.models.modeling import MmdlmConfig, MmdlmForMaskedDiffusion
+from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 MASK_TOKEN = "<|mask|>"
 SPREAD = 0.1  # noise of new rows, as a share of the rows' own standard deviation

@@ -9,7 +9,7 @@ from mmdlm.models.families.base import Json, refuse_unless
 from mmdlm.models.families.dream import Dream
 from mmdlm.models.families.weight_map import LLAMA_NAMES, WeightMap
 from mmdlm.vision.encoders.adapter import VisionConfig
-from mmdlm.vision.encoders.tiling import Rounded
+from mmdlm.vision.encoders.natural import Rounded
 
 # Qwen2.5-VL 7B's vision transformer, which stands in for what a config.json leaves out.
 TOWER = {

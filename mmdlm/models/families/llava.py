@@ -9,8 +9,10 @@ from transformers import AutoConfig
 
 from mmdlm.models.families.base import Json, required
 from mmdlm.vision.encoders.adapter import VisionConfig
+from mmdlm.vision.encoders.anyres import Anyres
 from mmdlm.vision.encoders.pooling import Pooling
-from mmdlm.vision.encoders.tiling import Anyres, Square, Tiling
+from mmdlm.vision.encoders.square import Square
+from mmdlm.vision.encoders.tiling import Tiling
 
 # SigLIP's and SigLIP 2's so400m-patch14-384. The published code names the tower and no more of it,
 # drops its last layer, and takes what leaves the one before: so that layer is not in the weights.

@@ -11,11 +11,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmdlm.core.sequence import Views
+from mmdlm.vision.encoders.anyres import Anyres
+from mmdlm.vision.encoders.auto import build_tower, tiling_from_dict
 from mmdlm.vision.encoders.crops import CropViews
+from mmdlm.vision.encoders.natural import Natural, Rounded
 from mmdlm.vision.encoders.pooling import Pooling
 from mmdlm.vision.encoders.projector import build_projector, check_projector
-from mmdlm.vision.encoders.tiling import Anyres, Natural, Rounded, Square, Tiling
-from mmdlm.vision.encoders.tower import Layer, NaflexTower, QwenTower, Tower, build_tower
+from mmdlm.vision.encoders.square import Square
+from mmdlm.vision.encoders.tiling import Tiling
+from mmdlm.vision.encoders.tower import Layer, Tower
+from mmdlm.vision.encoders.transformers_towers import NaflexTower, QwenTower
 
 LIBRARIES = ("transformers", "open_clip")
 
@@ -50,7 +55,7 @@ class VisionConfig:
             raise ValueError(f"vision config: tower must be a config, not {self.tower!r}")
         check_projector(self.projector)
         if isinstance(self.tiling, Mapping):
-            object.__setattr__(self, "tiling", Tiling.from_dict(self.tiling))
+            object.__setattr__(self, "tiling", tiling_from_dict(self.tiling))
         if not isinstance(self.tiling, Square | Anyres | Natural | Rounded):
             raise ValueError(f"vision config: tiling must be a Tiling, not {self.tiling!r}")
         for name in ("mean", "std"):

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmdlm.vision.checkpoint_files import check_stays, reason_of
-from mmdlm.vision.encoders.tower import OpenClipTower, Tower
+from mmdlm.vision.encoders.open_clip_tower import OpenClipTower
+from mmdlm.vision.encoders.tower import Tower
 
 
 def load_tower(tower: Tower, folder: Path) -> None:

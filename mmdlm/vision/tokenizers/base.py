@@ -1,4 +1,4 @@
-"""What an image tokenizer promises, and how one is stored and loaded."""
+"""The contract of an image tokenizer: encode, decode, reconstruct, save and load."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmdlm.vision.checkpoint_files import check_stays, reason_of
+from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.known_names import suggestion
-
-CONFIG = "config.json"
-# Ours, then the names under which published tokenizers are stored.
-WEIGHTS = (
-    "model.safetensors",
-    "pytorch_model.safetensors",  # showlab/magvitv2
-    "diffusion_pytorch_model.safetensors",  # diffusers
+from mmdlm.vision.tokenizers.stored_tokenizer import (
+    CONFIG,
+    WEIGHTS,
+    check_depth,
+    family_of,
+    find_weights,
+    load_weights,
+    read_config,
+    tensor_names,
 )
 
 
@@ -124,10 +126,10 @@ class ImageTokenizer(nn.Module, ABC):
                 f"{Path(folder) / CONFIG} describes a {family!r}, not a {cls.family!r}; "
                 "load_image_tokenizer picks the right class"
             )
-        weights = _find_weights(folder)
-        names = _names(weights)
+        weights = find_weights(folder)
+        names = tensor_names(weights)
         try:
-            _check_depth(config, len(names))
+            check_depth(config, len(names))
             tokenizer = cls.from_config(config)
         except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise ValueError(f"{Path(folder) / CONFIG}: {reason_of(error)}") from error
@@ -136,7 +138,7 @@ class ImageTokenizer(nn.Module, ABC):
                 f"{Path(folder) / CONFIG} cannot be built ({reason_of(error)}); copy or "
                 "download it again"
             ) from error
-        _load_weights(tokenizer.stored_module(), weights)
+        load_weights(tokenizer.stored_module(), weights)
         return tokenizer.eval()
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -217,140 +219,6 @@ class ImageTokenizer(nn.Module, ABC):
                     f"{self.codebook_size} codes of this tokenizer"
                 )
         return rows, columns
-
-
-def load_image_tokenizer(folder: str | PathLike[str]) -> ImageTokenizer:
-    """Load a tokenizer of any family that mmdlm knows, by the name in its config.json.
-
-    A published config may be empty: the names of the tensors tell the family then, and its options
-    are the defaults, those of the published tokenizer. Raises ValueError that names the file,
-    tensor or family at fault.
-    """
-    family = family_of(read_config(folder)) or _family_of_tensors(folder)
-    return _tokenizer_class(family, Path(folder) / CONFIG).from_pretrained(folder)
-
-
-def _tokenizer_class(family: str | None, source: Path) -> type[ImageTokenizer]:
-    """The class of a family; each module is imported only when it is needed."""
-    match family:
-        case "PatchTokenizer":
-            from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
-
-            return PatchTokenizer
-        case "MAGVITv2":
-            from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
-
-            return Magvit2Tokenizer
-        case "VQModel":
-            from mmdlm.vision.tokenizers.vq_model import VQModelTokenizer
-
-            return VQModelTokenizer
-    known = "PatchTokenizer, MAGVITv2, VQModel"
-    if family is None:
-        raise ValueError(f'{source} names no family; add "_class_name", one of {known}')
-    raise ValueError(f"{source}: unknown image tokenizer {family!r}; known are {known}")
-
-
-def family_of(config: Mapping[str, Any]) -> str | None:
-    """The family that a config names: `_class_name` (diffusers) or `model_type` (transformers)."""
-    return config.get("_class_name") or config.get("model_type")
-
-
-def _family_of_tensors(folder: str | PathLike[str]) -> str | None:
-    """The family whose mark is among the names of the tensors."""
-    names = _names(_find_weights(folder))
-    marks = {"quantize.power_vals": "MAGVITv2", "quantize.embedding.weight": "VQModel"}
-    return next((family for name, family in marks.items() if name in names), None)
-
-
-def _names(path: Path) -> set[str]:
-    """The names of the tensors in a file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} is damaged or truncated ({reason_of(error)}); copy or download it again"
-        ) from error
-
-
-def _check_depth(config: Mapping[str, Any], tensors: int) -> None:
-    """ValueError for more blocks than there are tensors, before they are made to be compared."""
-    for name, value in config.items():
-        counts = value if isinstance(value, list) else [value]
-        if "depth" in name or "blocks" in name:
-            for count in counts:
-                if isinstance(count, int) and count > tensors:
-                    raise ValueError(f"{name} is {value}, but there are {tensors} tensors")
-
-
-def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
-    """The content of `folder`/config.json.
-
-    Raises ValueError when the folder or the file is missing, or the file is not a JSON object.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(
-            f"no folder {str(folder)!r} with an image tokenizer; check the path, or fetch a "
-            "published one with: hf download OWNER/NAME --local-dir FOLDER"
-        )
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is missing; a folder with an image tokenizer holds {CONFIG} and {WEIGHTS[0]}"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:  # a JSON error is a ValueError
-        raise ValueError(
-            f"{path} cannot be read ({reason_of(error)}); copy or download it again"
-        ) from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(config).__name__}")
-    return config
-
-
-def _find_weights(folder: str | PathLike[str]) -> Path:
-    for name in WEIGHTS:
-        path = Path(folder) / name
-        if path.is_file():
-            check_stays(path, Path(folder))
-            return path
-    raise ValueError(
-        f"{folder} holds no weights; one of {', '.join(WEIGHTS)} is needed "
-        "(pickled .bin and .ckpt files are not read: they can run code)"
-    )
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    """Copy the tensors of a safetensors file into `module`; names and shapes must agree exactly."""
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} is damaged or truncated ({reason_of(error)}); copy or download it again"
-        ) from error
-    wanted = module.state_dict()
-    fix = f"{CONFIG} beside it describes another model, or the file is incomplete"
-    if missing := sorted(wanted.keys() - stored.keys()):
-        raise ValueError(f"{path}: {_some(missing)} missing; {fix}")
-    if unexpected := sorted(stored.keys() - wanted.keys()):
-        raise ValueError(f"{path}: {_some(unexpected)} not expected; {fix}")
-    for name, tensor in wanted.items():
-        if stored[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: tensor {name!r} has shape {list(stored[name].shape)} where "
-                f"{list(tensor.shape)} is needed; {fix}"
-            )
-    module.load_state_dict(stored)
-
-
-def _some(names: list[str]) -> str:
-    """The first name, and how many follow, as the subject of a sentence."""
-    if len(names) == 1:
-        return f"tensor {names[0]!r} is"
-    return f"tensor {names[0]!r} and {len(names) - 1} more are"
 
 
 def _part(path: Path) -> Path:
