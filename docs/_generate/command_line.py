@@ -115,6 +115,7 @@ def _kind(action: argparse.Action) -> str:
     hint = getattr(action, "_typehint", None)
     if hint is not None:
         text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])|typing\.", "", _name(hint))
+        text = re.sub(r"Unvalidated<([^<>]*)>", r"\1", text)
         return re.sub(r"^Optional\[(.*?)(?: \| None)?\]$", r"\1 | None", text)
     if action.choices is not None:
         return " | ".join(map(str, action.choices))

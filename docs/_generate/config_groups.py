@@ -13,16 +13,17 @@ from typing import Any
 
 import docstring_parser
 
+from docs._generate.columns import fields_of
 from docs._generate.files_page import cell
 from docs._generate.tree import CODE, modules
 
+_CALL = re.compile(r"Callable\[.*\]")  # what a function is given is no key
 _CLASS = re.compile(r"\b[A-Z]\w+")
-_ALIGNED = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*) {2,}(\S.*)$")
 
 
 def sections(hints: Iterable[str]) -> str:
     """Return the sections about every group that these type hints name, and those within them."""
-    known, todo, done = _classes(), list(hints), []
+    known, todo, done = _classes(), [_CALL.sub("", hint) for hint in hints], []
     while todo:
         for name in _CLASS.findall(todo.pop(0)):
             kind = known.get(name)
@@ -115,20 +116,11 @@ def _default(field: Field[Any]) -> str:
 
 
 def told(kind: type) -> dict[str, str]:
-    """What the docstring says of each field: Google sections, or names before their meaning."""
+    """Return what the docstring says of each field: in sections, or in columns."""
     text = inspect.getdoc(kind) or ""
     found = {one.arg_name: one.description or "" for one in docstring_parser.parse(text).params}
-    name = ""
-    for line in text.splitlines():
-        match = _ALIGNED.match(line)
-        if match:
-            name = match[1]
-            found |= dict.fromkeys(name.split(", "), match[2])
-        elif name and line.startswith("  "):
-            for one in name.split(", "):
-                found[one] += " " + line.strip()
-        else:
-            name = ""
+    for paragraph in text.split("\n\n"):
+        found |= fields_of(paragraph) or {}
     return found
 
 
