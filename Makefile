@@ -55,7 +55,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=1800 docs/tutorials
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=1800 --timeout=1800 docs/tutorials
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

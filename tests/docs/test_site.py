@@ -23,6 +23,8 @@ from docs._generate.tree import ROOT, modules
 from mmdlm.cli.recipe import run
 from train import rl
 
+pytestmark = pytest.mark.slow  # the parsers of all commands are built
+
 
 @pytest.fixture(scope="module")
 def commands() -> dict[str, str]:

@@ -62,6 +62,7 @@ def test_python_blocks_import_what_is_there(block: Block) -> None:
                     importlib.import_module(f"{node.module}.{alias.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.runs], ids=str)
 def test_python_blocks_run(block: Block, yours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("block")
@@ -76,6 +77,7 @@ def test_shell_blocks_parse(block: Block, yours: Path, monkeypatch: pytest.Monke
         check(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_commands_of_the_bundled_model_run(
     block: Block, yours: Path, capsys: pytest.CaptureFixture[str]
