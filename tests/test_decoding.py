@@ -11,14 +11,15 @@ import pytest
 
 from mmdlm.core.diffusion.schedule import Cosine, Shifted
 from mmdlm.core.sampling.cache import Delayed, Dual, Prefix, Stable
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Random
+from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
     CatchUpTransfer,
     EntropyBound,
     Factor,
     PlannedTransfer,
-    Remasking,
     ScheduledTransfer,
     Threshold,
     UniformTransfer,
@@ -110,7 +111,7 @@ def test_decodings_of_published_systems(tmp_path: Path) -> None:
     sampler = read.text_to_image.sampler()
     assert sampler.order == Confidence(1.0, "none")
     assert sampler.unmasking == ScheduledTransfer(Cosine(), least=1, strict=True)
-    assert sampler.guidance_scale == (3.5, 5)
+    assert sampler.guidance == ClassifierFreeGuidance((3.5, 5))
     sampler = read.caption.sampler(suppress_tokens=(9,))
     assert sampler.unmasking == Threshold(0.95, fallback=CatchUpTransfer(), exclusive=True)
     assert (sampler.order, sampler.suppress_tokens) == (Random(), (9,))

@@ -33,6 +33,7 @@ from mmdlm.core.diffusion.schedule import Cosine, Linear
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sampling.cache import Dual, Prefix, Stable
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import ScheduledTransfer
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, pack, text_segment
@@ -315,7 +316,7 @@ class Bench:
         sampler = Sampler(
             steps=steps,
             unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
-            guidance_scale=scale,
+            guidance=ClassifierFreeGuidance(scale),
         )
         run = partial(self.sample, model, batch, PackedLayers(model))
         theirs = plain.in_torchs_layers(model)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from mmdlm.core.diffusion.schedule import Cosine, Shifted
 from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import (
     Confidence,
     Entropy,
@@ -21,6 +22,7 @@ from mmdlm.core.sampling.order import (
     Probability,
     Random,
 )
+from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
@@ -28,7 +30,6 @@ from mmdlm.core.sampling.unmasking import (
     EntropyBound,
     Factor,
     PlannedTransfer,
-    Remasking,
     ScheduledTransfer,
     Threshold,
     UniformTransfer,
@@ -263,7 +264,7 @@ class GenerationConfig:
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            guidance_scale=self.guidance_scale,
+            guidance=ClassifierFreeGuidance(self.guidance_scale),
             remask=Remasking(self.remask) if self.remask else None,
             cache=self._cache(),
             min_new_tokens=self.min_new_tokens,

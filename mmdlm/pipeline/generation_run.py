@@ -11,7 +11,8 @@ from torch import Tensor
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.generators import Generators
-from mmdlm.core.sampling.sampler import Sampler, SampleStep
+from mmdlm.core.sampling.output import SampleStep
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, Sequence
 
 

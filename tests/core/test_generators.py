@@ -13,14 +13,16 @@ from mmdlm.core.diffusion.noise import IdNeighborhood, NeighborNoise
 from mmdlm.core.diffusion.schedule import Shifted
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Dual, Stable
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Candidates, Entropy, LeftToRight, Margin, Order, Random
-from mmdlm.core.sampling.sampler import SampleOutput, Sampler
+from mmdlm.core.sampling.output import SampleOutput
+from mmdlm.core.sampling.remasking import Remasking
+from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
     CatchUpTransfer,
     EntropyBound,
     PlannedTransfer,
-    Remasking,
     Threshold,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate
@@ -39,7 +41,7 @@ class Thrown(Order):
 
 
 MORE = [
-    Sampler(steps=6, order=Thrown(), temperature=0.5, guidance_scale=2.0),
+    Sampler(steps=6, order=Thrown(), temperature=0.5, guidance=ClassifierFreeGuidance(2.0)),
     Sampler(steps=6, order=Random(), unmasking=CatchUpTransfer(), temperature=1.0, block_length=5),
     Sampler(steps=6, order=LeftToRight(), unmasking=PlannedTransfer(Shifted(3.0)), temperature=1.0),
     Sampler(steps=9, order=Entropy(), unmasking=EntropyBound(0.5), temperature=1.0),
@@ -48,7 +50,12 @@ MORE = [
         steps=5, order=Margin(1.0), full_vocabulary=True, allow_mask_token=True, temperature=2.0
     ),
     Sampler(steps=7, remask=Remasking(0.4), noise=NeighborNoise(IdNeighborhood(1))),
-    Sampler(steps=9, order=Random(), unmasking=Ancestral(drawn=True), guidance_scale=3.0),
+    Sampler(
+        steps=9,
+        order=Random(),
+        unmasking=Ancestral(drawn=True),
+        guidance=ClassifierFreeGuidance(3.0),
+    ),
 ]
 DOCUMENTS = [
     document(5, 8, seed=1, prompt=3),
@@ -79,7 +86,9 @@ def test_an_output_is_what_it_is_alone(sampler: Sampler) -> None:
 
 
 def test_what_stands_against_an_output_may_be_longer() -> None:
-    sampler = Sampler(steps=7, remask=Remasking(0.5), temperature=1.0, guidance_scale=2.0)
+    sampler = Sampler(
+        steps=7, remask=Remasking(0.5), temperature=1.0, guidance=ClassifierFreeGuidance(2.0)
+    )
     against = [document(5, 8, seed=9, prompt=12), document(9, 0, seed=8, prompt=1)]
     some = DOCUMENTS[:2]
 
@@ -109,7 +118,12 @@ def test_what_stands_against_an_output_may_be_longer() -> None:
 def test_the_network_itself_gives_each_what_it_is_alone(cache: Dual | Stable | None) -> None:
     model = tiny_model(vocabulary=VOCABULARY.to_dict(), num_hidden_layers=3)
     sampler = Sampler(
-        steps=6, temperature=1.0, order=Random(), cache=cache, guidance_scale=2.0, block_length=6
+        steps=6,
+        temperature=1.0,
+        order=Random(),
+        cache=cache,
+        guidance=ClassifierFreeGuidance(2.0),
+        block_length=6,
     )
     batch = collate(DOCUMENTS, VOCABULARY)
     out = sampler(model, batch, generator=[rng(n) for n in range(4)], packed=PackedLayers(model))

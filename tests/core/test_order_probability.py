@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.likelihood.trajectory import TrajectoryReplay
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Order, Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Factor, Threshold, UniformTransfer
@@ -208,7 +209,7 @@ def test_what_it_would_not_be_exact_for_is_refused() -> None:
         ({"order": Confidence(1.0)}, "knows only the probability of Confidence"),
         ({"temperature": 0.8}, "exact only with temperature 1.0, but the sampler has 0.8"),
         ({"top_p": 0.9}, "exact only with top_p None, but the sampler has 0.9"),
-        ({"guidance_scale": 2.0}, "guidance_scale"),
+        ({"guidance": ClassifierFreeGuidance(2.0)}, "guidance"),
         ({"block_length": 8}, "exact only with block_length 4, but the sampler has 8"),
         ({"unmasking": Threshold(0.9)}, "told of threshold None, but that of the sampler is 0.9"),
         ({"unmasking": Threshold(0.9, in_order=True)}, "does not depend on the draw"),

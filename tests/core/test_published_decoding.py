@@ -154,7 +154,11 @@ def test_llada_with_guidance() -> None:
         denoiser, logits = model(batch, seed=seed)
         expected = llada(logits, masked(batch), prompt=4, steps=6, block_length=6, cfg=1.5)
         sampler = Sampler(
-            steps=6, block_length=6, guidance_scale=2.5, full_vocabulary=True, allow_mask_token=True
+            steps=6,
+            block_length=6,
+            guidance=ClassifierFreeGuidance(2.5),
+            full_vocabulary=True,
+            allow_mask_token=True,
         )
         assert torch.equal(sampler(denoiser, batch, generator=rng()).ids, expected)
 
@@ -402,7 +406,7 @@ def test_mmada_images(steps: int, cfg: float) -> None:
         sampler = Sampler(
             steps=steps,
             unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
-            guidance_scale=cfg + 1,
+            guidance=ClassifierFreeGuidance(cfg + 1),
         )
         assert torch.equal(sampler(denoiser, batch, generator=rng()).ids, x)
 
@@ -439,7 +443,7 @@ def test_lumina_edits_with_two_unconditional_branches() -> None:
         order=Confidence(1.0, "none"),
         unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
         temperature=1.0,
-        guidance_scale=(3.5, 5.0),
+        guidance=ClassifierFreeGuidance((3.5, 5.0)),
     )
     out = sampler(denoiser, batch, generator=rng(), unconditional=tuple(others))
     assert torch.equal(out.ids[~batch.target], batch.ids[~batch.target])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdlm.core.diffusion.noise import IdNeighborhood, MaskNoise, NeighborNoise, UniformNoise
 from mmdlm.core.diffusion.schedule import Cosine, Linear, Shifted
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import (
     Candidates,
     Confidence,
@@ -22,6 +23,7 @@ from mmdlm.core.sampling.order import (
     Probability,
     Random,
 )
+from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
@@ -30,7 +32,6 @@ from mmdlm.core.sampling.unmasking import (
     Factor,
     PlannedTransfer,
     Progress,
-    Remasking,
     ScheduledTransfer,
     Threshold,
     UniformTransfer,
@@ -59,7 +60,13 @@ SAMPLERS = [
     Sampler(steps=5, order=Margin(), temperature=1.0),
     Sampler(steps=5, order=Entropy(), temperature=1.0),
     Sampler(steps=7, order=LeftToRight(), temperature=1.0),
-    Sampler(steps=8, order=Confidence(1.0), unmasking=COSINE, temperature=1.0, guidance_scale=4.5),
+    Sampler(
+        steps=8,
+        order=Confidence(1.0),
+        unmasking=COSINE,
+        temperature=1.0,
+        guidance=ClassifierFreeGuidance(4.5),
+    ),
     Sampler(steps=8, order=Confidence(2.0, "compounding"), unmasking=COSINE, temperature=1.0),
     Sampler(steps=4, unmasking=Threshold(0.3)),
     Sampler(steps=20, unmasking=Threshold(0.5, fallback=COSINE), block_length=5, temperature=1.0),
@@ -644,7 +651,7 @@ def test_guidance_off_costs_nothing_and_on_costs_no_second_call():
     batch = ragged()
     plain, guided = TinyDenoiser(), TinyDenoiser()
     off = Sampler(steps=4)(plain, batch, generator=rng())
-    on = Sampler(steps=4, guidance_scale=3.0)(guided, batch, generator=rng())
+    on = Sampler(steps=4, guidance=ClassifierFreeGuidance(3.0))(guided, batch, generator=rng())
     assert plain.calls == guided.calls
     assert not torch.equal(off.ids, on.ids)
 
@@ -652,7 +659,7 @@ def test_guidance_off_costs_nothing_and_on_costs_no_second_call():
 def test_a_negative_prompt_changes_the_result():
     batch = ragged()
     other = replace(batch, ids=torch.where(batch.target, batch.ids, batch.ids.clamp_max(2)))
-    sampler = Sampler(steps=4, guidance_scale=3.0)
+    sampler = Sampler(steps=4, guidance=ClassifierFreeGuidance(3.0))
     default = sampler(TinyDenoiser(), batch, generator=rng())
     steered = sampler(TinyDenoiser(), batch, generator=rng(), unconditional=other)
     assert not torch.equal(default.ids, steered.ids)

@@ -16,12 +16,14 @@ from mmdlm.core.diffusion.noise import IdNeighborhood, NeighborNoise
 from mmdlm.core.diffusion.schedule import Shifted
 from mmdlm.core.host_masks import HostMasks
 from mmdlm.core.sampling import forward_passes as passes
-from mmdlm.core.sampling import token_sampling as draw
+from mmdlm.core.sampling import positions, row_state
 from mmdlm.core.sampling import unmasking as unmasking
 from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Stable
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Candidates, Confidence, Entropy, Margin, Random
+from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import CatchUpTransfer, PlannedTransfer, Remasking, Threshold
+from mmdlm.core.sampling.unmasking import CatchUpTransfer, PlannedTransfer, Threshold
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from tests.core.fakes import VOCABULARY, document, rng
@@ -59,7 +61,7 @@ def waits_of(sampler: Sampler, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
         return asks
 
     for room in (
-        draw,
+        row_state,
         unmasking,
         noise,
         passes,
@@ -78,7 +80,7 @@ def waits_of(sampler: Sampler, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
     "sampler",
     [
         Sampler(steps=8),
-        Sampler(steps=8, temperature=1.0, guidance_scale=2.0, top_k=3, top_p=0.9),
+        Sampler(steps=8, temperature=1.0, guidance=ClassifierFreeGuidance(2.0), top_k=3, top_p=0.9),
         Sampler(steps=9, order=Random(), unmasking=CatchUpTransfer(), block_length=6),
         Sampler(
             steps=9,
@@ -147,7 +149,7 @@ def peak(run: Any) -> int:
         Sampler(steps=1, temperature=1.0, order=Confidence(1.0), suppress_tokens=(3, 4)),
         Sampler(steps=1, temperature=1.0, order=Entropy(), top_k=50, top_p=0.9),
         Sampler(steps=1, temperature=1.0, order=Margin(), deprioritized_ids=(5,)),
-        Sampler(steps=1, order=Random(), guidance_scale=2.0),
+        Sampler(steps=1, order=Random(), guidance=ClassifierFreeGuidance(2.0)),
         Sampler(steps=1, temperature=0.5, score_after_temperature=True, top_p=0.5),
     ],
     ids=range(6),
@@ -172,10 +174,12 @@ def test_tokens_do_not_depend_on_how_many_are_looked_at_together(
     batch = collate(
         [Sequence((text_segment([0] * n, target=True),)) for n in (9, 30, 17)], denoiser.vocabulary
     )
-    sampler = Sampler(steps=5, temperature=1.0, order=order, top_k=20, guidance_scale=1.5)
+    sampler = Sampler(
+        steps=5, temperature=1.0, order=order, top_k=20, guidance=ClassifierFreeGuidance(1.5)
+    )
     whole = sampler(denoiser, batch, generator=rng())
-    monkeypatch.setattr(draw, "_LEAST", 120)
-    monkeypatch.setattr(draw, "_MOST", 300)
+    monkeypatch.setattr(positions, "_LEAST", 120)
+    monkeypatch.setattr(positions, "_MOST", 300)
     parts = sampler(denoiser, batch, generator=rng())
     assert torch.equal(parts.ids, whole.ids)
     assert torch.equal(parts.steps, whole.steps)
@@ -189,7 +193,7 @@ def test_an_order_of_ones_own_sees_all_logits_at_once(monkeypatch: pytest.Monkey
             seen.append(candidates.logits.shape)
             return candidates.logits.amax(-1)
 
-    monkeypatch.setattr(draw, "_LEAST", 120)
+    monkeypatch.setattr(positions, "_LEAST", 120)
     denoiser = Wide(50)
     batch = collate([Sequence((text_segment([0] * 9, target=True),))], denoiser.vocabulary)
     Sampler(steps=3, order=Native())(denoiser, batch, generator=rng())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmdlm.core.diffusion.schedule import Cosine, Linear, LogLinear, Polynomial, Shifted
 from mmdlm.core.sampling.order import Entropy
+from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
     Ancestral,
@@ -21,7 +22,6 @@ from mmdlm.core.sampling.unmasking import (
     Parallel,
     PlannedTransfer,
     Progress,
-    Remasking,
     ScheduledTransfer,
     Threshold,
     UniformTransfer,

@@ -14,6 +14,7 @@ from mmdlm.core.diffusion.schedule import Cosine, Linear
 from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Confidence, Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import ScheduledTransfer, Threshold
@@ -156,7 +157,7 @@ def test_refreshed_in_each_step_a_cache_changes_no_token(
         {"unmasking": Threshold(0.3), "stop_ids": (3,)},
         {"block_length": None, "unmasking": ScheduledTransfer(Cosine()), "temperature": 0.5},
     ):
-        plain = replace(sampler(guidance_scale=scale), **options)
+        plain = replace(sampler(guidance=ClassifierFreeGuidance(scale)), **options)
         expected = plain(model, batch, generator=rng())
         found = replace(plain, cache=replace(cache, refresh=1))(model, batch, generator=rng())
         assert torch.equal(found.ids, expected.ids)
@@ -240,7 +241,7 @@ def test_a_prompt_cache_is_exact_where_the_prompt_sees_itself_alone(
     model.model.layers[1].register_forward_hook(
         lambda module, given, out: passes.append(out.shape[0] * out.shape[1])
     )
-    plain = sampler(guidance_scale=scale)
+    plain = sampler(guidance=ClassifierFreeGuidance(scale))
     expected = plain(model, batch, generator=rng())
     without = sum(passes)
     passes.clear()
@@ -299,7 +300,11 @@ def test_alike_rows_go_through_the_first_pass_once() -> None:
         for scale, kinds in ((1.0, 2), (2.0, 4)):
             rows.clear()
             some = Sampler(
-                steps=3, order=Random(), temperature=1.0, guidance_scale=scale, cache=cache
+                steps=3,
+                order=Random(),
+                temperature=1.0,
+                guidance=ClassifierFreeGuidance(scale),
+                cache=cache,
             )
             out = some(model, batch, generator=rng())
             assert rows == [kinds, *[5 * kinds // 2] * 2]
@@ -311,7 +316,9 @@ def test_half_precision_by_autocast(cache: Cache | None) -> None:
     """As rollouts run on a GPU: float32 weights, keys and values in bfloat16."""
     model, batch = network(), ragged()
     with torch.autocast("cpu", torch.bfloat16):
-        out = sampler(cache=cache, guidance_scale=2.0)(model, batch, generator=rng())
+        out = sampler(cache=cache, guidance=ClassifierFreeGuidance(2.0))(
+            model, batch, generator=rng()
+        )
     assert bool((out.steps[batch.target] >= 0).all())
 
 

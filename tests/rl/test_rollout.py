@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import LeftToRight
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Threshold, UniformTransfer
@@ -177,7 +178,7 @@ def test_a_image_needs_no_end():
     ids=["left", "blocks"],
 )
 def test_rows_stop_at_their_end_and_are_the_same_up_to_there(sampler, guidance, batch):
-    sampler = replace(sampler, guidance_scale=guidance)
+    sampler = replace(sampler, guidance=ClassifierFreeGuidance(guidance))
     full = Rollout.sample(sampler, TinyDenoiser(), batch, generator=rng(1))
     # An id that stands near the beginning of some answer.
     places = batch.target[0].nonzero().flatten()
@@ -204,7 +205,7 @@ def test_rows_stop_at_their_end_and_are_the_same_up_to_there(sampler, guidance, 
 
 def test_rows_that_go_on_keep_their_own_unconditional_twin():
     batch = prompts(2, 7, 0, 4, answer=9)
-    sampler = Sampler(steps=9, order=LeftToRight(), guidance_scale=2.0)
+    sampler = Sampler(steps=9, order=LeftToRight(), guidance=ClassifierFreeGuidance(2.0))
     negative = replace(batch, ids=batch.ids.flip(0).clamp_max(VOCABULARY.text[1] - 1))
     full = Rollout.sample(
         sampler, TinyDenoiser(), batch, generator=rng(), unconditional=(negative,)

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Confidence, Entropy, Margin, Order
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Ancestral, ScheduledTransfer
@@ -140,7 +141,7 @@ def check_llada(folder: Path) -> None:
             wanted["steps"],
             block_length=wanted["block_length"],
             temperature=wanted.get("temperature", 0.0),
-            guidance_scale=wanted.get("cfg_scale", 0.0) + 1,
+            guidance=ClassifierFreeGuidance(wanted.get("cfg_scale", 0.0) + 1),
             full_vocabulary=True,
             allow_mask_token=True,
         )
@@ -181,7 +182,7 @@ def check_mmada(folder: Path) -> None:
             wanted["timesteps"],
             order=Confidence(),
             unmasking=ScheduledTransfer(Cosine(), least=1, strict=True),
-            guidance_scale=wanted["guidance_scale"] + 1,
+            guidance=ClassifierFreeGuidance(wanted["guidance_scale"] + 1),
         )
         drawn = sampler(model, batch, generator=generator(), unconditional=other).ids
         drawn = model.vocabulary.codes(drawn[batch.target]).view(len(ids), -1)

@@ -17,6 +17,7 @@ from mmdlm.core.likelihood.noisy_view import (
     scored_targets,
 )
 from mmdlm.core.likelihood.order_probability import step_scores
+from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Confidence
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Parallel, Threshold, UnmaskingRule
@@ -94,7 +95,7 @@ class TrajectoryReplay(LikelihoodEstimator):
             ("temperature", 1.0),
             ("top_k", None),
             ("top_p", None),
-            ("guidance_scale", 1.0),
+            ("guidance", ClassifierFreeGuidance()),
             ("cache", None),
             ("deprioritized_ids", ()),
             ("allow_mask_token", False),

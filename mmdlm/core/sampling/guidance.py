@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,6 +30,32 @@ class ClassifierFreeGuidance:
 
     scale: float | tuple[float, ...] = 1.0
 
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scale of each unconditional batch."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any scale changes the logits."""
+        return any(scale != 1.0 for scale in self.scales)
+
+    def combine(self, cond: Tensor, unconditional: Iterator[Tensor]) -> Tensor:
+        """Return guided logits, of the shape of `cond`.
+
+        Args:
+            cond: [M, V] logits under the condition; it is left as it is.
+            unconditional: Logits [M, V] of each branch whose scale is not 1, one at a time, so that
+                only two of them exist at once; they are left as they are.
+        """
+        first, *rest = (scale for scale in self.scales if scale != 1.0)
+        without = next(unconditional)
+        guided = (cond - without).mul_(first).add_(without)
+        del without
+        for scale, uncond in zip(rest, unconditional, strict=True):
+            guided += (cond - uncond).mul_(scale - 1)
+        return guided
+
     def __call__(
         self,
         denoiser: Denoiser,
@@ -43,8 +69,8 @@ class ClassifierFreeGuidance:
                        order; the context before them may be of another length, or be a negative
                        prompt. Default: `batch` without its context
         """
-        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
-        if all(scale == 1.0 for scale in scales):
+        scales = self.scales
+        if not self.is_on:
             return denoiser
         if unconditional is None:
             unconditional = batch.without_context(denoiser.vocabulary)
@@ -54,8 +80,8 @@ class ClassifierFreeGuidance:
                 f"guidance: {len(scales)} scales {scales} but {len(others)} unconditional batches; "
                 "give one for each scale"
             )
-        used = [pair for pair in zip(scales, others, strict=True) if pair[0] != 1.0]
-        for _, other in used:
+        used = [other for scale, other in zip(scales, others, strict=True) if scale != 1.0]
+        for other in used:
             there, here = (one.host_masks.target.numpy().sum(1) for one in (other, batch))
             if there.tolist() != here.tolist():
                 raise ValueError(
@@ -63,12 +89,7 @@ class ClassifierFreeGuidance:
                     f"the batch; it has {int(other.target.sum())} in {tuple(other.ids.shape)}, "
                     f"the batch {int(batch.target.sum())} in {tuple(batch.ids.shape)}"
                 )
-        return GuidedDenoiser(
-            denoiser,
-            batch,
-            unconditional=tuple(other for _, other in used),
-            scales=tuple(scale for scale, _ in used),
-        )
+        return GuidedDenoiser(self, denoiser, batch, unconditional=tuple(used))
 
 
 class GuidedDenoiser:
@@ -80,17 +101,17 @@ class GuidedDenoiser:
 
     def __init__(
         self,
+        guidance: ClassifierFreeGuidance,
         denoiser: Denoiser,
         batch: Batch,
         *,
         unconditional: tuple[Batch, ...],
-        scales: tuple[float, ...],
     ) -> None:
+        self._guidance = guidance
         self._denoiser = denoiser
         self._batch = batch
         self._contexts = [branch.ids for branch in unconditional]
         self._branches = concatenate([batch, *unconditional])
-        self._scales = scales
         # Numbers of places, row * L + column, on the host and where the batch lies.
         host_masks, *others = (branch.host_masks for branch in (batch, *unconditional))
         self._context = ~host_masks.target
@@ -103,7 +124,7 @@ class GuidedDenoiser:
     @property
     def branches(self) -> int:
         """Batches that go through the denoiser together."""
-        return len(self._scales) + 1
+        return len(self._contexts) + 1
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -164,15 +185,11 @@ class GuidedDenoiser:
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
         """[M, V] or [M, stop - start], guided; `positions` [B, L] of the batch are targets."""
-        first, *others = hidden.chunk(len(self._scales) + 1, dim=-1)
+        first, *others = hidden.chunk(self.branches, dim=-1)
         positions = on_host(positions)
         cond = self._denoiser.logits_at(first, positions, ids=ids)
-        uncond, *more = (
-            partial(self._denoiser.logits_at, branch, host_masks, ids=ids)
-            for branch, host_masks in zip(others, self._in_branches(positions), strict=True)
+        unconditional = (
+            self._denoiser.logits_at(branch, marked, ids=ids)
+            for branch, marked in zip(others, self._in_branches(positions), strict=True)
         )
-        without = uncond()
-        guided = (cond - without).mul_(self._scales[0]).add_(without)
-        for scale, uncond in zip(self._scales[1:], more, strict=True):
-            guided += (cond - uncond()).mul_(scale - 1)
-        return guided
+        return self._guidance.combine(cond, unconditional)

@@ -7,14 +7,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmdlm.core.diffusion.schedule import Linear, MaskSchedule
 from mmdlm.core.host_masks import on_host, sent
-from mmdlm.core.sampling.order import gumbel_like
 
 
 @dataclass(frozen=True)
@@ -333,55 +331,6 @@ class EntropyBound(Parallel):
         return highest(score.double(), among, (fits * n).amax(1))
 
 
-# ---- re-masking: a change of mind ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Remasking:
-    """Committed tokens of the current block become noise again with probability sigma.
-
-    More tokens are committed in return, so that the number open follows the commit rule all the
-    same; that caps sigma at sigma_max = min(1, (1 - alpha_s) / alpha_t).
-
-    rule           "cap": sigma = min(eta, sigma_max); "rescale": sigma = eta * sigma_max
-    by_confidence  choose them by softmax(-probability at which they were committed), not uniformly
-    between        times (1 at the start of a block, 0 at its end) between which it happens
-
-    With more steps than tokens use `ScheduledTransfer`, which leaves room to the end.
-    Source: arXiv:2503.00307, section 4.1; counts are rounded at random where the paper draws each
-    token on its own.
-    """
-
-    eta: float
-    rule: Literal["cap", "rescale"] = "cap"
-    by_confidence: bool = False
-    between: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"Remasking: eta must lie in [0, 1], got {self.eta}")
-
-    def choose(
-        self,
-        committed: Tensor,
-        probability: Tensor,
-        *,
-        remaining: Tensor,
-        progress: Progress,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """[B, L] bool, which `committed` tokens go back; at most `remaining` [B] in a row."""
-        number = committed.sum(1)
-        sigma_max = (remaining / number.clamp_min(1)).clamp_max(1.0)
-        sigma = self.eta * sigma_max if self.rule == "rescale" else sigma_max.clamp_max(self.eta)
-        t = 1 - progress.step / progress.steps
-        sigma = sigma * ((t >= self.between[0]) & (t <= self.between[1]))
-        u = torch.rand(sigma.shape, generator=generator, device=sigma.device)
-        count = torch.minimum((sigma * number + u).floor().long(), remaining)
-        score = gumbel_like(probability.double(), generator)
-        return highest(score - probability if self.by_confidence else score, committed, count)
-
-
 def _repeats(words: Tensor, score: Tensor, *, among: Tensor) -> Tensor:
     """[B, L] bool, `among` these: what a token of higher score is as well; of ties the right ones.
 
@@ -405,3 +354,16 @@ def highest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
         1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
     )
     return among & (rank < count[:, None])
+
+
+def check_shape(found: Tensor, wanted: Tensor, *, of: str) -> None:
+    """Refuse a tensor of another shape, which a part of a user's own may give.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"sampler: {of} gave a tensor of shape {tuple(found.shape)}, but {tuple(wanted.shape)} "
+            "was asked for; mend it"
+        )
