@@ -18,6 +18,7 @@ from PIL import Image
 
 import mmdlm
 from mmdlm.cli import main as cli
+from mmdlm.cli import parser
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
@@ -679,15 +680,17 @@ def test_the_bundled_model_draws_describes_and_mends(
 def test_kinds_of_quantization_are_those_that_there_are() -> None:
     from mmdlm.models.quantization import KINDS
 
-    assert set(cli.QUANTIZATIONS) == set(KINDS)
+    assert set(parser.QUANTIZATIONS) == set(KINDS)
 
 
 def test_names_are_those_of_a_decoding() -> None:
-    from mmdlm.pipeline.generation_config import CacheName, OrderName, ScheduleName
+    from mmdlm.pipeline.presets import PresetName
+    from mmdlm.pipeline.sampler_names import CacheName, OrderName, ScheduleName
 
-    assert get_args(CacheName) == cli.CACHES
-    assert get_args(OrderName) == cli.ORDERS
-    assert get_args(ScheduleName) == cli.SCHEDULES
+    assert get_args(CacheName) == parser.CACHES
+    assert get_args(OrderName) == parser.ORDERS
+    assert get_args(ScheduleName) == parser.SCHEDULES
+    assert get_args(PresetName) == parser.PRESETS
 
 
 OWN_PARTS = """

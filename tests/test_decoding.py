@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -25,6 +26,7 @@ from mmdlm.core.sampling.unmasking import (
     UniformTransfer,
 )
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.pipeline.presets import PresetName
 
 
 def written(folder: Path, content: object) -> Path:
@@ -87,11 +89,11 @@ def test_what_is_given_for_each_task_takes_the_place_of_what_excludes_it() -> No
 
 def test_decodings_of_published_systems(tmp_path: Path) -> None:
     """As a checkpoint carries them, and what becomes of them."""
-    dream = {"schedule": "expected", "order": "entropy", "top_p": 0.95, "allow_mask_token": True}
-    dream |= {"score_after_temperature": True, "order_temperature": 0.1, "order_decay": "none"}
-    lumina = {"schedule": "maskgit", "guidance_scale": [3.5, 5], "order_decay": "none"}
+    dream = {"reproduce": "dream", "order": "entropy", "top_p": 0.95, "published_defects": True}
+    dream |= {"order_temperature": 0.1, "order_decay": "none"}
+    lumina = {"reproduce": "lumina", "guidance_scale": [3.5, 5], "order_decay": "none"}
     dimple = {
-        "schedule": "catch_up",
+        "reproduce": "dimple",
         "threshold": 0.95,
         "threshold_exclusive": True,
         "order": "random",
@@ -110,7 +112,7 @@ def test_decodings_of_published_systems(tmp_path: Path) -> None:
     assert (sampler.score_after_temperature, sampler.allow_mask_token) == (True, True)
     sampler = read.text_to_image.sampler()
     assert sampler.order == Confidence(1.0, "none")
-    assert sampler.unmasking == ScheduledTransfer(Cosine(), least=1, strict=True)
+    assert sampler.unmasking == MASKGIT
     assert sampler.guidance == ClassifierFreeGuidance((3.5, 5))
     sampler = read.caption.sampler(suppress_tokens=(9,))
     assert sampler.unmasking == Threshold(0.95, fallback=CatchUpTransfer(), exclusive=True)
@@ -119,6 +121,34 @@ def test_decodings_of_published_systems(tmp_path: Path) -> None:
     assert sampler.unmasking == PlannedTransfer(Shifted(0.5))
     assert (sampler.suppress_tokens, sampler.deprioritized_ids) == ((3, 4, 9), (5,))
     assert GenerationConfig(3, schedule="ancestral").sampler().unmasking == Ancestral(drawn=True)
+
+
+MASKGIT = ScheduledTransfer(Cosine(), least=1, strict=True)
+RULES = {"llada": UniformTransfer(), "mmada": MASKGIT, "lumina": MASKGIT, "dream": Ancestral()}
+RULES |= {"dimple": CatchUpTransfer(), "lavida": PlannedTransfer(Shifted(1 / 3))}
+
+
+@pytest.mark.parametrize("name", get_args(PresetName))
+def test_a_preset_sets_what_only_a_published_sampler_does(name: PresetName) -> None:
+    ours = GenerationConfig(5, reproduce=name, order_temperature=1.0).sampler()
+    assert ours.unmasking == RULES[name]
+    assert (ours.full_vocabulary, ours.allow_mask_token) == (False, False)
+    assert ours.order == Confidence(1.0, "linear")
+    assert ours.score_after_temperature == (name == "dream")
+    assert ours.top_p_first == (name in ("dream", "dimple"))
+    theirs = GenerationConfig(
+        5, reproduce=name, published_defects=True, order_temperature=1.0, schedule="cosine"
+    ).sampler()
+    assert theirs.unmasking == ScheduledTransfer(Cosine())  # what is given wins
+    any_id = name in ("llada", "mmada", "dream", "dimple")
+    assert (theirs.full_vocabulary, theirs.allow_mask_token) == (any_id, any_id)
+    assert theirs.order == Confidence(1.0, "compounding" if name == "mmada" else "linear")
+
+
+def test_a_preset_takes_the_place_of_a_schedule_in_all_tasks() -> None:
+    shifted = Defaults(caption=GenerationConfig(4, schedule="shifted", shift=0.5))
+    caption = shifted.in_each_task(reproduce="dimple").caption
+    assert (caption.schedule, caption.sampler().unmasking) == (None, CatchUpTransfer())
 
 
 def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
@@ -152,8 +182,21 @@ def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
         ({"caption": {"threshold": 1.5}}, "threshold must lie in [0, 1], got 1.5"),
         ({"caption": {"threshold_exclusive": True}}, "threshold_exclusive needs a threshold"),
         (
-            {"caption": {"allow_mask_token": 1}},
-            "caption.allow_mask_token must be true or false, got 1",
+            {"caption": {"published_defects": 1}},
+            "caption.published_defects must be true or false, got 1",
+        ),
+        (
+            {"caption": {"published_defects": True}},
+            "caption.published_defects needs a published sampler; name one by reproduce",
+        ),
+        (
+            {"caption": {"reproduce": "dreem"}},
+            "caption.reproduce 'dreem' is not one of 'llada', 'mmada', 'lumina', 'dream', "
+            "'dimple', 'lavida'; did you mean dream?",
+        ),
+        (
+            {"caption": {"num_inference_step": 3}},
+            "unknown key 'caption.num_inference_step'; known are num_inference_steps",
         ),
         ({"caption": {"suppress_tokens": 3}}, "suppress_tokens must be a list of token ids, got 3"),
         (

@@ -27,9 +27,10 @@ from eval.provenance import describe_hardware, describe_model, sha256_of
 from eval.speed.forward_passes import counted
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
-from mmdlm.pipeline.generation_config import CacheName, GenerationConfig
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.sampler_names import CacheName
 from mmdlm.rl.reward import Breakdown, Rubric
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.prompt_template import TaskPrompt

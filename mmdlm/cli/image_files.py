@@ -33,7 +33,6 @@ ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 
 def numbered(path: Path, count: int) -> list[Path]:
     """[out.png], or [out-1.png, out-2.png, ...]."""
-
     if count > MOST_IMAGES:
         raise ValueError(f"--num-images {count} is too many; take at most {MOST_IMAGES}")
     if count == 1 or not path.name:

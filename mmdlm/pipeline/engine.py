@@ -1,34 +1,31 @@
-"""From tasks that are laid out to what becomes of them: the machine room below `Model`."""
+"""Run the sampler on prepared prompts and decode the results: what all tasks of a model share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Unpack, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.generators import Generators, check_generators
 from mmdlm.core.sequence import Batch, Sequence, collate
-from mmdlm.models.checkpoints.checkpoint import Origin, new_folder
-from mmdlm.models.lora import has_adapter
-from mmdlm.pipeline.generation_config import GENERATION, Defaults, GenerationConfig
+from mmdlm.models.checkpoints.checkpoint import Origin
+from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun
-from mmdlm.templates.auto import prompt_template_for
+from mmdlm.pipeline.inputs import generation_config_with
+from mmdlm.pipeline.options import SamplingOptions
 from mmdlm.templates.native import Native
 from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, TaskPrompt
 from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.adapter import VisionAdapter
-from mmdlm.vision.image_files import WHITE
-from mmdlm.vision.pixels import check_visible, to_image, to_pixels
-from mmdlm.vision.tiles import tiled
+from mmdlm.vision.pixels import check_visible, to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
 SEED = 0  # of every call that is given no generator, so that its output can be had again
@@ -41,13 +38,13 @@ class Seeing(Protocol):
     vision: VisionAdapter | None
 
     def see(self, batch: Batch) -> Batch:
-        """The batch with the features of its images in place of their views."""
+        """Return the batch with the features of its images in place of their views."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """The parts of a model, and the steps that all tasks share; `Model` describes the fields."""
+    """The parts of a model and the steps that all tasks share; `Model` describes the fields."""
 
     denoiser: Denoiser
     text_tokenizer: PreTrainedTokenizerFast
@@ -97,39 +94,6 @@ class Engine:
                 "text; at least one token and the end of text are needed"
             )
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write all that `mmdlm.load` reads into a new folder, which appears whole or not at all.
-
-        Weights and config.json, the text tokenizer, the image tokenizer and the defaults of
-        generation.
-
-        Raises ValueError for a folder that exists, and for what a folder cannot hold: an adapter
-        beside the weights, a layout of one's own.
-        """
-        denoiser = self.denoiser
-        if not isinstance(denoiser, PreTrainedModel):
-            raise ValueError(f"a {type(denoiser).__name__} is no model of transformers to be saved")
-        if has_adapter(denoiser):
-            raise ValueError(
-                "the model has an adapter beside its weights; load it with merge_adapter=True, or "
-                "save the adapter alone: model.denoiser.save_pretrained(FOLDER)"
-            )
-        family = (getattr(denoiser.config, "published", None) or {}).get("family")
-        seeing = getattr(denoiser.config, "vision", None) is not None
-        tasks = getattr(denoiser.config, "trained_tasks", None)
-        if self.prompt_template != prompt_template_for(family, seeing=seeing, tasks=tasks):
-            raise ValueError(
-                f"a folder cannot hold the prompt template {self.prompt_template!r}; save a model "
-                "that was loaded without `prompt_template`, and give it again when you load that"
-            )
-        generation = self.defaults.to_json()
-        with new_folder(Path(folder)) as part:
-            denoiser.save_pretrained(part)
-            self.text_tokenizer.save_pretrained(part)
-            if self.image_tokenizer is not None:
-                self.image_tokenizer.save_pretrained(part / "image_tokenizer")
-            (part / GENERATION).write_text(generation, encoding="utf-8")
-
     # --- documents --------------------------------------------------------------------------------
 
     @property
@@ -152,7 +116,15 @@ class Engine:
         grid: tuple[int, int] | None = None,
         suppress_tokens: tuple[int, ...] = (),
     ) -> GenerationRun:
-        """Lay out the documents, and those of the other branches of guidance in rows as long."""
+        """Lay out the documents, and those of the other branches of guidance in rows as long.
+
+        Args:
+            task_prompts: One for each row.
+            generation_config: How their targets are filled.
+            generator: Random numbers; None: a fresh generator of seed 0.
+            grid: (rows, columns) of the results, if they are images.
+            suppress_tokens: Further ids that are never generated.
+        """
         vocabulary = self.denoiser.vocabulary
         documents = [task_prompt.sequence for task_prompt in task_prompts]
         branches = list(
@@ -175,16 +147,21 @@ class Engine:
         )
 
     def _seen(self, batch: Batch) -> Batch:
-        """The batch with its images looked at."""
+        """Return the batch with the features of its images in place of their views."""
         if batch.views is None:
             return batch
         assert isinstance(self.denoiser, Seeing), "views were cut for a model that sees"
         return self.denoiser.see(batch)
 
     def generators(self, given: Generators | None, count: int) -> Generators:
-        """Return those of so many outputs on the device of the model; None: a fresh one of seed 0.
+        """Return generators on the device of the model.
 
-        Raises ValueError, see `check_generators`.
+        Args:
+            given: For all outputs, or a list of one for each; None: a fresh one of seed 0.
+            count: Number of outputs.
+
+        Raises:
+            ValueError: If they are not generators, or not `count`.
         """
         if given is None:
             return torch.Generator(self.device).manual_seed(SEED)
@@ -217,7 +194,7 @@ class Engine:
         *,
         suppress_tokens: tuple[int, ...] = (),
     ) -> list[str]:
-        """The texts that become of tasks."""
+        """Return the generated text of each task prompt, decoded; arguments as in `generated`."""
         rows = self.generated(
             task_prompts, generation_config, generator, suppress_tokens=suppress_tokens
         )
@@ -231,7 +208,17 @@ class Engine:
         *,
         suppress_tokens: tuple[int, ...] = (),
     ) -> list[Tensor]:
-        """The ids of the results of tasks whose results are texts."""
+        """Return the generated ids of each task prompt whose result is a text.
+
+        Args:
+            task_prompts: One for each text.
+            generation_config: How they are written.
+            generator: Random numbers; None: a fresh generator of seed 0.
+            suppress_tokens: Further ids that are never generated.
+
+        Returns:
+            For each prompt ids [T] on the CPU, noise behind the end of the text included.
+        """
         generation_run = self.generation_run(
             task_prompts,
             generation_config=generation_config,
@@ -245,7 +232,7 @@ class Engine:
         return [ids.cpu() for ids in generation_run.results(generation_run.run())]
 
     def check_new_tokens(self, length: int) -> None:
-        """Raise ValueError for more new tokens than the model takes tokens in all."""
+        """Raise ValueError for more new tokens than the model takes in all."""
         most = max(self.max_length, self.prompt_template.longest)
         if length > most:
             raise ValueError(
@@ -253,7 +240,15 @@ class Engine:
             )
 
     def fitting(self, task_prompt: TaskPrompt, length: int = 0) -> TaskPrompt:
-        """The task, unless it is longer than the model takes; `length` of it is new text."""
+        """Return the task prompt, if the model takes its length.
+
+        Args:
+            task_prompt: To check.
+            length: Tokens of it that are new text.
+
+        Raises:
+            ValueError: If it is longer than the longest document of the model.
+        """
         tokens, most = len(task_prompt.sequence), max(self.max_length, self.prompt_template.longest)
         if tokens > most and length:
             raise ValueError(
@@ -267,9 +262,48 @@ class Engine:
             )
         return task_prompt
 
+    def writing(
+        self,
+        generation_config: GenerationConfig,
+        length: int,
+        **given: Unpack[SamplingOptions],
+    ) -> GenerationConfig:
+        """Return the config for `length` tokens; without steps its steps per token are kept.
+
+        Args:
+            generation_config: Of the task, for `max_new_tokens` of the defaults.
+            length: Tokens to write.
+            **given: What the caller gave; None leaves what is there.
+        """
+        if given.get("num_inference_steps") is None:
+            usual = self.defaults.max_new_tokens
+            steps = math.ceil(generation_config.num_inference_steps * length / usual)
+            block_length = given.get("block_length") or generation_config.block_length or length
+            given["num_inference_steps"] = max(steps, math.ceil(length / block_length))
+        return generation_config_with(generation_config, **given)
+
+    def new_tokens(self, max_new_tokens: int | None) -> int:
+        """Return the room for a text in tokens; None: the default.
+
+        Raises:
+            ValueError: If it is not a whole number of at least 1.
+        """
+        length = self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(
+                f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}"
+            )
+        self.check_new_tokens(length)  # before as many are laid out
+        return length
+
     # --- images as the model meets them ---------------------------------------------------------
 
     def need_images(self) -> ImageTokenizer:
+        """Return the image tokenizer.
+
+        Raises:
+            ValueError: If the model has none.
+        """
         if self.image_tokenizer is not None:
             return self.image_tokenizer
         if self.denoiser.vocabulary.image_codes:
@@ -289,7 +323,15 @@ class Engine:
         return edge, edge
 
     def look(self, images: list[list[Image.Image]], task: str) -> list[list[ImageInput]]:
-        """Images of each document -> what its layout puts into it."""
+        """Turn the images of each document into what the prompt template puts into it.
+
+        Args:
+            images: Those of each document.
+            task: Name of the task.
+
+        Raises:
+            ValueError: If the model cannot look at images, or if an image is too small.
+        """
         if not any(images):
             return [[] for _ in images]
         if self.prompt_template.sees == "nothing":
@@ -305,7 +347,7 @@ class Engine:
         return [[next(codes) for _ in some] for some in images]
 
     def _views(self, images: list[Image.Image]) -> list[ImageInput]:
-        """The images of one document, cut as the vision adapter wants them."""
+        """Cut the images of one document as the vision adapter wants them."""
         if not images:
             return []
         if not isinstance(self.denoiser, Seeing) or self.denoiser.vision is None:
@@ -316,7 +358,11 @@ class Engine:
         return [*self.denoiser.vision.config.tiling.views(images)]
 
     def encode(self, images: list[Image.Image], task: str) -> list[Codes]:
-        """Images -> their codes; those of one size in one pass."""
+        """Encode images as codes; images of one size go through the tokenizer together.
+
+        Raises:
+            ValueError: If the model has no image tokenizer, or if an image is too small.
+        """
         tokenizer = self.need_images()
         for one in images:
             check_visible(*one.size)
@@ -334,35 +380,3 @@ class Engine:
             grid = size[0] // tokenizer.downsampling, size[1] // tokenizer.downsampling
             found |= {n: Codes.given(one, grid) for n, one in zip(here, ids.cpu(), strict=True)}
         return [found[n] for n in range(len(images))]
-
-    def codes(self, generation_run: GenerationRun, ids: Tensor) -> Tensor:
-        """Codes [B, K] of the images drawn in rows [B, L]."""
-        return self.denoiser.vocabulary.codes(torch.stack(generation_run.results(ids)))
-
-    def decode(
-        self, codes: Tensor, grid: tuple[int, int] | None, *, alone: bool = False
-    ) -> list[Image.Image]:
-        """Codes [B, K] -> B images; `alone`: to the last bit what each is without the others."""
-        tokenizer = self.need_images()
-        parts = codes.split(1) if alone else [codes]
-        return [to_image(one) for part in parts for one in tokenizer.decode(part, grid=grid)]
-
-    @torch.no_grad()
-    def frames(self, generation_run: GenerationRun) -> Iterator[list[Image.Image]]:
-        """The images after each step, with tiles where codes are open."""
-        tokenizer, grid = self.need_images(), generation_run.grid
-        assert grid is not None
-        blank = Image.new(
-            "RGB", (grid[1] * tokenizer.downsampling, grid[0] * tokenizer.downsampling), WHITE
-        )
-        # decoding needs valid codes everywhere
-        paper = tokenizer.encode(to_pixels(blank)[None].to(self.device))  # [1, K]
-        for state in generation_run.trajectory():
-            still_open = ~torch.stack(generation_run.results(state.committed))  # [B, K]
-            codes = torch.where(still_open, paper, self.codes(generation_run, state.ids))
-            yield [
-                tiled(image, cells.tolist(), tokenizer.downsampling)
-                for image, cells in zip(
-                    self.decode(codes, grid, alone=generation_run.alone), still_open, strict=True
-                )
-            ]

@@ -1,70 +1,53 @@
-"""How a model fills its targets when the caller does not say: one record for each task."""
+"""Hold how a model fills its targets if the caller does not say: one record for each task."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any
 
-from mmdlm.core.diffusion.schedule import Cosine, Shifted
-from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
+from mmdlm.core.sampling.cache import Cache
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
-from mmdlm.core.sampling.order import (
-    Confidence,
-    Entropy,
-    LeftToRight,
-    Margin,
-    Order,
-    Probability,
-    Random,
-)
+from mmdlm.core.sampling.order import Order
 from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import (
-    Ancestral,
-    CatchUpTransfer,
     EntropyBound,
     Factor,
-    PlannedTransfer,
-    ScheduledTransfer,
     Threshold,
     UniformTransfer,
     UnmaskingRule,
+)
+from mmdlm.pipeline.checks import (
+    check_choice,
+    check_flag,
+    check_ids,
+    check_not_negative,
+    check_number,
+    check_whole_number,
+    is_whole,
+)
+from mmdlm.pipeline.presets import PRESETS, Preset, PresetName
+from mmdlm.pipeline.sampler_names import (
+    CACHES,
+    ORDERS,
+    RANKED,
+    RULES,
+    CacheName,
+    DecayName,
+    OrderName,
+    ScheduleName,
 )
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.known_names import suggestion
 from mmdlm.vision.pixels import Fit
 
 GENERATION = "generation_config.json"  # where a checkpoint carries its own defaults
-
-OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
-DecayName = Literal["linear", "compounding", "none"]
-CacheName = Literal["prompt", "prefix", "dual", "delayed", "stable"]
 MOST_STEPS = 100_000  # of denoising: far more than any model has tokens
-RANKED = ("confidence", "probability", "margin", "entropy")  # orders that may have noise
 PARALLEL = ("threshold", "factor", "entropy_bound")
-ScheduleName = Literal[
-    "linear", "cosine", "maskgit", "shifted", "expected", "ancestral", "catch_up"
-]
-
-
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: Any) -> None:
-    known = get_args(choices)
-    if value not in known:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
@@ -75,42 +58,45 @@ class GenerationConfig:
     given in Python, in the YAML of a recipe or on a command line may be an object of a class of
     one's own, named there by its class path; a checkpoint cannot carry it.
 
-    num_inference_steps  denoising steps
-    guidance_scale       classifier-free guidance; 1 is off; several numbers for several branches
-    temperature          of the draw of tokens; 0 takes the most likely one
-    top_k, top_p         restrict the draw
-    order                which tokens are committed first: a name, or an `Order` of one's own
-    order_temperature    noise in an order by what the model is sure of, which makes images more
-                         varied
-    order_decay          of that noise, see `mmdlm.core.sampling.order.Ranked`
-    schedule             how many tokens a step commits: "linear" the same number each; "cosine" few
-                         at first; "maskgit" as "cosine", counted as published code does (MMaDA,
-                         Lumina-DiMOO); "shifted" few at first or many (LaViDa); "expected" and
-                         "ancestral" a share of what is open (Dream, its "origin"); "catch_up" the
-                         next number of a linear schedule below what is open (Dimple); or a
-                         `UnmaskingRule` of one's own
-    shift                of "shifted": above 1 few tokens at first, below 1 many
-    threshold            commit every token of at least this probability besides; None: do not
-    threshold_exclusive      and in such a step only those
-    factor               as `threshold`, but the more tokens at once the surer each has to be, see
-                         `mmdlm.core.sampling.unmasking.Factor`
-    entropy_bound        as `threshold`, by entropies, in nats, see `EntropyBound` there. Of these
-                         three one at most
-    in_order             of the tokens so found sure, those that stand in the order before all that
-                         are not
-    distinct             of several sure tokens of one word the first in the order alone
-    cache                what a step remembers of the steps before, faster and a little less exact:
-                         "prompt" that alone (exact for a model with prefix_attention), "prefix"
-                         what lies before the block, "dual" all but the block, "delayed" tokens a
-                         step after they were committed, "stable" what the model is sure of
-                         (images); None: nothing, the exact result; or a `Cache` of one's own
-    cache_refresh        compute all anew every so many steps; None: as the cache has it
-    block_length         finish this many tokens before the next are begun; None: all at once
-    min_new_tokens       a text does not end before so many tokens
-    remask               share of committed tokens that a step may take back; 0 is off
-    suppress_tokens           ids that are never generated
-    deprioritized_ids, score_after_temperature, top_p_first, full_vocabulary, allow_mask_token: see
-    `Sampler`
+    Attributes:
+        num_inference_steps: Denoising steps.
+        guidance_scale: Classifier-free guidance; 1 is off; several numbers for several branches.
+        temperature: Of the draw of tokens; 0 takes the most likely one.
+        top_k: Draw from this many most likely ids only.
+        top_p: Draw from the most likely ids that have this probability together only.
+        suppress_tokens: Ids that are never generated.
+        deprioritized_ids: Ids that the order does not see, see `Sampler`.
+        min_new_tokens: A text does not end before so many tokens.
+        block_length: Finish this many tokens before the next are begun; None: all at once.
+        remask: Share of committed tokens that a step may take back; 0 is off.
+        order: Which tokens are committed first: a name, or an `Order` of one's own.
+        order_temperature: Noise in an order by what the model is sure of, which makes images more
+            varied.
+        order_decay: Of that noise, see `mmdlm.core.sampling.order.Ranked`.
+        schedule: How many tokens a step commits: "linear" the same number each; "cosine" few at
+            first; "shifted" few at first or many; "ancestral" each open token on its own, by the
+            reverse process; or an `UnmaskingRule` of one's own. None: that of `reproduce`, or else
+            "linear".
+        shift: Of "shifted": above 1 few tokens at first, below 1 many.
+        threshold: Commit every token of at least this probability as well; None: do not.
+        threshold_exclusive: In such a step commit only those.
+        factor: As `threshold`, but the more tokens at once, the surer each has to be, see
+            `mmdlm.core.sampling.unmasking.Factor`.
+        entropy_bound: As `threshold`, by entropies, in nats, see `EntropyBound` there. At most one
+            of these three.
+        in_order: Of the tokens so found sure, commit those that stand in the order before all that
+            are not.
+        distinct: Of several sure tokens of one word commit only the first in the order.
+        cache: What a step keeps of the steps before, faster and a little less exact: "prompt" only
+            that (exact for a model with prefix_attention), "prefix" what lies before the block,
+            "dual" all but the block, "delayed" tokens a step after they were committed, "stable"
+            what the model is sure of (images); None: nothing, the exact result; or a `Cache` of
+            one's own.
+        cache_refresh: Compute everything again every so many steps; None: as the cache has it.
+        reproduce: A published sampler to reproduce, see `mmdlm.pipeline.presets`: how many tokens
+            its steps commit, and how it takes temperature, top-k and top-p; None: ours.
+        published_defects: Reproduce as well what its code does wrong: a text may get any id, the
+            mask token may be drawn, noise may compound.
     """
 
     num_inference_steps: int
@@ -118,88 +104,93 @@ class GenerationConfig:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    suppress_tokens: tuple[int, ...] = ()
+    deprioritized_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    block_length: int | None = None
+    remask: float = 0.0
+    # order: which tokens first
     order: OrderName | Order = "confidence"
     order_temperature: float = 0.0
     order_decay: DecayName = "linear"
-    score_after_temperature: bool = False
-    top_p_first: bool = False
-    schedule: ScheduleName | UnmaskingRule = "linear"
+    # schedule: how many tokens in a step
+    schedule: ScheduleName | UnmaskingRule | None = None
     shift: float = 3.0
+    # parallel: more tokens in a step, where the model is sure
     threshold: float | None = None
     threshold_exclusive: bool = False
     factor: float | None = None
     entropy_bound: float | None = None
     in_order: bool = False
     distinct: bool = False
+    # cache: what a step keeps of the steps before
     cache: CacheName | Cache | None = None
     cache_refresh: int | None = None
-    block_length: int | None = None
-    min_new_tokens: int = 0
-    remask: float = 0.0
-    suppress_tokens: tuple[int, ...] = ()
-    deprioritized_ids: tuple[int, ...] = ()
-    full_vocabulary: bool = False
-    allow_mask_token: bool = False
+    # a published sampler
+    reproduce: PresetName | None = None
+    published_defects: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values one by one, then those of each section together."""
         for name in ("guidance_scale", "suppress_tokens", "deprioritized_ids"):
             if isinstance(getattr(self, name), list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("num_inference_steps", "top_k", "block_length", "cache_refresh"):
-            value = getattr(self, name)
-            if value is None and name != "num_inference_steps":
-                continue
-            if not _is_whole(value) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        self._check_values()
+        self._check_order()
+        self._check_schedule()
+        self._check_parallel()
+        self._check_cache()
+        self._check_preset()
+        self.sampler()  # it checks the ranges
+
+    def _check_values(self) -> None:
+        check_whole_number("num_inference_steps", self.num_inference_steps, least=1)
         if self.num_inference_steps > MOST_STEPS:
             raise ValueError(
                 f"num_inference_steps must be at most {MOST_STEPS:,}, got "
                 f"{self.num_inference_steps}"
             )
-        if not _is_whole(self.min_new_tokens) or self.min_new_tokens < 0:
-            raise ValueError(
-                f"min_new_tokens must be a whole number of at least 0, got {self.min_new_tokens!r}"
-            )
-        maybe = ("top_p", "threshold", "factor", "entropy_bound")
-        for name in ("temperature", "order_temperature", "shift", "remask", *maybe):
-            value = getattr(self, name)
-            if value is None and name in maybe:
-                continue
-            _check_number(name, value)
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value!r}")
+        for name in ("top_k", "block_length", "cache_refresh"):
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), least=1)
+        check_whole_number("min_new_tokens", self.min_new_tokens, least=0)
+        for name in ("temperature", "order_temperature", "shift", "remask"):
+            check_not_negative(name, getattr(self, name))
+        for name in ("top_p", *PARALLEL):
+            if getattr(self, name) is not None:
+                check_not_negative(name, getattr(self, name))
         scales = self.guidance_scale
         for value in scales if isinstance(scales, tuple) and scales else (scales,):
-            _check_number("guidance_scale", value)
+            check_number("guidance_scale", value)
         for name in ("suppress_tokens", "deprioritized_ids"):
-            ids = getattr(self, name)
-            if not isinstance(ids, tuple) or not all(_is_whole(i) and i >= 0 for i in ids):
-                raise ValueError(f"{name} must be a list of token ids, got {ids!r}")
-        for name in (
-            "threshold_exclusive",
-            "in_order",
-            "distinct",
-            "score_after_temperature",
-            "top_p_first",
-            "full_vocabulary",
-            "allow_mask_token",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            check_ids(name, getattr(self, name))
+        for name in ("threshold_exclusive", "in_order", "distinct", "published_defects"):
+            check_flag(name, getattr(self, name))
+
+    def _check_order(self) -> None:
         if not isinstance(self.order, Order):
-            _check_choice("order", self.order, OrderName)
-        _check_choice("order_decay", self.order_decay, DecayName)
-        if not isinstance(self.schedule, UnmaskingRule):
-            _check_choice("schedule", self.schedule, ScheduleName)
-        if self.cache is not None:
-            if not isinstance(self.cache, Cache):
-                _check_choice("cache", self.cache, CacheName)
-        elif self.cache_refresh is not None:
-            raise ValueError(f"cache_refresh {self.cache_refresh} needs a cache; name one")
-        for name in ("in_order", "distinct"):
-            if getattr(self, name) and all(getattr(self, one) is None for one in PARALLEL):
-                raise ValueError(f"{name} needs one of {', '.join(PARALLEL)}; give one")
+            check_choice("order", self.order, OrderName)
+        check_choice("order_decay", self.order_decay, DecayName)
+        if self.order_temperature and self.order not in RANKED:
+            raise ValueError(
+                f"order_temperature {self.order_temperature} is noise on what the model is sure "
+                f"of, which order {self.order!r} does not look at; set it to 0"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.schedule is not None and not isinstance(self.schedule, UnmaskingRule):
+            check_choice("schedule", self.schedule, ScheduleName)
+        if self.shift != GenerationConfig.shift and self.schedule != "shifted":
+            raise ValueError(
+                f"shift {self.shift} belongs to schedule 'shifted', not to "
+                f"{'linear' if self.schedule is None else self.schedule!r}; leave it out"
+            )
+
+    def _check_parallel(self) -> None:
         parallel = [name for name in PARALLEL if getattr(self, name) is not None]
+        for name in ("in_order", "distinct"):
+            if getattr(self, name) and not parallel:
+                raise ValueError(f"{name} needs one of {', '.join(PARALLEL)}; give one")
         if len(parallel) > 1:
             raise ValueError(f"{' and '.join(parallel)} exclude each other; give one of them")
         if self.entropy_bound is not None and (self.order != "entropy" or self.order_temperature):
@@ -207,60 +198,39 @@ class GenerationConfig:
                 f"entropy_bound {self.entropy_bound} needs order 'entropy' without noise, not "
                 f"{self.order!r} with order_temperature {self.order_temperature}"
             )
-        if self.order_temperature and self.order not in RANKED:
-            raise ValueError(
-                f"order_temperature {self.order_temperature} is noise on what the model is sure "
-                f"of, which order {self.order!r} does not look at; set it to 0"
-            )
-        if self.shift != GenerationConfig.shift and self.schedule != "shifted":
-            raise ValueError(
-                f"shift {self.shift} belongs to schedule 'shifted', not to {self.schedule!r}; "
-                "leave it out"
-            )
         if self.threshold is not None and self.threshold > 1:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold}")
         if self.threshold_exclusive and self.threshold is None:
             raise ValueError("threshold_exclusive needs a threshold; give one, or leave it out")
-        self.sampler()  # it checks the ranges
+
+    def _check_cache(self) -> None:
+        if self.cache is None:
+            if self.cache_refresh is not None:
+                raise ValueError(f"cache_refresh {self.cache_refresh} needs a cache; name one")
+        elif not isinstance(self.cache, Cache):
+            check_choice("cache", self.cache, CacheName)
+
+    def _check_preset(self) -> None:
+        if self.reproduce is not None:
+            check_choice("reproduce", self.reproduce, PresetName)
+        elif self.published_defects:
+            raise ValueError(
+                "published_defects needs a published sampler; name one by reproduce, or leave it "
+                "out"
+            )
 
     def sampler(self, *, suppress_tokens: tuple[int, ...] = ()) -> Sampler:
-        """The sampler that these values describe; more ids that are never generated."""
-        noise = (self.order_temperature, self.order_decay)
-        orders: dict[OrderName | Order, Order] = {
-            "confidence": Confidence(*noise),
-            "probability": Probability(*noise),
-            "margin": Margin(*noise),
-            "entropy": Entropy(*noise),
-            "random": Random(),
-            "left_to_right": LeftToRight(),
-        }
-        rules: dict[ScheduleName | UnmaskingRule, UnmaskingRule] = {
-            "linear": UniformTransfer(),
-            "cosine": ScheduledTransfer(Cosine()),
-            "maskgit": ScheduledTransfer(Cosine(), least=1, strict=True),
-            "shifted": PlannedTransfer(Shifted(self.shift)),
-            "expected": Ancestral(),
-            "ancestral": Ancestral(drawn=True),
-            "catch_up": CatchUpTransfer(),
-        }
-        order = self.order if isinstance(self.order, Order) else orders[self.order]
-        commit = self.schedule if isinstance(self.schedule, UnmaskingRule) else rules[self.schedule]
-        sure: dict[str, Any] = {
-            "fallback": commit,
-            "in_order": self.in_order,
-            "distinct": self.distinct,
-        }
-        if self.threshold is not None:
-            commit = Threshold(self.threshold, exclusive=self.threshold_exclusive, **sure)
-        elif self.factor is not None:
-            commit = Factor(self.factor, **sure)
-        elif self.entropy_bound is not None:
-            commit = EntropyBound(self.entropy_bound, **sure)
+        """Return the sampler that these values describe.
+
+        Args:
+            suppress_tokens: Further ids that are never generated.
+        """
+        preset = self._preset()
         return Sampler(
             steps=self.num_inference_steps,
             block_length=self.block_length,
-            order=order,
-            unmasking=commit,
+            order=self._order(preset),
+            unmasking=self._unmasking(preset),
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -270,23 +240,47 @@ class GenerationConfig:
             min_new_tokens=self.min_new_tokens,
             suppress_tokens=(*self.suppress_tokens, *suppress_tokens),
             deprioritized_ids=self.deprioritized_ids,
-            score_after_temperature=self.score_after_temperature,
-            top_p_first=self.top_p_first,
-            full_vocabulary=self.full_vocabulary,
-            allow_mask_token=self.allow_mask_token,
+            score_after_temperature=preset.score_after_temperature,
+            top_p_first=preset.top_p_first,
+            full_vocabulary=self.published_defects and preset.full_vocabulary,
+            allow_mask_token=self.published_defects and preset.allow_mask_token,
         )
 
-    def _cache(self) -> Cache | None:
-        caches: dict[CacheName | Cache, Cache] = {
-            "prompt": Prompt(),
-            "prefix": Prefix(),
-            "dual": Dual(),
-            "delayed": Delayed(),
-            "stable": Stable(),
+    def _preset(self) -> Preset:
+        return Preset(UniformTransfer()) if self.reproduce is None else PRESETS[self.reproduce]
+
+    def _order(self, preset: Preset) -> Order:
+        if isinstance(self.order, Order):
+            return self.order
+        compounding = self.published_defects and preset.compounding
+        decay: DecayName = "compounding" if compounding else self.order_decay
+        return ORDERS[self.order](self.order_temperature, decay)
+
+    def _unmasking(self, preset: Preset) -> UnmaskingRule:
+        """Return the rule of the schedule, within that of the parallel section."""
+        if self.schedule is None:
+            rule = preset.unmasking
+        elif isinstance(self.schedule, UnmaskingRule):
+            rule = self.schedule
+        else:
+            rule = RULES[self.schedule](self.shift)
+        sure: dict[str, Any] = {
+            "fallback": rule,
+            "in_order": self.in_order,
+            "distinct": self.distinct,
         }
+        if self.threshold is not None:
+            return Threshold(self.threshold, exclusive=self.threshold_exclusive, **sure)
+        if self.factor is not None:
+            return Factor(self.factor, **sure)
+        if self.entropy_bound is not None:
+            return EntropyBound(self.entropy_bound, **sure)
+        return rule
+
+    def _cache(self) -> Cache | None:
         if self.cache is None:
             return None
-        cache = self.cache if isinstance(self.cache, Cache) else caches[self.cache]
+        cache = self.cache if isinstance(self.cache, Cache) else CACHES[self.cache]()
         return cache if self.cache_refresh is None else replace(cache, refresh=self.cache_refresh)
 
 
@@ -295,12 +289,20 @@ class Defaults:
     """What each task does unless told otherwise, and how images meet texts of any length.
 
     A checkpoint may carry its own in generation_config.json: {"caption": {"temperature": 0.5}};
-    what is
-    not there stays as it is here.
+    what is not there stays as it is here.
 
-    fit              how an image meets the tokenizer's square, see `mmdlm.vision.pixels`
-    max_text_tokens  length of a caption, its end included, where the checkpoint does not fix it
-    max_new_tokens   length of an answer or a completion, for which their num_inference_steps are
+    Attributes:
+        text_to_image: Of `Model.text_to_image` and `draw_trajectory`.
+        inpaint: Of `Model.inpaint`.
+        caption: Of `Model.caption`.
+        infill: Of `Model.infill`.
+        answer: Of `Model.answer` and `chat`.
+        complete: Of `Model.complete`.
+        edit: Of `Model.edit`.
+        fit: How an image meets the tokenizer's square, see `mmdlm.vision.pixels`.
+        max_text_tokens: Length of a caption, its end included, if the checkpoint does not fix it.
+        max_new_tokens: Length of an answer or a completion, for which their num_inference_steps
+            are.
     """
 
     text_to_image: GenerationConfig = GenerationConfig(
@@ -321,24 +323,27 @@ class Defaults:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        _check_choice("fit", self.fit, Fit)
+        """Check the values that belong to no task."""
+        check_choice("fit", self.fit, Fit)
         tokens = self.max_text_tokens
-        if not _is_whole(tokens) or tokens < 2:
+        if not is_whole(tokens) or tokens < 2:
             raise ValueError(f"max_text_tokens must be a whole number above 1, got {tokens!r}")
-        if not _is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens!r}"
-            )
+        check_whole_number("max_new_tokens", self.max_new_tokens, least=1)
 
     def updated(self, generation: Mapping[str, Any]) -> Defaults:
-        """Return them with the entries of a generation_config.json; ValueError for a bad entry."""
+        """Return them with the entries of a generation_config.json.
+
+        Raises:
+            ValueError: For an unknown key or a bad value.
+        """
         result: Defaults = _updated(self, generation)
         return result
 
     def to_json(self) -> str:
         """Return the text of a generation_config.json.
 
-        Raises ValueError for an order, schedule or cache of one's own, which has no name there.
+        Raises:
+            ValueError: For an order, schedule or cache of one's own, which has no name there.
         """
         for task in fields(self):
             generation_config = getattr(self, task.name)
@@ -357,9 +362,12 @@ class Defaults:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def in_each_task(self, **values: Any) -> Defaults:
-        """With these values of `GenerationConfig` in all tasks; None leaves what is there.
+        """Return them with some values of `GenerationConfig` in all tasks.
 
         Of values that exclude each other, what is given takes the place of what is there.
+
+        Args:
+            **values: Fields of `GenerationConfig`; None leaves what is there.
         """
         given = {name: value for name, value in values.items() if value is not None}
         parallel = [name for name in PARALLEL if name in given]
@@ -372,6 +380,8 @@ class Defaults:
                 given.setdefault("order_temperature", 0.0)
             if given["order"] != "entropy":
                 given.setdefault("entropy_bound", None)
+        if "reproduce" in given:
+            given.setdefault("schedule", None)  # that of the published sampler
         if given.get("schedule", "shifted") != "shifted":
             given.setdefault("shift", GenerationConfig.shift)
         tasks = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -388,9 +398,14 @@ class Defaults:
     ) -> Defaults:
         """Read a generation_config.json; without the file, the defaults above.
 
-        generation  what the file would say by itself: the decoding of a published family
+        Args:
+            path: The file.
+            generation: What the defaults are before the file is read: the sampling of a published
+                family.
 
-        Raises ValueError that names the file for what is no JSON, an unknown key or a bad value.
+        Raises:
+            ValueError: If the file is not JSON, has an unknown key or a bad value; the message
+                names the file.
         """
         path = Path(path)
         usual = cls().updated(generation or {})
@@ -409,11 +424,13 @@ class Defaults:
 
 
 def _updated(record: Any, given: object, *, where: str = "") -> Any:
-    """A frozen dataclass with the entries of a JSON object; unknown ones are errors."""
+    """Return a frozen dataclass with the entries of a JSON object; unknown ones are errors."""
     if not isinstance(given, Mapping):
         what = where.rstrip(".") or "the file"
         raise ValueError(f"{what} must hold an object {{...}}, not {given!r}")
     values = {field.name: getattr(record, field.name) for field in fields(record)}
+    if given.get("reproduce") is not None:
+        values["schedule"] = None  # that of the published sampler, unless one is given
     for name, value in given.items():
         if name not in values:
             raise ValueError(

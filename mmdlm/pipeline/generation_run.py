@@ -1,4 +1,4 @@
-"""One run of the sampler, made ready, and where its result will lie."""
+"""Hold one prepared run of the sampler, and find its results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from mmdlm.core.sequence import Batch, Sequence
 
 @dataclass(frozen=True)
 class GenerationRun:
-    """One run of the sampler, made ready.
+    """One prepared run of the sampler.
 
-    output_segments   numbers of the segments of each row that hold its result
-    grid    (rows, columns) of that, where it is an image
-    packed  the denoiser's layers, packed from run to run
+    Attributes:
+        sampler: Fills the targets.
+        denoiser: Predicts them.
+        batch: One row for each output.
+        unconditional: The other branches of guidance.
+        generator: Random numbers of all rows, or one generator for each.
+        output_segments: Numbers of the segments of each row that hold its result.
+        grid: (rows, columns) of the result, if it is an image.
+        packed: The denoiser's layers, packed from run to run.
     """
 
     sampler: Sampler
@@ -36,11 +42,11 @@ class GenerationRun:
 
     @property
     def alone(self) -> bool:
-        """Whether each result is to be what it is without the others."""
+        """Whether each result has to be what it is without the others."""
         return not isinstance(self.generator, torch.Generator)
 
     def run(self) -> Tensor:
-        """[B, L] ids with the targets filled."""
+        """Return the ids [B, L] with the targets filled."""
         return self.sampler(
             self.denoiser,
             self.batch,
@@ -50,7 +56,7 @@ class GenerationRun:
         ).ids
 
     def trajectory(self) -> Iterator[SampleStep]:
-        """Step by step."""
+        """Yield the state after each denoising step."""
         return self.sampler.trajectory(
             self.denoiser,
             self.batch,
@@ -60,7 +66,7 @@ class GenerationRun:
         )
 
     def results(self, values: Tensor) -> list[Tensor]:
-        """Of [B, L] ids (or marks), those of each row's result: B times [R]."""
+        """Select from ids (or marks) [B, L] those of each row's result: B tensors [R]."""
         return [
             row[torch.isin(segment, torch.tensor(output_segments, device=segment.device))]
             for row, segment, output_segments in zip(
@@ -70,7 +76,7 @@ class GenerationRun:
 
 
 def with_generated(sequence: Sequence, ids: Tensor) -> Sequence:
-    """A document with its targets as the sampler filled them, in a row [L]; it is context now."""
+    """Return a document whose targets are now context, as the sampler filled them in a row [L]."""
     lengths = [len(segment.ids) for segment in sequence.segments]
     rows = ids[: sum(lengths)].split(lengths)
     return Sequence(

@@ -8,7 +8,7 @@ import sys
 from collections import abc
 from dataclasses import replace
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdlm.pipeline.generation_config import GenerationConfig
+from mmdlm.pipeline.options import SamplingOptions
 from mmdlm.templates.conversation import IMAGE
 from mmdlm.vision.image_files import open_image, open_mask, to_rgb
 from mmdlm.vision.pixels import to_image
@@ -78,23 +79,11 @@ def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def generation_config_with(
-    generation_config: GenerationConfig,
-    *,
-    num_inference_steps: int | None = None,
-    block_length: int | None = None,
-    temperature: float | None = None,
-    guidance_scale: float | None = None,
+    generation_config: GenerationConfig, **given: Unpack[SamplingOptions]
 ) -> GenerationConfig:
-    """The decoding with what the caller gave; None leaves the default."""
-    given: dict[str, Any] = {
-        "num_inference_steps": num_inference_steps,
-        "block_length": block_length,
-        "temperature": temperature,
-        "guidance_scale": guidance_scale,
-    }
-    return replace(
-        generation_config, **{name: value for name, value in given.items() if value is not None}
-    )
+    """Return the config with the values that a caller gave; None leaves what is there."""
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(generation_config, **changed)
 
 
 def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Part:

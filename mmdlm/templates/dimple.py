@@ -25,13 +25,12 @@ CAPTION = "Describe this image."
 # benchmarks were decoded in another way: 8 tokens in 8 steps, the most likely ones first.
 DECODING = {
     "num_inference_steps": 64,
-    "schedule": "catch_up",
+    "reproduce": "dimple",
     "order": "random",
     "threshold": 0.95,
     "threshold_exclusive": True,
     "temperature": 0.2,
     "top_p": 0.95,
-    "top_p_first": True,
 }
 
 

@@ -21,12 +21,10 @@ from mmdlm.templates.text_codec import TextCodec
 # after temperature and top-p, which comes before top-k where there is one. Source: arXiv:2508.15487
 # and its published code.
 DECODING = {
-    "schedule": "expected",
+    "reproduce": "dream",
     "order": "entropy",
-    "score_after_temperature": True,
     "temperature": 0.2,
     "top_p": 0.95,
-    "top_p_first": True,
 }
 
 
@@ -43,7 +41,7 @@ class Dream(PromptTemplate):
         "answer": {"num_inference_steps": 512, **DECODING},
         "complete": {"num_inference_steps": 512, **DECODING},
         # a hole is short: one by one
-        "infill": {"num_inference_steps": 512, "order": "entropy", "top_p_first": True},
+        "infill": {"num_inference_steps": 512, "order": "entropy"},
         "max_new_tokens": 512,
     }
     system: ClassVar[str] = "You are a helpful assistant."

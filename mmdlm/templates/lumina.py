@@ -50,7 +50,7 @@ DRAWING = {
     "temperature": 1.0,
     "order_temperature": 1.0,
     "order_decay": "none",
-    "schedule": "maskgit",
+    "reproduce": "lumina",
 }
 
 

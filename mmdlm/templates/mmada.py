@@ -46,14 +46,14 @@ THINK_TO_DRAW = (
 EOT = "<eot_id>"  # as its training strings have it, which is no token of its tokenizer
 TEXT_LENGTH = 512  # of a drawing's prompt with `bos` and `eos`
 # The noise of its order decays evenly, as was meant. Its published code multiplies what is left
-# from step to step; for results that depend on it set order_decay "compounding"
+# from step to step; for results that depend on it set published_defects
 # (generation_config.json).
 DRAWING = {
     "num_inference_steps": 15,
     "guidance_scale": 4.5,
     "temperature": 1.0,
     "order_temperature": 1.0,
-    "schedule": "maskgit",
+    "reproduce": "mmada",
 }
 
 

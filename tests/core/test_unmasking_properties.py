@@ -200,9 +200,7 @@ def test_only_open_tokens_are_chosen_and_no_fewer_than_asked_for(
     assert chosen.dtype == torch.bool
     assert not (chosen & ~among).any()
     wanted = min(row[3], int(among.sum()))
-    if getattr(
-        rule, "exclusive", False
-    ):  # the sure ones, if there are some; else as many as wanted
+    if getattr(rule, "exclusive", False):  # the sure ones, if any; else as many as wanted
         assert int(chosen.sum()) >= min(wanted, 1)
     else:
         assert int(chosen.sum()) >= wanted

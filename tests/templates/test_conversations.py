@@ -315,7 +315,9 @@ def test_published_decoding_is_read_as_a_file_would_be(prompt_template: PromptTe
     assert defaults.max_new_tokens >= 1
 
 
-def of_a_image(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> GenerationConfig:
+def of_a_image(
+    family: Any, steps: int, scale: float | tuple[float, ...], *, decay: Any
+) -> GenerationConfig:
     """Noise of temperature 1 in what is drawn and in its order, a cosine of counts."""
     return GenerationConfig(
         steps,
@@ -324,7 +326,7 @@ def of_a_image(steps: int, scale: float | tuple[float, ...], *, decay: Any) -> G
         order="confidence",
         order_temperature=1.0,
         order_decay=decay,
-        schedule="maskgit",
+        reproduce=family,
     )
 
 
@@ -341,11 +343,15 @@ PUBLISHED = [
         GenerationConfig(64, schedule="shifted", shift=1 / 3, order="margin"),
     ),
     ("mmada", "answer", GenerationConfig(256, block_length=128)),
-    ("mmada", "text_to_image", of_a_image(15, 4.5, decay="linear")),  # its slip is an option
+    (
+        "mmada",
+        "text_to_image",
+        of_a_image("mmada", 15, 4.5, decay="linear"),
+    ),  # its slip is an option
     ("lumina", "answer", GenerationConfig(128, block_length=256)),
     ("lumina", "caption", GenerationConfig(128, block_length=32)),
-    ("lumina", "text_to_image", of_a_image(64, 5.0, decay="none")),
-    ("lumina", "edit", of_a_image(64, (3.5, 5.0), decay="none")),
+    ("lumina", "text_to_image", of_a_image("lumina", 64, 5.0, decay="none")),
+    ("lumina", "edit", of_a_image("lumina", 64, (3.5, 5.0), decay="none")),
 ]
 LENGTHS = {"llada": (None, 128), "lavida_llada": (128, 128), "mmada": (512, 512)}
 LENGTHS |= {"lavida_dream": (128, 128), "llada_v": (128, 128), "lumina": (128, 1024)}

@@ -793,7 +793,8 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
                         "sampler": {
                             "num_inference_steps": 3,
                             "temperature": 1.0,
-                            "full_vocabulary": True,
+                            "reproduce": "llada",
+                            "published_defects": True,
                         }
                     },
                 }

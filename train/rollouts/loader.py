@@ -440,7 +440,8 @@ class Rollouts:
             one.modality == Modality.TEXT and bool(one.target.any())
             for one in task_prompt.sequence.segments
         )
-        whole = generation_config.full_vocabulary and written
+        sampler = generation_config.sampler()
+        whole = sampler.full_vocabulary and written
         if whole and not self.estimator.full_vocabulary:
             raise ValueError(
                 "the sampler draws from the whole vocabulary; set full_vocabulary of the estimator"
@@ -448,9 +449,9 @@ class Rollouts:
         if self.estimator.full_vocabulary and not whole:
             raise ValueError(
                 "full_vocabulary of the estimator counts ids that the sampler does not draw; set "
-                "it to false, or for texts full_vocabulary of the sampler to true"
+                "it to false, or for texts reproduce=llada and published_defects of the sampler"
             )
-        self.estimator.check(generation_config.sampler())
+        self.estimator.check(sampler)
         noise = generation_config.temperature or generation_config.order_temperature
         own = isinstance(generation_config.order, Order)  # may be random
         if not (
