@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 import mmdlm
+from mmdlm.cli import commands
 from mmdlm.cli import main as cli
-from mmdlm.cli import parser
+from mmdlm.cli import names as known
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
@@ -271,10 +272,10 @@ def test_caption_of_one_image_is_the_caption(
 def test_captions_of_many_images_name_them_and_run_in_groups(
     model: FakeModel, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    count = cli.CAPTIONS_AT_ONCE + 1
+    count = commands.CAPTIONS_AT_ONCE + 1
     assert cli.main(["caption", *[image] * count]) == 0
-    assert capsys.readouterr().out == f"{image}\tan image 8 wide\n" * count
-    assert model.calls == [{"images": cli.CAPTIONS_AT_ONCE}, {"images": 1}]
+    assert capsys.readouterr().out == f"{image}\ta image 8 wide\n" * count
+    assert model.calls == [{"images": commands.CAPTIONS_AT_ONCE}, {"images": 1}]
 
 
 def test_infill_prints_the_text(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -655,7 +656,6 @@ def test_help_is_instant_because_torch_stays_out(tmp_path: Path) -> None:
     assert loaded.stdout == "False\n"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not BUNDLED.is_dir(), reason="no bundled model in this tree")
 def test_the_bundled_model_draws_describes_and_mends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -680,17 +680,17 @@ def test_the_bundled_model_draws_describes_and_mends(
 def test_kinds_of_quantization_are_those_that_there_are() -> None:
     from mmdlm.models.quantization import KINDS
 
-    assert set(parser.QUANTIZATIONS) == set(KINDS)
+    assert set(known.QUANTIZATIONS) == set(KINDS)
 
 
 def test_names_are_those_of_a_decoding() -> None:
     from mmdlm.pipeline.presets import PresetName
     from mmdlm.pipeline.sampler_names import CacheName, OrderName, ScheduleName
 
-    assert get_args(CacheName) == parser.CACHES
-    assert get_args(OrderName) == parser.ORDERS
-    assert get_args(ScheduleName) == parser.SCHEDULES
-    assert get_args(PresetName) == parser.PRESETS
+    assert get_args(CacheName) == known.CACHES
+    assert get_args(OrderName) == known.ORDERS
+    assert get_args(ScheduleName) == known.SCHEDULES
+    assert get_args(PresetName) == known.PRESETS
 
 
 OWN_PARTS = """
@@ -782,7 +782,7 @@ def test_places_for_images_are_counted_before_loading(
 def test_families_are_those_that_there_are() -> None:
     from mmdlm.models.families.auto import FAMILIES
 
-    assert set(cli.FAMILY_NAMES) == {family.name for family in FAMILIES}
+    assert set(known.FAMILY_NAMES) == {family.name for family in FAMILIES}
 
 
 @pytest.mark.parametrize(
