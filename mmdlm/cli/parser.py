@@ -22,7 +22,6 @@ from mmdlm.cli.names import (
 from mmdlm.cli.option_types import box, count, finite, literal_text, local, seed, words
 from mmdlm.vision.known_names import suggestion
 
-
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$")
 
 

@@ -93,9 +93,11 @@ class Native(PromptTemplate):
         """See `PromptTemplate.require`; say how a model learns to talk."""
         if task in self.spoken_tasks:
             self._need_template(task, tokenizer)
-        if not self.tasks_with(tokenizer):
+        tasks = self.tasks_with(tokenizer)
+        if not tasks:
             raise ValueError(f"this model ({self.family}) was not trained yet, and not for {task}")
-        super().require(task, tokenizer)
+        if task not in tasks:
+            self.unsupported(task, tasks)
 
     def _need_template(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
         if tokenizer.chat_template is None:

@@ -1,4 +1,4 @@
-"""The forward passes of a sampler: guided, with a memory at will, of the rows that need one."""
+"""Run the forward passes of a sampler: guided, optionally cached, of the rows that need one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from mmdlm.core.sequence import Batch
 
 @dataclass(frozen=True)
 class ForwardPasses:
-    """The rows of a batch that are not finished, and the denoiser under guidance that they share.
+    """The rows of a batch that are not finished, and the guided denoiser that they share.
 
-    rows    R numbers of rows in the batch that sampling began with
-    batch   those rows, marked
-    others  the unconditional batches of guidance, of the same rows; empty: guidance makes its own
-    kv_cache  what cached passes remember; None: nothing
+    Attributes:
+        denoiser: Without guidance.
+        guidance: Guides it.
+        rows: R numbers of rows in the batch that sampling began with.
+        batch: Those rows, with host masks.
+        others: The unconditional batches of guidance, of the same rows; empty: guidance makes its
+            own.
+        kv_cache: What cached passes keep; None: nothing is cached.
     """
 
     denoiser: Denoiser
@@ -42,7 +46,7 @@ class ForwardPasses:
         unconditional: Batch | tuple[Batch, ...] | None,
         use_cache: bool,
     ) -> ForwardPasses:
-        """All rows of a batch."""
+        """Begin with all rows of a batch."""
         if unconditional is None:
             unconditional = ()
         elif isinstance(unconditional, Batch):
@@ -55,7 +59,7 @@ class ForwardPasses:
 
     @cached_property
     def live(self) -> Tensor:
-        """[R] int64, `rows` where the batch lies."""
+        """The numbers `rows`, [R] int64 on the device of the batch."""
         return sent(torch.tensor(self.rows, dtype=torch.int64), self.batch.ids.device)
 
     @cached_property
@@ -65,26 +69,28 @@ class ForwardPasses:
 
     @property
     def lengths(self) -> Tensor:
-        """[R] on the host, tokens of each row and of what stands against it, without padding."""
+        """Tokens of each row and of its other branches, without padding: [R] on the host."""
         lengths = [one.host_masks.length for one in (self.batch, *self.others)]
         return torch.stack(lengths).amax(0)
 
     @property
     def branches(self) -> int:
-        """Logits of so many batches make those of one."""
+        """Number of batches whose logits are combined into those of one."""
         return self.guided.branches if isinstance(self.guided, GuidedDenoiser) else 1
 
     def only(self, unfinished: Tensor) -> ForwardPasses:
-        """Without the rows that are finished by now; `unfinished` is [B] bool, of all rows."""
+        """Drop the rows that are finished by now; `unfinished` is [B] bool, of all rows."""
         going_on = unfinished.numpy().tolist()
         kept = [number for number, row in enumerate(self.rows) if going_on[row]]
         return self if len(kept) == len(self.rows) else self._rows(kept)
 
     def hidden(self, x_t: Tensor, query_mask: Tensor) -> Tensor:
-        """Noisy ids [B, L] of all rows -> hidden states [R, L, D] of the live ones.
+        """Return the hidden states [R, L, D] of the rows that are not finished.
 
-        query_mask  [B, L] bool on the host. Without a memory: what will be read; with one: what is
-            computed anew
+        Args:
+            x_t: [B, L] noisy ids of all rows.
+            query_mask: [B, L] bool on the host. Without a cache: what will be read; with one: what
+                is computed again.
         """
         return self.guided.hidden(
             x_t[self.live],
@@ -94,9 +100,9 @@ class ForwardPasses:
         )
 
     def first_hidden(self, x_t: Tensor, query_mask: Tensor) -> Tensor:
-        """The same before anything is drawn, when the answers of a group are still one question.
+        """Return the same before anything is drawn: rows that are alike are computed once.
 
-        Rows that are alike go through the network once.
+        The rows of a group have the same prompt, and all their targets are still masked.
         """
         alike = self._alike(x_t)
         if alike is None:
@@ -112,9 +118,10 @@ class ForwardPasses:
         return hidden
 
     def _alike(self, x_t: Tensor) -> tuple[list[int], list[int]] | None:
-        """Rows [U] no two of which are alike, and which of them each row [R] is like.
+        """Find U rows no two of which are alike, and which of them each of the R rows is like.
 
-        None where all differ, and where images would have to be compared.
+        Returns:
+            None if all rows differ, or if images would have to be compared.
         """
         batches = (self.batch, *self.others)
         if len(self.rows) < 2 or any(

@@ -1,8 +1,8 @@
-"""Random numbers of a batch: from one generator for all rows, or from one of each row's own."""
+"""Draw the random numbers of a batch from one generator for all rows, or from one for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ Run = tuple[int, torch.Generator]  # of things one after the other: how many one
 
 
 def check_generators(given: object, rows: int) -> None:
-    """Raise ValueError unless it is a generator, or a list of one for each of some rows."""
+    """Raise ValueError unless `given` is a generator, or a list of one for each of `rows` rows."""
     if isinstance(given, torch.Generator):
         return
     if not isinstance(given, list | tuple):
@@ -44,9 +44,10 @@ def check_generators(given: object, rows: int) -> None:
 class RowGenerators:
     """The generators of B rows.
 
-    generators  one for all rows, or one for each
-    lengths     tokens of each row where it has its own generator, which draws for these alone, as
-                if there were no other row and so no padding; empty: there is one for all rows
+    Attributes:
+        generators: One for all rows, or one for each.
+        lengths: Tokens of each row, if it has its own generator. It draws only for these, as if
+            there were no other row and so no padding. Empty: there is one generator for all rows.
     """
 
     generators: tuple[torch.Generator, ...]
@@ -54,7 +55,15 @@ class RowGenerators:
 
     @classmethod
     def of(cls, given: Generators, lengths: Tensor) -> RowGenerators:
-        """Of rows of some lengths, [B] on the host. Raises ValueError, see `check_generators`."""
+        """Take the generators of a caller for rows of some lengths.
+
+        Args:
+            given: One for all rows, or a list of one for each.
+            lengths: [B] on the host, tokens of each row.
+
+        Raises:
+            ValueError: See `check_generators`.
+        """
         check_generators(given, len(lengths))
         if isinstance(given, torch.Generator):
             return cls((given,))
@@ -65,31 +74,25 @@ class RowGenerators:
         """Whether each row has a generator of its own."""
         return len(self.generators) == len(self.lengths)
 
-    def for_rows(self, function: Callable[[slice, torch.Generator], Tensor]) -> Tensor:
-        """[B, ...] of a function that takes rows: of all at once, or of one after the other."""
-        if not self.is_own:
-            return function(slice(None), self.generators[0])
-        return torch.cat([function(slice(b, b + 1), one) for b, one in enumerate(self.generators)])
+    def spans(self) -> list[tuple[Rows, torch.Generator]]:
+        """Return the parts of a tensor [B, L] that one generator draws for, each with it.
 
-    def for_tokens(
-        self, into: Tensor, function: Callable[[Rows, torch.Generator], Tensor]
-    ) -> Tensor:
-        """[B, L] of a function that takes rows up to their ends, where it goes on as `into`."""
+        Without padding, where each row has its own generator.
+        """
         if not self.is_own:
-            return function((slice(None), slice(None)), self.generators[0])
-        result = into.clone()
-        for b, (one, length) in enumerate(zip(self.generators, self.lengths, strict=True)):
-            rows = slice(b, b + 1), slice(length)
-            result[rows] = function(rows, one)
-        return result
+            return [((slice(None), slice(None)), self.generators[0])]
+        return [
+            ((slice(b, b + 1), slice(length)), one)
+            for b, (one, length) in enumerate(zip(self.generators, self.lengths, strict=True))
+        ]
 
     def runs(self, counts: Sequence[int], rows: Sequence[int]) -> list[Run]:
-        """The runs of things of which so many stand in each of some of the B rows, row by row."""
+        """Return the runs of things of which `counts` stand in each of some rows, row by row."""
         if not self.is_own:
             return [(sum(counts), self.generators[0])]
         return [(count, self.generators[row]) for count, row in zip(counts, rows, strict=True)]
 
     @staticmethod
     def together(runs: list[Run]) -> list[Run]:
-        """The same things as one run, for what draws nothing."""
+        """Return the same things as one run, for what draws nothing."""
         return [(sum(count for count, _ in runs), runs[0][1])]

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: two branches or more, one forward pass, one set of logits."""
+"""Guide a denoiser without a classifier: several branches, one forward pass, one set of logits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from mmdlm.core.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """logits = uncond + scale * (cond - uncond).
+    """Guide by logits = uncond + scale * (cond - uncond).
 
     1 is off and costs no second branch; 0 is the unconditional model; above 1 the condition is
-    exaggerated. LLaDA's and MMaDA's published scales are this one less 1.
-    Source: arXiv:2207.12598, equation 6 with scale = w + 1.
+    exaggerated. LLaDA's and MMaDA's published scales are this scale minus 1.
 
     Several scales need as many unconditional batches, each without another part of the condition:
-    logits = cond + sum_k (scale_k - 1) * (cond - uncond_k), the formula above where k is one.
-    Source: published code of arXiv:2510.06308 (Lumina-DiMOO, editing: text 2.5 + 1, image 4 + 1).
+    logits = cond + sum_k (scale_k - 1) * (cond - uncond_k), the formula above for one k.
+
+    Source: arXiv:2207.12598, equation 6 with scale = w + 1; several: published code of
+    arXiv:2510.06308 (Lumina-DiMOO, editing: text 2.5 + 1, image 4 + 1).
+
+    Attributes:
+        scale: One, or several.
     """
 
     scale: float | tuple[float, ...] = 1.0
@@ -63,11 +67,17 @@ class ClassifierFreeGuidance:
         *,
         unconditional: Batch | tuple[Batch, ...] | None = None,
     ) -> Denoiser:
-        """The denoiser of `batch` under guidance.
+        """Return the denoiser of `batch` under guidance.
 
-        unconditional  the other branch, or one for each scale, with the same targets in the same
-                       order; the context before them may be of another length, or be a negative
-                       prompt. Default: `batch` without its context
+        Args:
+            denoiser: To guide.
+            batch: The branch under the condition.
+            unconditional: The other branch, or one for each scale, with the same targets in the
+                same order; the context before them may be of another length, or be a negative
+                prompt. Default: `batch` without its context.
+
+        Raises:
+            ValueError: If there are not as many branches as scales, or not as many targets.
         """
         scales = self.scales
         if not self.is_on:
@@ -95,8 +105,8 @@ class ClassifierFreeGuidance:
 class GuidedDenoiser:
     """A denoiser of one batch; its hidden states are those of all K + 1 branches, [B, L, (K+1) D].
 
-    A target has its own place in each branch; ids and positions are carried over from place to
-    place in reading order.
+    A target has its own position in each branch; ids and masks are carried over from branch to
+    branch in reading order.
     """
 
     def __init__(
@@ -107,6 +117,14 @@ class GuidedDenoiser:
         *,
         unconditional: tuple[Batch, ...],
     ) -> None:
+        """Lay the branches out as one batch.
+
+        Args:
+            guidance: Combines the logits.
+            denoiser: To guide.
+            batch: The branch under the condition.
+            unconditional: The other branches whose scale is not 1.
+        """
         self._guidance = guidance
         self._denoiser = denoiser
         self._batch = batch
@@ -128,6 +146,7 @@ class GuidedDenoiser:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """That of the denoiser."""
         return self._denoiser.vocabulary
 
     def hidden(
@@ -138,10 +157,17 @@ class GuidedDenoiser:
         query_mask: Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> Tensor:
-        """[B, L] -> [B, L, (K + 1) D]; the targets of all branches hold the same noisy ids.
+        """Return the hidden states of all branches, whose targets hold the same noisy ids.
 
-        query_mask  targets stand for themselves in each branch, context behind them for all that
-                    there is
+        Args:
+            x_t: [B, L] noisy ids.
+            batch: The one that it was made for.
+            query_mask: [B, L] bool, positions to compute. Targets stand for themselves in each
+                branch, context behind them for all such context.
+            kv_cache: See `Denoiser.hidden`.
+
+        Returns:
+            [B, L, (K + 1) D].
         """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
         noisy = x_t.flatten()[self._targets_there]
@@ -158,7 +184,7 @@ class GuidedDenoiser:
         return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
 
     def _query_masks(self, query_mask: Tensor) -> list[Tensor]:
-        """The places `query_mask` of the batch, in each of the other branches; on the host."""
+        """Find the positions `query_mask` in each of the other branches; on the host."""
         whole = query_mask.all(1, keepdim=True)
         others = (query_mask & self._context).any(1, keepdim=True)  # context behind a target
         return [
@@ -169,7 +195,7 @@ class GuidedDenoiser:
         ]
 
     def _in_branches(self, marked: Tensor) -> list[Tensor]:
-        """Marked targets [B, L] of the batch, where they stand in each of the other branches."""
+        """Find marked targets [B, L] of the batch in each of the other branches."""
         host_masks = marked.flatten()[self._targets]
         return [
             torch.zeros(suffix_mask.numel(), dtype=torch.bool)
@@ -179,12 +205,12 @@ class GuidedDenoiser:
         ]
 
     def head_weight(self) -> None:
-        """None: guided logits are not linear in one state."""
+        """Return None: guided logits are not linear in one state."""
 
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
-        """[M, V] or [M, stop - start], guided; `positions` [B, L] of the batch are targets."""
+        """Return guided logits [M, V] or [M, stop - start]; `positions` [B, L] are targets."""
         first, *others = hidden.chunk(self.branches, dim=-1)
         positions = on_host(positions)
         cond = self._denoiser.logits_at(first, positions, ids=ids)

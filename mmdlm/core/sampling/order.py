@@ -1,4 +1,4 @@
-"""The order of unmasking: which of the open positions a sampler is surest of."""
+"""Score the open positions: those of highest score are unmasked first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 class Candidates:
     """The M open positions of one modality and the token drawn for each.
 
-    logits    [M, R] float32, guided, without postponed ids, and before temperature, top-k and top-p
-              unless the sampler's `score_after_temperature` is set
-    log_prob  [M] log softmax(logits) of the drawn token
-    column    [M] place in the row
-    step      [M] as in `Progress`
-    steps     [M]
+    Attributes:
+        logits: [M, R] float32, guided, without deprioritized ids, and before temperature, top-k and
+            top-p unless the sampler's `score_after_temperature` is set.
+        log_prob: [M] log softmax(logits) of the drawn token.
+        column: [M] position in the row.
+        step: [M] as in `Progress`.
+        steps: [M] as in `Progress`.
     """
 
     logits: Tensor
@@ -34,7 +35,7 @@ class Candidates:
 
 
 class Order(ABC):
-    """Scores the candidates; those of highest score are committed first.
+    """Score the candidates; those of highest score are committed first.
 
     An order of one's own is a frozen dataclass with `score`, whose class path stands for it:
     `order: my_module.MyOrder` in YAML, `--order my_module.MyOrder` on the command line.
@@ -42,35 +43,39 @@ class Order(ABC):
 
     @abstractmethod
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        """Score each candidate: [M], of any dtype; the sampler compares them in float64.
+        """Score each candidate.
 
-        `candidates` are of one modality, and scores of both are compared with each other. Draw
-        random numbers only from `generator`, so that the result follows from the seed.
+        Args:
+            candidates: Of one modality; scores of both modalities are compared with each other.
+            generator: The only source of random numbers, so that the result follows from the seed.
+
+        Returns:
+            [M], of any dtype; the sampler compares scores in float64.
         """
 
     def read(self, part: Candidates) -> Tensor:
-        """Return what `scores` needs of the logits of m of the candidates: [m, ...], here them all.
+        """Return what `scores` needs of the logits of m candidates: [m, ...]; here all of them.
 
-        The sampler keeps it, and no logits: an order that says here how little it needs, without
-        random numbers, takes as little memory.
+        The sampler keeps this and no logits, so that an order which needs little takes little
+        memory. It draws no random numbers.
         """
         return part.logits
 
     def scores(self, read: Tensor, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
-        """`score` of candidates that have no logits any more; `read` [M, ...] of all of them."""
+        """Score candidates without logits, from what `read` [M, ...] returned for all of them."""
         return self.score(replace(candidates, logits=read), generator=generator)
 
 
 @dataclass(frozen=True)
 class Ranked(Order):
-    """The order of some number that the model gives each candidate, at will with Gumbel noise.
+    """Order by a number that the model gives each candidate, optionally with Gumbel noise.
 
-    temperature  of the noise. Constant, it draws the positions without replacement from
-                 softmax(value / temperature), as Dream's alg_temp does
-    decay        "linear": temperature * (1 - (step + 1) / steps), to zero at the last step of a
-                 block (MaskGIT). "none": it stays (Lumina-DiMOO, Dream). "compounding" multiplies
-                 the linear factors from step to step, as Show-o and MMaDA do; only to reproduce
-                 their results
+    Attributes:
+        temperature: Of the noise. Constant, it draws the positions without replacement from
+            softmax(value / temperature), as Dream's alg_temp does.
+        decay: "linear": temperature * (1 - (step + 1) / steps), to zero at the last step of a block
+            (MaskGIT). "none": it stays (Lumina-DiMOO, Dream). "compounding" multiplies the linear
+            factors from step to step, as Show-o and MMaDA do; only to reproduce their results.
     """
 
     temperature: float = 0.0
@@ -78,15 +83,18 @@ class Ranked(Order):
 
     @abstractmethod
     def value(self, candidates: Candidates) -> Tensor:
-        """[M], the higher the surer."""
+        """Return a number for each candidate, [M]; higher is surer."""
 
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """Score each candidate, see `Order.score`."""
         return self._noised(self.value(candidates), candidates, generator)
 
     def read(self, part: Candidates) -> Tensor:
+        """Return what `scores` needs, see `Order.read`."""
         return self.value(part) if self._scores_as_here else super().read(part)
 
     def scores(self, read: Tensor, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """Score candidates without logits, see `Order.scores`."""
         if self._scores_as_here:
             return self._noised(read, candidates, generator)
         return super().scores(read, candidates, generator=generator)
@@ -114,28 +122,34 @@ class Ranked(Order):
 
 @dataclass(frozen=True)
 class Confidence(Ranked):
-    """The log probability of the drawn token (LLaDA's low-confidence re-masking, MaskGIT).
+    """Order by the log-probability of the drawn token (LLaDA's low-confidence re-masking, MaskGIT).
 
     Source: arXiv:2202.04200, section 3.2; noise: its published code.
     """
 
     def value(self, candidates: Candidates) -> Tensor:
+        """Return the number, see `Ranked.value`."""
         return candidates.log_prob
 
 
 @dataclass(frozen=True)
 class Probability(Ranked):
-    """The probability of the drawn token: `Confidence`, except where there is noise (Dream)."""
+    """Order by the probability of the drawn token; differs from `Confidence` by noise (Dream)."""
 
     def value(self, candidates: Candidates) -> Tensor:
+        """Return the number, see `Ranked.value`."""
         return candidates.log_prob.exp()
 
 
 @dataclass(frozen=True)
 class Margin(Ranked):
-    """The gap between the two most likely tokens. Source: arXiv:2502.06768, section 4.1."""
+    """Order by the gap between the two most likely tokens.
+
+    Source: arXiv:2502.06768, section 4.1.
+    """
 
     def value(self, candidates: Candidates) -> Tensor:
+        """Return the number, see `Ranked.value`."""
         log_z = candidates.logits.logsumexp(-1, keepdim=True)
         best = candidates.logits.topk(min(2, candidates.logits.shape[-1]), dim=-1).values
         probability = (best - log_z).exp()
@@ -144,36 +158,44 @@ class Margin(Ranked):
 
 @dataclass(frozen=True)
 class Entropy(Ranked):
-    """Least entropy first. Source: arXiv:2508.15487 (Dream), decoding strategies."""
+    """Order by entropy, least first.
+
+    Source: arXiv:2508.15487 (Dream), decoding strategies.
+    """
 
     def value(self, candidates: Candidates) -> Tensor:
+        """Return the number, see `Ranked.value`."""
         return -torch.special.entr(candidates.logits.softmax(-1)).sum(-1)
 
 
 @dataclass(frozen=True)
 class Random(Order):
-    """Uniformly at random: the ancestral sampler's order."""
+    """Order uniformly at random, as the ancestral sampler does."""
 
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """Score each candidate, see `Order.score`."""
         like = candidates.log_prob
         return torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
 
     def read(self, part: Candidates) -> Tensor:
+        """Return what `scores` needs, see `Order.read`."""
         return part.logits.new_empty(len(part.logits), 0)  # a view would keep the logits
 
 
 @dataclass(frozen=True)
 class LeftToRight(Order):
-    """In reading order."""
+    """Order as a text is read."""
 
     def score(self, candidates: Candidates, *, generator: torch.Generator) -> Tensor:
+        """Score each candidate, see `Order.score`."""
         return -candidates.column.double()
 
     def read(self, part: Candidates) -> Tensor:
+        """Return what `scores` needs, see `Order.read`."""
         return part.logits.new_empty(len(part.logits), 0)  # a view would keep the logits
 
 
 def gumbel_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise of the shape of `like`, float64."""
+    """Draw standard Gumbel noise of the shape of `like`, float64."""
     u = torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float64)
     return u.log_().neg_().log_().neg_()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmdlm.core.sampling.generators import RowGenerators, Rows
+from mmdlm.core.sampling.generators import RowGenerators
 from mmdlm.core.sampling.order import gumbel_like
 from mmdlm.core.sampling.unmasking import Progress, highest
 
@@ -39,6 +39,7 @@ class Remasking:
     between: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if not 0 <= self.eta <= 1:
             raise ValueError(f"Remasking: eta must lie in [0, 1], got {self.eta}")
 
@@ -52,17 +53,16 @@ class Remasking:
         generators: RowGenerators,
     ) -> Tensor:
         """Choose as `choose` does, each row with its own generator if it has one."""
-
-        def chosen(rows: Rows, generator: torch.Generator) -> Tensor:
-            return self.choose(
+        again = torch.zeros_like(committed)
+        for rows, generator in generators.spans():
+            again[rows] = self.choose(
                 committed[rows],
                 probability[rows],
                 remaining=remaining[rows[0]],
                 progress=progress.rows(rows[0]),
                 generator=generator,
             )
-
-        return generators.for_tokens(torch.zeros_like(committed), chosen)
+        return again
 
     def choose(
         self,

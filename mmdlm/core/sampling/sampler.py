@@ -24,7 +24,7 @@ from mmdlm.core.diffusion.noise import MaskNoise, Noise
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Cache, CacheState
 from mmdlm.core.sampling.forward_passes import ForwardPasses
-from mmdlm.core.sampling.generators import Generators, RowGenerators, Rows
+from mmdlm.core.sampling.generators import Generators, RowGenerators
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import Confidence, Entropy, Order
 from mmdlm.core.sampling.output import SampleOutput, SampleStep
@@ -115,6 +115,7 @@ class Sampler:
     allow_mask_token: bool = False
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if self.steps < 1:
             raise ValueError(f"sampler: steps must be at least 1, got {self.steps}")
         if self.block_length is not None and self.block_length < 1:
@@ -394,9 +395,9 @@ class Sampler:
 
     def _with_noise(self, run: SamplingRun, x: Tensor, where: Tensor, *, p_mask: Tensor) -> Tensor:
         """Return the ids [B, L] with noise at the positions `where`."""
-
-        def noised(rows: Rows, generator: torch.Generator) -> Tensor:
-            return self.noise.fill(
+        filled = x.clone()
+        for rows, generator in run.generators.spans():
+            filled[rows] = self.noise.fill(
                 x[rows],
                 where[rows],
                 p_mask=p_mask[rows],
@@ -404,16 +405,15 @@ class Sampler:
                 vocabulary=run.vocabulary,
                 generator=generator,
             )
-
-        return run.generators.for_tokens(x, noised)
+        return filled
 
     def _remaining(self, progress: Progress, generators: RowGenerators) -> Tensor:
         """Ask the unmasking rule for its count [B]; a planned step commits at least one token."""
-        remaining = generators.for_rows(
-            lambda rows, generator: self.unmasking.remaining(
-                progress.rows(rows), generator=generator
-            )
-        )
+        parts = [
+            self.unmasking.remaining(progress.rows(rows), generator=generator)
+            for (rows, _), generator in generators.spans()
+        ]
+        remaining = parts[0] if len(parts) == 1 else torch.cat(parts)
         check_shape(remaining, progress.open, of=f"{type(self.unmasking).__name__}.remaining")
         remaining = remaining.long().clamp_min(0)
         if self.remask is None and self.unmasking.planned:
