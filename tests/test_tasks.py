@@ -377,7 +377,7 @@ class Bad:
         Bad(LladaV(), lambda m: m.answer("a", image(20000, 10)), "20000x10 pixels is too narrow"),
         Bad(LladaV(), lambda m: m.caption(3), "int is no image"),
         Bad(LladaV(), lambda m: m.caption(b"..."), "bytes is no image"),
-        Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "images of 16 x 16 pixels alone"),
+        Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "images of 16 x 16 pixels only"),
         Bad(Lumina(), lambda m: m.text_to_image("a", think=True), "not trained to think before it"),
         Bad(
             Mmada(),

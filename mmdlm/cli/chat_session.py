@@ -1,4 +1,4 @@
-"""A conversation in a terminal, or over a pipe: a line in, an answer out."""
+"""Hold a conversation in a terminal, or over a pipe: a line in, an answer out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
 def forgive_encodings() -> None:
     """Write and read text whatever the encoding of the standard streams: nothing is lost by it.
 
-    What an output cannot show is escaped ("\\u2192"); bytes of the input that are no text become
-    halves of characters, which are refused where they are used.
+    What an output cannot show is escaped; bytes of the input that are no text become halves of
+    characters, which are refused where they are used.
     """
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
@@ -32,10 +32,10 @@ def forgive_encodings() -> None:
 
 
 class Speaker(Protocol):
-    """Goes on with a conversation."""
+    """Continues a conversation."""
 
     def __call__(self, messages: list[dict[str, str]], images: list[Image.Image]) -> str:
-        """The assistant's next turn; ValueError where there is none."""
+        """Return the assistant's next turn; ValueError if there is none."""
         ...
 
 
@@ -44,11 +44,15 @@ class Conversation:
     """What was said so far, and the images that were shown.
 
     `/image PATH` shows an image with the next message, `/new` forgets what was said, `/quit` ends
-    it. A line that fails leaves the conversation as it was, and may be said otherwise.
+    it. A line that fails leaves the conversation as it was.
 
-    speak   the model
-    system  a message that comes first, and stays
-    max_pixels  as `open_image` has it
+    Attributes:
+        speak: The model.
+        system: A message that comes first, and stays.
+        max_pixels: As `open_image` has it.
+        messages: What was said.
+        images: What was shown.
+        waiting: Images to be shown with the next message.
     """
 
     speak: Speaker
@@ -59,10 +63,11 @@ class Conversation:
     waiting: list[Image.Image] = field(default_factory=list)  # shown with the next message
 
     def run(self, lines: Iterable[str]) -> Iterator[str | None]:
-        """One item for each line that is not empty: the answer, or None for a command.
+        """Yield the answer to each line that is not empty, or None for a command.
 
-        Raises ValueError for a command that is not known, an image that cannot be read and what
-        the model refuses; `say` goes on after that.
+        Raises:
+            ValueError: For a command that is not known, an image that cannot be read and what the
+                model refuses; `say` goes on after that.
         """
         for line in lines:
             if line.strip() == "/quit":
@@ -71,7 +76,7 @@ class Conversation:
                 yield self.say(line.strip())
 
     def say(self, line: str) -> str | None:
-        """A message -> the answer; a command -> None."""
+        """Answer a message; run a command, which gives None."""
         command = COMMAND.fullmatch(line)
         if command is None:
             return self._answered(line)

@@ -1,4 +1,4 @@
-"""Images and animations as files: each appears whole or not at all.
+"""Write images and animations to files, each whole or not at all.
 
 Pillow is imported where it is used, so that `mmdlm --help` is instant.
 """
@@ -32,7 +32,7 @@ ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """[out.png], or [out-1.png, out-2.png, ...]."""
+    """Return [out.png], or [out-1.png, out-2.png, ...]."""
     if count > MOST_IMAGES:
         raise ValueError(f"--num-images {count} is too many; take at most {MOST_IMAGES}")
     if count == 1 or not path.name:
@@ -41,7 +41,7 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def check_place(path: Path, option: str, formats: dict[str, str]) -> None:
-    """Find out before the slow work that the result would have no place or no format."""
+    """Refuse before the slow work a result that would have no place or no format."""
     if not path.name:
         raise ValueError(f"{option} is empty; name a file that ends in one of {' '.join(formats)}")
     if path.suffix.lower() not in formats:
@@ -62,13 +62,14 @@ def check_place(path: Path, option: str, formats: dict[str, str]) -> None:
 
 
 def encode(image: Image.Image, path: Path) -> bytes:
+    """Encode an image in the format that the ending of its file names."""
     buffer = io.BytesIO()
     image.save(buffer, IMAGE_FORMATS[path.suffix.lower()], quality=95)
     return buffer.getvalue()
 
 
 def animation(frames: Sequence[list[Image.Image]], path: Path) -> bytes:
-    """One frame per denoising step, its images side by side; the last frame stays longer."""
+    """Encode one frame for each denoising step, its images side by side; the last stays longer."""
     sheets = [_side_by_side(images) for images in frames]
     durations = [FRAME_MS] * (len(sheets) - 1) + [LAST_FRAME_MS]
     buffer = io.BytesIO()
@@ -115,7 +116,7 @@ def write(files: Sequence[tuple[Path, bytes]]) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """One line, without the number that the operating system gives to an error."""
+    """Return an error as one line, without the number that the operating system gives it."""
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror.lower()
         return f"{text}: {error.filename!r}" if error.filename else text

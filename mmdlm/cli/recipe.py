@@ -31,7 +31,7 @@ class _Parser(jsonargparse.ArgumentParser):
     """One sentence on stderr and status 2, where jsonargparse prints usage and a tip as well."""
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
-        """jsonargparse's `validate`, which names the nearest option in place of a strange one."""
+        """Validate as jsonargparse does, and name the nearest option to an unknown one."""
         try:
             super().validate(*args, **kwargs)
         except KeyError as error:
@@ -70,7 +70,7 @@ def run(job: Any) -> None:
 
 
 def _sane(job: Callable[..., None]) -> Callable[..., None]:
-    """The job, which is not begun with settings that nobody can mean."""
+    """Return the job; it refuses to begin with settings that nobody can mean."""
 
     @functools.wraps(job)
     def begun(*args: Any, **kwargs: Any) -> None:
@@ -101,7 +101,7 @@ def _no_option(
 
 
 def _with_nearest_class(message: str) -> str:
-    """The message; where a class path names nothing in its module, with what is nearest in it."""
+    """Add what is nearest in its module to a message about an unknown class path."""
     match = NO_ATTRIBUTE.search(message)
     if match is None or match["module"] not in sys.modules:
         return message
@@ -110,7 +110,7 @@ def _with_nearest_class(message: str) -> str:
 
 
 def _path(value: str) -> Path:
-    """A path; ValueError for none, which pathlib would take for the current folder."""
+    """Read a path; ValueError for an empty one, which pathlib would take for the current folder."""
     if not str(value).strip():
         raise ValueError("a path is empty; name a file or a folder, or '.' for the current one")
     return Path(value)

@@ -39,13 +39,16 @@ ENDLESS = ("max_grad_norm",)  # where infinity says: no limit
 
 
 def checked(settings: Mapping[str, Any], *, of: inspect.Signature | None = None) -> dict[str, Any]:
-    """The settings, where each value in them, however deep, can be meant.
+    """Check that each value in the settings, however deep, can be meant; return them.
 
-    of  the signature of the function that they are for, whose defaults may be empty texts
+    Args:
+        settings: By name.
+        of: The signature of the function that they are for, whose defaults may be empty texts.
 
-    Raises ValueError that names one which is NaN, infinite or far too large, a weight of the loss
-    below zero, a number of threads that no machine has, an empty value where a class needs one, and
-    an empty text that is no default.
+    Raises:
+        ValueError: For a value that is NaN, infinite or far too large, a weight of the loss below
+            zero, a number of threads that no machine has, an empty value where a class needs one,
+            and an empty text that is no default.
     """
     for name, value in settings.items():
         if of is not None:
@@ -58,22 +61,12 @@ def checked(settings: Mapping[str, Any], *, of: inspect.Signature | None = None)
 
 
 def _check(name: str, value: Any, leaf: str = "") -> None:
+    """Raise ValueError for a value that cannot be meant; `leaf` is the last part of its name."""
     leaf = leaf or name.rpartition(".")[2]
     if isinstance(value, bool | str) or leaf == "seed":
         return
-    if name in WEIGHTS and isinstance(value, int | float) and value < 0:
-        raise ValueError(f"{name} is {value}; it must be 0 or more")
-    if leaf in SHARES and isinstance(value, int | float) and not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; a share lies in [0, 1]")
-    if isinstance(value, float) and not math.isfinite(value):
-        if math.isnan(value) or leaf not in ENDLESS:
-            raise ValueError(f"{name} is {value}; it must be a finite number")
-    elif isinstance(value, int):
-        most = LIMITS.get(leaf, MOST)
-        if abs(value) > most:
-            raise ValueError(f"{name} is {value}; it must be at most {most:,}")
-        if value < LEAST.get(leaf, value):
-            raise ValueError(f"{name} is {value}; it must be {LEAST[leaf]} or more")
+    if isinstance(value, int | float):
+        _check_number(name, value, leaf)
     elif isinstance(value, Mapping):
         for key, one in value.items():
             _check(f"{name}.{key}", one)
@@ -88,6 +81,23 @@ def _check(name: str, value: Any, leaf: str = "") -> None:
                 raise ValueError(f"{name}.{field.name} is null; give it a value, or leave it out")
             _check_text(f"{name}.{field.name}", inner, field.default)
             _check(f"{name}.{field.name}", inner)
+
+
+def _check_number(name: str, value: int | float, leaf: str) -> None:
+    """Raise ValueError for a number that cannot be meant."""
+    if name in WEIGHTS and value < 0:
+        raise ValueError(f"{name} is {value}; it must be 0 or more")
+    if leaf in SHARES and not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; a share lies in [0, 1]")
+    if isinstance(value, float):
+        if not math.isfinite(value) and (math.isnan(value) or leaf not in ENDLESS):
+            raise ValueError(f"{name} is {value}; it must be a finite number")
+        return
+    most = LIMITS.get(leaf, MOST)
+    if abs(value) > most:
+        raise ValueError(f"{name} is {value}; it must be at most {most:,}")
+    if value < LEAST.get(leaf, value):
+        raise ValueError(f"{name} is {value}; it must be {LEAST[leaf]} or more")
 
 
 def _check_text(name: str, value: Any, default: Any) -> None:

@@ -1,4 +1,4 @@
-"""From one format of a checkpoint to another: published families, our own, and models to be."""
+"""Convert a checkpoint from one format to another: published families, and our own."""
 
 from __future__ import annotations
 
@@ -46,15 +46,19 @@ COMPUTED = (
 def convert(
     source: str | PathLike[str], out: str | PathLike[str], *, to: str = OURS
 ) -> Iterator[tuple[int, int]]:
-    """Write a checkpoint in another format -> (shards written, shards) after each.
-
-    source  a folder, a bundled name or a repository of the Hugging Face Hub, ours or published
-    out     a folder that does not exist yet; it appears whole or not at all
-    to      "mmdlm", or the family to write: "llada", "mmada", "dream", ...
+    """Write a checkpoint in another format; yield (shards written, shards) after each.
 
     Tensors are copied bit for bit, one shard at a time; what else lies in the folder is copied too.
-    There and back gives the same tensors and the same config.json. Raises ValueError for a folder
-    that cannot be read, an `out` that exists, and a model that the family cannot express.
+    There and back gives the same tensors and the same config.json.
+
+    Args:
+        source: A folder, a bundled name or a repository of the Hugging Face Hub, ours or published.
+        out: A folder that does not exist yet; it appears whole or not at all.
+        to: "mmdlm", or the family to write: "llada", "mmada", "dream", ...
+
+    Raises:
+        ValueError: For a folder that cannot be read, an `out` that exists, and a model that the
+            family cannot express.
     """
     folder = find_checkpoint(source)
     if RunStep.of(folder) is not None:
@@ -76,7 +80,7 @@ def convert(
 
 
 def _to_ours(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:
-    """Our config.json and the names of the tensors here."""
+    """Return our config.json and the names of the tensors here."""
     if checkpoint.config.get("model_type") == OURS:
         return checkpoint.config, {name: name for name in checkpoint.shapes}
     family = family_of(checkpoint.config, checkpoint.shapes)
@@ -89,7 +93,7 @@ def _to_ours(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _to_published(checkpoint: Checkpoint, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config.json and the names of the tensors in a family's format."""
+    """Return the config.json and the names of the tensors in a family's format."""
     family = family_named(name)
     if checkpoint.config.get("model_type") != OURS:
         raise ValueError(
@@ -108,9 +112,10 @@ def _to_published(checkpoint: Checkpoint, name: str) -> tuple[dict[str, Any], di
 
 
 def _published_config(config: MmdlmConfig, *, family_name: str) -> dict[str, Any]:
-    """The config.json that the weights came with, unless the model has changed since.
+    """Return the config.json that the weights came with, unless the model has changed since.
 
-    Raises ValueError where what is written would be read as another model.
+    Raises:
+        ValueError: If what is written would be read as another model.
     """
     record = config.published or {}
     if record.get("family") == family_name and not _misread(record["config"], config):
@@ -126,7 +131,7 @@ def _published_config(config: MmdlmConfig, *, family_name: str) -> dict[str, Any
 
 
 def _misread(written: dict[str, Any], config: MmdlmConfig) -> dict[str, tuple[Any, Any]]:
-    """Where a family's config.json describes another model than ours -> (ours, as it is read)."""
+    """Find where a family's config.json describes another model: (ours, as it is read)."""
     words = config.vocabulary or {}
     ours = _computed(config)
     theirs = _computed(read_config(written, tokenizer_size=words["text"][1]))
@@ -135,7 +140,7 @@ def _misread(written: dict[str, Any], config: MmdlmConfig) -> dict[str, tuple[An
 
 
 def _computed(config: MmdlmConfig) -> dict[str, Any]:
-    """All of a config that the outputs of a model depend on, by dotted names, as JSON holds it."""
+    """Return all of a config that the outputs of a model depend on, by dotted names."""
     fields = json.loads(config.to_json_string(use_diff=False))
     words, vision = fields["vocabulary"], fields["vision"]
     if vision is not None and vision["tower"].get("model_type") in CONFIG_MAPPING:
@@ -154,7 +159,7 @@ def _computed(config: MmdlmConfig) -> dict[str, Any]:
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Flatten nested names: {"a": {"b": 1}} becomes {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict):
@@ -165,7 +170,7 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
-    """Tokenizers and whatever else lies beside the weights."""
+    """Copy tokenizers and whatever else lies beside the weights."""
     for path in checkpoint.folder.rglob("*"):
         check_stays(path, checkpoint.folder)  # what lies elsewhere is not to be given away
     written = {"config.json", WEIGHTS, INDEX, *(shard.name for shard in checkpoint.shards)}

@@ -58,6 +58,7 @@ class Engine:
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
+        """Check that tokenizers, lengths and vocabulary fit together."""
         if self.packed is None or self.packed.module is not self.denoiser:
             object.__setattr__(self, "packed", PackedLayers(self.denoiser))
         vocabulary, tokenizer = self.denoiser.vocabulary, self.text_tokenizer

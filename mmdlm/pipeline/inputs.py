@@ -1,4 +1,4 @@
-"""What callers hand in, in any accepted form -> the one form that is worked with."""
+"""Bring what callers give, in any accepted form, into the one form that is worked with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ImageLike = Image.Image | str | PathLike[str] | Tensor
 
 
 def images_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
-    """One image or several -> (all of them, whether it was one)."""
+    """Return all images of one image or several, and whether it was one."""
     if isinstance(image, Tensor) and image.ndim == 4:
         return list(image), False
     if isinstance(image, Image.Image | str | PathLike | Tensor | bytes):
@@ -35,7 +35,7 @@ def images_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLik
 
 
 def load_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
-    """An image in any accepted form -> RGB; `whole` as in `open_image`."""
+    """Open an image in any accepted form as RGB; `whole` as in `open_image`."""
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, Tensor):
@@ -56,7 +56,14 @@ def load_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
 
 
 def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask for an image of `size` (width, height) -> [H, W] bool, True where it is repainted."""
+    """Read a mask for an image of `size` (width, height).
+
+    Returns:
+        [H, W] bool, True where the image is repainted.
+
+    Raises:
+        ValueError: If it is not a mask, has another size, or has no hole.
+    """
     if isinstance(mask, Image.Image):
         hole = torch.from_numpy(np.asarray(open_mask(mask)) > 0)
     elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
@@ -87,7 +94,7 @@ def generation_config_with(
 
 
 def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Part:
-    """Return a known name as it is, and for the class path of a part of one's own such a part.
+    """Return a known name as it is; for the class path of a part of one's own return such a part.
 
     The path is that of a class `kind` that needs no arguments: "my_module.MyOrder". It runs code of
     that module: pass only what the user has typed, never what a checkpoint says.
@@ -117,7 +124,7 @@ def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Pa
 
 
 def images_of_each(images: Any, *, single: bool, count: int, what: str) -> list[list[ImageLike]]:
-    """The images of each document: None, one or several; where not `single`, a list of these."""
+    """List the images of each document: None, one or several; if not `single`, a list of these."""
     each = [images] if single else [None] * count if images is None else list(images)
     if len(each) != count:
         raise ValueError(
@@ -128,7 +135,7 @@ def images_of_each(images: Any, *, single: bool, count: int, what: str) -> list[
 
 
 def with_places(question: str, images: int) -> str:
-    """The question with a placeholder for each image: where it has them, or else before it."""
+    """Return the question with a placeholder for each image: its own, or else before it."""
     if IMAGE in question or not images:
         return question
     return " ".join([IMAGE] * images) + "\n" + question
@@ -137,7 +144,7 @@ def with_places(question: str, images: int) -> str:
 def negatives_of(
     negative_prompt: str | abc.Sequence[str] | None, *, count: int, guided: bool
 ) -> list[str]:
-    """One negative prompt for each prompt; "" stands for none."""
+    """Return one negative prompt for each prompt; "" stands for none."""
     if negative_prompt is None or isinstance(negative_prompt, str):
         negatives = [negative_prompt or ""] * count
     else:

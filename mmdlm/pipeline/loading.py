@@ -1,4 +1,4 @@
-"""From a name or a folder to a model; what is missing, damaged or does not fit is named."""
+"""Load a model from a name or a folder; say what is missing, damaged or does not fit."""
 
 from __future__ import annotations
 
@@ -65,35 +65,35 @@ def load(
 
     The folder of a training run stands for its final weights, or else for its newest step; one of
     its steps can be named as well: RUN/step_100. A step answers with its averaged weights, or with
-    the weights themselves where the run keeps no average. Which one it is, a line on stderr says.
-
-    device           default: a CUDA GPU where there is one, else the CPU
-    dtype            of the denoiser's computation; default: that of the weights for a published
-                     model and for more than a billion parameters, else float32
-    quantization     "4bit" or "8bit" (bitsandbytes), "int8", "int4" or "float8" (torchao), or a
-                     quantization config of transformers; the head and a vision tower keep `dtype`
-    adapter          folder or repository of a LoRA by PEFT, trained on our names of modules or on
-                     those that the model was published with; its chat_template.jinja is for a
-                     model without one, its generation_config.json and trained_tasks.json win over
-                     what
-                     the model has
-    merge_adapter    add the adapter to the weights, instead of computing it beside them
-    image_tokenizer  folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in the
-                     model's folder, else the one that the family is published with
-    prompt_template           how documents are laid out, where that is another than the family's
-                              usual one:
-                     `Mmada(attend_pads=True)`, `Lumina(editing="style")`
-    task             a method of `Model` that is wanted; a family that lacks it is refused before
-                     its weights are read
+    the weights themselves if the run keeps no average. A line on stderr says which one it is.
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
-    images, and at will generation_config.json (see `mmdlm.pipeline.generation_config.Defaults`).
-    Code in
-    it is never run.
+    images, and optionally generation_config.json (see `mmdlm.pipeline.generation_config.Defaults`).
+    Code in it is never run.
 
-    Raises ValueError when it is not found, a file is missing or damaged, a tensor is missing,
-    unexpected or misshapen, the tokenizers or the adapter do not fit, or a package is missing.
+    Args:
+        name_or_path: What to load.
+        device: Default: a CUDA GPU if there is one, else the CPU.
+        dtype: Of the denoiser's computation; default: that of the weights for a published model and
+            for more than a billion parameters, else float32.
+        quantization: "4bit" or "8bit" (bitsandbytes), "int8", "int4" or "float8" (torchao), or a
+            quantization config of transformers; the head and a vision tower keep `dtype`.
+        adapter: Folder or repository of a LoRA by PEFT, trained on our names of modules or on those
+            that the model was published with; its chat_template.jinja is for a model without one,
+            its generation_config.json and trained_tasks.json win over what the model has.
+        merge_adapter: Add the adapter to the weights, instead of computing it beside them.
+        image_tokenizer: Folder or repository (OWNER/NAME, OWNER/NAME/FOLDER); default: the one in
+            the model's folder, else the one that the family is published with.
+        prompt_template: How documents are laid out, if not as the family usually does:
+            `Mmada(attend_pads=True)`, `Lumina(editing="style")`.
+        task: A method of `Model` that is wanted; a family that lacks it is refused before its
+            weights are read.
+
+    Raises:
+        ValueError: If it is not found, a file is missing or damaged, a tensor is missing,
+            unexpected or misshapen, the tokenizers or the adapter do not fit, or a package is
+            missing.
     """
     if merge_adapter and adapter is None:
         raise ValueError("merge_adapter=True has no adapter to merge; name one: adapter=FOLDER")
@@ -156,7 +156,7 @@ def load(
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    """The device to load to; ValueError for one that is not there."""
+    """Return the device to load to; ValueError for one that is not there."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -169,7 +169,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
-    """The folder behind a bundled name, a path, a run or the name of a repository."""
+    """Find the folder behind a bundled name, a path, a run or the name of a repository."""
     name = str(name_or_path)
     bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
     if name in bundled:
@@ -197,7 +197,7 @@ def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
 
 
 def _say_which(asked: str | PathLike[str], folder: Path) -> None:
-    """Say on stderr which weights of a run answer, where it was not asked for its final ones."""
+    """Say on stderr which weights of a run answer, unless its final ones were named."""
     step = RunStep.of(folder)
     if step is not None:
         kind = "averaged weights" if step.is_averaged else "weights without an average"
@@ -207,7 +207,7 @@ def _say_which(asked: str | PathLike[str], folder: Path) -> None:
 
 
 def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
-    """Where a model was read from, with the digests that are known already."""
+    """Record where a model was read from, with the digests that are known already."""
     step = RunStep.of(folder)
     if step is None:
         return Origin(folder, None, dict.fromkeys(sorted(folder.rglob("*.safetensors"))))
@@ -218,9 +218,10 @@ def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
 
 
 def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The text tokenizer in the folder of a model; code that lies there is not run.
+    """Load the text tokenizer in the folder of a model; code that lies there is not run.
 
-    Raises ValueError that names the file which is missing or damaged.
+    Raises:
+        ValueError: If a file is missing or damaged; the message names it.
     """
     folder = parts_of(folder)
     pieces = [folder / name for name in ("vocab.json", "merges.txt")]
@@ -245,7 +246,7 @@ def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _check_mask_token(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> None:
-    """A mask among the text ids is a token of the tokenizer; ours stand behind them."""
+    """Refuse a tokenizer whose mask token is not the model's, if that is among the text ids."""
     mask = vocabulary.mask_id
     if not vocabulary.text[0] <= mask < vocabulary.text[1]:
         return
@@ -263,7 +264,7 @@ def _check_mask_token(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
 
 
 def _read_config(checkpoint: Checkpoint, *, tokenizer_size: int) -> PreTrainedConfig:
-    """The config of the denoiser; ValueError names the file and what is wrong in it."""
+    """Read the config of the denoiser; ValueError names the file and what is wrong in it."""
     path, content = parts_of(checkpoint.folder) / "config.json", checkpoint.config
     kind = content.get("model_type")
     ours = kind in (MmdlmConfig.model_type, MmdlmEncoderConfig.model_type)
@@ -281,7 +282,7 @@ def _read_config(checkpoint: Checkpoint, *, tokenizer_size: int) -> PreTrainedCo
 
 
 def _default_dtype(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.dtype:
-    """Small models of ours compute in float32, however they are stored."""
+    """Return the dtype to compute in: float32 for small models of ours, however they are stored."""
     parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
     if getattr(config, "published", None) or parameters > LARGE:
         return checkpoint.dtype
@@ -295,7 +296,7 @@ def _load_denoiser(
     where: torch.device,
     quantization: Any,
 ) -> PreTrainedModel:
-    """The network on its device, with a bar where that takes a while and somebody looks."""
+    """Load the network to its device, with a bar on a terminal if that takes long."""
     options: dict[str, Any] = {"config": config, "dtype": dtype}
     if quantization is not None:
         if checkpoint.config.get("quantization_config"):
@@ -333,7 +334,7 @@ def _load_denoiser(
 def _find_image_tokenizer(
     folder: Path, config: PreTrainedConfig, given: str | PathLike[str] | None
 ) -> Path:
-    """The image tokenizer that was given, the model's own, or the one its family is used with.
+    """Find the image tokenizer: the given one, the model's own, or that of its family.
 
     A published family keeps it in another repository, or in a folder of its own.
     """
@@ -353,7 +354,7 @@ def _find_image_tokenizer(
 
 
 def _find(name_or_path: str | PathLike[str], what: str) -> Path:
-    """A folder, or one of the Hugging Face Hub: OWNER/NAME, OWNER/NAME/FOLDER."""
+    """Find a folder, or one of the Hugging Face Hub: OWNER/NAME, OWNER/NAME/FOLDER."""
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
@@ -375,7 +376,7 @@ def _find(name_or_path: str | PathLike[str], what: str) -> Path:
 
 @contextmanager
 def _progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes for large files on a terminal -> what is told the bytes of each piece."""
+    """Show a bar of bytes for large files on a terminal; yield the function that advances it."""
     shown = size >= LARGE and sys.stderr.isatty()
     lock = threading.Lock()  # several threads read
     with tqdm(
@@ -390,7 +391,7 @@ def _progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` returns; what libraries raise on damaged files becomes one sentence."""
+    """Return what `read` returns; what libraries raise on damaged files becomes one sentence."""
     try:
         return read()
     except (torch.OutOfMemoryError, MemoryError):
@@ -407,7 +408,7 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars and reports of transformers on the user's terminal; then everything as it was."""
+    """Keep bars and reports of transformers off the user's terminal; then restore them."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -422,5 +423,5 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of an error of the hub."""
+    """Return the first sentence of an error of the hub."""
     return reason_of(error).split(". ")[0]

@@ -1,4 +1,4 @@
-"""All layouts, by the name of the family that a checkpoint stores."""
+"""Find the prompt template of a family by the name that a checkpoint stores."""
 
 from __future__ import annotations
 
@@ -44,15 +44,18 @@ GIVEN_EYES = {
 def prompt_template_for(
     family: str | None, *, seeing: bool = False, tasks: Sequence[str] | None = None
 ) -> PromptTemplate:
-    """The layout of a published family.
+    """Return the prompt template of a published family.
 
-    A model that was born here has ours, and so has one that was made of an autoregressive model or
-    an encoder, which brings no tasks of its own.
+    A model that was trained here from the start has ours, and so has one that was made of an
+    autoregressive model or an encoder, which brings no tasks of its own.
 
-    seeing  whether the model has a vision adapter
-    tasks   those that a model which was trained here records; None: it records none
+    Args:
+        family: Its name; None: a model that was trained here.
+        seeing: Whether the model has a vision adapter.
+        tasks: Those that a model which was trained here records; None: it records none.
 
-    Raises ValueError for a record that is none.
+    Raises:
+        ValueError: If `tasks` are not a list of names.
     """
     if tasks is not None and not (
         isinstance(tasks, list | tuple) and all(isinstance(one, str) for one in tasks)

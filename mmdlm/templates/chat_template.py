@@ -35,10 +35,11 @@ class ChatTemplate:
     them apart, the template is given one character, which no text has, in place of each name and of
     each image, and one at the end of what the assistant says.
 
-    turns  of the conversation
-    codec  the tokenizer, which has a chat template
-    marks  what stands for what: such characters -> letters or an image
-    end    the one at the end of what the assistant says
+    Attributes:
+        turns: Of the conversation.
+        codec: The tokenizer, which has a chat template.
+        marks: What stands for what: such characters -> letters or an image.
+        end: The one at the end of what the assistant says.
     """
 
     turns: tuple[Turn, ...]
@@ -56,11 +57,11 @@ class ChatTemplate:
         return cls(turns, codec, dict(zip(free, [*names, *images], strict=False)), next(free))
 
     def prompt(self) -> list[Piece]:
-        """The conversation up to where the assistant's next turn begins."""
+        """Return the conversation up to where the assistant's next turn begins."""
         return list(self._pieces(self._rendered(len(self.turns), asks=True)))
 
     def script(self, answers: Collection[int]) -> list[tuple[Piece, bool]]:
-        """The conversation piece by piece, each with whether it is learned.
+        """Return the conversation piece by piece, each with whether it is learned.
 
         An answer is learned from where the prompt that asks for it ends up to the special token
         that ends it. What follows the last of them is left out.
@@ -69,8 +70,8 @@ class ChatTemplate:
             answers: Numbers of the turns that are learned.
 
         Raises:
-            ValueError: Where the template shows the model another prompt than the one that asks for
-                an answer, or does not end an answer with a special token.
+            ValueError: If the template shows the model another prompt than the one that asks for an
+                answer, or does not end an answer with a special token.
         """
         whole = self._rendered(len(self.turns))
         pieces: list[tuple[Piece, bool]] = []
@@ -102,13 +103,13 @@ class ChatTemplate:
         return last if isinstance(last, int) else None
 
     def _end_of_turn(self, text: str, start: int) -> int | None:
-        """Where the special token stops that ends what the assistant says from `start` on."""
+        """Find where the special token stops that ends what the assistant says from `start` on."""
         names = "|".join(map(re.escape, special_names(self.codec.tokenizer)))
         found = re.compile(rf"[^{self.end}]*{self.end}\s*({names})").match(text, start)
         return None if found is None else found.end()
 
     def _rendered(self, count: int, *, asks: bool = False) -> str:
-        """The first turns as the template has them; `asks`: and the header of the next one."""
+        """Render the first turns; `asks`: and the header of the next one."""
         messages = [
             {"role": turn.role, "content": self._content(turn)} for turn in self.turns[:count]
         ]
@@ -125,7 +126,7 @@ class ChatTemplate:
         return str(rendered)
 
     def _content(self, turn: Turn) -> str:
-        """What is said, with marks in place of names of special tokens and of images."""
+        """Return what is said, with marks in place of names of special tokens and of images."""
         text, rest = "", list(self.marks.items())
         for part in turn.parts:
             if not isinstance(part, str):
@@ -137,7 +138,7 @@ class ChatTemplate:
         return text + self.end if turn.role == "assistant" else text
 
     def _pieces(self, text: str) -> Iterator[Piece]:
-        """Rendered text -> ids of special tokens, text, images."""
+        """Split rendered text into ids of special tokens, text and images."""
         tokenizer = self.codec.tokenizer
         names = special_names(tokenizer)
         pattern = "|".join(map(re.escape, [*names, *self.marks]))
@@ -159,12 +160,12 @@ def end_of_turn(codec: TextCodec) -> int | None:
 
 
 def special_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Names of the special tokens, longer ones first."""
+    """Return the names of the special tokens, longer ones first."""
     known = tokenizer.added_tokens_decoder.values()
     return sorted((token.content for token in known if token.special), key=len, reverse=True)
 
 
 def _unused(texts: Sequence[str]) -> Iterator[str]:
-    """Characters that are in none of the texts."""
+    """Yield characters that are in none of the texts."""
     used = set().union(*texts)
     return (one for one in map(chr, PRIVATE) if one not in used)

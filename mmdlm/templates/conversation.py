@@ -1,4 +1,4 @@
-"""From messages as users write them to turns: roles checked, images put in their places."""
+"""Turn messages as users write them into turns: check roles, put images in their places."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
 def check_messages(messages: Sequence[Message], images: int) -> None:
-    """Raise ValueError unless this is a conversation that the assistant is to go on with.
+    """Raise ValueError unless this is a conversation that the assistant can continue.
 
     Each message is {"role": "system" | "user" | "assistant", "content": text}; a system message
     comes first, the last one is the user's, and each `<image>` has one of the images; where the
@@ -52,7 +52,7 @@ def check_messages(messages: Sequence[Message], images: int) -> None:
 
 
 def turns_of(messages: Sequence[Message], images: Sequence[ImageInput]) -> tuple[Turn, ...]:
-    """Checked messages -> turns; the images stand where their placeholders stood."""
+    """Turn checked messages into turns; the images stand where their placeholders stood."""
     check_messages(messages, len(images))
     rest = iter(images)
     turns = []
@@ -66,7 +66,7 @@ def turns_of(messages: Sequence[Message], images: Sequence[ImageInput]) -> tuple
 
 
 def _parts(message: Message) -> list[str]:
-    """What is said between the places of images."""
+    """Return what is said between the places of images."""
     said = message["content"].strip()
     return [said] if message["role"] == ASSISTANT else said.split(IMAGE)
 

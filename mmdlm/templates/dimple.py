@@ -1,4 +1,4 @@
-"""Dimple: Dream's conversation, with Qwen2-VL's markers around each image."""
+"""Lay out prompts of Dimple: Dream's conversation, with Qwen2-VL's markers around each image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DECODING = {
 
 
 class Dimple(Dream):
-    """An image stands between the begin and the end of vision.
+    """Put each image between the begin and the end of vision.
 
     It was trained to end an answer with the end of text, and to leave out the end of the turn,
     which the published template has all the same.
@@ -61,7 +61,7 @@ class Dimple(Dream):
     def script(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
     ) -> list[tuple[Piece, bool]]:
-        """See `Dream.script`; the end of a turn is not learnt."""
+        """Return the conversation piece by piece; ends of turns are not learned."""
         special = self.ids(codec)
         pieces: list[tuple[Piece, bool]] = []
         for piece, learnt in super().script(codec, turns, answers=answers):
@@ -75,19 +75,19 @@ class Dimple(Dream):
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """See `PromptTemplate.training_sequence`; only the last answer ends the text."""
+        """Lay out a conversation to learn from; only the last answer ends the text."""
         taught = super().training_sequence(codec, turns, answers=answers)
         end = text_segment([codec.vocabulary.eos_id], target=True)
         return Sequence((*taught.segments, end))
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.caption_prompt`."""
+        """Ask for a caption in a conversation."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With an image the text is the assistant's description of it."""
+        """Fill in a text; with an image it is the assistant's description of it."""
         if image is None:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)

@@ -1,4 +1,7 @@
-"""Dream: Qwen's ChatML; every text begins with a token, as each state predicts the next one."""
+"""Lay out prompts of Dream: Qwen's ChatML; a token precedes every text.
+
+Each state predicts the next token, so that the first word needs a token before it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,8 @@ from mmdlm.templates.prompt_template import (
 from mmdlm.templates.segments import Piece, answering, learnt_segments, segments_of
 from mmdlm.templates.text_codec import TextCodec
 
-# Dream's own way to decode: the share of a linear schedule, least entropy first, both looked at
-# after temperature and top-p, which comes before top-k where there is one. Source: arXiv:2508.15487
-# and its published code.
+# Dream's own way to sample: the share of a linear schedule, least entropy first, after temperature
+# and top-p. Source: arXiv:2508.15487 and its published code.
 DECODING = {
     "reproduce": "dream",
     "order": "entropy",
@@ -29,7 +31,7 @@ DECODING = {
 
 
 class Dream(PromptTemplate):
-    """`<|im_start|>role, content <|im_end|>`, a turn after the other."""
+    """Write `<|im_start|>role, content <|im_end|>`, one turn after the other."""
 
     family: ClassVar[str] = "dream"
     tasks: ClassVar[tuple[str, ...]] = ("answer", "chat", "complete", "infill")
@@ -47,27 +49,30 @@ class Dream(PromptTemplate):
     system: ClassVar[str] = "You are a helpful assistant."
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.chat_prompt`."""
+        """Ask for the next turn of the assistant."""
         return answering(codec, segments_of(codec, self.prompt(codec, turns)), length=length)
 
     def prompt(self, codec: TextCodec, turns: tuple[Turn, ...]) -> list[Piece]:
-        """A conversation up to where the assistant's next turn begins."""
+        """Return the conversation up to where the assistant's next turn begins."""
         said = [piece for piece, _ in self.script(codec, turns)]
         return [*said, self.ids(codec, "im_start")["im_start"], "assistant", "\n"]
 
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """See `PromptTemplate.training_sequence`; an answer ends with the end of its turn."""
+        """Lay out a conversation to learn from; an answer ends with the end of its turn."""
         pieces = self.script(codec, turns, answers=answers)
         return Sequence(learnt_segments(codec, _without_tail(pieces)))
 
     def script(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
     ) -> list[tuple[Piece, bool]]:
-        """A conversation piece by piece, each with whether it is to be learnt.
+        """Return the conversation piece by piece, each with whether it is learned.
 
-        answers  numbers of the turns that are, each with its end
+        Args:
+            codec: The text tokenizer.
+            turns: The conversation.
+            answers: Numbers of the turns that are learned, each with its end.
         """
         special = self.ids(codec, "im_start", "im_end")
         numbered = list(enumerate(turns))
@@ -81,14 +86,14 @@ class Dream(PromptTemplate):
         return pieces
 
     def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
-        """The text after a first token."""
+        """Ask for what follows a text, which stands after a first token."""
         prompt = text_segment([_first(codec), *codec.encode(text)])
         return answering(codec, (prompt,), length=length)
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """The text between a first token and its end."""
+        """Fill in a text between a first token and its end."""
         assert image is None, "Dream sees no images"
         ids, hole = codec.parse_infill_template(text)
         sequence = Sequence(
@@ -101,19 +106,19 @@ class Dream(PromptTemplate):
         return TaskPrompt(sequence, (sequence,), output_segments=(1,))
 
     def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
-        """The end of a turn, where the tokenizer has one, and the end of a text."""
+        """Return the end of a text and the end of a turn, if the tokenizer has one."""
         names, _ = self.specials["im_end"]
         end = codec.first_of(names)
         return (codec.vocabulary.eos_id,) if end is None else (codec.vocabulary.eos_id, end)
 
 
 def _without_tail(pieces: list[tuple[Piece, bool]]) -> list[tuple[Piece, bool]]:
-    """The pieces up to the last that is learnt: what opens the next turn is no part of this one."""
+    """Return the pieces up to the last that is learned, without what opens the next turn."""
     last = max(number for number, (_, learnt) in enumerate(pieces) if learnt)
     return pieces[: last + 1]
 
 
 def _first(codec: TextCodec) -> int:
-    """What stands before a text: without it the state that predicts the first word is missing."""
+    """Return the token before a text: its state predicts the first word."""
     bos: int | None = codec.tokenizer.bos_token_id
     return codec.vocabulary.eos_id if bos is None else bos

@@ -1,4 +1,4 @@
-"""Texts as users write them: their holes, characters that are whole, and how errors show them."""
+"""Read texts as users write them: their holes, whole characters, and how errors show them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
 
 
 def split_at_holes(text: str) -> tuple[list[tuple[str, int]], str]:
-    """A text -> (what stands before each hole and the tokens of that hole, what stands at the end).
+    """Split a text into (what stands before each hole and its tokens, what stands at the end).
 
-    Holes side by side are one. Raises ValueError for a text without a hole, and for a hole of no
-    tokens.
+    Holes side by side are one.
+
+    Raises:
+        ValueError: For a text without a hole, and for a hole of no tokens.
     """
     before: list[tuple[str, int]] = []
     end = 0
@@ -39,12 +41,15 @@ def split_at_holes(text: str) -> tuple[list[tuple[str, int]], str]:
 
 
 def filled_text(text: str, ids: Tensor, *, decode: Callable[[Tensor], str]) -> str:
-    """A text with holes, and the ids that fill them in their order -> the text without holes.
+    """Put the ids that fill the holes of a text, in their order, into it.
 
     What stands outside the holes comes back character by character. At the ends of the text a hole
     brings no space.
 
-    decode  of ids that go on with a text, with the space that they bring
+    Args:
+        text: With holes.
+        ids: That fill them.
+        decode: Decodes ids that follow a text, with the space that they bring.
     """
     before, after = split_at_holes(text)
     said = [decode(filling) for filling in ids.split([length for _, length in before])]
@@ -61,7 +66,7 @@ def filled_text(text: str, ids: Tensor, *, decode: Callable[[Tensor], str]) -> s
 
 
 def without_blank(outside: str) -> str:
-    """What a model is shown before a hole: all but a blank that parts it from the hole."""
+    """Return what a model sees before a hole: all but a blank that parts it from the hole."""
     single = outside.endswith(" ") and not outside[:-1].endswith((" ", "\t", "\n", "\r"))
     return outside[:-1] if single else outside
 
@@ -78,5 +83,5 @@ def check_whole(text: str) -> None:
 
 
 def shortened(text: str) -> str:
-    """A text as an error shows it."""
+    """Cut a text to what an error shows of it."""
     return text if len(text) <= 60 else text[:59] + "\N{HORIZONTAL ELLIPSIS}"

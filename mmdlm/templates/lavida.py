@@ -1,4 +1,4 @@
-"""LaViDa: LLaDA's or Dream's conversation under LLaVA's system prompt, images in five views."""
+"""Lay out prompts of LaViDa: LLaDA's or Dream's conversation, images in five views."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mmdlm.templates.text_codec import TextCodec
 CAPTION = "Describe the image in detail."
 TASKS = ("caption", "answer", "chat", "complete", "infill")
 # Half as many steps as tokens, more of them unmasked at first. Source: arXiv:2505.16839, section
-# 3.4. That its prompt may attend to itself alone is a cache, and does not change the layout.
+# 3.4. That its prompt may attend only to itself is a cache, and does not change the layout.
 DECODING = {"num_inference_steps": 64, "schedule": "shifted", "shift": 1 / 3}
 GENERATION = {
     "caption": DECODING,
@@ -43,8 +43,10 @@ GENERATION = {
 class LavidaLlada(Llada):
     """LaViDa on LLaDA.
 
-    flexible  each hole of a text to fill in is followed by [FIM], before which the model may leave
-              tokens over as [S]; for the checkpoint that was trained to (its name ends in -fim)
+    Attributes:
+        flexible: Each hole of a text to fill in is followed by [FIM], before which the model may
+            leave tokens over as [S]; for the checkpoint that was trained to (its name ends in
+            -fim).
     """
 
     flexible: bool = False
@@ -61,13 +63,13 @@ class LavidaLlada(Llada):
     system: ClassVar[str | None] = SYSTEM
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.caption_prompt`."""
+        """Ask for a caption in a conversation."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With an image the text is the assistant's description of it."""
+        """Fill in a text; with an image it is the assistant's description of it."""
         if image is None and not self.flexible:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
@@ -78,7 +80,7 @@ class LavidaLlada(Llada):
         return _filled(codec, pieces, ids, hole, end=self.ids(codec, "eot")["eot"])
 
     def decode(self, codec: TextCodec, ids: Tensor) -> str:
-        """Without [FIM] and [S], where holes may be filled in part."""
+        """Decode without [FIM] and [S], if holes may be filled in part."""
         if self.flexible:
             left = torch.tensor(list(self.ids(codec, "fim", "s").values()))
             ids = ids[~torch.isin(ids, left)]
@@ -99,13 +101,13 @@ class LavidaDream(Dream):
     system: ClassVar[str] = SYSTEM
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.caption_prompt`."""
+        """Ask for a caption in a conversation."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With an image the text is the assistant's description of it."""
+        """Fill in a text; with an image it is the assistant's description of it."""
         if image is None:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
@@ -126,7 +128,7 @@ def _filled(
 
 
 def _followed(ids: Tensor, hole: Tensor, mark: int) -> tuple[Tensor, Tensor]:
-    """The text [T] with a mark after each of its holes."""
+    """Put a mark after each hole of a text [T]."""
     last = hole & ~torch.cat([hole[1:], torch.zeros(1, dtype=torch.bool)])
     places = torch.arange(len(ids)) + last.cumsum(0) - last.int()
     marked = torch.full((len(ids) + int(last.sum()),), mark)

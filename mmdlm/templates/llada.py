@@ -1,4 +1,4 @@
-"""LLaDA and LLaDA 1.5: Llama 3's headers around each turn; texts alone as they are."""
+"""Lay out prompts of LLaDA and LLaDA 1.5: Llama 3's headers around each turn."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from mmdlm.templates.text_codec import TextCodec
 
 
 class Llada(PromptTemplate):
-    """`bos, header role header, content, end of turn`, a turn after the other.
+    """Write `bos, header role header, content, end of turn`, one turn after the other.
 
-    The published template ends every conversation with the assistant's header, also one that is
-    trained on; here it stands where an answer is generated, and nowhere else.
+    Departures: The published template ends every conversation with the assistant's header, also one
+    that is trained on; here it stands only where an answer is generated.
 
-    gap     between a header and what is said
-    system  said first where the conversation has no system message; None: nothing
+    Attributes:
+        gap: Between a header and what is said.
+        system: Said first if the conversation has no system message; None: nothing.
     """
 
     family: ClassVar[str] = "llada"
@@ -46,26 +47,29 @@ class Llada(PromptTemplate):
     system: ClassVar[str | None] = None
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.chat_prompt`."""
+        """Ask for the next turn of the assistant."""
         return answering(codec, segments_of(codec, self.prompt(codec, turns)), length=length)
 
     def prompt(self, codec: TextCodec, turns: tuple[Turn, ...]) -> list[Piece]:
-        """A conversation up to where the assistant's next turn begins."""
+        """Return the conversation up to where the assistant's next turn begins."""
         said = [piece for piece, _ in self.script(codec, turns)]
         return [*said, *self._header(codec, "assistant")]
 
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """See `PromptTemplate.training_sequence`; an answer ends with the end of its turn."""
+        """Lay out a conversation to learn from; an answer ends with the end of its turn."""
         return Sequence(learnt_segments(codec, self.script(codec, turns, answers=answers)))
 
     def script(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()
     ) -> list[tuple[Piece, bool]]:
-        """A conversation piece by piece, each with whether it is to be learnt.
+        """Return the conversation piece by piece, each with whether it is learned.
 
-        answers  numbers of the turns that are, each with its end
+        Args:
+            codec: The text tokenizer.
+            turns: The conversation.
+            answers: Numbers of the turns that are learned, each with its end.
         """
         special = self.ids(codec, *Llada.specials)  # those of drawing are not needed to talk
         numbered = list(enumerate(turns))
@@ -82,13 +86,13 @@ class Llada(PromptTemplate):
         return special["start_header"], role, special["end_header"], self.gap
 
     def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
-        """The text and nothing before it."""
+        """Ask for what follows a text, with nothing before it."""
         return answering(codec, (text_segment(codec.encode(text)),), length=length)
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """The text, and that it ends."""
+        """Fill in a text, whose end is given."""
         assert image is None, "LLaDA sees no images"
         ids, hole = codec.parse_infill_template(text)
         end = text_segment([codec.vocabulary.eos_id])
@@ -96,7 +100,7 @@ class Llada(PromptTemplate):
         return TaskPrompt(sequence, (sequence,), output_segments=(0,))
 
     def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
-        """The end of a turn, where the tokenizer has one, and the end of a text."""
+        """Return the end of a text and the end of a turn, if the tokenizer has one."""
         names, _ = self.specials["eot"]
         end = codec.first_of(names)
         return (codec.vocabulary.eos_id,) if end is None else (codec.vocabulary.eos_id, end)

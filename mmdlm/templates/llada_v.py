@@ -1,4 +1,4 @@
-"""LLaDA-V: LLaDA's conversation under LLaVA's system prompt, images where they are spoken of."""
+"""Lay out prompts of LLaDA-V: LLaDA's conversation with images where they are spoken of."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ CAPTION = "Please describe the image in detail."
 
 
 class LladaV(Llada):
-    """Multi-turn, any number of images, each as the slots of its features.
+    """Lay out several turns and any number of images, each as the slots of its features.
 
     Its loss also covers headers and `bos`, so that it would generate them; they are suppressed, and
-    so is the end of text, which leaves the end of the turn. Source: published code of
-    arXiv:2505.16933.
+    so is the end of text, which leaves the end of the turn.
+
+    Source: published code of arXiv:2505.16933.
     """
 
     family: ClassVar[str] = "llada_v"
@@ -47,11 +48,11 @@ class LladaV(Llada):
     system: ClassVar[str | None] = SYSTEM
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.caption_prompt`."""
+        """Ask for a caption in a conversation."""
         return self.chat_prompt(codec, (_asked(image),), length=length)
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
-        """A mark after the last question."""
+        """Put a mark after the last question."""
         if think is None:
             return turns
         *before, last = turns
@@ -60,7 +61,7 @@ class LladaV(Llada):
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """With an image the text is the assistant's description of it."""
+        """Fill in a text; with an image it is the assistant's description of it."""
         if image is None:
             return super().infill_prompt(codec, text)
         ids, hole = codec.parse_infill_template(text)
@@ -72,7 +73,7 @@ class LladaV(Llada):
         )
 
     def suppress_tokens(self, codec: TextCodec) -> tuple[int, ...]:
-        """Headers, `bos` and the end of text."""
+        """Return headers, `bos` and the end of text."""
         special = self.ids(codec, "bos", "start_header", "end_header")
         return (*special.values(), codec.vocabulary.eos_id)
 

@@ -1,4 +1,4 @@
-"""Lumina-DiMOO: tags around what is said, images of any shape with a line end after each row."""
+"""Lay out prompts of Lumina-DiMOO: tags around what is said, a line end after each row of codes."""
 
 from __future__ import annotations
 
@@ -56,15 +56,17 @@ DRAWING = {
 
 @dataclass(frozen=True)
 class Lumina(PromptTemplate):
-    """`<system> ... </system><user> ... [images] </user><answer> ... </answer>`.
+    """Write `<system> ... </system><user> ... [images] </user><answer> ... </answer>`.
 
-    editing    the task of `edit`, one of `EDITS`
-    side       edge in pixels of the square that has the area of an image, drawn or looked at
-    edit_side  the same of an image that is edited
-    step       sides of images that are looked at are multiples of it
+    Source: arXiv:2510.06308 and its published code.
+    Departures: Images are cut in the middle to the allowed shape that keeps most of them; the
+    published code cuts at random.
 
-    Images are cut in the middle to the allowed shape that keeps most of them; the published code
-    cuts at random. Source: arXiv:2510.06308 and its published code.
+    Attributes:
+        editing: The task of `edit`, one of `EDITS`.
+        side: Edge in pixels of the square that has the area of an image, drawn or looked at.
+        edit_side: The same of an image that is edited.
+        step: Sides of images that are looked at are multiples of it, in pixels.
     """
 
     editing: str = "edit"
@@ -102,15 +104,16 @@ class Lumina(PromptTemplate):
     }
 
     def __post_init__(self) -> None:
+        """Check the task of `edit`."""
         if self.editing not in EDITS:
             raise ValueError(f"editing {self.editing!r} is not one of {', '.join(EDITS)}")
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """See `PromptTemplate.caption_prompt`."""
+        """Ask for a caption in a conversation."""
         return self.chat_prompt(codec, (Turn("user", (image, CAPTION)),), length=length)
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """One question; its images stand before the last token of the prompt."""
+        """Ask one question; its images stand before the last token of the prompt."""
         (question,) = turns
         images = [part for part in question.parts if isinstance(part, Codes)]
         text = "".join(part for part in question.parts if isinstance(part, str)).strip()
@@ -131,7 +134,7 @@ class Lumina(PromptTemplate):
     def image_prompt(
         self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
-        """The other branch says `<uncondition>`, or what to stay away from."""
+        """Ask for an image; the other branch says `<uncondition>`, or what to stay away from."""
         with_words, without = (
             self._prompt(codec, DRAW, text or None, []) for text in (prompt, negative)
         )
@@ -140,7 +143,7 @@ class Lumina(PromptTemplate):
     def edit_prompt(
         self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], image: Codes
     ) -> TaskPrompt:
-        """One branch lacks the words, the other the images."""
+        """Ask for an edited image; one branch lacks the words, the other the images."""
         system, given = EDITS[self.editing], list(sources)
         return self._drawn(
             codec,
@@ -153,7 +156,7 @@ class Lumina(PromptTemplate):
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """One question and its answer."""
+        """Lay out one question and its answer to learn from."""
         if len(turns) != 2:
             raise ValueError(
                 "this model (lumina) learns one question with its answer, not "
@@ -162,22 +165,22 @@ class Lumina(PromptTemplate):
         return super().training_sequence(codec, turns, answers=answers)
 
     def closing(self, codec: TextCodec) -> tuple[int, ...]:
-        """The end of an answer."""
+        """Return the end of an answer."""
         return (self.ids(codec, "end_answer")["end_answer"],)
 
     def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
-        """The end of an answer, and that of a text."""
+        """Return the end of an answer, and that of a text."""
         return self.ids(codec, "end_answer")["end_answer"], codec.vocabulary.eos_id
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
-        """The shape, of all that have the area, into which the image fits best."""
+        """Return the shape, of all that have the area, into which the image fits best."""
         side = self.edit_side if task == "edit" else self.side
         return best_crop(size, crops((side // self.step) ** 2, self.step))
 
     def drawn_size(
         self, size: tuple[int | None, int | None], *, edge: int, cell: int
     ) -> tuple[int, int]:
-        """Any size of whole codes."""
+        """Accept any size of whole codes."""
         height, width = (self.side if side is None else side for side in size)
         for name, side in (("height", height), ("width", width)):
             if isinstance(side, bool) or not isinstance(side, int) or side < cell or side % cell:
@@ -190,9 +193,13 @@ class Lumina(PromptTemplate):
     def _prompt(
         self, codec: TextCodec, system: str, text: str | None, images: list[Codes]
     ) -> tuple[Segment, ...]:
-        """A string tokenized as a whole, as the tags are not all tokens; images in its end.
+        """Tokenize a prompt as a whole, as not all tags are tokens; put the images into its end.
 
-        text  None: no words at all. Names of special tokens in it are letters
+        Args:
+            codec: The text tokenizer.
+            system: What the model is told first.
+            text: Names of special tokens in it are letters; None: no words at all.
+            images: Of the prompt.
         """
         before, after = f"<system>{system}</system><user>", "</user>"
         ids = codec.encode_with_specials(before + (NO_WORDS if text is None else text) + after)
@@ -210,7 +217,7 @@ class Lumina(PromptTemplate):
         return text_segment(ids[:-1]), *output_segments, text_segment(ids[-1:])
 
     def _image(self, codec: TextCodec, image: Codes) -> tuple[Segment, ...]:
-        """`begin image`, each row with a line end after it, `end image`."""
+        """Return `begin image`, each row with a line end after it, `end image`."""
         begin, end = map(control_segment, codec.vocabulary.image_markers)
         newline = control_segment(self.ids(codec, "newline")["newline"])
         columns = image.grid[1]
@@ -228,7 +235,7 @@ class Lumina(PromptTemplate):
         prompt: tuple[Segment, ...],
         *others: tuple[Segment, ...],
     ) -> TaskPrompt:
-        """A prompt with an image for its answer, and the same image after other prompts."""
+        """Lay out a prompt with an image for its answer, and the same image after other prompts."""
         special = self.ids(codec, "answer", "end_answer")
         answer = (
             control_segment(special["answer"]),
@@ -244,9 +251,15 @@ class Lumina(PromptTemplate):
 
 
 def crops(count: int, step: int, *, max_ratio: float = MAX_RATIO) -> list[tuple[int, int]]:
-    """(width, height) of the images of at most `count` patches of `step` pixels, widest first.
+    """List the shapes (width, height) of images of at most `count` patches, widest first.
 
-    For each width the highest; none is more than `max_ratio` times as long as it is wide.
+    Args:
+        count: Most patches.
+        step: Edge of a patch in pixels.
+        max_ratio: Most times that an image is as long as it is wide.
+
+    Returns:
+        For each width the highest.
     """
     shapes = []
     for width in range(count, 0, -1):
@@ -259,7 +272,7 @@ def crops(count: int, step: int, *, max_ratio: float = MAX_RATIO) -> list[tuple[
 
 
 def best_crop(size: tuple[int, int], shapes: list[tuple[int, int]]) -> tuple[int, int]:
-    """An image (width, height) -> the shape (height, width) that keeps most of it."""
+    """Return the shape (height, width) that keeps most of an image of size (width, height)."""
 
     def kept(shape: tuple[int, int]) -> float:
         across, down = shape[0] / size[0], shape[1] / size[1]

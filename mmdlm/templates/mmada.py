@@ -1,4 +1,4 @@
-"""MMaDA: a task token first, LLaDA's headers with one line end, images as codes."""
+"""Lay out prompts of MMaDA: a task token first, LLaDA's headers, images as codes."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ DRAWING = {
 
 @dataclass(frozen=True)
 class Mmada(Llada):
-    """`<t2i> bos text eos, image` to draw; `<mmu> image, conversation` to understand.
+    """Write `<t2i> bos text eos, image` to draw; `<mmu> image, conversation` to understand.
 
     To think before it draws: `<r2i> conversation eos ..., image`, its text of one length.
 
-    Its prompts are padded on the left to one length. The padding is not attended to, and positions
-    are relative, so that it changes nothing and is left out. Two defects of the published code are
-    options, for results that depend on them:
-
-    attend_pads  the padding is there and is attended to, as it was when the published weights were
-                 trained
-    literal_eot  turns end in the letters `<eot_id>`, as in its captions and its reasoning data,
-                 not in the token that ends a turn
-
     Source: arXiv:2505.15809 and its published code.
+    Departures: Its prompts are padded on the left to one length. The padding is not attended to,
+    and positions are relative, so that it changes nothing and is left out. Two defects of the
+    published code are options, for results that depend on them.
+
+    Attributes:
+        attend_pads: The padding is there and is attended to, as it was when the published weights
+            were trained.
+        literal_eot: Turns end in the letters `<eot_id>`, as in its captions and its reasoning data,
+            not in the token that ends a turn.
     """
 
     attend_pads: bool = False
@@ -114,11 +114,11 @@ class Mmada(Llada):
     gap: ClassVar[str] = "\n"
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """The question of its captions."""
+        """Ask for a caption as its training data does."""
         return self.chat_prompt(codec, (Turn("user", (image, CAPTION)),), length=length)
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """The image stands before the conversation, wherever it is spoken of."""
+        """Ask for the next turn; the image stands before the conversation."""
         images = [part for turn in turns for part in turn.parts if isinstance(part, Codes)]
         spoken = tuple(_without_images(turn) for turn in turns)
         prompt = self._ended(codec, self.prompt(codec, spoken))
@@ -128,9 +128,9 @@ class Mmada(Llada):
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """Words about an image, an image of words, or one after words that were thought before.
+        """Lay out words about an image, an image of words, or one after thoughts.
 
-        These are closed and filled up by the end of text, as the room for them is fixed.
+        The last are closed and filled up by the end of text, as the room for them is fixed.
         """
         if drawn := self.drawing(turns):
             prompt, thought, image = drawn
@@ -159,7 +159,7 @@ class Mmada(Llada):
         return Sequence((*self._sight(codec, images), *learnt_segments(codec, script)))
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
-        """The instruction to think goes before the last question."""
+        """Put the instruction to think before the last question."""
         if not think:
             return turns
         *before, last = turns
@@ -168,7 +168,7 @@ class Mmada(Llada):
     def image_prompt(
         self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
-        """Without a prompt the text is there, and empty."""
+        """Ask for an image; without a prompt the text is there, and empty."""
 
         def document(text: str) -> Sequence:
             return Sequence((self._drawn(codec, text), *self._image(codec, image)))
@@ -178,7 +178,7 @@ class Mmada(Llada):
     def thinking_prompt(
         self, codec: TextCodec, prompt: str, *, grid: tuple[int, int]
     ) -> TaskPrompt:
-        """The description and the image are one document, of which the first is written first."""
+        """Ask for the description; it is written before the image, in one document."""
         asked = self._ended(codec, self.prompt(codec, (Turn("user", (THINK_TO_DRAW, prompt)),)))
         (text,) = segments_of(codec, [self.ids(codec, "r2i")["r2i"], *asked])
         room = TEXT_LENGTH + 1 - len(text.ids)
@@ -199,7 +199,7 @@ class Mmada(Llada):
     def image_prompt_after_thinking(
         self, codec: TextCodec, reasoned: Sequence, *, image: Codes
     ) -> TaskPrompt:
-        """The other branch has mask tokens for all that was asked and thought."""
+        """Ask for the image; the other branch masks all that was asked and thought."""
         prompt, thought = reasoned.segments[:2]
         known = text_segment(torch.cat([prompt.ids, thought.ids]))
         task, rest = known.ids[:1], known.ids[1:]
@@ -212,14 +212,14 @@ class Mmada(Llada):
         )
 
     def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
-        """A text begins with `bos`."""
+        """Ask for what follows a text, which begins with `bos`."""
         bos = self.ids(codec, "bos")["bos"]
         return answering(codec, (text_segment([bos, *codec.encode(text)]),), length=length)
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """`bos text eos`, behind the image that it describes."""
+        """Fill in `bos text eos`, behind the image that it describes."""
         assert image is None or isinstance(image, Codes)
         ids, hole = codec.parse_infill_template(text)
         written = (
@@ -236,16 +236,16 @@ class Mmada(Llada):
         )
 
     def decode(self, codec: TextCodec, ids: Tensor) -> str:
-        """The letters `<eot_id>` end a text too."""
+        """Decode generated ids [T]; the letters `<eot_id>` end a text too."""
         return super().decode(codec, ids).split(EOT)[0]
 
     def _ended(self, codec: TextCodec, prompt: list[Piece]) -> list[Piece]:
-        """The conversation with its turns ended as `literal_eot` says."""
+        """Return the conversation with its turns ended as `literal_eot` says."""
         eot = self.ids(codec, "eot")["eot"]
         return [EOT if piece == eot else piece for piece in prompt] if self.literal_eot else prompt
 
     def _sight(self, codec: TextCodec, images: list[Codes]) -> tuple[Segment, ...]:
-        """`<mmu>` and the image; nothing where there is none."""
+        """Return `<mmu>` and the image; nothing if there is none."""
         if not images:
             return ()
         if len(images) > 1:
@@ -257,12 +257,12 @@ class Mmada(Llada):
         return mmu, *self._image(codec, images[0])
 
     def _image(self, codec: TextCodec, image: Codes) -> tuple[Segment, ...]:
-        """`<soi> codes <eoi>`."""
+        """Return `<soi> codes <eoi>`."""
         special = self.ids(codec, "soi", "eoi")
         return image_segments(codec, image, markers=(special["soi"], special["eoi"]))
 
     def _drawn(self, codec: TextCodec, text: str) -> Segment:
-        """`<t2i> bos text eos`."""
+        """Return `<t2i> bos text eos`."""
         special = self.ids(codec, "t2i", "bos")
         ids = [special["t2i"], special["bos"], *codec.encode(text), codec.vocabulary.eos_id]
         if len(ids) > TEXT_LENGTH + 1:

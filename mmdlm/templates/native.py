@@ -1,4 +1,4 @@
-"""The layout of models trained here: begin image, codes, end image, text."""
+"""Lay out prompts of models trained here: begin image, codes, end image, text."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ DESCRIBE = "Describe the image."
 
 @dataclass(frozen=True)
 class Native(PromptTemplate):
-    """One layout for all tasks: a task is only the choice of which of its tokens are targets.
+    """Lay out all tasks alike: a task is only the choice of which tokens are targets.
 
-    What is not known (the image of a text to be filled in, the words of an image to be mended)
+    What is not known (the image of a text to be filled in, the words of an image to be repainted)
     stands there as mask tokens.
 
-    trained  tasks that the model was trained for, as its checkpoint records them: methods of
-             `mmdlm.pipeline.model.Model`, and `ABOUT_IMAGES`; None: nothing is recorded, and all
-             tasks
-             are taken for trained that the layout has, those of conversations where the text
-             tokenizer has a chat template
+    Attributes:
+        trained: Tasks that the model was trained for, as its checkpoint records them: methods of
+            `mmdlm.pipeline.model.Model`, and `ABOUT_IMAGES`; None: nothing is recorded, and all
+            tasks of the template are taken for trained, those of conversations if the text
+            tokenizer has a chat template.
     """
 
     trained: tuple[str, ...] | None = None
@@ -67,11 +67,7 @@ class Native(PromptTemplate):
         "complete": {"num_inference_steps": 128, **WRITING},
     }
     chat_template: ClassVar[str | None] = PLAIN
-    spoken_tasks: ClassVar[tuple[str, ...]] = (
-        "answer",
-        "chat",
-        "edit",
-    )  # learned from conversations
+    spoken_tasks: ClassVar[tuple[str, ...]] = ("answer", "chat", "edit")  # of conversations
 
     def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
         """Return the tasks that the model was trained for.
@@ -90,7 +86,7 @@ class Native(PromptTemplate):
         return tuple(task for task in (*self.tasks, *spoken) if task in known)
 
     def require(self, task: str, tokenizer: PreTrainedTokenizerFast) -> None:
-        """See `PromptTemplate.require`; say how a model learns to talk."""
+        """Raise ValueError unless the model has the task; say how a model learns to talk."""
         if task in self.spoken_tasks:
             self._need_template(task, tokenizer)
         tasks = self.tasks_with(tokenizer)
@@ -110,13 +106,13 @@ class Native(PromptTemplate):
 
     @property
     def captions(self) -> bool:
-        """Return whether the model learned captions without words that ask for them."""
+        """Whether the model learned captions without words that ask for them."""
         return self.trained is None or "caption" in self.trained
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """The text is open; without the image it is open too, in the other branch.
+        """Leave the text open, in the other branch without the image.
 
-        A model that learned to describe images in conversations alone is asked in one.
+        A model that learned to describe images only in conversations is asked in one.
         """
         if not self.captions:
             return self.chat_prompt(codec, (Turn("user", (image, DESCRIBE)),), length=length)
@@ -130,7 +126,7 @@ class Native(PromptTemplate):
     def image_prompt(
         self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
-        """The text is context; the rest of the image stays in both branches."""
+        """Take the text as context; the rest of the image stays in both branches."""
         text = codec.append_eos(codec.prompt(prompt))
         nothing = torch.full_like(text, codec.vocabulary.mask_id)
         against = codec.append_eos(codec.prompt(negative)) if negative.strip() else nothing
@@ -165,13 +161,13 @@ class Native(PromptTemplate):
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """The holes are open; without the image they are open too, in the other branch."""
+        """Leave the holes open, in the other branch without the image."""
         assert image is None or isinstance(image, Codes)
         ids, hole = codec.parse_infill_template(text)
         return _write(codec, codec.append_eos(ids), hole, image)
 
     def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
-        """What follows the text is open, to the end of the slots where there are slots."""
+        """Leave open what follows the text, up to the end of the slots if there are slots."""
         ids = codec.prompt(text)
         length = min(length, (codec.slots or codec.longest + 1) - len(ids))
         rest = 0 if codec.slots is None else codec.slots - len(ids) - length
@@ -186,17 +182,17 @@ class Native(PromptTemplate):
         )
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """By the tokenizer's chat template; images stand where they are spoken of."""
+        """Use the tokenizer's chat template; images stand where they are spoken of."""
         prompt = self._template(codec, turns).prompt()
         return answering(codec, segments_of(codec, prompt), length=length)
 
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """See `PromptTemplate.training_sequence`; an answer ends with the special token that ends
-        it in the template.
+        """Lay out a conversation to learn from.
 
-        An answer that is an image is learned as `edit` or `draw` ask for it.
+        An answer ends with the special token that ends it in the chat template. An answer that is
+        an image is learned as `edit` or `text_to_image` ask for it.
         """
         if edited := self.image_edit(turns):
             instruction, sources, image = edited
@@ -211,7 +207,7 @@ class Native(PromptTemplate):
         return ChatTemplate.of(codec, turns)
 
     def completion_sequence(self, codec: TextCodec, beginning: str, rest: str) -> Sequence:
-        """See `PromptTemplate.completion_sequence`; ends that fill the slots are learned."""
+        """Lay out a text to be learned from its beginning; ends that fill the slots are learned."""
         ids = [*codec.encode(rest), codec.vocabulary.eos_id]
         sequence = self.completion_prompt(codec, beginning, length=len(ids)).sequence
         *before, answer, tail = sequence.segments
@@ -220,22 +216,22 @@ class Native(PromptTemplate):
         return Sequence((*before, text_segment([*ids, *tail.ids.tolist()], target=True)))
 
     def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
-        """The end of a text, and what ends an answer in the chat template."""
+        """Return the end of a text, and what ends an answer in the chat template."""
         end = end_of_turn(codec)
         return tuple(dict.fromkeys((codec.vocabulary.eos_id, *(() if end is None else (end,)))))
 
     def completion(self, codec: TextCodec, text: str, ids: Tensor) -> str:
-        """A model is shown a text without space at its end: what follows brings its own."""
+        """Decode what follows a text; the model saw the text without a space at its end."""
         said = self.continued(codec, ids)
         return said.removeprefix(" ") if text[-1:].isspace() else said
 
     def decode(self, codec: TextCodec, ids: Tensor) -> str:
-        """Special tokens that a text names are part of it."""
+        """Decode generated ids [T]; special tokens that a text names are part of it."""
         return str(codec.tokenizer.decode(self.written(codec, ids).tolist()))
 
 
 def _write(codec: TextCodec, text: Tensor, hole: Tensor, image: Codes | None) -> TaskPrompt:
-    """A text whose beginning [n] has holes, under an image."""
+    """Lay out a text whose beginning [n] has holes, below an image."""
     write = torch.zeros(text.shape, dtype=torch.bool)
     write[: len(hole)] = hole
     nothing = _nothing(codec) if image is None else Codes.blank(codec, image.grid)
@@ -246,23 +242,27 @@ def _write(codec: TextCodec, text: Tensor, hole: Tensor, image: Codes | None) ->
 
 
 def _nothing(codec: TextCodec) -> Codes | None:
-    """What stands beside a text alone: a model of fixed slots has always seen an image."""
+    """Return the image beside a text: a model of fixed slots has always seen one."""
     if codec.grid is None or codec.slots is None:
         return None
     return Codes.blank(codec, codec.grid)
 
 
 def _ask(document: Sequence, unconditional: Sequence) -> TaskPrompt:
-    """The text is the result: it is the last segment."""
+    """Take the text as the result: it is the last segment."""
     return TaskPrompt(document, (unconditional,), output_segments=(len(document.segments) - 1,))
 
 
 def _document(
     codec: TextCodec, image: Codes | None, text: Tensor, *, write: Tensor | None = None
 ) -> Sequence:
-    """`begin image, codes [K], end image, text [T]`, all of them ids.
+    """Return `begin image, codes [K], end image, text [T]`, all of them ids.
 
-    write  [T] bool, which tokens of the text are targets; None: none
+    Args:
+        codec: The text tokenizer.
+        image: None: there is no image.
+        text: [T] ids.
+        write: [T] bool, which tokens of the text are targets; None: none.
     """
     context = torch.zeros(text.shape, dtype=torch.bool)
     written = Segment(Modality.TEXT, text, context if write is None else write)

@@ -1,4 +1,4 @@
-"""The layout of models trained here that see: the features of an image, then its text."""
+"""Lay out prompts of models trained here that see: the features of an image, then its text."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from mmdlm.templates.text_codec import TextCodec
 
 @dataclass(frozen=True)
 class NativeVision(Native):
-    """`features, text`, as `data_pipelines.sources.vision_samples.SeenCaption` lays them out for
-    training.
+    """Write `features, text`, as `data_pipelines.sources.vision_samples.SeenCaption` does.
 
-    Other tasks have no images: a text is laid out as for a model of text alone.
+    Other tasks have no images: a text is laid out as for a model of text only.
     """
 
     family: ClassVar[str] = "mmdlm-seeing"
@@ -34,7 +33,7 @@ class NativeVision(Native):
     spoken_tasks: ClassVar[tuple[str, ...]] = ("answer", "chat")
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """The text is open; in the other branch it stands without the image; see `Native`."""
+        """Leave the text open; in the other branch it stands without the image; see `Native`."""
         if not self.captions:
             return self.chat_prompt(codec, (Turn("user", (image, DESCRIBE)),), length=length)
         assert not isinstance(image, Codes)
@@ -43,7 +42,7 @@ class NativeVision(Native):
         return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(1,))
 
     def caption_sequence(self, codec: TextCodec, question: Turn, answer: Turn) -> Sequence:
-        """An image without words, and its caption, as `describe` asks for it."""
+        """Lay out an image without words and its caption, as `caption` asks for it."""
         if len(question.parts) > 1:
             self.unsupported("questions about images without a template")
         (image,) = question.parts

@@ -1,4 +1,4 @@
-"""The contract of a family's layout: what users ask, laid out as documents with targets."""
+"""Define how a family lays out what users ask as documents with targets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Specials = Mapping[str, tuple[tuple[str, ...], int]]
 
 @dataclass(frozen=True)
 class Codes:
-    """An image as ids of its codes, in reading order; `open` marks those that are to be drawn.
+    """An image as ids of its codes, in reading order.
 
-    ids   [K] int64; mask tokens where `open`
-    open  [K] bool
-    grid  (rows, columns), K of them
+    Attributes:
+        ids: [K] int64; mask tokens where `open`.
+        open: [K] bool, codes to be drawn.
+        grid: (rows, columns), K codes.
     """
 
     ids: Tensor
@@ -35,12 +36,12 @@ class Codes:
 
     @classmethod
     def given(cls, ids: Tensor, grid: tuple[int, int]) -> Codes:
-        """An image that is all there."""
+        """Return an image whose codes are all given."""
         return cls(ids, torch.zeros(ids.shape, dtype=torch.bool), grid)
 
     @classmethod
     def blank(cls, codec: TextCodec, grid: tuple[int, int], *, drawn: bool = False) -> Codes:
-        """An image of which nothing is known; `drawn`: and which is to be drawn."""
+        """Return an image of which nothing is known; `drawn`: it is to be drawn."""
         ids = codec.masks(grid[0] * grid[1])
         return cls(ids, torch.full(ids.shape, drawn), grid)
 
@@ -50,7 +51,12 @@ ImageInput = Codes | Views
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says in a conversation: text and images in reading order."""
+    """What one side says in a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        parts: Text and images in reading order.
+    """
 
     role: str
     parts: tuple[str | ImageInput, ...]
@@ -60,9 +66,10 @@ class Turn:
 class TaskPrompt:
     """A task, laid out.
 
-    sequence  the document, with its targets
-    unconditional  the other branches of guidance, each with as many targets in the same order
-    output_segments     numbers of the segments of `sequence` that hold the result
+    Attributes:
+        sequence: The document, with its targets.
+        unconditional: The other branches of guidance, each with as many targets in the same order.
+        output_segments: Numbers of the segments of `sequence` that hold the result.
     """
 
     sequence: Sequence
@@ -71,7 +78,7 @@ class TaskPrompt:
 
     @property
     def open(self) -> Tensor:
-        """Which ids of the result are generated, [R] bool; the others stand there as they are."""
+        """Ids of the result that are generated, [R] bool; the others stay as they are."""
         return torch.cat([self.sequence.segments[number].target for number in self.output_segments])
 
 
@@ -81,19 +88,19 @@ Sight = Literal["nothing", "codes", "features"]
 class PromptTemplate:
     """How a family of models lays out its tasks.
 
-    family      its name, as `config.published` has it
-    sees        how an image enters: not at all, as codes of the image tokenizer, or as features
-                of the vision adapter
-    square      whether all images of codes are squares of the image tokenizer's own size
-    tasks       the methods of `mmdlm.pipeline.model.Model` that the family was trained for
-    specials    special tokens that its conversations need
-    longest     document that it was trained on, in tokens, where config.json says less
-    generation  decoding that the family was published with, in the form of a
-                generation_config.json;
-                guidance is in our convention, its published scale + 1
-    recorded    decoding that a recipe records with weights that it trained, in the same form
-    chat_template  that a recipe for conversations saves with a tokenizer that has none; None: the
-                family does not look at the tokenizer's
+    Attributes:
+        family: Its name, as `config.published` has it.
+        sees: How an image enters: not at all, as codes of the image tokenizer, or as features of
+            the vision adapter.
+        square: Whether all images of codes are squares of the image tokenizer's own size.
+        tasks: The methods of `mmdlm.pipeline.model.Model` that the family was trained for.
+        specials: Special tokens that its conversations need.
+        longest: Longest document that it was trained on, in tokens, if config.json says less.
+        generation: Sampling that the family was published with, in the form of a
+            generation_config.json; guidance is in our convention, its published scale + 1.
+        recorded: Sampling that a recipe records with weights that it trained, in the same form.
+        chat_template: What a recipe for conversations saves with a tokenizer that has none; None:
+            the family does not use that of the tokenizer.
     """
 
     family: ClassVar[str]
@@ -107,7 +114,7 @@ class PromptTemplate:
     chat_template: ClassVar[str | None] = None
 
     def ids(self, codec: TextCodec, *names: str) -> dict[str, int]:
-        """The ids of `specials`, or of those named; ValueError names what the tokenizer lacks."""
+        """Return the ids of `specials`, or of those named; ValueError for one that is missing."""
         return codec.special({name: self.specials[name] for name in names or self.specials})
 
     def tasks_with(self, tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
@@ -131,23 +138,26 @@ class PromptTemplate:
     # --- the tasks ---
 
     def caption_prompt(self, codec: TextCodec, image: ImageInput, *, length: int) -> TaskPrompt:
-        """An image -> a caption of at most `length` tokens."""
+        """Ask for a caption of an image, of at most `length` tokens."""
         self.unsupported("caption")
 
     def image_prompt(
         self, codec: TextCodec, prompt: str, *, image: Codes, negative: str = ""
     ) -> TaskPrompt:
-        """Words -> the open codes of an image.
+        """Ask for the open codes of an image.
 
-        prompt    "": whatever fits the rest of the image
-        negative  takes the place of the absent prompt in guidance; "": no words at all
+        Args:
+            codec: The text tokenizer.
+            prompt: What to draw; "": whatever fits the rest of the image.
+            image: Its codes.
+            negative: Takes the place of the absent prompt in guidance; "": no words at all.
         """
         self.unsupported("text_to_image")
 
     def thinking_prompt(
         self, codec: TextCodec, prompt: str, *, grid: tuple[int, int]
     ) -> TaskPrompt:
-        """Words -> what is to be drawn, in more words: they are open, the image is unknown."""
+        """Ask for more words on what is to be drawn: they are open, the image is unknown."""
         raise ValueError(
             f"this model ({self.family}) was not trained to think before it draws; leave out "
             "think=True"
@@ -156,45 +166,49 @@ class PromptTemplate:
     def image_prompt_after_thinking(
         self, codec: TextCodec, reasoned: Sequence, *, image: Codes
     ) -> TaskPrompt:
-        """The document of `reason`, its words all there -> the open codes of its image."""
+        """Ask for the image of a document of `thinking_prompt` whose words are filled in."""
         self.unsupported("text_to_image")
 
     def edit_prompt(
         self, codec: TextCodec, instruction: str, *, sources: tuple[Codes, ...], image: Codes
     ) -> TaskPrompt:
-        """Images and what is to change -> the open codes of another; two branches beside it.
+        """Ask for the open codes of another image, by images and what is to change.
 
-        The first lacks the instruction, the second the images.
+        Of the two other branches the first lacks the instruction, the second the images.
         """
         self.unsupported("edit")
 
     def infill_prompt(
         self, codec: TextCodec, text: str, *, image: ImageInput | None = None
     ) -> TaskPrompt:
-        """A text with holes -> what belongs there."""
+        """Ask for what belongs into the holes of a text."""
         self.unsupported("infill")
 
     def completion_prompt(self, codec: TextCodec, text: str, *, length: int) -> TaskPrompt:
-        """The beginning of a text -> at most `length` tokens that follow."""
+        """Ask for at most `length` tokens that follow the beginning of a text."""
         self.unsupported("complete")
 
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
-        """A conversation -> the next turn of the assistant, of at most `length` tokens."""
+        """Ask for the next turn of the assistant, of at most `length` tokens."""
         self.unsupported("chat")
 
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
-        """A conversation to learn from: up to each answer it is the prompt that asks for it.
+        """Lay out a conversation to learn from: up to each answer it is the prompt for it.
 
-        answers  numbers of the turns that are learnt, each with what ends it
+        Args:
+            codec: The text tokenizer.
+            turns: The conversation.
+            answers: Numbers of the turns that are learned, each with what ends it.
 
-        Raises ValueError for a conversation that is never asked for in this way.
+        Raises:
+            ValueError: For a conversation that is never asked for in this way.
         """
         *asked, answer = turns
         if list(answers) != [len(asked)]:
             raise ValueError(
-                f"this model ({self.family}) learns the last answer of a conversation alone"
+                f"this model ({self.family}) learns only the last answer of a conversation"
             )
         if edited := self.image_edit(turns):
             instruction, sources, image = edited
@@ -218,7 +232,7 @@ class PromptTemplate:
         """Lay out one question and its answer as a task that is asked without a chat template.
 
         A text and what follows it is learned as `complete` asks for it, a prompt and an image as
-        `draw` does.
+        `text_to_image` does.
 
         Raises:
             ValueError: For anything else.
@@ -253,17 +267,19 @@ class PromptTemplate:
         )
 
     def caption_sequence(self, codec: TextCodec, question: Turn, answer: Turn) -> Sequence:
-        """Lay out an image and its caption, as `describe` asks for it."""
+        """Lay out an image and its caption, as `caption` asks for it."""
         raise ValueError(
             f"this model ({self.family}) is asked about images by its template; leave out "
             "template: false"
         )
 
     def drawing(self, turns: tuple[Turn, ...]) -> tuple[str, str, Codes] | None:
-        """(prompt, words before it, image to be learnt) of an answer that is an image.
+        """Return (prompt, words before it, image to be learned) of an answer that is an image.
 
-        None for an answer in words. Raises ValueError where there is more than a prompt and one
-        image.
+        None for an answer in words.
+
+        Raises:
+            ValueError: If there is more than a prompt and one image.
         """
         *asked, answer = turns
         images = [part for part in answer.parts if not isinstance(part, str)]
@@ -274,7 +290,7 @@ class PromptTemplate:
         (image,) = images
         if not isinstance(image, Codes) or any(not isinstance(p, str) for p in asked[0].parts):
             raise ValueError(
-                f"this model ({self.family}) learns to draw images of codes, from words alone"
+                f"this model ({self.family}) learns to draw images of codes, from words only"
             )
         open_ = torch.ones(image.ids.shape, dtype=torch.bool)
         return said(asked[0]), said(answer), replace(image, open=open_)
@@ -298,13 +314,15 @@ class PromptTemplate:
         return said(asked), tuple(images), replace(image, open=open_)
 
     def closing(self, codec: TextCodec) -> tuple[int, ...]:
-        """What a model writes at the end of an answer that it has learnt."""
+        """Return the ids that a model writes at the end of an answer that it has learned."""
         return (codec.vocabulary.eos_id,)
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
-        """The conversation that asks for an answer with its reasons, or without them.
+        """Return the conversation that asks for an answer with its reasons, or without them.
 
-        think  None: as it is
+        Args:
+            turns: The conversation.
+            think: Whether to give reasons; None: as the conversation has it.
         """
         if think is not None:
             raise ValueError(
@@ -316,71 +334,77 @@ class PromptTemplate:
     # --- what the tasks have in common ---
 
     def stop_ids(self, codec: TextCodec) -> tuple[int, ...]:
-        """Ids that end a text: what follows them is dropped."""
+        """Return the ids that end a text: what follows them is dropped."""
         return (codec.vocabulary.eos_id,)
 
     def suppress_tokens(self, codec: TextCodec) -> tuple[int, ...]:
-        """Ids that never occur in an answer."""
+        """Return the ids that never occur in an answer."""
         return ()
 
     def decode(self, codec: TextCodec, ids: Tensor) -> str:
-        """Generated ids [T] up to the first that ends a text -> words, as they are spaced."""
+        """Decode generated ids [T] up to the first that ends a text; spaces are kept."""
         kept = self.written(codec, ids)
         return str(codec.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
 
     def written(self, codec: TextCodec, ids: Tensor) -> Tensor:
-        """Generated ids [T] up to the first that ends a text."""
+        """Return generated ids [T] up to the first that ends a text."""
         stop = torch.isin(ids, torch.tensor(self.stop_ids(codec), dtype=ids.dtype)).nonzero()
         return ids[: int(stop[0])] if len(stop) else ids
 
     def continued(self, codec: TextCodec, ids: Tensor) -> str:
-        """Generated ids [T] that go on with a text -> words, with the space that they bring."""
+        """Decode generated ids [T] that follow a text, with the space that they bring."""
         anchor = torch.tensor(codec.encode("a"), dtype=ids.dtype)
         before, both = (self.decode(codec, one) for one in (anchor, torch.cat([anchor, ids])))
         return both.removeprefix(before) if both.startswith(before) else self.decode(codec, ids)
 
     def completion(self, codec: TextCodec, text: str, ids: Tensor) -> str:
-        """What was generated after a text, so that both side by side are the whole."""
+        """Decode what was generated after a text, so that both side by side are the whole."""
         return self.continued(codec, ids)
 
     def canvas(self, size: tuple[int, int], *, edge: int, task: str) -> tuple[int, int]:
-        """Pixels (height, width) at which the image tokenizer meets an image.
+        """Return the pixels (height, width) at which an image goes into the image tokenizer.
 
-        size  of the image, (width, height)
-        edge  of the images that the image tokenizer was trained on
+        Args:
+            size: Of the image, (width, height).
+            edge: Of the images that the image tokenizer was trained on, in pixels.
+            task: Name of the task.
         """
         return edge, edge
 
     def drawn_size(
         self, size: tuple[int | None, int | None], *, edge: int, cell: int
     ) -> tuple[int, int]:
-        """Pixels (height, width) of an image that is drawn from nothing; None: as it likes.
+        """Return the pixels (height, width) of an image that is drawn from nothing.
 
-        cell  pixels of a code along one edge
+        Args:
+            size: (height, width); None: the family's own.
+            edge: Of the images that the image tokenizer was trained on, in pixels.
+            cell: Pixels of a code along one edge.
 
-        Raises ValueError for a size that the family does not draw.
+        Raises:
+            ValueError: For a size that the family does not draw.
         """
         height, width = (edge if side is None else side for side in size)
         if (height, width) != (edge, edge):
             raise ValueError(
-                f"this model ({self.family}) draws images of {edge} x {edge} pixels alone, not "
+                f"this model ({self.family}) draws images of {edge} x {edge} pixels only, not "
                 f"of height {height} and width {width}; leave height and width out"
             )
         return edge, edge
 
 
 def said(turn: Turn) -> str:
-    """The words of a turn."""
+    """Return the words of a turn."""
     return "".join(part for part in turn.parts if isinstance(part, str)).strip()
 
 
 def answer_segment(codec: TextCodec, length: int) -> Segment:
-    """`length` text tokens to be generated."""
+    """Return a segment of `length` text tokens to be generated."""
     return text_segment(codec.masks(length), target=True)
 
 
 def without_prompt(sequence: Sequence, codec: TextCodec) -> Sequence:
-    """The twin for guidance in which all that is no target is a mask token, images included.
+    """Return the twin for guidance: all that is no target is a mask token, images included.
 
     Source: arXiv:2410.18514, section 3.3, as LLaDA, MMaDA and LLaDA-V have it.
     """

@@ -1,4 +1,4 @@
-"""From the pieces of a prompt to segments: special ids, text and images in reading order."""
+"""Turn the pieces of a prompt into segments: special ids, text and images in reading order."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Piece = int | str | ImageInput  # the id of a special token, text, an image
 
 
 def segments_of(codec: TextCodec, pieces: Iterable[Piece]) -> tuple[Segment, ...]:
-    """Pieces -> segments of context.
+    """Turn pieces into segments of context.
 
-    Neighbouring texts are tokenized as one, as the whole of a template's string would be; names of
-    special tokens in them are no more than letters.
+    Neighboring texts are tokenized as one, as the whole string of a template would be; names of
+    special tokens in them are letters.
     """
     return learnt_segments(codec, ((piece, False) for piece in pieces))
 
 
 def learnt_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
-    """Pieces, each with whether it is to be learnt -> segments, of which those are targets.
+    """Turn pieces, each with whether it is learned, into segments, of which those are targets.
 
     Where learning begins and ends, the text of a prompt does too, so that it is tokenized apart.
     """
@@ -53,9 +53,12 @@ def learnt_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> t
 def image_segments(
     codec: TextCodec, image: Piece, *, markers: tuple[int, int] | None = None
 ) -> tuple[Segment, ...]:
-    """An image as context or target: the slots of its features, or its codes between markers.
+    """Lay out an image as context or target: slots of its features, or codes between markers.
 
-    markers  begin and end of an image; default: those of the vocabulary
+    Args:
+        codec: The text tokenizer.
+        image: To lay out.
+        markers: Begin and end of an image; default: those of the vocabulary.
     """
     assert not isinstance(image, int | str)
     if not isinstance(image, Codes):
@@ -65,13 +68,13 @@ def image_segments(
 
 
 def answering(codec: TextCodec, prompt: tuple[Segment, ...], *, length: int) -> TaskPrompt:
-    """A prompt, and after it an answer to be generated; the other branch is without the prompt."""
+    """Lay out a prompt and an answer to be generated; the other branch lacks the prompt."""
     sequence = Sequence((*prompt, answer_segment(codec, length)))
     return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(len(prompt),))
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """The same with neighbouring texts as one."""
+    """Join neighboring texts."""
     joined: list[Piece] = []
     for piece in pieces:
         if isinstance(piece, str) and joined and isinstance(joined[-1], str):

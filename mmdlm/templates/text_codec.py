@@ -1,4 +1,4 @@
-"""Between text and ids: a tokenizer beside the vocabulary that its ids lie in."""
+"""Encode and decode text: a tokenizer beside the vocabulary that its ids lie in."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ _ONE_AT_A_TIME = threading.Lock()
 class TextCodec:
     """A text tokenizer over a vocabulary.
 
-    slots    tokens of text of every document, end included; None: texts have the length they need
-    longest  most tokens of a text, its end not counted
-    grid     (rows, columns) of the codes of an image; None: a model without an image tokenizer
+    Attributes:
+        tokenizer: Of text.
+        vocabulary: Ids of the denoiser.
+        slots: Tokens of text of every document, end included; None: texts have the length they
+            need.
+        longest: Most tokens of a text, its end not counted.
+        grid: (rows, columns) of the codes of an image; None: a model without an image tokenizer.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -33,15 +37,15 @@ class TextCodec:
     grid: tuple[int, int] | None = None
 
     def encode_with_specials(self, text: str) -> list[int]:
-        """Text -> ids; the name of a special token in it stands for that token."""
+        """Encode text; the name of a special token in it stands for that token."""
         check_whole(text)
         with _ONE_AT_A_TIME:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode(self, text: str) -> list[int]:
-        """What a user wrote -> ids; the name of a special token in it is no more than letters.
+        """Encode what a user wrote; the name of a special token in it is letters.
 
-        So that no message can end its own turn and begin another's.
+        So no message can end its own turn and begin another.
         """
         check_whole(text)
         with _ONE_AT_A_TIME:
@@ -50,13 +54,18 @@ class TextCodec:
             )
 
     def special(self, wanted: Mapping[str, tuple[tuple[str, ...], int]]) -> dict[str, int]:
-        """Special tokens, each by the first of its names that the tokenizer has -> their ids.
+        """Find special tokens, each by the first of its names that the tokenizer has.
 
-        wanted  name here -> (names there, the id that the family was published with), under which
-                an added token of another name counts too
+        Args:
+            wanted: Name here -> (names there, the id that the family was published with); an added
+                token of another name with that id counts too.
 
-        Raises ValueError that names all that are missing, or one that a tokenizer as large as the
-        published one has elsewhere.
+        Returns:
+            Name here -> id.
+
+        Raises:
+            ValueError: If some are missing, or if a tokenizer as large as the published one has one
+                elsewhere.
         """
         found: dict[str, int] = {}
         missing = []
@@ -81,26 +90,30 @@ class TextCodec:
         return found
 
     def first_of(self, names: tuple[str, ...]) -> int | None:
-        """The id of the first of some tokens that the tokenizer has; None: it has none."""
+        """Return the id of the first of some tokens that the tokenizer has; None: it has none."""
         ids = map(self.tokenizer.backend_tokenizer.token_to_id, names)
         return next((int(i) for i in ids if i is not None), None)
 
     def masks(self, count: int) -> Tensor:
-        """[count] mask tokens."""
+        """Return [count] mask tokens."""
         return torch.full((count,), self.vocabulary.mask_id)
 
     def append_eos(self, ids: Tensor) -> Tensor:
-        """Ids -> the same with the end of text, to the end of the slots where there are slots."""
+        """Append the end of text to ids, up to the end of the slots if there are slots."""
         append_eos = torch.full((self.slots or len(ids) + 1,), self.vocabulary.eos_id)
         append_eos[: len(ids)] = ids
         return append_eos
 
     def prompt(self, text: str) -> Tensor:
-        """What a user asks for -> its ids without an end, [T]; ValueError where it is too long."""
+        """Encode what a user asks for, without an end: [T].
+
+        Raises:
+            ValueError: If it is too long.
+        """
         return torch.tensor(self.checked(self.encode(text.strip()), text), dtype=torch.int64)
 
     def checked(self, ids: list[int], text: str) -> list[int]:
-        """The ids, unless there are too many of them."""
+        """Return the ids, unless there are too many of them."""
         if len(ids) > self.longest:
             raise ValueError(
                 f"text {shortened(text)!r} has {len(ids)} tokens, but this model takes at most "
@@ -109,11 +122,16 @@ class TextCodec:
         return ids
 
     def parse_infill_template(self, text: str) -> tuple[Tensor, Tensor]:
-        """Text with holes -> (ids, which of them are holes), both [T].
+        """Encode a text with holes.
 
-        Everything outside the holes is there as it is, but for one blank before a hole: the tokens
-        that fill it bring their own. Raises ValueError for a text without a hole, a hole of no
-        tokens, and a text too long.
+        Everything outside the holes is kept, except one blank before a hole: the tokens that fill
+        it bring their own.
+
+        Returns:
+            Ids [T], and which of them are holes, [T] bool.
+
+        Raises:
+            ValueError: For a text without a hole, a hole of no tokens, and a text that is too long.
         """
         ids: list[int] = []
         hole: list[bool] = []
@@ -128,7 +146,7 @@ class TextCodec:
         return torch.tensor(self.checked(ids, text)), torch.tensor(hole)
 
     def _follows(self, piece: str, before: list[int]) -> list[int]:
-        """Ids of a piece of a text; in its middle a tokenizer must not put a space first."""
+        """Encode a piece of a text; in its middle a tokenizer must not put a space first."""
         if not piece or not before:
             return self.encode(piece) if piece else []
         for anchor in ("\n", "a"):  # one of them is no part of a token with what follows it

@@ -90,12 +90,12 @@ def test_each_branch_of_the_guidance_is_learned_as_often_as_said(words: TextCode
 
 
 def test_a_family_that_does_not_edit_says_so(words: TextCodec) -> None:
-    with pytest.raises(ValueError, match="learns to draw images of codes, from words alone"):
+    with pytest.raises(ValueError, match="learns to draw images of codes, from words only"):
         Mmada().training_sequence(words, conversation(words, image(words, 0, 1, 2, 3)), answers=[1])
 
 
 def test_an_image_for_an_image_without_words_is_no_edit(words: TextCodec) -> None:
     turns = (Turn("user", (image(words, 0, 1, 2, 3),)), conversation(words)[1])
     assert Native().image_edit(turns) is None
-    with pytest.raises(ValueError, match="from words alone"):
+    with pytest.raises(ValueError, match="from words only"):
         Native().training_sequence(words, turns, answers=[1])
