@@ -274,7 +274,7 @@ def test_captions_of_many_images_name_them_and_run_in_groups(
 ) -> None:
     count = commands.CAPTIONS_AT_ONCE + 1
     assert cli.main(["caption", *[image] * count]) == 0
-    assert capsys.readouterr().out == f"{image}\ta image 8 wide\n" * count
+    assert capsys.readouterr().out == f"{image}\tan image 8 wide\n" * count
     assert model.calls == [{"images": commands.CAPTIONS_AT_ONCE}, {"images": 1}]
 
 
@@ -656,6 +656,7 @@ def test_help_is_instant_because_torch_stays_out(tmp_path: Path) -> None:
     assert loaded.stdout == "False\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BUNDLED.is_dir(), reason="no bundled model in this tree")
 def test_the_bundled_model_draws_describes_and_mends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
