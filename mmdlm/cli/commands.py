@@ -174,9 +174,8 @@ def answer(options: argparse.Namespace) -> None:
     text = model.answer(
         options.question,
         images or None,
-        **_writing(options),
+        **_writing(options, _generator(options.seed)),
         think=options.think,
-        generator=_generator(options.seed),
     )
     print(text)
 
@@ -192,9 +191,8 @@ def chat(options: argparse.Namespace) -> None:
         text: str = model.chat(
             messages,
             images,
-            **_writing(options),
+            **_writing(options, generator),
             think=options.think,
-            generator=generator,
         )
         return text
 
@@ -220,8 +218,7 @@ def complete(options: argparse.Namespace) -> None:
     model = _load(options, "complete")
     text = model.complete(
         options.text,
-        **_writing(options),
-        generator=_generator(options.seed),
+        **_writing(options, _generator(options.seed)),
     )
     print(options.text + text)
 
@@ -332,14 +329,15 @@ def _generators(seed: int, count: int) -> torch.Generator | list[torch.Generator
     return [_generator(seed + number) for number in range(count)]
 
 
-def _writing(options: argparse.Namespace) -> TextOptions:
-    """Collect the options of a command that writes a text, but for its generator."""
+def _writing(options: argparse.Namespace, generator: torch.Generator) -> TextOptions:
+    """Collect the options of a command that writes a text."""
     return {
         "num_inference_steps": options.steps,
         "max_new_tokens": options.max_new_tokens,
         "block_length": options.block_length,
         "temperature": options.temperature,
         "guidance_scale": options.guidance_scale,
+        "generator": generator,
     }
 
 
