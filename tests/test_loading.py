@@ -675,6 +675,7 @@ def test_a_model_with_an_adapter_saves_the_adapter(
     assert sorted(one.name for one in (tmp_path / "again").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "digests.json",
     ]
     again = load(folder, device="cpu", adapter=tmp_path / "again").denoiser
     assert torch.equal(logits(again), logits(model))

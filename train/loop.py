@@ -241,7 +241,7 @@ def fit(
                 f"{path} is beyond the {settings.max_steps} steps of this run; give "
                 f"training.max_steps at least {first}, or train into another folder"
             )
-        state.read(path)
+        state.read(path, step=first)
         written = any((out / name).is_dir() for name in ("final", "adapter"))
         done_before = (first == settings.max_steps or stage.is_spent) and written
         for said in record.check(path, finished=done_before):
@@ -260,7 +260,7 @@ def fit(
         )
     if setup is not None and accelerator.is_main_process:
         replace_folder(out / SETUP, setup)
-    log = _Log(out / LOG, first, enabled=accelerator.is_main_process)
+    log = _Log(out / LOG, first, lines=state.logged, enabled=accelerator.is_main_process)
     if settings.trackers:
         accelerator.init_trackers(out.name)
 
@@ -325,6 +325,7 @@ def fit(
                     _sheet(on_sample, done, ema)
                 accelerator.wait_for_everyone()
             if saving:
+                state.step, state.logged = done, log.lines
                 checkpoints.save(done, state.write)
             if stopping and not last:
                 checkpoints.finish()
@@ -503,20 +504,34 @@ def precision(name: str) -> str:
 
 
 class _Log:
-    """One JSON line a logged step; lines beyond the step a run continues from are dropped."""
+    """One JSON line a logged step; lines beyond the step a run continues from are dropped.
 
-    def __init__(self, path: Path, first: int, *, enabled: bool) -> None:
-        self.path, self.enabled = path, enabled
+    lines  that there are; as the step a run continues from knows it, where they are read. Raises
+           ValueError for a folder in the place of the file
+    """
+
+    def __init__(self, path: Path, first: int, *, lines: int, enabled: bool) -> None:
+        self.path, self.enabled, self.lines = path, enabled, lines
         if not enabled:
             return
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; move it away, or train into another one")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        kept = [line for line in lines if _logged_step(line) in range(1, first + 1)]
+        found = path.read_text(errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in found if _logged_step(line) in range(1, first + 1)]
+        if len(kept) < lines:
+            print(
+                f"warning: {path} lacks {lines - len(kept)} of its {lines} lines of the {first} "
+                "steps that were done; the run goes on without them",
+                file=sys.stderr,
+            )
+        self.lines = len(kept)
         beside = path.with_name(f"{path.name}.part")
         beside.write_text("".join(f"{line}\n" for line in kept))
         os.replace(beside, path)
 
     def write(self, step: int, entry: dict[str, float]) -> None:
+        self.lines += 1
         if self.enabled:
             known = {
                 k: v if math.isfinite(v) else None for k, v in entry.items()

@@ -34,6 +34,7 @@ from mmdlm.models.families.base import refuse_kernels
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
+from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,9 @@ class MmdlmEncoder(PreTrainedModel):
         if has_adapter(self) and not kwargs.get("push_to_hub"):
             save_adapter(self, Path(save_directory), state_dict=kwargs.get("state_dict"))
             return
+        forget_digests(Path(save_directory))
         super().save_pretrained(save_directory, *args, **kwargs)
+        write_digests(Path(save_directory))
 
     def resize_token_embeddings(
         self,
@@ -333,6 +336,7 @@ class MmdlmEncoder(PreTrainedModel):
             if folder.is_dir():  # before transformers follows what its files name
                 checkpoint = checkpoint or open_checkpoint(folder)
                 check_stored(checkpoint.config)
+                check_digests(folder)
         source = pretrained_model_name_or_path
         if checkpoint is not None and RunStep.of(checkpoint.folder) is not None:
             config = config or MmdlmEncoderConfig.from_dict(checkpoint.config)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mmdlm.models.families.auto import FAMILIES
 from mmdlm.vision.checkpoint_files import check_stays, read_json, reason_of, shown
+from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASKS = "trained_tasks.json"  # what the model is trained for, with the adapter
@@ -86,6 +87,7 @@ class Lora:
                 ".bin files are not read: save them as safetensors)"
             )
         check_stays(folder / WEIGHTS, folder)
+        check_digests(folder)
         try:
             tensors = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
@@ -204,6 +206,8 @@ class Lora:
     def _check_shapes(self, model: PreTrainedModel, names: dict[str, str]) -> None:
         misshapen = []
         for (module, part), tensor in self.parts.items():
+            if not tensor.dtype.is_floating_point:
+                misshapen.append(f"{part} of {module} holds {tensor.dtype}, not fractions")
             needed = _shape(model.get_submodule(names[module]), part, self._rank(module))
             if needed is not None and tuple(tensor.shape) != needed:
                 misshapen.append(
@@ -256,7 +260,9 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(model, state_dict=state_dict, adapter_name="default")
     stored = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    forget_digests(folder)
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    write_digests(folder)
     model.peft_config["default"].save_pretrained(folder)
 
 

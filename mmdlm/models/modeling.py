@@ -35,6 +35,7 @@ from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import offer_layers, take_back_layers
 from mmdlm.models.resizing import padded, resized
 from mmdlm.models.transformer import MmdlmModel, MmdlmPreTrainedModel
+from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 
 
@@ -250,6 +251,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             checkpoint.check_fits(wanted, names=all_names)
             if config.tie_word_embeddings:
                 checkpoint.check_tied(cls._tied_weights_keys, names=all_names)
+        check_digests(folder)
         kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)  # named in `info`
         if is_quantized(checkpoint) or not streams(kwargs):
             kwargs["key_mapping"] = {f"^{re.escape(key)}$": ours for key, ours in names.items()}
@@ -293,7 +295,9 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             save_adapter(self, Path(save_directory), state_dict=kwargs.get("state_dict"))
             return
         kwargs.setdefault("save_original_format", False)
+        forget_digests(Path(save_directory))
         super().save_pretrained(save_directory, *args, **kwargs)
+        write_digests(Path(save_directory))
 
     def resize_token_embeddings(
         self,

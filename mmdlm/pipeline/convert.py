@@ -20,6 +20,8 @@ from mmdlm.models.families.auto import family_named, family_of
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.vision.checkpoint_files import check_stays
+from mmdlm.vision.digests import FILE as DIGESTS
+from mmdlm.vision.digests import write_digests
 
 OURS = MmdlmConfig.model_type
 # Fields of `MmdlmConfig`, beside the vocabulary, that change what a model computes.
@@ -77,6 +79,8 @@ def convert(
         yield from checkpoint.rewrite(part, names=names)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _copy_the_rest(checkpoint, part)
+        if to == OURS:
+            write_digests(part)
 
 
 def _to_ours(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:
@@ -173,7 +177,7 @@ def _copy_the_rest(checkpoint: Checkpoint, out: Path) -> None:
     """Copy tokenizers and whatever else lies beside the weights."""
     for path in checkpoint.folder.rglob("*"):
         check_stays(path, checkpoint.folder)  # what lies elsewhere is not to be given away
-    written = {"config.json", WEIGHTS, INDEX, *(shard.name for shard in checkpoint.shards)}
+    written = {"config.json", WEIGHTS, INDEX, DIGESTS, *(shard.name for shard in checkpoint.shards)}
     for path in sorted(checkpoint.folder.iterdir()):
         if path.name in written or path.name.startswith("."):
             continue

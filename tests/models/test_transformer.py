@@ -466,7 +466,8 @@ def test_a_saved_config_names_no_code(tmp_path: Path) -> None:
     assert isinstance(config, MmdlmConfig)
     assert not hasattr(config, "auto_map")
     assert config.vocab_size == VOCABULARY.size
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    names = ["config.json", "digests.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_tied_head_is_stored_once_and_stays_tied(tmp_path: Path) -> None:

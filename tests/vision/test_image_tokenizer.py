@@ -161,6 +161,7 @@ class TestCheckpoint:
         tokenizer.save_pretrained(folder)
         assert sorted(path.name for path in folder.iterdir()) == [
             "config.json",
+            "digests.json",
             "model.safetensors",
         ]
         again = load_image_tokenizer(folder)

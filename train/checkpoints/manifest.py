@@ -6,7 +6,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mmdlm.models.checkpoints.run_steps import MANIFEST, THREADS, completed, damage_of, digest_of
+from mmdlm.models.checkpoints.run_steps import MANIFEST, completed, damage_of
+from mmdlm.vision.digests import THREADS, digest_of
 
 FILE = MANIFEST
 

@@ -58,7 +58,7 @@ def rehearse(
         try:
             _write(state, folder / STEP)
             with _trying("a checkpoint cannot be continued from"):
-                state.read(folder / STEP)
+                state.read(folder / STEP, step=0)
                 state.record.check(folder / STEP, finished=False)
             with _trying("a checkpoint cannot be loaded as a model"):
                 on_main(lambda: _load(folder, setup))

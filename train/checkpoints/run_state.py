@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from train.checkpoints.record import Record
 from train.checkpoints.sharded import ShardedState
 from train.optimizer import ExponentialMovingAverage
 
-SKIPPED = "skipped_steps.txt"
+SKIPPED, PROGRESS = "skipped_steps.txt", "progress.json"
 
 
 class Stateful(Protocol):
@@ -49,6 +50,7 @@ class RunState:
         self.accelerator, self.optimizers, self.loader = accelerator, optimizers, loader
         self.ema, self.stage, self.record = ema, stage, record
         self.skipped = 0  # steps that left the weights alone
+        self.step = self.logged = 0  # steps that are done, and lines of the log
         self.sharded, self.frozen = None, None
         if accelerator.distributed_type == DistributedType.FSDP:
             self.sharded = ShardedState(stage, optimizers, ema)
@@ -62,6 +64,8 @@ class RunState:
         torch.save(_generators(), folder / f"random_states_{number}.pkl")
         if self.accelerator.is_main_process:
             (folder / SKIPPED).write_text(f"{self.skipped}\n")
+            progress = {"step": self.step, "logged": self.logged}
+            (folder / PROGRESS).write_text(json.dumps(progress) + "\n")
             self.record.write(folder)
         if self.sharded is not None:
             rest = self.sharded.write(folder)
@@ -72,11 +76,14 @@ class RunState:
         self._seal(folder)
         return None
 
-    def read(self, folder: Path) -> None:
+    def read(self, folder: Path, *, step: int) -> None:
         """Everything but the options of the optimizers, which stay as they were set.
 
-        Raises ValueError where the files are of another run.
+        step  that the folder is named after
+
+        Raises ValueError where the files are of another run, or of another step.
         """
+        self._read_progress(folder, step)
         number, processes = self.accelerator.process_index, self.accelerator.num_processes
         stored = len(list(folder.glob("loader_*.pt")))
         if stored != processes:
@@ -115,6 +122,18 @@ class RunState:
                 f"{folder}: the position in the data is of another kind of run ({error!r}); train "
                 "into another folder"
             ) from error
+
+    def _read_progress(self, folder: Path, step: int) -> None:
+        self.step = step
+        if not (folder / PROGRESS).is_file():  # of a version that wrote none
+            return
+        progress = json.loads((folder / PROGRESS).read_text())
+        if progress["step"] != step:
+            raise ValueError(
+                f"{folder} holds step {progress['step']}, not {step}; give it back its name, "
+                f"step_{progress['step']:08d}"
+            )
+        self.logged = int(progress["logged"])
 
     def _write_whole(self, folder: Path) -> None:
         """What the main process holds as well as any other."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data_pipelines.room import check_room
 from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.lora import CONFIG, PREFIX, WEIGHTS
+from mmdlm.vision.digests import write_digests
 
 NAME = "default"  # PEFT's, of the one adapter
 DOWN, UP = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
@@ -169,3 +170,4 @@ class Adapted:
             if name.endswith((DOWN, UP))
         }
         save_file(matrices, folder / WEIGHTS, metadata={"format": "pt"})
+        write_digests(folder)

@@ -91,7 +91,8 @@ class Checkpoint:
         wanted  shapes of the model's tensors, by our names
         names   the files' names -> ours
 
-        Raises ValueError that names tensors which have another shape, are missing, or are too many.
+        Raises ValueError that names tensors which have another shape, hold whole numbers, are
+        missing, or are too many.
         """
         theirs = {ours: name for name, ours in names.items()}
         found = {names[name]: tensor.shape for name, tensor in self.tensors.items()}
@@ -106,6 +107,9 @@ class Checkpoint:
                 for name in misshapen[:3]
             )
             problems.append(f"{len(misshapen)} of {len(wanted)} tensors are mismatched: {listed}")
+        if whole := [n for n, tensor in self.tensors.items() if not tensor.is_floating_point()]:
+            listed = ", ".join(f"{name} ({self.tensors[name].dtype})" for name in sorted(whole)[:3])
+            problems.append(f"{len(whole)} of {len(found)} tensors hold no fractions: {listed}")
         if missing := sorted(wanted.keys() - found.keys()):
             listed = ", ".join(missing[:5])
             problems.append(f"{len(missing)} of {len(wanted)} tensors are missing: {listed}")

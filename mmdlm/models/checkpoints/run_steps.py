@@ -23,6 +23,7 @@ from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder, tensor
 from mmdlm.models.checkpoints.stored_tensor import StoredTensor
 from mmdlm.models.families.auto import family_of
 from mmdlm.vision.checkpoint_files import read_json
+from mmdlm.vision.digests import THREADS, digest_of
 
 SETUP, FINAL = "setup", "final"
 MODEL = "model"  # of what `train.own_images` writes, the run of the model
@@ -33,7 +34,6 @@ SHARDED, MANIFEST, BASE = "sharded", "manifest.json", "base.json"
 PREFIX = "denoiser."  # of the denoiser's tensors in the state of a stage of training
 OURS = ("mmdlm", "mmdlm_encoder")
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # PEFT's names of the matrices
-THREADS = 4  # files that are digested at once
 SMALL = 1 << 16  # bytes of a tensor that a fingerprint reads
 
 
@@ -365,12 +365,6 @@ def damage_of(folder: Path, *, digested: Collection[str] | None = None) -> str |
         return str(error)
     changed = [name for name, digest in zip(names, found, strict=True) if digest != digests[name]]
     return f"{changed[0]} has another content than was written" if changed else None
-
-
-def digest_of(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _instead(run: Path, number: int) -> str:

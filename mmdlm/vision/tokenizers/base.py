@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdlm.vision.checkpoint_files import reason_of
+from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 from mmdlm.vision.known_names import suggestion
 from mmdlm.vision.tokenizers.stored_tokenizer import (
     CONFIG,
@@ -139,6 +140,7 @@ class ImageTokenizer(nn.Module, ABC):
                 "download it again"
             ) from error
         load_weights(tokenizer.stored_module(), weights)
+        check_digests(Path(folder))
         return tokenizer.eval()
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -162,8 +164,10 @@ class ImageTokenizer(nn.Module, ABC):
             parts[config].write_text(text, encoding="utf-8")
             for part in parts.values():
                 _flush_to_disk(part)
+            forget_digests(folder)
             for path, part in parts.items():
                 os.replace(part, path)
+            write_digests(folder)
         except (OSError, SafetensorError) as error:  # safetensors wraps the errors of its writes
             for part in parts.values():
                 if part.is_file():

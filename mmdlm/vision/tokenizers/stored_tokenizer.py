@@ -115,4 +115,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 f"{path}: tensor {name!r} has shape {list(stored[name].shape)} where "
                 f"{list(tensor.shape)} is needed; {fix}"
             )
+        if tensor.is_floating_point() and not stored[name].is_floating_point():
+            raise ValueError(
+                f"{path}: tensor {name!r} holds {stored[name].dtype} where fractions are needed; "
+                "copy or download it again"
+            )
     module.load_state_dict(stored)
