@@ -42,10 +42,10 @@ TOWER = {
 }
 
 
-class Greys(ImageTokenizer):
+class Grays(ImageTokenizer):
     """A code is the grey of a cell: 0 black, 15 white."""
 
-    family = "Greys"
+    family = "Grays"
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Greys(ImageTokenizer):
         return {}
 
     @classmethod
-    def from_config(cls, config: Any) -> Greys:
+    def from_config(cls, config: Any) -> Grays:
         return cls()
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def model_of(prompt_template: PromptTemplate, **options: Any) -> Model:
     return Model(
         transformer(words.vocabulary, vision=vision, shift=shift),
         words.tokenizer,
-        Greys() if words.vocabulary.image_codes else None,
+        Grays() if words.vocabulary.image_codes else None,
         max_length=4096,
         defaults=replace(defaults, **cold),
         prompt_template=prompt_template,

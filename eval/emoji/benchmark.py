@@ -46,7 +46,7 @@ from mmdlm.core.sequence import collate, image_segments, text_segment
 from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
-from mmdlm.rl.rewards.images.neighbors import Neighbours, nearest_neighbours
+from mmdlm.rl.rewards.images.neighbors import Neighbors, nearest_neighbors
 from mmdlm.vision.pixels import to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
@@ -392,7 +392,7 @@ class Split:
     places: list[int]
     answers: Answers
     columns: Columns
-    drawn: Neighbours
+    drawn: Neighbors
     results: dict[str, Any]
 
 
@@ -415,14 +415,14 @@ def measure(
     return Split(places, answers, columns, drawn, results)
 
 
-def score(answers: Answers, gallery: Gallery, places: list[int]) -> tuple[Columns, Neighbours]:
+def score(answers: Answers, gallery: Gallery, places: list[int]) -> tuple[Columns, Neighbors]:
     """Compare captions with names and images with images.
 
     The neighbours are those of the first drawings.
     """
     right = [gallery.right[i] for i in places]
-    drawn = [_neighbours(one, gallery, places) for one in answers.drawings]
-    rebuilt = _neighbours(answers.reconstructions, gallery, places)
+    drawn = [_neighbors(one, gallery, places) for one in answers.drawings]
+    rebuilt = _neighbors(answers.reconstructions, gallery, places)
     columns = {
         "caption_exact": exact_match(answers.captions, right),
         "caption_but_for_tones": exact_match(
@@ -446,11 +446,11 @@ def _each(values: Sequence[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack([*values]).float().mean(0)
 
 
-def _neighbours(images: Tensor, gallery: Gallery, places: list[int]) -> Neighbours:
+def _neighbors(images: Tensor, gallery: Gallery, places: list[int]) -> Neighbors:
     """Where the emoji at `places` stand among all, by distance to [N, 3, H, H] uint8 images."""
     if images.shape[-1] != SIZE:
         images = to_levels([_image(one) for one in images], SIZE)
-    return nearest_neighbours(images, gallery.levels, right=torch.tensor(places), k=NEAREST)
+    return nearest_neighbors(images, gallery.levels, right=torch.tensor(places), k=NEAREST)
 
 
 def likelihood(

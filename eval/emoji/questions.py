@@ -19,7 +19,7 @@ from eval.metrics import exact_match
 from eval.tasks import countdown, sudoku
 from eval.tasks.benchmark import Asked, Asking, Benchmark, ask, rate
 from mmdlm.pipeline.model import Model
-from mmdlm.rl.rewards.images.neighbors import nearest_neighbours
+from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
 
 
 class Questions(ABC):
@@ -123,7 +123,7 @@ class Drawings(WithImage):
         for start in range(0, len(places), self.batch_size):
             names = [gallery.emoji[i].name for i in places[start : start + self.batch_size]]
             drawn += model.text_to_image(names, num_inference_steps=self.steps, generator=generator)
-        found = nearest_neighbours(
+        found = nearest_neighbors(
             to_levels(drawn, SIZE), gallery.levels, right=torch.tensor(places), k=1
         )
         return None, found.within(NEAREST)

@@ -26,7 +26,7 @@ from eval.provenance import describe_hardware, describe_model
 from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
-from mmdlm.rl.rewards.images.neighbors import nearest_neighbours
+from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
 from mmdlm.vision.image_files import open_image
 
 SPLITS = ("train", "held_out", "held_out_style")
@@ -173,7 +173,7 @@ def measure_edits(
         for source, _, instruction in tqdm(edits, desc="editing", unit=" edits")
     ]
     right = torch.tensor([target for _, target, _ in edits])
-    found = nearest_neighbours(to_levels(drawn, SIZE), known.levels, right=right)
+    found = nearest_neighbors(to_levels(drawn, SIZE), known.levels, right=right)
     return summary({"edit_nearest_of_all": found.within(1), "edit_among_5": found.within(5)})
 
 
@@ -215,7 +215,7 @@ def measure_styles(
     near = []
     for place, image in zip(places, drawn, strict=True):
         same = [i for i, style in enumerate(known.styles) if style == known.styles[place]]
-        found = nearest_neighbours(
+        found = nearest_neighbors(
             to_levels([image], SIZE), known.levels[same], right=torch.tensor([same.index(place)])
         )
         near.append(bool(found.within(NEAREST_OF_STYLE)[0]))

@@ -230,11 +230,11 @@ def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: WideMask) 
 
 @cache
 def _flex_attention(on_gpu: bool) -> Callable[..., Tensor]:
-    # Uncompiled FlexAttention materialises the scores; compiled, it is one fused kernel.
+    # Uncompiled FlexAttention materializes the scores; compiled, it is one fused kernel.
     return torch.compile(flex_attention) if on_gpu else cast(Callable[..., Tensor], flex_attention)
 
 
 @cache
 def _create_block_mask(on_gpu: bool) -> Callable[..., BlockMask]:
-    # Uncompiled it materialises the mask of all pairs.
+    # Uncompiled it materializes the mask of all pairs.
     return torch.compile(create_block_mask) if on_gpu else create_block_mask

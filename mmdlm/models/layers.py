@@ -24,7 +24,7 @@ KeyValueHook = Callable[[Tensor, Tensor], KeyValue]
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm, under a name that transformers initialises to ones."""
+    """torch's RMSNorm, under a name that transformers initializes to ones."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape; a scale in the dtype of `x` keeps the fused kernel under autocast."""
@@ -34,7 +34,7 @@ class RMSNorm(nn.RMSNorm):
 class RotaryEmbedding(nn.Module):
     """Rotates pairs of channels by an angle that grows with the position.
 
-    Source: arXiv:2104.09864, section 3.2; halves instead of neighbours are paired, as Llama does.
+    Source: arXiv:2104.09864, section 3.2; halves instead of neighbors are paired, as Llama does.
     arXiv:2409.12191, section 2.1, for positions on several axes.
     """
 

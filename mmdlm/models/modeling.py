@@ -117,7 +117,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         return self._aligned(hidden, batch.position)
 
     def _read_for(self, subset: Tensor) -> Tensor:
-        """The places of the states that are read for some places: with `shift` neighbours too."""
+        """The places of the states that are read for some places: with `shift` neighbors too."""
         return subset | subset.roll(-1, dims=1) if self.config.shift else subset
 
     def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, query_mask: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     def _aligned(self, hidden: Tensor, position: Tensor) -> Tensor:
         """[B, L, D] such that each state predicts the token at its own position.
 
-        With `shift` that is its left neighbour's; the first token of a document keeps its own.
+        With `shift` that is its left neighbor's; the first token of a document keeps its own.
         Source: arXiv:2508.15487, section 2 (the shift of the autoregressive model is kept).
         """
         if not self.config.shift:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.likelihood.token_scores import TokenScores
+from mmdlm.core.losses.normalization import POLICY, LossNormalization, check_normalization
 from mmdlm.core.losses.objective import LossTerms
 from mmdlm.rl.statistics import Statistics
 
 Level = Literal["token", "sequence", "product"]
 Divergence = Literal["k1", "k3"]
 Anchor = Literal["reference", "old"]
-LossNormalization = Literal["token", "sequence", "constant"]
 KlNormalization = Literal["policy", "view"]
 
 
@@ -40,7 +40,7 @@ class PolicyLoss(ABC):
 
     A step of training draws the views of all inner iterations, scores them with the old policy and
     the reference where they are needed, and then in each iteration scores its views with the policy
-    and minimises sum_k coefficients[k] * sums[k] / counts[k].
+    and minimizes sum_k coefficients[k] * sums[k] / counts[k].
     """
 
     @property
@@ -140,7 +140,6 @@ class ClippedSurrogate(PolicyLoss):
             ("level", ("token", "sequence", "product")),
             ("kl", ("k1", "k3")),
             ("anchor", ("reference", "old")),
-            ("loss_normalization", ("token", "sequence", "constant")),
             ("kl_normalization", ("policy", "view")),
         )
         for name, known in choices:
@@ -149,6 +148,7 @@ class ClippedSurrogate(PolicyLoss):
                     f"ClippedSurrogate: {name} {getattr(self, name)!r} is not one of "
                     f"{', '.join(known)}"
                 )
+        check_normalization(self.loss_normalization, POLICY, "ClippedSurrogate")
         for name in ("epsilon", "epsilon_high", "beta"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -77,7 +77,7 @@ def open_image(
 ) -> Image.Image:
     """Read an image file, or the bytes of one, as upright RGB (first frame of an animation).
 
-    16-bit grey values are scaled to 8 bits. An image of more than 67 million pixels is scaled down
+    16-bit gray values are scaled to 8 bits. An image of more than 67 million pixels is scaled down
     by a whole factor while it is read, for models see much smaller ones.
 
     Args:
@@ -125,8 +125,8 @@ def open_mask(
     return mask
 
 
-def _black_or_white(grey: int) -> int:
-    return 255 if grey >= 128 else 0
+def _black_or_white(gray: int) -> int:
+    return 255 if gray >= 128 else 0
 
 
 def image_format(data: bytes) -> str:
@@ -152,7 +152,7 @@ def image_facts(data: bytes) -> tuple[int, int, bool]:
 def to_rgb(image: Image.Image, *, paper: Color = WHITE) -> Image.Image:
     """Any Pillow image -> RGB: turned as its EXIF orientation says, transparency on `paper`.
 
-    16-bit grey values are scaled to 8 bits (Pillow alone would clip them). Raises ValueError for
+    16-bit gray values are scaled to 8 bits (Pillow alone would clip them). Raises ValueError for
     an image that cannot be decoded, and for values without a range: 32-bit integers and floats.
     """
     with _named("the image"):
@@ -309,7 +309,7 @@ def _upright(image: Image.Image, paper: Color, *, factor: int = 1) -> Image.Imag
 
 
 def _levels(image: Image.Image) -> tuple[int, int]:
-    """The values of grey that are black and white."""
+    """The values of gray that are black and white."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0] if image.mode.startswith("I;16") else 16
     white = (1 << bits) - 1
@@ -325,7 +325,7 @@ def _colors(image: Image.Image, levels: tuple[int, int], paper: Color) -> Image.
         raise _Unreadable(
             f"its values are {kind}, of which none is known to be white; save it with 8 or 16 bits"
         )
-    if image.mode == "La":  # premultiplied grey, which Pillow converts to LA alone
+    if image.mode == "La":  # premultiplied gray, which Pillow converts to LA alone
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -335,7 +335,7 @@ def _colors(image: Image.Image, levels: tuple[int, int], paper: Color) -> Image.
 
 
 def _scaled(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
-    """16-bit grey -> L, or LA where one value is transparent."""
+    """16-bit gray -> L, or LA where one value is transparent."""
     black, white = levels
     table = np.rint((np.arange(1 << 16) - black) * (255 / (white - black)))
     values = np.clip(np.asarray(image), 0, (1 << 16) - 1)

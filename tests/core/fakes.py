@@ -67,7 +67,7 @@ class TinyDenoiser(nn.Module):
         return logits if ids is None else logits[:, ids[0] : ids[1]]
 
 
-class Factorised(nn.Module):
+class Factorized(nn.Module):
     """Logits [L, V] by position, whatever the other tokens are: its likelihood is known exactly."""
 
     def __init__(self, logits: Tensor, vocabulary: Vocabulary = VOCABULARY):

@@ -15,7 +15,7 @@ from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.losses.token_losses import SpindleBound, UniformScoreEntropy
 from mmdlm.core.sequence import collate
-from tests.core.fakes import VOCABULARY, Factorised, TinyDenoiser, copies, document, rng
+from tests.core.fakes import VOCABULARY, Factorized, TinyDenoiser, copies, document, rng
 
 
 def exact_objective(denoiser: TinyDenoiser, process: Absorbing, n: int) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def test_bounds_that_complementary_masks_have_none_of_are_refused(tmp_path: Path
 
 
 def test_complementary_masks_keep_the_bound():
-    denoiser = Factorised(torch.randn(8, VOCABULARY.size, generator=rng()))
+    denoiser = Factorized(torch.randn(8, VOCABULARY.size, generator=rng()))
     batch = copies(document(3, 0, seed=4), 20_000)
     once, twice = (
         Objective(Absorbing(Cosine()), complementary=c)(denoiser, batch, generator=rng())

@@ -9,7 +9,7 @@ from mmdlm.core.diffusion.forward import (
     Absorbing,
     ForwardProcess,
     PerModality,
-    TokenNeighbour,
+    TokenNeighbor,
     Uniform,
 )
 from mmdlm.core.diffusion.schedule import Cosine, Linear, Polynomial
@@ -23,7 +23,7 @@ PROCESSES: list[ForwardProcess] = [
     Absorbing(Linear(), exact_count=True, rounding="nearest"),
     Uniform(Linear()),
     Uniform(Cosine(), exact_count=True),
-    TokenNeighbour(Linear()),
+    TokenNeighbor(Linear()),
     PerModality(text=Absorbing(Linear()), image=Absorbing(Cosine(), exact_count=True)),
     PerModality(text=Absorbing(Linear()), image=Uniform(Polynomial(2))),
 ]
@@ -187,10 +187,10 @@ def test_cover_all_covers_clean_targets_too():
         Uniform(Linear(), cover_all=True).complement(batch, everything, VOCABULARY, generator=rng())
 
 
-def test_neighbours_drift_before_they_are_forgotten():
+def test_neighbors_drift_before_they_are_forgotten():
     batch = copies(document(0, 5000), 2)
     t = torch.tensor([0.3, 0.97])
-    corruption = TokenNeighbour(Linear()).corrupt(batch, t, VOCABULARY, generator=rng())
+    corruption = TokenNeighbor(Linear()).corrupt(batch, t, VOCABULARY, generator=rng())
     distance = (corruption.x_t - batch.ids).abs().double()
     near = [float(distance[r][corruption.is_noised[r]].mean()) for r in range(2)]
     assert near[0] < 0.75 * near[1]

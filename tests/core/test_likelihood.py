@@ -22,7 +22,7 @@ from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import (
     VOCABULARY,
-    Factorised,
+    Factorized,
     TinyDenoiser,
     copies,
     document,
@@ -130,8 +130,8 @@ def test_error_bars_are_honest():
     assert 0.8 < float(spread / claimed) < 1.25
 
 
-def test_is_the_likelihood_of_a_factorised_model():
-    denoiser = Factorised(torch.randn(16, VOCABULARY.size, generator=rng()))
+def test_is_the_likelihood_of_a_factorized_model():
+    denoiser = Factorized(torch.randn(16, VOCABULARY.size, generator=rng()))
     batch = collate([document(6, 4, seed=1), document(2, 0, seed=2)], VOCABULARY)
     everything = token_log_prob(denoiser, batch.ids, batch, where=batch.target).sum(1).detach()
     nelbo = Elbo(repeats=100, strata=12, at_once=50).nelbo(denoiser, batch, generator=rng())
@@ -272,7 +272,7 @@ def test_full_vocabulary_is_an_option_of_all(estimator):
 
 
 def test_entropy_is_that_of_the_distribution():
-    denoiser = Factorised(torch.randn(16, VOCABULARY.size, generator=rng()))
+    denoiser = Factorized(torch.randn(16, VOCABULARY.size, generator=rng()))
     batch = collate([document(3, 2, seed=1)], VOCABULARY)
     estimator = OneStepMeanField(prompt_mask_prob=0)
     (views,) = estimator.draw(batch, VOCABULARY, generator=rng())
@@ -362,7 +362,7 @@ def test_masks_share_their_count():
 
 @torch.no_grad()
 def test_all_are_exact_where_tokens_do_not_depend_on_each_other():
-    denoiser = Factorised(torch.randn(16, VOCABULARY.size, generator=rng()))
+    denoiser = Factorized(torch.randn(16, VOCABULARY.size, generator=rng()))
     batch = collate([document(6, 4, seed=1), document(2, 0, seed=2)], VOCABULARY)
     exact = token_log_prob(denoiser, batch.ids, batch, where=batch.target)
     steps = rollout_steps(batch)
@@ -424,7 +424,7 @@ def test_a_trace_gives_the_log_probabilities_at_which_tokens_were_committed(batc
     assert (out.log_prob[~batch.target] == 0).all()
 
 
-def test_shrink_merges_neighbouring_steps_of_a_row():
+def test_shrink_merges_neighboring_steps_of_a_row():
     batch = copies(document(6, 0, seed=1), 2)
     places = batch.target[0].nonzero().flatten()
     steps = torch.full_like(batch.ids, -1)

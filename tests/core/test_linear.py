@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +37,7 @@ def test_it_is_the_product(rows: tuple[int, ...], bias: bool, strided: bool) -> 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each product of oneDNN's, which serves small ones too."""
     kernel, found = module._ONEDNN, []
+    module.onednn_is_used()  # compares products, which do not count
     if kernel is None:
         pytest.skip("this build of torch has no oneDNN")
 
@@ -169,6 +172,71 @@ def test_a_build_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Linear(16, 24), torch.randn(3, 16)
     with torch.no_grad():
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing is known of the kernel, before and after."""
+    module.onednn_is_used.cache_clear()
+    yield
+    module.onednn_is_used.cache_clear()
+
+
+needs_onednn = pytest.mark.skipif(module._ONEDNN is None, reason="this torch has no oneDNN")
+
+
+@needs_onednn
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("fault", ["bias", "packed", "raises"])
+def test_a_kernel_that_differs_is_left_alone_with_one_warning(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, pack = module._ONEDNN, module._PACK
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor, bias: Any, *rest: Any) -> torch.Tensor:
+        if fault == "raises":
+            raise RuntimeError("no such kernel")
+        return kernel(x, weight, None if fault == "bias" else bias, *rest)
+
+    if fault == "packed":
+        monkeypatch.setattr(module, "_PACK", lambda weight, rows: pack(weight.flip(0), rows))
+    else:
+        monkeypatch.setattr(module, "_ONEDNN", wrong)
+    monkeypatch.setattr(module, "_LEAST", 0)
+    layer, x = Linear(16, 24), torch.randn(3, 16, generator=rng(1))
+    expected = F.linear(x, layer.weight, layer.bias)
+    with pytest.warns(RuntimeWarning, match="MMDLM_ONEDNN=0"):
+        assert torch.equal(layer(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        with PackedLayers(layer), torch.no_grad():
+            assert torch.equal(layer(x), expected)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("fresh")
+def test_the_kernel_is_right_on_this_machine() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert module.onednn_is_used()
+
+
+@needs_onednn
+@pytest.mark.usefixtures("fresh")
+def test_the_environment_switches_it_off(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    module.onednn_is_used.cache_clear()
+    monkeypatch.setenv("MMDLM_ONEDNN", "0")
+    layer, x = Linear(16, 24), torch.randn(3, 16)
+    with PackedLayers(layer), torch.no_grad():
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert not calls
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_switch_that_is_neither_on_nor_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDLM_ONEDNN", "yes")
+    with pytest.raises(ValueError, match="MMDLM_ONEDNN is 'yes'; set it to 1 .* or 0"):
+        module.onednn_is_used()
 
 
 def test_it_is_a_linear_layer() -> None:

@@ -1,4 +1,4 @@
-"""Noise stays in its range, and the neighbour walk is the matrix exponential it stands for."""
+"""Noise stays in its range, and the neighbor walk is the matrix exponential it stands for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.diffusion.noise import (
-    BitNeighbourhood,
-    EmbeddingNeighbourhood,
+    BitNeighborhood,
+    EmbeddingNeighborhood,
     IdNeighborhood,
     MaskNoise,
     Neighborhood,
@@ -21,33 +21,33 @@ from mmdlm.core.diffusion.noise import (
 from mmdlm.core.vocabulary import Modality
 from tests.core.fakes import CODES, VOCABULARY, ragged, rng
 
-NEIGHBOURHOODS = [
+NEIGHBORHOODS = [
     IdNeighborhood(),
     IdNeighborhood(radius=3),
-    BitNeighbourhood(),
-    EmbeddingNeighbourhood.of(torch.randn(CODES, 2, generator=rng(5)), k=3),
+    BitNeighborhood(),
+    EmbeddingNeighborhood.of(torch.randn(CODES, 2, generator=rng(5)), k=3),
 ]
 
 
-def transitions(neighbourhood: Neighborhood) -> Tensor:
+def transitions(neighborhood: Neighborhood) -> Tensor:
     """[K, K] step probabilities, estimated from many steps."""
     codes = torch.arange(CODES).repeat(40_000)
-    moved = neighbourhood.step(codes, CODES, generator=rng())
+    moved = neighborhood.step(codes, CODES, generator=rng())
     counts = torch.zeros(CODES, CODES).index_put((codes, moved), torch.tensor(1.0), accumulate=True)
     return counts / counts.sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("neighbourhood", NEIGHBOURHOODS, ids=lambda n: type(n).__name__)
-def test_steps_are_symmetric(neighbourhood: Neighborhood):
-    p = transitions(neighbourhood)
+@pytest.mark.parametrize("neighborhood", NEIGHBORHOODS, ids=lambda n: type(n).__name__)
+def test_steps_are_symmetric(neighborhood: Neighborhood):
+    p = transitions(neighborhood)
     torch.testing.assert_close(p, p.T, atol=0.02, rtol=0)
 
 
-def test_embedding_neighbours_are_near_and_mutual():
+def test_embedding_neighbors_are_near_and_mutual():
     embedding = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [9.0]])
-    neighbors = EmbeddingNeighbourhood.of(embedding, k=1).neighbors
-    assert neighbors[:, 0].tolist() == [1, 0, 2, 4, 3, 5]  # 2 and 5 have no mutual neighbour
-    p = EmbeddingNeighbourhood.of(torch.randn(50, 3, generator=rng()), k=4).neighbors
+    neighbors = EmbeddingNeighborhood.of(embedding, k=1).neighbors
+    assert neighbors[:, 0].tolist() == [1, 0, 2, 4, 3, 5]  # 2 and 5 have no mutual neighbor
+    p = EmbeddingNeighborhood.of(torch.randn(50, 3, generator=rng()), k=4).neighbors
     for own, row in enumerate(p.tolist()):
         assert all(other == own or own in p[other] for other in row)
 
@@ -121,8 +121,8 @@ def test_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="uniform"):
         NeighborNoise(uniform=0.0)
     with pytest.raises(ValueError, match="11 ids are not a power of two"):
-        BitNeighbourhood().step(torch.tensor([1]), 11, generator=rng())
+        BitNeighborhood().step(torch.tensor([1]), 11, generator=rng())
     with pytest.raises(ValueError, match="8 embeddings, used for 11 ids"):
-        NEIGHBOURHOODS[3].step(torch.tensor([1]), 11, generator=rng())
+        NEIGHBORHOODS[3].step(torch.tensor([1]), 11, generator=rng())
     with pytest.raises(ValueError, match="k must lie"):
-        EmbeddingNeighbourhood.of(torch.randn(4, 2), k=4)
+        EmbeddingNeighborhood.of(torch.randn(4, 2), k=4)

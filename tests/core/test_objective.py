@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core.diffusion.forward import Absorbing, PerModality, TokenNeighbour, Uniform
+from mmdlm.core.diffusion.forward import Absorbing, PerModality, TokenNeighbor, Uniform
 from mmdlm.core.diffusion.schedule import (
     Cosine,
     Linear,
@@ -33,7 +33,7 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (
     TEXT,
     VOCABULARY,
-    Factorised,
+    Factorized,
     TinyDenoiser,
     copies,
     document,
@@ -141,11 +141,11 @@ def tokens(m: int, size: int, *, weight: float = 1.0) -> Tokens:
     )
 
 
-def test_score_entropy_is_cross_entropy_where_scores_are_normalised():
+def test_score_entropy_is_cross_entropy_where_scores_are_normalized():
     logits, these = torch.randn(50, 9, generator=rng()), tokens(50, 9, weight=1.7)
-    normalised = logits.log_softmax(-1) + math.log(9)
+    normalized = logits.log_softmax(-1) + math.log(9)
     torch.testing.assert_close(
-        ScoreEntropy()(normalised, these), WeightedCrossEntropy()(normalised, these)
+        ScoreEntropy()(normalized, these), WeightedCrossEntropy()(normalized, these)
     )
     assert (ScoreEntropy()(logits, these) >= WeightedCrossEntropy()(logits, these)).all()
 
@@ -226,7 +226,7 @@ def test_losses_and_gradients_are_finite_at_both_ends(loss):
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Shifted(3.0), Linear(1e-3)], ids=str)
 def test_uniform_score_entropy_at_time_0_is_the_limit(schedule: MaskSchedule):
     """All is clean there; with its gradient it is what stands just beside it."""
-    denoiser = Factorised(torch.randn(8, VOCABULARY.size, generator=rng()))
+    denoiser = Factorized(torch.randn(8, VOCABULARY.size, generator=rng()))
     batch = collate([document(3, 0, seed=4)], VOCABULARY)
     loss = ModalityLoss(UniformScoreEntropy())
     objective = Objective(Uniform(schedule, cover_all=True), text=loss)
@@ -253,11 +253,11 @@ def test_uniform_score_entropy_at_time_0_is_the_limit(schedule: MaskSchedule):
 
 @pytest.mark.parametrize("exact_count", [False, True])
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(2), LogLinear(1e-4)], ids=str)
-def test_weighted_cross_entropy_is_the_likelihood_of_a_factorised_model(
+def test_weighted_cross_entropy_is_the_likelihood_of_a_factorized_model(
     schedule: MaskSchedule, exact_count: bool
 ):
     """For such a model the bound is tight, whatever the schedule."""
-    denoiser = Factorised(torch.randn(8, VOCABULARY.size, generator=rng()))
+    denoiser = Factorized(torch.randn(8, VOCABULARY.size, generator=rng()))
     one = collate([document(3, 0, seed=4)], VOCABULARY)  # two borders, three tokens
     batch = copies(document(3, 0, seed=4), 20_000)
     objective = Objective(Absorbing(schedule, exact_count=exact_count))
@@ -291,14 +291,14 @@ def by_hand(
             masked += len(places)
             for place in places:
                 value = -corruption.weight[row, place] * log_prob[row, place, batch.ids[row, place]]
-                total += float(value) / (n if loss_normalization == "answer" else 1)
-    count = {"tokens": targets, "masked": masked}.get(loss_normalization, documents)
+                total += float(value) / (n if loss_normalization == "sequence" else 1)
+    count = {"token": targets, "masked_token": masked}.get(loss_normalization, documents)
     return total, count
 
 
-@pytest.mark.parametrize("loss_normalization", ["tokens", "masked", "answer", "sequence"])
+@pytest.mark.parametrize("loss_normalization", ["token", "masked_token", "sequence", "batch"])
 @torch.no_grad()
-def test_normalisers_by_hand(loss_normalization: LossNormalization):
+def test_normalizers_by_hand(loss_normalization: LossNormalization):
     denoiser, batch = TinyDenoiser(), packed()
     objective = Objective(ABSORBING, text=ModalityLoss(WeightedCrossEntropy(), loss_normalization))
     corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
@@ -312,7 +312,7 @@ def test_counts_are_known_before_the_forward_pass():
     denoiser, batch = TinyDenoiser(), packed()
     objective = Objective(
         ABSORBING,
-        text=ModalityLoss(loss_normalization="answer"),
+        text=ModalityLoss(loss_normalization="sequence"),
         image=ModalityLoss(CrossEntropy(), "masked"),
         complementary=True,
     )
@@ -362,7 +362,7 @@ def test_one_pass_of_the_body_and_a_head_at_masked_tokens_only():
     assert denoiser.head_rows == [int(text.sum()), int(image.sum())]
 
 
-def test_full_vocabulary_normalises_over_all_ids():
+def test_full_vocabulary_normalizes_over_all_ids():
     denoiser, batch = TinyDenoiser(), ragged()
     restricted, full = (
         Objective(ABSORBING, full_vocabulary=f)(denoiser, batch, generator=rng())
@@ -382,7 +382,7 @@ def test_full_vocabulary_normalises_over_all_ids():
 def test_packed_is_unpacked():
     """The same noise gives the same loss, whether documents share a row or not."""
     documents = [document(n, k, seed=n, prompt=2) for n, k in ((20, 10), (7, 10), (9, 0), (2, 3))]
-    objective = Objective(ABSORBING, text=ModalityLoss(loss_normalization="answer"))
+    objective = Objective(ABSORBING, text=ModalityLoss(loss_normalization="sequence"))
     together, alone = pack(documents, VOCABULARY, length=48), collate(documents, VOCABULARY)
     denoiser = TinyDenoiser()
     corruption = objective.corrupt(together, VOCABULARY, generator=rng())
@@ -414,7 +414,7 @@ def test_text_only_model():
     "process",
     [
         Uniform(Linear()),
-        TokenNeighbour(Cosine(), exact_count=True),
+        TokenNeighbor(Cosine(), exact_count=True),
         PerModality(ABSORBING, Absorbing(Cosine(), exact_count=True, rounding="nearest")),
     ],
     ids=str,

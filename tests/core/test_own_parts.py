@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mmdlm.core.diffusion.forward import TokenNeighbour
+from mmdlm.core.diffusion.forward import TokenNeighbor
 from mmdlm.core.diffusion.noise import Neighborhood
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.likelihood import base as likelihood
@@ -159,9 +159,9 @@ class Upwards(Neighborhood):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
-def test_a_neighbourhood_of_ones_own_may_give_any_dtype(dtype: torch.dtype):
+def test_a_neighborhood_of_ones_own_may_give_any_dtype(dtype: torch.dtype):
     usual, own = (
-        TokenNeighbour(Linear(), neighbourhood=Upwards(kind)).corrupt(
+        TokenNeighbor(Linear(), neighborhood=Upwards(kind)).corrupt(
             ragged(), torch.full((5,), 0.7), VOCABULARY, generator=rng()
         )
         for kind in (torch.int64, dtype)

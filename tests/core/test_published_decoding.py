@@ -41,7 +41,7 @@ from mmdlm.templates.dream import DECODING as DREAM
 from tests.core.fakes import (
     TEXT,
     VOCABULARY,
-    Factorised,
+    Factorized,
     TinyDenoiser,
     copies,
     document,
@@ -186,11 +186,11 @@ def test_postponed_ids_come_last_but_may_come() -> None:
     batch = collate([Sequence((text_segment([0] * 4, target=True),))], VOCABULARY)
     for order in (Confidence(), Probability()):
         sampler = Sampler(steps=4, order=order, deprioritized_ids=(3,))
-        out = sampler(Factorised(logits), batch, generator=rng())
+        out = sampler(Factorized(logits), batch, generator=rng())
         assert out.ids.tolist() == [[3, 5, 3, 5]]
         assert out.steps.tolist() == [[2, 1, 3, 0]]
     sure = Sampler(steps=4, unmasking=Threshold(0.5), deprioritized_ids=(3,))
-    assert sure(Factorised(logits), batch, generator=rng()).steps.tolist()[0][0] > 0
+    assert sure(Factorized(logits), batch, generator=rng()).steps.tolist()[0][0] > 0
 
 
 # ---- Dream ---------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_order_after_temperature_sees_what_is_drawn_from() -> None:
     sampler = Sampler(steps=2, order=Entropy(), temperature=3.0)
     before, after = (
         replace(sampler, score_after_temperature=flag)(
-            Factorised(logits), batch, generator=rng()
+            Factorized(logits), batch, generator=rng()
         ).steps.tolist()
         for flag in (False, True)
     )
@@ -334,7 +334,7 @@ def test_ancestral_steps_reveal_each_token_on_its_own() -> None:
     n, size, steps = 2000, 10, 4
     batch = copies(Sequence((text_segment([0] * size, target=True),)), n)
     sampler = Sampler(steps=steps, order=Random(), unmasking=Ancestral(Linear(), drawn=True))
-    out = sampler(Factorised(torch.zeros(size, VOCABULARY.size)), batch, generator=rng())
+    out = sampler(Factorized(torch.zeros(size, VOCABULARY.size)), batch, generator=rng())
     when = torch.nn.functional.one_hot(out.steps, steps).double()  # [n, size, steps]
     torch.testing.assert_close(
         when.mean((0, 1)), torch.full((steps,), 0.25).double(), atol=0.02, rtol=0
@@ -354,7 +354,7 @@ def test_constant_noise_draws_positions_from_a_softmax() -> None:
     logits[:, 0] = best.log()
     batch = copies(Sequence((text_segment([0] * 3, target=True),)), 6000)
     order: Order = Probability(0.4, "none")
-    out = Sampler(steps=3, order=order)(Factorised(logits), batch, generator=rng())
+    out = Sampler(steps=3, order=order)(Factorized(logits), batch, generator=rng())
     first = (out.steps == 0).double().mean(0)
     torch.testing.assert_close(first, (best / 0.4).softmax(-1).double(), atol=0.02, rtol=0)
 

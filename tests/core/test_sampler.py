@@ -41,7 +41,7 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 from tests.core.fakes import (
     TEXT,
     VOCABULARY,
-    Factorised,
+    Factorized,
     TinyDenoiser,
     copies,
     document,
@@ -239,7 +239,7 @@ def test_counts_of_maskgit_follow_the_cosine():
     n, steps = 64, 9
     batch = copies(document(0, n), 1)
     sampler = Sampler(steps=steps, order=Confidence(1.0), unmasking=COSINE, temperature=1.0)
-    out = sampler(Factorised(torch.randn(70, VOCABULARY.size)), batch, generator=rng())
+    out = sampler(Factorized(torch.randn(70, VOCABULARY.size)), batch, generator=rng())
     left = [n] + [math.floor(n * math.cos(math.pi / 2 * (i + 1) / steps)) for i in range(steps)]
     left[-1] = 0
     expected = [before - after for before, after in pairwise(left)]
@@ -266,12 +266,12 @@ def test_more_steps_than_tokens_waste_no_forward_pass():
 # ---- orders and commit rules --------------------------------------------------------------------
 
 
-def sharp(*probability: float) -> Factorised:
+def sharp(*probability: float) -> Factorized:
     """Position i of a text gives its best token this probability, the rest is shared evenly."""
     logits = torch.zeros(len(probability), VOCABULARY.size)
     for place, p in enumerate(probability):
         logits[place, 1 + place] = math.log(p * (TEXT - 1) / (1 - p))
-    return Factorised(logits)
+    return Factorized(logits)
 
 
 def free_text(n: int) -> Batch:
@@ -300,7 +300,7 @@ def test_margin_and_entropy_differ_from_confidence_where_they_should():
     logits[0, 2] = math.log(0.05)
     logits[1, :11] = math.log(0.056)  # less confident, clear margin, much entropy
     logits[1, 0] = math.log(0.44)
-    batch, denoiser = free_text(2), Factorised(logits)
+    batch, denoiser = free_text(2), Factorized(logits)
     steps = {
         type(order).__name__: Sampler(steps=2, order=order)(denoiser, batch, generator=rng())
         .steps[0]
@@ -391,7 +391,7 @@ def test_distinct_words_are_committed_once_in_a_step():
         rules = (Threshold(0.9, distinct=flag), Threshold(0.9, distinct=flag, in_order=True))
         for rule, order in zip(rules, (Confidence(), LeftToRight()), strict=True):
             sampler = Sampler(steps=7, order=order, unmasking=rule)
-            out = sampler(Factorised(logits), batch, generator=rng())
+            out = sampler(Factorized(logits), batch, generator=rng())
             assert out.ids[0].tolist() == words
             steps[flag, rule.in_order] = out.steps[0].tolist()
     assert steps[False, False] == [0, 0, 0, 0, 0, 0, 1]
@@ -409,7 +409,7 @@ def test_distinct_is_of_words_not_of_the_codes_of_images():
     logits = torch.full((batch.ids.shape[1], vocabulary.size), -30.0)
     logits[torch.arange(len(logits)), batch.ids[0]] = 30.0
     sampler = Sampler(steps=4, unmasking=Threshold(0.9, distinct=True))
-    out = sampler(Factorised(logits, vocabulary), batch, generator=rng())
+    out = sampler(Factorized(logits, vocabulary), batch, generator=rng())
     assert torch.equal(out.ids, batch.ids)
     assert out.steps.amax() == 0
 
@@ -432,7 +432,7 @@ def test_threshold_moves_to_the_next_block_at_once():
 
 
 def test_noise_of_confidence_decays():
-    """Linearly by default; the compounding product is Show-o's and MMaDA's published behaviour."""
+    """Linearly by default; the compounding product is Show-o's and MMaDA's published behavior."""
 
     def scale(decay, step: int) -> float:
         n, steps = 20_000, 15
@@ -481,7 +481,7 @@ def test_rules_plan_to_fill_the_block(rule, size: int, steps: int):
 
 def frequencies(sampler: Sampler, logits: Tensor, n: int = 10_000) -> Tensor:
     batch = copies(Sequence((text_segment([0, 0], target=True),)), n)
-    denoiser = Factorised(logits.expand(2, -1).contiguous())
+    denoiser = Factorized(logits.expand(2, -1).contiguous())
     ids = sampler(denoiser, batch, generator=rng()).ids
     return torch.bincount(ids.flatten(), minlength=VOCABULARY.size)[:TEXT] / ids.numel()
 
@@ -541,7 +541,7 @@ def test_suppressed_ids_are_never_drawn():
     assert float(found[3]) == float(found[5]) == 0.0
     assert (found[[0, 1, 2, 4]] > 0).all()
     order = Sampler(steps=2, suppress_tokens=(3,), order=Entropy())  # -inf in an entropy
-    assert order(Factorised(logits.expand(4, -1)), free_text(4), generator=rng()).ids.max() < TEXT
+    assert order(Factorized(logits.expand(4, -1)), free_text(4), generator=rng()).ids.max() < TEXT
 
 
 @pytest.mark.parametrize("least", [0, 1, 3])
@@ -552,12 +552,12 @@ def test_a_text_does_not_end_before_so_many_tokens(least: int):
     logits[:, 7] = 5.0
     sampler = Sampler(steps=20, stop_ids=(0, 4), min_new_tokens=least, order=LeftToRight())
     batch = copies(document(6, 5, prompt=2), 2)
-    out = sampler(Factorised(logits), batch, generator=rng())
+    out = sampler(Factorized(logits), batch, generator=rng())
     text = batch.target & batch.of(Modality.TEXT)
     for ids, steps in zip(out.ids[text].view(2, 6), out.steps[text].view(2, 6), strict=True):
         assert ids[: least + 1].tolist() == [7] * least + [0]
         assert (steps[least + 1 :] == -1).all()  # nothing is committed behind the end
-    taken_back = replace(sampler, remask=Remasking(0.2))(Factorised(logits), batch, generator=rng())
+    taken_back = replace(sampler, remask=Remasking(0.2))(Factorized(logits), batch, generator=rng())
     assert (taken_back.ids[text].view(2, 6)[:, :least] == 7).all()
     assert (taken_back.steps[text] >= 0).all()
 
@@ -567,10 +567,10 @@ def test_a_text_may_take_ids_of_the_whole_vocabulary():
     logits[:, VOCABULARY.image[0]] = 9.0
     logits[:, VOCABULARY.mask_id] = 20.0  # still not drawn
     whole = Sampler(steps=2, full_vocabulary=True)
-    ids = whole(Factorised(logits), free_text(4), generator=rng()).ids
+    ids = whole(Factorized(logits), free_text(4), generator=rng()).ids
     assert (ids == VOCABULARY.image[0]).all()
     image = collate([document(0, 3)], VOCABULARY)  # codes stay codes
-    assert in_range(whole(Factorised(-logits), image, generator=rng()).ids, image)
+    assert in_range(whole(Factorized(-logits), image, generator=rng()).ids, image)
 
 
 @pytest.mark.parametrize("unmasking", [UniformTransfer(), Ancestral()], ids=str)
@@ -580,10 +580,10 @@ def test_a_mask_that_is_drawn_stays_open(unmasking):
     logits[:, 2] = torch.arange(5) / 10 + 5
     logits[3, VOCABULARY.mask_id] = 5.9  # the likeliest there, though the least sure of all
     sampler = Sampler(steps=5, unmasking=unmasking, full_vocabulary=True, allow_mask_token=True)
-    out = sampler(Factorised(logits), free_text(5), generator=rng())
+    out = sampler(Factorized(logits), free_text(5), generator=rng())
     assert out.ids.tolist() == [[2, 2, 2, VOCABULARY.mask_id, 2]]
     assert out.steps[0, 3] == -1
-    for state in sampler.trajectory(Factorised(logits), free_text(5), generator=rng()):
+    for state in sampler.trajectory(Factorized(logits), free_text(5), generator=rng()):
         assert not bool(state.committed[0, 3])
 
 
@@ -595,7 +595,7 @@ def test_a_mask_id_inside_the_text_range_is_never_drawn():
     batch = collate([Sequence((text_segment([1] * 6, target=True),))], vocabulary)
     for temperature in (0.0, 1.0):
         out = Sampler(steps=3, temperature=temperature)(
-            Factorised(logits, vocabulary), batch, generator=rng()
+            Factorized(logits, vocabulary), batch, generator=rng()
         )
         assert (out.ids != 4).all()
 

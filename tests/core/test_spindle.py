@@ -100,7 +100,7 @@ def bound(
 ) -> Tensor:
     """[V, V] loss of each pair of tokens, over all masks and times; joint is the data's law.
 
-    The denoiser is the true posterior at time t, one that takes no notice of the neighbour, or one
+    The denoiser is the true posterior at time t, one that takes no notice of the neighbor, or one
     that leans to the tokens with high rates.
     """
     t = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000

@@ -57,7 +57,7 @@ def test_it_takes_the_place_of_the_weight():
     assert not torch.isclose(actual, plain.terms(model, batch, corruption).sums["text"])
 
 
-def test_complementary_copies_have_their_own_neighbours():
+def test_complementary_copies_have_their_own_neighbors():
     batch, model = packed(), TinyDenoiser()
     objective = Objective(
         process=Absorbing(Linear()),

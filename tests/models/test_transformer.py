@@ -78,7 +78,7 @@ def plain_logits(model: MmdlmForMaskedDiffusion, ids: list[int]) -> Tensor:
         normed = norm(x, f"{layer}.input_layernorm.weight")
         mixed = []
         for h in range(heads):
-            g = h // (heads // kv_heads)  # neighbouring query heads share a key-value head
+            g = h // (heads // kv_heads)  # neighboring query heads share a key-value head
             query = linear(normed, f"{layer}.self_attn.q_proj")[:, h * d : (h + 1) * d]
             key = linear(normed, f"{layer}.self_attn.k_proj")[:, g * d : (g + 1) * d]
             value = linear(normed, f"{layer}.self_attn.v_proj")[:, g * d : (g + 1) * d]
@@ -255,7 +255,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("loss_normalization", ["tokens", "answer", "masked", "sequence"])
+@pytest.mark.parametrize("loss_normalization", ["token", "sequence", "masked_token", "batch"])
 @pytest.mark.parametrize("full_vocabulary", [False, True])
 def test_the_loss_is_that_of_all_logits(
     loss_normalization: Any, full_vocabulary: bool, monkeypatch: pytest.MonkeyPatch
@@ -286,7 +286,7 @@ def test_the_loss_is_that_of_all_logits(
             own = logits[n, start:stop].log_softmax(-1)[int(batch.ids[batch.target][n]) - start]
             loss = -own * corruption.weight[batch.target][n]
             answer = int((of_kind & (documents == documents[n])).sum())
-            total = total + (loss / answer if loss_normalization == "answer" else loss)
+            total = total + (loss / answer if loss_normalization == "sequence" else loss)
         expected[name] = total
         assert terms.sums[name].item() == pytest.approx(total.item(), rel=1e-5)
     sum(expected.values(), torch.zeros(())).backward()

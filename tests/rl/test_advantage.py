@@ -27,7 +27,7 @@ def test_mean_baseline_subtracts_the_mean_of_the_group():
             assert float(got[i]) == pytest.approx(float(REWARD[i]) - statistics.mean(values))
 
 
-def test_standardised_divides_by_the_deviation_of_the_group():
+def test_standardized_divides_by_the_deviation_of_the_group():
     got = Standardized(epsilon=1e-4)(REWARD, group=GROUP)
     for members in groups().values():
         values = [float(REWARD[i]) for i in members]

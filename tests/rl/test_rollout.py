@@ -19,7 +19,7 @@ from mmdlm.rl.rollout import Rollout
 from tests.core.fakes import (
     CODES,
     VOCABULARY,
-    Factorised,
+    Factorized,
     TinyDenoiser,
     document,
     ragged,
@@ -98,7 +98,7 @@ def test_log_probability_is_that_of_the_logits_before_temperature():
         Sampler(steps=3, temperature=1.0, top_p=0.5, score_after_temperature=True),
         Sampler(steps=3, temperature=1.0, deprioritized_ids=(1, 2, 3)),
     ):
-        rollout = Rollout.sample(sampler, Factorised(logits), batch, generator=rng())
+        rollout = Rollout.sample(sampler, Factorized(logits), batch, generator=rng())
         for row, column in batch.target.nonzero().tolist():
             start, stop = VOCABULARY.text
             own = logits[int(batch.position[row, column]), start:stop].log_softmax(-1)
@@ -109,11 +109,11 @@ def test_log_probability_is_that_of_the_logits_before_temperature():
 # ---- what counts --------------------------------------------------------------------------------
 
 
-def factorised(words: list[int]) -> Factorised:
+def factorized(words: list[int]) -> Factorized:
     """A model that says `words` from position 0 on."""
     logits = torch.zeros(16, VOCABULARY.size)
     logits[torch.arange(len(words)), words] = 20.0
-    return Factorised(logits)
+    return Factorized(logits)
 
 
 EOS = VOCABULARY.eos_id
@@ -123,7 +123,7 @@ SAID = [5, 6, EOS, 7, EOS, 8]
 def test_a_text_is_scored_up_to_its_end():
     batch = collate([document(6, 0, prompt=0)], VOCABULARY)
     shift = int(batch.target[0].long().argmax())  # the markers of no image stand before
-    model = factorised([9] * shift + SAID)
+    model = factorized([9] * shift + SAID)
     rollout = Rollout.sample(Sampler(steps=6), model, batch, generator=rng())
     assert rollout.scored[0, shift:].tolist() == [True, True, True, False, False, False]
     assert rollout.batch.ids[0, shift:].tolist() == SAID  # it was sampled to the end
@@ -152,7 +152,7 @@ def test_each_text_of_a_row_has_its_own_end():
     code = VOCABULARY.image[0] + 2
     words = [5, EOS, 6, 0, code, code, code, 0, 7, 8, 9, 10]
     sampler = Sampler(steps=10, stop_ids=(EOS,), order=LeftToRight())
-    rollout = Rollout.sample(sampler, factorised(words), batch, generator=rng())
+    rollout = Rollout.sample(sampler, factorized(words), batch, generator=rng())
     yes, no = True, False
     assert rollout.scored[0].tolist() == [yes, yes, no, no, yes, yes, yes, no, yes, yes, yes, yes]
     assert rollout.ended.tolist() == [False]  # the end of the first text is not that of the row
@@ -220,7 +220,7 @@ def test_rows_that_go_on_keep_their_own_unconditional_twin():
 
 def test_all_rows_stopped_end_the_sampling():
     words = [EOS] * 16
-    batch, watched = prompts(2, 3, answer=8), factorised(words)
+    batch, watched = prompts(2, 3, answer=8), factorized(words)
     rollout = Rollout.sample(
         Sampler(steps=8, order=LeftToRight(), stop_ids=(EOS,)), watched, batch, generator=rng()
     )

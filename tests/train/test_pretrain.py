@@ -82,7 +82,7 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
                 "class_path": "mmdlm.core.diffusion.forward.Absorbing",
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Cosine"},
             },
-            "text": {"loss_normalization": "answer"},
+            "text": {"loss_normalization": "sequence"},
             "times": {
                 "class_path": "mmdlm.core.losses.timesteps.StratifiedTimesteps",
                 "init_args": {"per": "segment"},

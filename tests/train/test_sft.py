@@ -128,7 +128,7 @@ def recipe(tmp_path: Path, start: Path) -> Path:
                 "class_path": "mmdlm.core.diffusion.forward.Absorbing",
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             },
-            "text": {"loss_normalization": "answer"},
+            "text": {"loss_normalization": "sequence"},
             "complementary": True,
         },
         "lora": {"rank": 4, "alpha": 8, "dropout": 0.2, "targets": ["q_proj", "down_proj"]},
@@ -191,7 +191,7 @@ def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
         lora=None,
         objective__text={
             "loss": "mmdlm.core.losses.token_losses.CrossEntropy",
-            "loss_normalization": "masked",
+            "loss_normalization": "masked_token",
         },
         data__packed=False,
         data__batch_size=8,
@@ -301,7 +301,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
         "objective__process__init_args__schedule": all_masked,
         "objective__text": {
             "loss": "mmdlm.core.losses.token_losses.CrossEntropy",
-            "loss_normalization": "masked",
+            "loss_normalization": "masked_token",
         },
         "objective__complementary": False,
         "training__max_steps": 3,

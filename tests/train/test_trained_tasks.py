@@ -218,7 +218,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
                 "class_path": "mmdlm.core.diffusion.forward.Absorbing",
                 "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Linear"},
             },
-            "text": {"loss_normalization": "answer"},
+            "text": {"loss_normalization": "sequence"},
             "complementary": True,
         },
         "training": {

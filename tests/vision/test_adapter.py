@@ -143,7 +143,7 @@ def test_equals_a_plain_computation(tiling, size) -> None:
         expected += [*row, weights["newline"]]
     with torch.no_grad():
         features = adapter([views])
-    # pixels are normalised in float32
+    # pixels are normalized in float32
     torch.testing.assert_close(features, torch.stack(expected), atol=1e-6, rtol=0)
 
 
@@ -267,7 +267,7 @@ def test_half_precision() -> None:
     torch.testing.assert_close(features.float(), expected, atol=0.05, rtol=0.05)
 
 
-def test_levels_and_normalised_pixels_are_the_same_image() -> None:
+def test_levels_and_normalized_pixels_are_the_same_image() -> None:
     adapter = build(FLAT, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.2))
     (view,) = views_of(adapter, (30, 30))
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.4, 0.2])

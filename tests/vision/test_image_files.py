@@ -55,8 +55,8 @@ def test_every_mode_becomes_rgb(mode) -> None:
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    grey = Image.fromarray(np.array([[0, 128 * 257, 65535]], dtype=np.uint16))
-    assert [to_rgb(grey).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    gray = Image.fromarray(np.array([[0, 128 * 257, 65535]], dtype=np.uint16))
+    assert [to_rgb(gray).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
 def test_transparency_shows_white(tmp_path) -> None:
@@ -83,7 +83,7 @@ def test_values_without_a_range_are_refused(mode) -> None:
             call()
 
 
-def test_grey_files_of_more_than_8_bits_keep_their_range() -> None:
+def test_gray_files_of_more_than_8_bits_keep_their_range() -> None:
     ramp = np.linspace(0, 40000, 64, dtype=np.uint16).reshape(8, 8)
     expected = np.rint(ramp / 257)
     for kind in ("PNG", "TIFF"):

@@ -45,8 +45,8 @@ LOOKING = 0.06  # of the time of a stage, for looking at it
 TASKS = Tasks(draw=0.5, caption=0.15, joint=0.35)
 OBJECTIVE = Objective(
     process=Absorbing(CosineMasks()),
-    text=ModalityLoss(loss=CrossEntropy(), loss_normalization="masked"),
-    image=ModalityLoss(loss=CrossEntropy(), loss_normalization="masked"),
+    text=ModalityLoss(loss=CrossEntropy(), loss_normalization="masked_token"),
+    image=ModalityLoss(loss=CrossEntropy(), loss_normalization="masked_token"),
     times=StratifiedTimesteps(per="segment"),
 )
 DRAWING = {

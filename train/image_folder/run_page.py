@@ -29,7 +29,7 @@ from data_pipelines.shards.shards import read_json, write_file, write_json
 from mmdlm.core.losses.objective import Objective
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rewards.images.nearest_name import Gallery
-from mmdlm.rl.rewards.images.neighbors import nearest_neighbours
+from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
 from mmdlm.vision.pixels import to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 from train.loop import LOG, launched, step_generator
@@ -281,7 +281,7 @@ def share_near(
 ) -> tuple[float, float]:
     """Measure how often an image of a caption is among the `NEAREST` to what is drawn of it.
 
-    The distance is that of pixels, see `nearest_neighbours`.
+    The distance is that of pixels, see `nearest_neighbors`.
 
     Args:
         model: It draws.
@@ -300,7 +300,7 @@ def share_near(
             drawn = model.text_to_image([prompts[one] for one in some], generator=generator)
             right = torch.tensor([gallery.places[caption] for caption in some])
             levels = gallery.prepare(drawn)
-            near = nearest_neighbours(levels, gallery.levels, right=right, k=NEAREST).nearest
+            near = nearest_neighbors(levels, gallery.levels, right=right, k=NEAREST).nearest
             for caption, places in zip(some, near.tolist(), strict=True):
                 found += any(caption in gallery.names[place] for place in places)
             bar.update(len(some))

@@ -245,18 +245,18 @@ class Uniform(_TokenNoising):
 
 
 @dataclass(frozen=True)
-class TokenNeighbour(_TokenNoising):
+class TokenNeighbor(_TokenNoising):
     """Noised tokens drift to similar ones first and are forgotten in the end (`NeighborNoise`).
 
     Sample from a model of it with the same noise. Source: arXiv:2107.03006, section 3.1.
     """
 
-    neighbourhood: Neighborhood = IdNeighborhood()
+    neighborhood: Neighborhood = IdNeighborhood()
     uniform: float = 0.25
 
     @property
     def noise(self) -> Noise:
-        return NeighborNoise(self.neighbourhood, uniform=self.uniform)
+        return NeighborNoise(self.neighborhood, uniform=self.uniform)
 
 
 @dataclass(frozen=True)

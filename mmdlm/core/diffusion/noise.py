@@ -85,7 +85,7 @@ class Neighborhood(ABC):
 
 @dataclass(frozen=True)
 class IdNeighborhood(Neighborhood):
-    """Near ids are similar tokens, as grey levels are: a step to one of `radius` ids on each side.
+    """Near ids are similar tokens, as gray levels are: a step to one of `radius` ids on each side.
 
     Steps that leave the range are not taken. Source: arXiv:2107.03006, section 3.1 (ordinal data).
     """
@@ -99,38 +99,38 @@ class IdNeighborhood(Neighborhood):
 
 
 @dataclass(frozen=True)
-class BitNeighbourhood(Neighborhood):
+class BitNeighborhood(Neighborhood):
     """Codes that differ in one bit are similar, as those of a look-up-free tokenizer are."""
 
     def step(self, codes: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
         bits = size.bit_length() - 1
         if size != 1 << bits:
             raise ValueError(
-                f"BitNeighbourhood: {size} ids are not a power of two; use it for the codes of a "
+                f"BitNeighborhood: {size} ids are not a power of two; use it for the codes of a "
                 "look-up-free image tokenizer"
             )
         return codes ^ (1 << _integers(codes, bits, generator))
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingNeighbourhood(Neighborhood):
-    """Tokens with near embeddings are similar: a step to a mutual k-nearest neighbour.
+class EmbeddingNeighborhood(Neighborhood):
+    """Tokens with near embeddings are similar: a step to a mutual k-nearest neighbor.
 
-    neighbors  [K, k] int64; where a token has fewer than k mutual neighbours, itself
+    neighbors  [K, k] int64; where a token has fewer than k mutual neighbors, itself
 
     Source: arXiv:2107.03006, section 3.1 (token embedding distance). There one direction is enough;
-    here both must agree, which bounds a token's neighbours by k and so keeps hubs from slowing all
-    others down. Tokens without neighbours move by `NeighborNoise.uniform` alone.
+    here both must agree, which bounds a token's neighbors by k and so keeps hubs from slowing all
+    others down. Tokens without neighbors move by `NeighborNoise.uniform` alone.
     """
 
     neighbors: Tensor
 
     @classmethod
-    def of(cls, embedding: Tensor, *, k: int = 8) -> EmbeddingNeighbourhood:
-        """Neighbours by Euclidean distance of the rows of an embedding or codebook [K, D]."""
+    def of(cls, embedding: Tensor, *, k: int = 8) -> EmbeddingNeighborhood:
+        """Neighbors by Euclidean distance of the rows of an embedding or codebook [K, D]."""
         size = len(embedding)
         if not 1 <= k < size:
-            raise ValueError(f"EmbeddingNeighbourhood: k must lie in 1 .. {size - 1}, got {k}")
+            raise ValueError(f"EmbeddingNeighborhood: k must lie in 1 .. {size - 1}, got {k}")
         own = torch.arange(size, device=embedding.device)
         nearest = []
         for rows in own.split(1024):  # [1024, K] distances at a time
@@ -144,7 +144,7 @@ class EmbeddingNeighbourhood(Neighborhood):
     def step(self, codes: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
         if size != len(self.neighbors):
             raise ValueError(
-                f"EmbeddingNeighbourhood: made from {len(self.neighbors)} embeddings, used for "
+                f"EmbeddingNeighborhood: made from {len(self.neighbors)} embeddings, used for "
                 f"{size} ids; build it from the embedding of the same range"
             )
         neighbors = self.neighbors.to(codes.device)
@@ -158,18 +158,18 @@ class NeighborNoise(Noise):
 
     Steps arrive at rate 1 - `uniform` and restarts at rate `uniform` during a time sigma = -log
     alpha, so that nothing has happened to a share alpha = 1 - p_mask of the tokens. A token drifts
-    to its neighbours first and is forgotten in the end: at p_mask = 1 all ids are equally likely.
+    to its neighbors first and is forgotten in the end: at p_mask = 1 all ids are equally likely.
     This is D3PM's exp(sigma R) with R = (1 - uniform) (P - 1) + uniform (1/K - 1), P a step of the
     walk; it is drawn exactly, without any K x K matrix.
 
-    neighbourhood  what is similar in the range of a position's modality
+    neighborhood  what is similar in the range of a position's modality
     uniform        share of restarts, in (0, 1]; 1 is `UniformNoise`
 
     Source: arXiv:2107.03006, section 3.1; the restarts are ours: without them p_mask would have to
     tend to 1 long before the walk has mixed.
     """
 
-    neighbourhood: Neighborhood = IdNeighborhood()
+    neighborhood: Neighborhood = IdNeighborhood()
     uniform: float = 0.25
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ class NeighborNoise(Noise):
             here, longest = sent(number, x_0.device), asked[1].flatten()[number].numpy()
             codes, left = x_0.flatten()[here] - start, steps.flatten()[here]
             for done in range(int(longest.max()) if len(longest) else 0):
-                moved = self.neighbourhood.step(codes, stop - start, generator=generator)
+                moved = self.neighborhood.step(codes, stop - start, generator=generator)
                 codes = torch.where(left > done, moved.to(codes.dtype), codes)
             x_t = x_t.index_copy(0, here, codes + start)
         return x_t.view_as(anywhere)

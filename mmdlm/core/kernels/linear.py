@@ -1,7 +1,14 @@
-"""x W^T + b by the fastest kernel that there is."""
+"""Linear layers computed by oneDNN on a CPU where that is faster, and by torch elsewhere.
+
+The environment variable `MMDLM_ONEDNN=0` switches oneDNN's kernel off. Before its first use the
+kernel is compared with torch's product on a small case; where the two differ, a warning is given
+once and torch's product is used.
+"""
 
 from __future__ import annotations
 
+import os
+import warnings
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeGuard
@@ -10,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 # oneDNN's product, which torch.compile calls as well. A build of torch without it has none.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -85,7 +93,59 @@ def _fits(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() > 0
+        and onednn_is_used()
     )
+
+
+@cache
+def onednn_is_used() -> bool:
+    """Return whether oneDNN's kernel is switched on and gives the product that torch gives.
+
+    Read once in a process; `onednn_is_used.cache_clear()` makes it look again.
+
+    Raises:
+        ValueError: If `MMDLM_ONEDNN` is neither 0 nor 1.
+    """
+    wanted = os.environ.get("MMDLM_ONEDNN", "1")
+    if wanted not in ("0", "1"):
+        raise ValueError(
+            f"MMDLM_ONEDNN is {wanted!r}; set it to 1 (use oneDNN's kernel) or 0 (use torch's)"
+        )
+    if wanted == "0" or _ONEDNN is None:
+        return False
+    if _is_right():
+        return True
+    warnings.warn(
+        "oneDNN's linear kernel gives other numbers than torch's on this machine, so torch's is "
+        "used; set MMDLM_ONEDNN=0 to skip the comparison",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
+
+
+@torch.no_grad()
+def _is_right() -> bool:
+    """Compare oneDNN's products with float64: plain, packed and transposed weights, with a bias."""
+    assert _ONEDNN is not None
+    with _disable_current_modes():  # a counter of operations must not count these
+        x, weight, bias = (_numbers(*shape) for shape in ((5, 48), (40, 48), (40,)))
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        try:
+            found = (
+                _ONEDNN(x, weight, bias, "none", [], ""),
+                _ONEDNN(x, weight.T.contiguous().T, bias, "none", [], ""),
+                _ONEDNN(x, _laid_out(weight), bias, "none", [], ""),
+            )
+        except (RuntimeError, NotImplementedError):
+            return False
+        return all(torch.allclose(one.double(), exact, rtol=1e-4, atol=1e-4) for one in found)
+
+
+def _numbers(*shape: int) -> Tensor:
+    """Return a float32 tensor on the CPU, no two of whose numbers are alike."""
+    size = torch.Size(shape).numel()
+    return torch.arange(size, dtype=torch.float64, device="cpu").cos().float().view(shape)
 
 
 def _is_plain(weight: Tensor) -> bool:

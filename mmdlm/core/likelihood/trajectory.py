@@ -30,7 +30,7 @@ class TrajectoryReplay(LikelihoodEstimator):
     """What a sampler did, step by step: sum over steps of log p(tokens committed | those before).
 
     Each view masks what was committed at a step or later, or never, and covers what was committed
-    at it; `shrink` neighbouring steps of a row count as one, whose tokens are then taken for
+    at it; `shrink` neighboring steps of a row count as one, whose tokens are then taken for
     independent.
 
     With shrink = 1, at temperature 1 and without top-k, top-p, guidance, a cache or re-masking, it

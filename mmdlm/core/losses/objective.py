@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,49 +11,46 @@ from torch import Tensor
 from mmdlm.core.denoiser import Denoiser, SharingDenoiser
 from mmdlm.core.diffusion.forward import Corruption, ForwardProcess
 from mmdlm.core.losses.fused_cross_entropy import linear_cross_entropy
+from mmdlm.core.losses.normalization import OBJECTIVE, LossNormalization, check_normalization
 from mmdlm.core.losses.timesteps import StratifiedTimesteps, Timesteps
 from mmdlm.core.losses.token_losses import TokenLoss, Tokens, WeightedCrossEntropy
 from mmdlm.core.losses.weighting import Bound, Weighting
 from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 
-LossNormalization = Literal["tokens", "masked", "answer", "sequence"]
-
 
 @dataclass(frozen=True)
 class ModalityLoss:
-    """What is summed over the covered tokens of one modality, and what the sum is divided by.
+    """Sum a loss over the covered tokens of one modality, and say what the sum is divided by.
 
-    weighting   what a token counts, for the losses that have weights
-    loss_normalization  "tokens"    all target tokens: nats per token, LLaDA's pretraining
-                "masked"    the covered tokens: a plain mean, MMaDA's images
-                "answer"    each document's own target tokens, then the number of documents: a short
-                            answer counts as much as a long one, LLaDA's fine-tuning
-                "sequence"  the number of documents: nats per document
+    Args:
+        loss: The loss of each covered token.
+        loss_normalization: What the sum is divided by. "token": all target tokens, which gives nats
+            per token (LLaDA's pretraining). "masked_token": the covered tokens, a plain mean
+            (MMaDA's images). "sequence": each document's own target tokens, then the number of
+            documents, so that a short answer counts as much as a long one (LLaDA's fine-tuning).
+            "batch": the number of documents, which gives nats per document.
+        weighting: The weight of each token, for the losses that have weights.
     """
 
     loss: TokenLoss = WeightedCrossEntropy()
-    loss_normalization: LossNormalization = "tokens"
+    loss_normalization: LossNormalization = "token"
     weighting: Weighting = Bound()
 
     def __post_init__(self) -> None:
-        known = ("tokens", "masked", "answer", "sequence")
-        if self.loss_normalization not in known:
-            raise ValueError(
-                f"loss_normalization {self.loss_normalization!r} is not one of {', '.join(known)}"
-            )
+        check_normalization(self.loss_normalization, OBJECTIVE, "ModalityLoss")
 
     def count(self, batch: Batch, is_noised: Tensor) -> Tensor:
         """The denominator, a scalar int64, over the targets that `batch` has."""
-        if self.loss_normalization == "tokens":
+        if self.loss_normalization == "token":
             return batch.target.sum()
-        if self.loss_normalization == "masked":
+        if self.loss_normalization == "masked_token":
             return is_noised.sum()
         return (_targets_of_document(batch) > 0).sum()
 
     def divisor(self, batch: Batch) -> Tensor | None:
         """[B, L] what each token's loss is divided by before it is summed; None for 1."""
-        if self.loss_normalization != "answer":
+        if self.loss_normalization != "sequence":
             return None
         return _targets_of_document(batch).gather(1, batch.document.clamp_min(0))
 
@@ -70,7 +66,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training step minimises.
+    """What a training step minimizes.
 
     process          the forward process, one for all or `PerModality`
     text, image      token loss and normalization of each modality

@@ -121,13 +121,13 @@ class CrossEntropy(TokenLoss):
 class ScoreEntropy(TokenLoss):
     """SEDD's score entropy under absorbing diffusion.
 
-    The logits, less log R, are read as log-scores without normalisation: the ratio of p(y) to
+    The logits, less log R, are read as log-scores without normalization: the ratio of p(y) to
     p(mask) is s_y = alpha / p_mask * exp(l_y). Then
 
         sigma' (sum_y s_y - r log s_{x_0} + r (log r - 1)) = weight * (sum_y exp(l_y) - 1 - l_{x_0})
 
     with r = alpha / p_mask. It exceeds the weighted cross-entropy by Z - 1 - log Z >= 0 for
-    Z = sum_y exp(l_y): the same bound where the scores happen to be normalised.
+    Z = sum_y exp(l_y): the same bound where the scores happen to be normalized.
     Source: arXiv:2310.16834, equation 10 and section 4; log R (their log(V - 1)) makes an untrained
     network start near Z = 1.
     """

@@ -59,7 +59,7 @@ def family_of(config: Json, names: Collection[str] = ()) -> Family:
             f"{', '.join(family.name for family in candidates)}; is it complete?"
         )
     family = fitting[0]
-    if names and not family.recognises(names):
+    if names and not family.recognizes(names):
         strange = sorted(name for name in names if family.weights(name) is None)
         raise ValueError(
             f"config.json is {family.name}'s, but {len(strange)} of {len(names)} tensors have "

@@ -51,7 +51,7 @@ class Family(ABC):
         Raises ValueError for what the family cannot say.
         """
 
-    def recognises(self, names: Collection[str]) -> bool:
+    def recognizes(self, names: Collection[str]) -> bool:
         """Whether the tensors' names are those of the family."""
         return bool(names) and all(self.weights(name) is not None for name in names)
 

@@ -28,7 +28,7 @@ SO400M = {
     "layer_norm_eps": 1e-6,
 }
 TOWER_FIELDS = ("vision_config", "vision_config_for_test")
-GREY = (127, 127, 127)
+GRAY = (127, 127, 127)
 
 
 def llava_vision(config: Json, *, pooling: Pooling | None = None) -> Json:
@@ -59,10 +59,10 @@ def _tiling(config: Json, tower: Mapping[str, Any], pooling: Pooling | None) -> 
             shapes=Anyres.shapes_of(required(config, "image_grid_pinpoints"), size=size),
             max_tiles=int(most) if most else None,
             pooling=pooling,
-            background=GREY,
+            background=GRAY,
         )
     if kind in ("square", "pad"):
-        background = GREY if kind == "pad" else None
+        background = GRAY if kind == "pad" else None
         return Square(size=size, grid=grid, background=background, newline=unpad, pooling=pooling)
     raise ValueError(
         f"config.json has image_aspect_ratio {ratio!r} with mm_patch_merge_type "

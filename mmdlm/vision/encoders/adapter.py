@@ -176,7 +176,7 @@ class VisionAdapter(nn.Module):
     def _features(self, crops: list[Tensor]) -> list[Tensor]:
         """Crops [3, H, W] -> features [P, D_tower] of each.
 
-        uint8 levels are normalised as the tower's pixels were; floats are that already.
+        uint8 levels are normalized as the tower's pixels were; floats are that already.
         """
         if not crops:
             return []
@@ -248,5 +248,5 @@ class VisionAdapter(nn.Module):
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a module computes in; quantised weights do not count."""
+    """The dtype that a module computes in; quantized weights do not count."""
     return next(p.dtype for p in module.parameters() if p.is_floating_point())

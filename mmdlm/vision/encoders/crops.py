@@ -101,7 +101,7 @@ class FeatureLayout:
 class CropViews:
     """The `Views` (mmdlm.core) of a vision adapter.
 
-    crops   [C, 3, H, W] pixels, uint8 levels or floats that are normalised already; or
+    crops   [C, 3, H, W] pixels, uint8 levels or floats that are normalized already; or
             [C, P, D_tower] features, where the tower has seen them (feature shards)
     layout  what becomes of their features
     """

@@ -34,7 +34,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
-        """Normalised crops [3, H, W] -> features [P, D_tower] of each, in one pass."""
+        """Normalized crops [3, H, W] -> features [P, D_tower] of each, in one pass."""
 
     @abstractmethod
     def idle_parameters(self) -> Iterator[nn.Parameter]:
@@ -42,7 +42,7 @@ class Tower(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the tower computes in; quantised weights do not count."""
+        """What the tower computes in; quantized weights do not count."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
 

@@ -344,7 +344,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution by nearest neighbour, then a 3x3 convolution."""
+    """Doubles the resolution by nearest neighbor, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

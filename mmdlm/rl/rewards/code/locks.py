@@ -247,26 +247,9 @@ def path_of(folder: int) -> str:
 
 
 def watch(folder: str, stop: Callable[[str], object]) -> Callable[[str, tuple[Any, ...]], None]:
-    """The audit hook: `stop` is told what is forbidden, and ends the process at once."""
-    inside, real, join = os.path.join(folder, ""), os.path.realpath, os.path.join
-    decode, absolute, start_of = os.fsdecode, os.path.isabs, path_of
+    """Return the audit hook, which tells `stop` what is forbidden; `stop` ends the process."""
+    check, count = _path_check(folder, stop), _file_counter(stop)
     unix = 1  # AF_UNIX: event loops talk to themselves through a pair of these
-    opened = [0]
-
-    def check(path: Any, start: Any = None) -> None:
-        if path is None or isinstance(path, int):
-            return
-        path = decode(path)
-        if start not in (None, -1) and not absolute(path):
-            path = join(start_of(start), path)
-        path = real(path)
-        if not (path + "/").startswith(inside) and path != "/dev/null":
-            stop(f"wrote outside its folder: {path[:100]!r}")
-
-    def count() -> None:
-        opened[0] += 1
-        if opened[0] > MOST_FILES:
-            stop(f"opened or changed more than {MOST_FILES} files")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -290,3 +273,36 @@ def watch(folder: str, stop: Callable[[str], object]) -> Callable[[str, tuple[An
             stop(f"left Python ({event})")
 
     return hook
+
+
+def _path_check(folder: str, stop: Callable[[str], object]) -> Callable[..., None]:
+    """Return a function that stops the process for a path outside `folder`.
+
+    It holds the functions that it calls, so that the code in the sandbox cannot replace them.
+    """
+    inside, real, join = os.path.join(folder, ""), os.path.realpath, os.path.join
+    decode, absolute, start_of = os.fsdecode, os.path.isabs, path_of
+
+    def check(path: Any, start: Any = None) -> None:
+        if path is None or isinstance(path, int):
+            return
+        path = decode(path)
+        if start not in (None, -1) and not absolute(path):
+            path = join(start_of(start), path)
+        path = real(path)
+        if not (path + "/").startswith(inside) and path != "/dev/null":
+            stop(f"wrote outside its folder: {path[:100]!r}")
+
+    return check
+
+
+def _file_counter(stop: Callable[[str], object]) -> Callable[[], None]:
+    """Return a function that stops the process when it is called more than `MOST_FILES` times."""
+    opened = [0]
+
+    def count() -> None:
+        opened[0] += 1
+        if opened[0] > MOST_FILES:
+            stop(f"opened or changed more than {MOST_FILES} files")
+
+    return count

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdlm.rl.rewards.images.images import images_of
-from mmdlm.rl.rewards.images.neighbors import nearest_neighbours
+from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
 
 
 def levels_of(images: Sequence[Image.Image]) -> Tensor:
@@ -58,7 +58,7 @@ class NearestName:
 
     score  "within": 1 if the named one is among the `top` nearest, else 0; "reciprocal": 1 / place,
            which tells the second nearest from the hundredth; "margin": how much nearer it is than
-           the nearest other one, in [-1, 1], see `Neighbours`. A group whose images are all
+           the nearest other one, in [-1, 1], see `Neighbors`. A group whose images are all
            nearest to the named one has a spread in this one alone
     Distances are of pixels, so that nothing has to be downloaded or run: `eval.emoji.benchmark`
     measures the
@@ -83,7 +83,7 @@ class NearestName:
             raise ValueError(f"the gallery has no image of {unknown[0]!r}; leave the name out")
         right = torch.tensor([gallery.places[one] for one in name])
         images = gallery.prepare(images_of(completions))
-        found = nearest_neighbours(images, gallery.levels, right=right, k=1)
+        found = nearest_neighbors(images, gallery.levels, right=right, k=1)
         if self.score == "margin":
             return found.margin.tolist()
         if self.score == "within":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Where the right image stands among all images of a gallery, nearest first.
 
     rank     [N] int64, how many distinct images of the gallery are strictly nearer than the right
@@ -35,9 +35,9 @@ class Neighbours:
 
 
 @torch.no_grad()
-def nearest_neighbours(
+def nearest_neighbors(
     images: Tensor, gallery: Tensor, *, right: Tensor, k: int = 5, chunk: int = 512
-) -> Neighbours:
+) -> Neighbors:
     """Rank the images of a gallery by their L2 distance to each image, pixel by pixel.
 
     images   [N, ...] pixels, uint8 levels or floats
@@ -52,7 +52,7 @@ def nearest_neighbours(
     """
     if images.shape[1:] != gallery.shape[1:]:
         raise ValueError(
-            f"nearest_neighbours: images of {list(images.shape[1:])} against a gallery of "
+            f"nearest_neighbors: images of {list(images.shape[1:])} against a gallery of "
             f"{list(gallery.shape[1:])}; resize one of them"
         )
     flat, images = gallery.flatten(1), images.flatten(1)
@@ -70,7 +70,7 @@ def nearest_neighbours(
         distance = distance.scatter(1, wanted[:, None], below)
         order = distance.topk(min(k, len(places)), dim=1, largest=False, sorted=True).indices
         nearest.append(places[order])
-    return Neighbours(rank=torch.cat(ranks), nearest=torch.cat(nearest), margin=torch.cat(margins))
+    return Neighbors(rank=torch.cat(ranks), nearest=torch.cat(nearest), margin=torch.cat(margins))
 
 
 def first_alike(images: Tensor) -> Tensor:
