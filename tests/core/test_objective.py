@@ -313,7 +313,7 @@ def test_counts_are_known_before_the_forward_pass():
     objective = Objective(
         ABSORBING,
         text=ModalityLoss(loss_normalization="sequence"),
-        image=ModalityLoss(CrossEntropy(), "masked"),
+        image=ModalityLoss(CrossEntropy(), "masked_token"),
         complementary=True,
     )
     corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
@@ -331,7 +331,7 @@ def test_complementary_rows_keep_their_features():
     batch = with_features()
     denoiser = TinyDenoiser()
     objective = Objective(
-        ABSORBING, text=ModalityLoss(CrossEntropy(), "masked"), complementary=True
+        ABSORBING, text=ModalityLoss(CrossEntropy(), "masked_token"), complementary=True
     )
     corruption = objective.corrupt(batch, VOCABULARY, generator=rng())
     both = objective.terms(denoiser, batch, corruption)
@@ -451,3 +451,5 @@ def test_refuses_losses_that_do_not_fit_the_process():
     Objective(PerModality(everything, ABSORBING), text=uniform_scores, image=scores)
     with pytest.raises(ValueError, match="'mean' is not one of"):
         ModalityLoss(loss_normalization="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'constant' is not one of .*another kind of loss has it"):
+        ModalityLoss(loss_normalization="constant")

@@ -116,6 +116,7 @@ def test_a_policy_far_from_its_anchor_has_a_finite_divergence() -> None:
     [
         ({"epsilon_high": -0.5}, "epsilon_high must not be negative, got -0.5"),
         ({"loss_normalization": "constant", "length": -3}, "length must be at least 1, got -3"),
+        ({"loss_normalization": "batch"}, "'batch' is not one of token, sequence, constant"),
         ({"kl_normalization": "row"}, "kl_normalization 'row' is not one of policy, view"),
     ],
 )

@@ -480,7 +480,7 @@ def test_the_loss_of_llada_divides_by_each_answer_with_its_padding() -> None:
     Ours has the bound's p' / p for 1 / p, which is 0.999 of it where p never quite reaches 0.
     """
     batch = talks(FilledTail())
-    objective = Objective(PROCESS, text=ModalityLoss(WeightedCrossEntropy(), "answer"))
+    objective = Objective(PROCESS, text=ModalityLoss(WeightedCrossEntropy(), "sequence"))
     loss, entropy, masked, p = loss_of(objective, batch)
     lengths = batch.target.sum(1)
     assert (lengths + (~batch.target).sum(1)).tolist() == [60] * 3  # the padding is learnt
@@ -494,7 +494,7 @@ def test_the_loss_of_llada_divides_by_each_answer_with_its_padding() -> None:
 def test_the_loss_of_d1_divides_by_all_answers_of_the_batch() -> None:
     """Sum of CE / t over all positions that are no prompt. arXiv:2504.12216."""
     batch = talks(FilledTail())
-    objective = Objective(PROCESS, text=ModalityLoss(WeightedCrossEntropy(), "tokens"))
+    objective = Objective(PROCESS, text=ModalityLoss(WeightedCrossEntropy(), "token"))
     loss, entropy, masked, p = loss_of(objective, batch)
     expected = torch.where(masked, SLOPE * entropy / p, 0.0).sum() / batch.target.sum()
     assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
@@ -503,7 +503,9 @@ def test_the_loss_of_d1_divides_by_all_answers_of_the_batch() -> None:
 def test_the_loss_of_lavida_is_a_mean_over_both_copies() -> None:
     """Each answer token is masked in one of them; nothing is divided by t. arXiv:2505.16839."""
     batch = talks(FilledTail())
-    objective = Objective(PROCESS, text=ModalityLoss(CrossEntropy(), "masked"), complementary=True)
+    objective = Objective(
+        PROCESS, text=ModalityLoss(CrossEntropy(), "masked_token"), complementary=True
+    )
     loss, entropy, masked, _ = loss_of(objective, batch)
     first, second = masked.chunk(2)
     assert torch.equal(first ^ second, batch.target)
