@@ -68,7 +68,7 @@ class HostMasks:
 
     @classmethod
     def joined(cls, several: list[HostMasks]) -> HostMasks:
-        """The rows of several batches, batch after batch."""
+        """Return the rows of several batches, batch after batch."""
         return cls(
             **{f.name: torch.cat([getattr(one, f.name) for one in several]) for f in fields(cls)}
         )

@@ -37,7 +37,7 @@ class Views(Protocol):
         ...
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same views with each tensor replaced (moved to a device, pinned)."""
+        """Return the same views with each tensor replaced (moved to a device, pinned)."""
         ...
 
 
@@ -230,7 +230,7 @@ class Batch:
         return self.modality == modality
 
     def only(self, modality: Modality) -> Batch:
-        """The same batch in which only tokens of `modality` are targets."""
+        """Return the batch with only tokens of `modality` as targets."""
         return replace(self, target=self.target & self.of(modality))
 
     def rows(self, index: Tensor) -> Batch:
@@ -260,7 +260,7 @@ class Batch:
         return rows if self._kept is None else rows._keeping(self._kept.rows(on_cpu))
 
     def without_context(self, vocabulary: Vocabulary) -> Batch:
-        """The unconditional twin for classifier-free guidance: context text and codes are masked.
+        """Return the unconditional batch of classifier-free guidance: its context is masked.
 
         Structure (CONTROL) stays, and so do feature slots, whose features become zero.
         Source: arXiv:2410.18514, section 3.3 (the prompt is replaced by mask tokens).
@@ -271,11 +271,11 @@ class Batch:
         return replace(self, ids=ids, features=features)._keeping(self._kept)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (the hook that torch's DataLoader calls)."""
+        """Return the batch in page-locked memory (the hook that torch's DataLoader calls)."""
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -288,7 +288,7 @@ class Batch:
 
 
 def concatenate(batches: Iterable[Batch]) -> Batch:
-    """The rows of several batches of one length, batch after batch; features keep their order."""
+    """Concatenate the rows of several batches of one length; features keep their order."""
     batches = _on_the_same_axes(list(batches))
     lengths = sorted({batch.ids.shape[1] for batch in batches})
     if len(lengths) != 1:
@@ -307,7 +307,7 @@ def concatenate(batches: Iterable[Batch]) -> Batch:
 
 
 def _on_the_same_axes(batches: list[Batch]) -> list[Batch]:
-    """The same batches; if one has axes, those without get them."""
+    """Return the same batches; if one has axes, those without get them."""
     count = max((batch.axes.shape[2] for batch in batches if batch.axes is not None), default=0)
     if not count:
         return batches
@@ -341,7 +341,7 @@ def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) 
 
 
 def arrange(sequences: Iterable[Sequence], *, length: int) -> list[list[Sequence]]:
-    """The sequences of each row, as few rows as first-fit decreasing finds."""
+    """Return the sequences of each row, as few rows as first-fit decreasing finds."""
     rows: list[list[Sequence]] = []
     room: list[int] = []
     for sequence in sorted(sequences, key=len, reverse=True):

@@ -115,5 +115,5 @@ class Vocabulary:
         return ids - self.image[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The form a checkpoint's config stores; `Vocabulary(**d)` reads it back."""
+        """Return the form that a checkpoint's config stores; `Vocabulary(**d)` reads it."""
         return asdict(self)

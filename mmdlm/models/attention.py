@@ -99,7 +99,7 @@ class WideMask:
         return allowed(row, row, query, key)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> WideMask:
-        """The mask on another device."""
+        """Return the mask on another device."""
         parts = (self.document, self.lookahead, self.prefix, self.column)
         document, lookahead, prefix, column = (
             None if x is None else x.to(device, non_blocking=non_blocking) for x in parts
@@ -108,7 +108,7 @@ class WideMask:
         return WideMask(document, lookahead, self.local_window, prefix, column)
 
     def kept(self) -> AttentionPattern:
-        """The pattern of all queries at once, unless it has too many pairs to be kept."""
+        """Return the pattern of all queries, unless it has too many pairs to be kept."""
         queries = self.document.shape[1] if self.column is None else self.column.shape[1]
         if queries * self.document.shape[1] > _MOST_PAIRS:
             return AttentionPattern(wide=self)
@@ -139,7 +139,7 @@ class AttentionPattern:
         prefix: Tensor | None = None,
         undivided: bool | None = None,
     ) -> AttentionPattern:
-        """The pattern of `visible`, or the empty one where every row is one full document.
+        """Return the pattern of `visible`, or the empty one if each row is one full document.
 
         undivided  whether that is so; None: the device is asked, which a compiler does not do
         """
@@ -168,7 +168,7 @@ class AttentionPattern:
         prefix: Tensor | None = None,
         undivided: bool | None = None,
     ) -> AttentionPattern:
-        """What the queries at some places see of the keys of their rows: `document` [B, L] of all.
+        """Return what queries at a subset of tokens see of their rows: `document` [B, L].
 
         No kernel has blocks for it. `undivided` as in `of`, of the rows of these places.
         """
@@ -179,7 +179,7 @@ class AttentionPattern:
         return WideMask(document, lookahead, prefix=prefix, column=subset.column).kept()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AttentionPattern:
-        """The pattern on another device: where layers are spread over several, each moves it."""
+        """Move the pattern to a device: where layers are spread over several, each moves it."""
         return AttentionPattern(
             dense=None if self.dense is None else self.dense.to(device, non_blocking=non_blocking),
             block=None if self.block is None else self.block.to(device),

@@ -15,7 +15,7 @@ PretrainedDenoiser = MmdlmForMaskedDiffusion | MmdlmEncoder
 
 
 def load_denoiser(folder: str | PathLike[str], **options: Any) -> PretrainedDenoiser:
-    """The denoiser of a local folder, ours or of a published family; or of a step of a run.
+    """Load the denoiser of a local folder: ours, a published family's, or a step of a run.
 
     options  of transformers' `from_pretrained`: dtype, attn_implementation ...
 

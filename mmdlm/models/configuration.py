@@ -117,7 +117,7 @@ class MmdlmConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """transformers' `from_dict`; ValueError for a config.json that asks for code."""
+        """Read a config as transformers does; ValueError for a config.json that asks for code."""
         refuse_kernels(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
@@ -125,7 +125,7 @@ class MmdlmConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """transformers' `get_config_dict`, in our fields where a published config is found."""
+        """Read a config.json, in our fields where a published config is found."""
         content, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if content.get("model_type") in MODEL_TYPES:
             content = {**our_config(content), "model_type": MmdlmConfig.model_type}
@@ -133,7 +133,7 @@ class MmdlmConfig(PreTrainedConfig):
 
 
 def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -> MmdlmConfig:
-    """A config.json, ours or that of a published family -> our config.
+    """Turn a config.json, ours or that of a published family, into our config.
 
     Raises ValueError for a family or an option that is not known here.
     """
@@ -150,14 +150,14 @@ def read_config(content: dict[str, Any], *, tokenizer_size: int | None = None) -
 
 
 def _published(kind: str) -> type[MmdlmConfig]:
-    """What `AutoConfig` asks for by a published `model_type`: it answers with our config."""
+    """Return the class that `AutoConfig` asks for by a published `model_type`."""
 
     class Published(MmdlmConfig):
         model_type = kind
 
         @classmethod
         def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-            """transformers' `from_dict`; the fields are translated before it sees them."""
+            """Translate the fields and read them as our config."""
             return MmdlmConfig.from_dict(our_config(config_dict), **kwargs)
 
     return Published

@@ -108,7 +108,7 @@ class MmdlmEncoderConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """transformers' `from_dict`; ValueError for a config.json that asks for code."""
+        """Read a config as transformers does; ValueError for a config.json that asks for code."""
         refuse_kernels(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
@@ -158,7 +158,7 @@ class MmdlmEncoder(PreTrainedModel):
         self._no_split_modules = sorted({type(layer).__name__ for layer in layers})
 
     def see(self, batch: Batch) -> Batch:
-        """The batch as it is: an encoder of text has no eyes."""
+        """Return the batch as it is: an encoder of text has no vision tower."""
         if batch.features is not None or batch.views is not None:
             raise ValueError(
                 f"an encoder of type {self.config.encoder.model_type!r} sees no images, but the "
@@ -209,7 +209,7 @@ class MmdlmEncoder(PreTrainedModel):
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Tensor]:
-        """ids [B, L] and a mask [B, L], 0 at padding -> logits [B, L, V], as transformers has it.
+        """Map ids [B, L] and a mask [B, L], 0 at padding, to logits [B, L, V].
 
         Padding, on either side, changes no other logits: positions are counted over real tokens.
         """
@@ -226,14 +226,14 @@ class MmdlmEncoder(PreTrainedModel):
         return MaskedLMOutput(logits=logits)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The encoder's."""
+        """Return the encoder's input embeddings."""
         embeddings: nn.Module = self.encoder.get_input_embeddings()
         return embeddings
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """transformers' `save_pretrained`; of a model with an adapter the adapter alone."""
+        """Save as transformers does; of a model with an adapter, only the adapter."""
         if has_adapter(self) and not kwargs.get("push_to_hub"):
             save_adapter(self, Path(save_directory), state_dict=kwargs.get("state_dict"))
             return
@@ -247,7 +247,7 @@ class MmdlmEncoder(PreTrainedModel):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Module:
-        """transformers' `resize_token_embeddings`; see `MmdlmForMaskedDiffusion`."""
+        """Resize the embeddings as transformers does; see `MmdlmForMaskedDiffusion`."""
         count = self.vocabulary.size if new_num_tokens is None else new_num_tokens
         rows = padded(count, pad_to_multiple_of)
         found = resized(self.vocabulary, count, rows=rows)
@@ -291,7 +291,7 @@ class MmdlmEncoder(PreTrainedModel):
         local_window: int | None = None,
         undivided: bool | None = None,
     ) -> Tensor | BlockMask | None:
-        """The pattern in the form that the attention of transformers takes as it is."""
+        """Return the pattern in the form that the attention of transformers takes as it is."""
         kernel = self.config.encoder._attn_implementation
         pattern = AttentionPattern.of(
             document,
@@ -324,7 +324,7 @@ class MmdlmEncoder(PreTrainedModel):
         checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `from_pretrained`, except that no tensor is ever made up.
+        """Load as transformers does, except that no tensor is ever made up.
 
         checkpoint  the folder's, where it was opened already; a step of a run is one, too
 
@@ -364,7 +364,7 @@ def anatomy_of(model_type: object) -> Anatomy:
 
 
 def first_position(encoder: PreTrainedConfig) -> int:
-    """What the encoder calls the position of a document's first token."""
+    """Return what the encoder calls the position of a document's first token."""
     if not anatomy_of(encoder.model_type).padded_start:
         return 0
     return int(encoder.pad_token_id) + 1

@@ -54,7 +54,7 @@ def streams(options: dict[str, Any]) -> bool:
 
 
 def dtype_of(options: dict[str, Any], config: PreTrainedConfig) -> torch.dtype | None:
-    """The dtype that transformers' options ask for, taken from them; None: as stored."""
+    """Take the dtype out of transformers' options; None: as stored."""
     older, newer = options.pop("torch_dtype", None), options.pop("dtype", None)
     dtype = newer if newer is not None else older
     if dtype in (None, "auto"):
@@ -63,7 +63,7 @@ def dtype_of(options: dict[str, Any], config: PreTrainedConfig) -> torch.dtype |
 
 
 def with_codes_behind(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
-    """The config with its image codes behind the tokenizer's ids, as MMaDA has them.
+    """Return the config with image codes behind the tokenizer's ids, as MMaDA has them.
 
     `AutoConfig` sees no tokenizer. What somebody has chosen, and a model without codes, stay.
     """
@@ -80,7 +80,7 @@ def with_codes_behind(config: PreTrainedConfig, folder: Path) -> PreTrainedConfi
 
 
 def checkpoint_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of a published checkpoint's tensors -> ours; empty for a checkpoint of ours."""
+    """Map a published checkpoint's tensor names to ours; empty for our own checkpoint."""
     if checkpoint.config.get("model_type") == MmdlmConfig.model_type:
         return {}
     family = family_of(checkpoint.config, checkpoint.shapes)

@@ -27,7 +27,7 @@ class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, under a name that transformers initializes to ones."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape; a scale in the dtype of `x` keeps the fused kernel under autocast."""
+        """Normalize x; a scale in the dtype of `x` keeps the fused kernel under autocast."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -80,7 +80,7 @@ def _halves(angle: Tensor) -> Rotation:
 
 
 def _scaled_rope(config: MmdlmConfig) -> tuple[str, LlamaConfig]:
-    """The type of the scaling, and a config in the form that transformers' functions read."""
+    """Return the type of the scaling, and a config that transformers' functions read."""
     assert config.rope_scaling is not None
     kind = rope_type(config.rope_scaling)
     shape = LlamaConfig(
@@ -108,7 +108,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def turned(rotation: Rotation, subset: TokenSubset) -> Rotation:
-    """The rotation [B, 1, L, d] of a row -> that of some places, [B, 1, A, d]."""
+    """Take the rotation [B, 1, L, d] of a row at a subset of tokens: [B, 1, A, d]."""
     cos, sin = (subset.take(one[:, 0])[:, None] for one in rotation)
     return cos, sin
 

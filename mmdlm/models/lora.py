@@ -185,7 +185,7 @@ class Lora:
             model._hf_peft_config_loaded = True  # `save_pretrained` writes the adapter alone
 
     def _names(self, model: PreTrainedModel) -> dict[str, str]:
-        """The adapter's names of modules and whole tensors -> ours."""
+        """Map the adapter's names of modules and whole tensors to ours."""
         modules, tensors = {name for name, _ in model.named_modules()}, set(model.state_dict())
         ours = dict.fromkeys(self.modules, modules)
         ours |= dict.fromkeys((*self.whole, *self.base), tensors)
@@ -229,7 +229,7 @@ class Lora:
         return int(_by_pattern(self.config, "rank_pattern", module, self.config.get("r", 8)))
 
     def _patterns(self, names: dict[str, str]) -> dict[str, Any]:
-        """The modules, their ranks and their scales, under our names."""
+        """Return the modules, their ranks and their scales, under our names."""
         alpha = self.config.get("lora_alpha", 8)
         scales = {
             names[module]: _by_pattern(self.config, "alpha_pattern", module, alpha)
@@ -274,7 +274,7 @@ def _renamings() -> Iterable[Callable[[str], str | None]]:
 
 
 def _renamed(name: str, weights: Callable[[str], str | None]) -> str | None:
-    """A tensor's or a module's name -> ours; a map knows tensors alone."""
+    """Map the name of a tensor or a module to ours; a map knows only tensors."""
     ours = weights(name)
     if ours is None:
         ours = weights(f"{name}.weight")
@@ -314,7 +314,7 @@ def _by_pattern(config: dict[str, Any], key: str, module: str, default: Any) -> 
 
 
 def _shape(module: nn.Module, part: str, rank: int) -> tuple[int, ...] | None:
-    """What a part of low rank must look like; None where PEFT knows better."""
+    """Return the shape that a low-rank part must have; None where PEFT knows better."""
     if isinstance(module, nn.Embedding):
         return {
             "lora_embedding_A": (rank, module.num_embeddings),

@@ -62,7 +62,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         offer_layers(self)
 
     def see(self, batch: Batch) -> Batch:
-        """The batch with the features of its images, computed once, before sampling or the loss.
+        """Compute the features of a batch's images once, before sampling or the loss.
 
         Raises ValueError for images shown to a model without a vision adapter.
         """
@@ -117,7 +117,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         return self._aligned(hidden, batch.position)
 
     def _read_for(self, subset: Tensor) -> Tensor:
-        """The places of the states that are read for some places: with `shift` neighbors too."""
+        """Return the states read for a subset of tokens: with `shift` neighbors too."""
         return subset | subset.roll(-1, dims=1) if self.config.shift else subset
 
     def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, query_mask: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         return embeddings.masked_scatter(slots, batch.features.to(embeddings.dtype))
 
     def _rotary(self, batch: Batch) -> Tensor:
-        """What the rotary embedding takes for positions: [B, L], or [B, L, A] on several axes."""
+        """Return the positions for the rotary embedding: [B, L], or [B, L, A] on several axes."""
         if self.config.rope_sections is None:
             return batch.position
         if batch.axes is not None:
@@ -191,7 +191,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         position_ids: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Tensor]:
-        """ids [B, L] and a mask [B, L], 0 at padding -> logits [B, L, V], as transformers has it.
+        """Map ids [B, L] and a mask [B, L], 0 at padding, to logits [B, L, V].
 
         Padding, on either side, changes no other logits: positions are counted over real tokens.
         These are the logits that the network was published with: under `shift` those at i predict
@@ -226,7 +226,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `from_pretrained` for our checkpoints and for those of published families.
+        """Load our checkpoints and those of published families.
 
         read        told the number of bytes that were read from the files, after each piece
         checkpoint  the folder's, where it was opened already; a step of a run is one, too
@@ -285,7 +285,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """transformers' `save_pretrained`, in our format wherever the weights came from.
+        """Save in our format wherever the weights came from.
 
         `mmdlm convert` writes the format of a published family; `mmdlm.Model.save_pretrained` all
         that `mmdlm.load` reads, tokenizers included. Of a model with an adapter the adapter alone
@@ -305,7 +305,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """transformers' `resize_token_embeddings`, which the vocabulary in the config follows.
+        """Resize the embeddings, which the vocabulary in the config follows.
 
         new_num_tokens  ids of text, specials and image codes together. New ones continue the text:
                         what stands behind it moves on, rows and ids

@@ -29,7 +29,7 @@ TRAINABLE = tuple(kind for kind in KINDS if kind != "int4")  # torch's int4 prod
 
 
 def quantization_config(kind: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """What `from_pretrained` takes as `quantization_config`.
+    """Return what `from_pretrained` takes as `quantization_config`.
 
     kind    "4bit" (NF4) or "8bit" (LLM.int8) by bitsandbytes; "int8", "int4" or "float8" weights by
             torchao; or any config object of transformers, which keeps what it says
@@ -107,7 +107,7 @@ def is_quantized(parameter: torch.Tensor) -> bool:
 
 
 def _method(model: nn.Module) -> str | None:
-    """The library that a model's config has its weights quantized by."""
+    """Return the library that quantized the weights of a model's config."""
     given = getattr(getattr(model, "config", None), "quantization_config", None)
     if given is None:
         return None
@@ -172,7 +172,7 @@ def _torchao(kind: str, device: torch.device) -> Any:
 
 
 def _with_kept(config: Any) -> Any:
-    """The config object, with our modules left as they are where it names none."""
+    """Return the config object; our modules stay as they are where it names none."""
     config = copy.deepcopy(config)
     for field in KEPT_FIELDS:
         if getattr(config, field, KEPT) is None:

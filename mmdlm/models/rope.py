@@ -53,7 +53,7 @@ def _refuse_partial(given: Mapping[str, Any]) -> None:
 
 
 def _stretched(given: Mapping[str, Any], config: Json) -> Json | None:
-    """What one key of config.json says of stretching; None: positions are as they are."""
+    """Return what one key of config.json says of stretching; None for plain positions."""
     scaling = {name: value for name, value in given.items() if name not in UNSTRETCHED}
     kind = rope_type(scaling)
     if kind == "default" and set(scaling) <= set(NAMES):

@@ -88,7 +88,7 @@ class TokenSubset:
         return into.flatten(0, 1).index_copy(0, self.flat, self._values(x)).view_as(into)
 
     def put_(self, into: Tensor, x: Tensor) -> None:
-        """The same, in place."""
+        """Write the tokens of the subset into a row, in place."""
         into.flatten(0, 1).index_copy_(0, self.flat, self._values(x))
 
     def _values(self, x: Tensor) -> Tensor:

@@ -179,13 +179,13 @@ class MmdlmModel(MmdlmPreTrainedModel):
 
 
 def _store(known: list[Tensor], key: Tensor, value: Tensor) -> KeyValue:
-    """A `KeyValueHook` that writes down what it is told."""
+    """Store keys and values: a `KeyValueHook`."""
     known[:] = key, value
     return key, value
 
 
 def _read(known: list[Tensor], subset: TokenSubset, key: Tensor, value: Tensor) -> KeyValue:
-    """A `KeyValueHook` of what another copy knows, but for some places."""
+    """Return the shared keys and values with those of this subset: a `KeyValueHook`."""
     old_key, old_value = (one.transpose(1, 2) for one in known)
     key = subset.put(old_key, key.transpose(1, 2)).transpose(1, 2)
     return key, subset.put(old_value, value.transpose(1, 2)).transpose(1, 2)
@@ -201,7 +201,7 @@ def _cached_layer(
     pattern: AttentionPattern,
     some: TokenSubset | None = None,
 ) -> Tensor:
-    """A layer at some places, of which keys and values are remembered, and those of others known.
+    """Apply a layer at a subset of tokens; keys and values are cached, or read from the cache.
 
     What the layer is given looks alike at every depth, so that it is compiled once.
     """
@@ -219,7 +219,7 @@ def _cached_layer(
 def _update(
     keys: Tensor, values: Tensor, subset: TokenSubset, key: Tensor, value: Tensor
 ) -> KeyValue:
-    """A `KeyValueHook` that updates cached keys and values [B, L, H, d] at some places."""
+    """Update cached keys and values [B, L, H, d] at a subset of tokens: a `KeyValueHook`."""
     subset = subset.to(key.device)
     for known, new in ((keys, key), (values, value)):
         subset.put_(known, new.transpose(1, 2))

@@ -29,8 +29,10 @@ KlNormalization = Literal["policy", "view"]
 
 @dataclass(frozen=True)
 class PolicyTerms(LossTerms):
-    """Sums and counts of "policy", and of "kl" where there is one, to be divided once; see
-    `PolicyLoss.coefficients` for what each term counts. Statistics carry TRL's names."""
+    """Sums and counts of "policy", and of "kl" where there is one, to be divided once.
+
+    `PolicyLoss.coefficients` holds the weight of each term. Statistics carry TRL's names.
+    """
 
     statistics: Statistics
 
@@ -67,7 +69,7 @@ class PolicyLoss(ABC):
 
     @abstractmethod
     def counts(self, views: Sequence[NoisyView]) -> dict[str, Tensor]:
-        """The denominators, scalars, known before any forward pass."""
+        """Return the denominators, scalars, known before any forward pass."""
 
     @abstractmethod
     def __call__(
@@ -259,7 +261,7 @@ class ClippedSurrogate(PolicyLoss):
         return value.sum()
 
     def _counts(self, covered: Tensor) -> dict[str, Tensor]:
-        """What the terms are divided by, for views that cover [K, B, L]."""
+        """Return the divisors of the terms, for views that cover [K, B, L]."""
         anywhere = covered.any(0)
         if self.loss_normalization == "token":
             count = anywhere.sum()
@@ -401,7 +403,7 @@ def _extremes(means: Statistics) -> Statistics:
 
 
 def _longest(x: Tensor) -> float:
-    """The largest number whose exponential is finite."""
+    """Return the largest number whose exponential is finite."""
     return math.log(torch.finfo(x.dtype).max)
 
 

@@ -15,8 +15,10 @@ from mmdlm.rl.statistics import Statistics
 
 @dataclass(frozen=True)
 class PreferenceTerms(LossTerms):
-    """Sums and counts of "preference" and "sft", to be divided once; statistics carry TRL's
-    names."""
+    """Sums and counts of "preference" and "sft", to be divided once.
+
+    Statistics carry TRL's names.
+    """
 
     statistics: Statistics
 
@@ -45,7 +47,7 @@ class PreferenceLoss(ABC):
 
     @abstractmethod
     def __call__(self, chosen: Answers, rejected: Answers) -> PreferenceTerms:
-        """The terms; all are divided by the number of pairs."""
+        """Return the terms; all are divided by the number of pairs."""
 
 
 @dataclass(frozen=True)

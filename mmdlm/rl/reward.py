@@ -207,7 +207,7 @@ class Rubric:
 
 
 def needs(reward: Reward) -> tuple[str, ...]:
-    """The columns without which a reward cannot be called: its parameters without a default."""
+    """Return the columns that a reward needs: its parameters without a default."""
     return tuple(
         name
         for name, one in _parameters(reward).items()
@@ -218,7 +218,7 @@ def needs(reward: Reward) -> tuple[str, ...]:
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion (or prompt): itself, or the contents of its messages, in order.
+    """Return the text of a completion or prompt: itself, or the contents of its messages.
 
     Raises ValueError for what has no text, such as an image.
     """
@@ -249,7 +249,7 @@ class _Notes:
         self.metrics: dict[str, list[float]] = {}
 
     def extra(self, column: str, values: Sequence[Any]) -> None:
-        """A column for the table of completions."""
+        """Add a column to the table of completions."""
         values = list(values)
         if len(values) != self.count:
             raise ValueError(
@@ -259,7 +259,7 @@ class _Notes:
         self.extras[column] = values
 
     def metric(self, name: str, value: float) -> None:
-        """A number for the logs."""
+        """Add a number to the logs."""
         self.metrics.setdefault(name, []).append(float(value))
 
 
@@ -323,7 +323,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _scores(name: str, outcome: Any, count: int) -> tuple[Tensor, Tensor, str]:
-    """What a reward returned -> [N] values (NaN: none), [N] failed, and why, or ""."""
+    """Turn a reward's return value into [N] values (NaN: none), [N] failed, and a reason."""
     values = torch.full((count,), math.nan, dtype=torch.float64)
     every, none = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     if isinstance(outcome, BaseException):

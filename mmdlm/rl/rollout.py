@@ -76,7 +76,7 @@ class Rollout:
         return len(self.batch)
 
     def rows(self, index: Tensor) -> Rollout:
-        """Some of the rollouts, [N] int64: a micro-batch."""
+        """Select some of the rollouts, [N] int64: a micro-batch."""
         taken = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "batch"}
         return Rollout(batch=self.batch.rows(index), **taken)
 
@@ -86,7 +86,7 @@ class Rollout:
         return self.scored.sum(1)
 
     def answers(self, modality: Modality = Modality.TEXT) -> list[Tensor]:
-        """The scored ids [n] of each row in reading order: text with its end, or image codes."""
+        """Return the scored ids [n] of each row in reading order: text with its end, or codes."""
         assert modality in GENERATED, f"{modality.name} holds no answers"
         here = self.scored & self.batch.of(modality)
         return [ids[where] for ids, where in zip(self.batch.ids, here, strict=True)]

@@ -33,7 +33,7 @@ class Statistics:
         return cls(sums=sums, counts=counts)
 
     def named(self, names: dict[str, str]) -> Statistics:
-        """The same under other names, for those that are no Python names."""
+        """Rename the statistics, for names that are no Python identifiers."""
 
         def renamed(values: dict[str, Tensor]) -> dict[str, Tensor]:
             return {names.get(name, name): value for name, value in values.items()}
@@ -60,7 +60,7 @@ class Statistics:
         return Statistics(*joined)
 
     def values(self) -> dict[str, float]:
-        """What to log. A mean of nothing is left out."""
+        """Return what to log. A mean of nothing is left out."""
         means = {
             name: float(self.sums[name] / count)
             for name, count in self.counts.items()
@@ -71,4 +71,5 @@ class Statistics:
 
     @property
     def parts(self) -> tuple[dict[str, Tensor], ...]:
+        """Return the sums, counts, least and most, each by name."""
         return self.sums, self.counts, self.least, self.most

@@ -33,14 +33,14 @@ class Frame:
         return cls(canvas, size, (columns - scaled[0]) // 2, (rows - scaled[1]) // 2, *scaled)
 
     def place(self, image: Image.Image) -> Image.Image:
-        """The image on the canvas."""
+        """Put the image on the canvas."""
         canvas = Image.new("RGB", self.canvas[::-1], WHITE)
         scaled = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         canvas.paste(scaled, (self.left, self.top))
         return canvas
 
     def take(self, canvas: Image.Image) -> Image.Image:
-        """The image back from the canvas, in its own size."""
+        """Cut the image out of the canvas, in its own size."""
         box = (self.left, self.top, self.left + self.width, self.top + self.height)
         return canvas.crop(box).resize(self.size, Image.Resampling.BICUBIC)
 

@@ -210,7 +210,7 @@ class _Unreadable(Exception):
 
 
 def _header(file: BinaryIO, name: str, max_pixels: int) -> tuple[str, ImageFile.ImageFile]:
-    """The format and the image, which is not decoded yet."""
+    """Return the format and the image, which is not decoded yet."""
     with _named(name):
         start = file.read(16)
         file.seek(0)
@@ -255,7 +255,7 @@ TEXT_BYTES = 1 << 20  # that Pillow reads of a text
 
 
 def _without_metadata(file: BinaryIO) -> BytesIO:
-    """A PNG file without color profile, texts, times: with what makes its image, and turns it."""
+    """Drop color profile, texts and times from a PNG file; keep what makes the image."""
     kept = BytesIO()
     kept.write(file.read(8))
     while len(head := file.read(8)) == 8:
@@ -288,7 +288,7 @@ def _turns(kind: bytes, text: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """What EXIF says; 1, upright, where it says nothing or is damaged."""
+    """Return the orientation in EXIF; 1, upright, where it is missing or damaged."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # whatever its parser comes upon
@@ -296,7 +296,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, paper: Color, *, factor: int = 1) -> Image.Image:
-    """A decoded image -> RGB as it is to be seen, scaled down by a whole factor."""
+    """Turn a decoded image into upright RGB, scaled down by a whole factor."""
     levels = _levels(image)
     if factor == 1:
         rgb = _colors(image, levels, paper)
@@ -309,7 +309,7 @@ def _upright(image: Image.Image, paper: Color, *, factor: int = 1) -> Image.Imag
 
 
 def _levels(image: Image.Image) -> tuple[int, int]:
-    """The values of gray that are black and white."""
+    """Return the values of gray that are black and white."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0] if image.mode.startswith("I;16") else 16
     white = (1 << bits) - 1
@@ -317,7 +317,7 @@ def _levels(image: Image.Image) -> tuple[int, int]:
 
 
 def _colors(image: Image.Image, levels: tuple[int, int], paper: Color) -> Image.Image:
-    """An image of any mode, or a part of one -> RGB, as it lies in the file."""
+    """Turn an image of any mode, or a part of one, into RGB, as it lies in the file."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         image = _scaled(image, levels)
     if image.mode in ("I", "F"):
@@ -346,7 +346,7 @@ def _scaled(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
 
 
 def _factor(image: Image.Image) -> int:
-    """The least whole factor that makes an image no larger than LARGE."""
+    """Return the least whole factor that makes an image no larger than LARGE."""
     factor = 1
     while image.width * image.height > LARGE * factor**2:
         factor += 1
@@ -356,7 +356,7 @@ def _factor(image: Image.Image) -> int:
 def _reduced(
     image: Image.Image, factor: int, *, levels: tuple[int, int], paper: Color
 ) -> Image.Image:
-    """The mean of each `factor` x `factor` pixels, in RGB; band by band, to spare memory."""
+    """Return the mean of each `factor` x `factor` pixels in RGB, by bands to spare memory."""
     small = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     rows = max(1, BAND // (image.width * factor))
     for row in range(0, small.height, rows):

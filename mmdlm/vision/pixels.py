@@ -48,7 +48,7 @@ def check_visible(width: int, height: int) -> None:
 def to_pixels(
     image: Image.Image, size: int | tuple[int, int] | None = None, *, fit: Fit = "crop"
 ) -> Tensor:
-    """An image of any mode -> [3, H, W] float32 pixels in [-1, 1].
+    """Turn an image of any mode into [3, H, W] float32 pixels in [-1, 1].
 
     `size` is the edge of a square or (height, width); None keeps the image's own. Resampling is
     bicubic with antialiasing. Raises ValueError for a size below 1 or an unknown `fit`.

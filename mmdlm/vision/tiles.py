@@ -8,7 +8,7 @@ TILE, GAP = (216, 213, 208), (236, 234, 230)
 
 
 def tiled(image: Image.Image, still_open: list[bool], cell: int) -> Image.Image:
-    """The image with a tile over each cell that is still open (raster order)."""
+    """Draw a tile over each cell of an image that is still masked (raster order)."""
     pen = ImageDraw.Draw(image)
     columns, gap = image.width // cell, max(1, cell // 8)
     for k in (k for k, covered in enumerate(still_open) if covered):

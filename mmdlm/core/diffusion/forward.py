@@ -50,7 +50,7 @@ class ForwardProcess(ABC):
     """q(x_t | x_0), independent from token to token given the time."""
 
     def of(self, modality: Modality) -> ForwardProcess:
-        """The process that noises tokens of a modality."""
+        """Return the process that noises tokens of a modality."""
         return self
 
     def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor | None:
@@ -309,7 +309,7 @@ class Spindle(_Filling):
         return _bent_weight(t[:, None], self._bend(vocabulary, t)[slice(*ids)])
 
     def _bend(self, vocabulary: Vocabulary, like: Tensor) -> Tensor:
-        """strength h(v) of all ids, [V], in the dtype and on the device of `like`."""
+        """Return strength h(v) of all ids, [V], in the dtype and on the device of `like`."""
         path = os.fspath(self.frequencies)
         return _bend(path, self.strength, vocabulary, like.device, like.dtype)
 
@@ -386,7 +386,7 @@ class PerModality(ForwardProcess):
 
 
 def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
-    """The image corruption at image positions, the text corruption everywhere else."""
+    """Return the image corruption at image positions, the text corruption everywhere else."""
     is_image = batch.of(Modality.IMAGE)
     return Corruption(
         x_t=torch.where(is_image, image.x_t, text.x_t),
@@ -399,7 +399,7 @@ def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
 
 
 def _per_token(t: Tensor, batch: Batch) -> Tensor:
-    """Times [B] or [B, L] -> [B, L]."""
+    """Give each token its time: [B] or [B, L] -> [B, L]."""
     if t.shape == batch.ids.shape:
         return t
     if t.shape == batch.ids.shape[:1]:

@@ -92,7 +92,7 @@ class Polynomial(MaskSchedule):
         return self.power * t.clamp_min(tiny) ** (self.power - 1)
 
     def weight(self, t: Tensor) -> Tensor:
-        """power / t; written out, because t ** power underflows long before t does."""
+        """Return power / t, written out because t ** power underflows long before t does."""
         tiny = max(self.power, 1.0) * torch.finfo(t.dtype).tiny  # power / tiny may overflow
         return self.power / t.clamp_min(tiny)
 

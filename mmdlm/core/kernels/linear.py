@@ -184,7 +184,7 @@ class Linear(nn.Linear):
 
 
 def products(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """What layers make of the same x [..., D]: one product of all their weights, if packed."""
+    """Apply several layers to the same x [..., D]: in one product if they are packed."""
     if torch.is_grad_enabled() or not _fits(x) or not _are_packed(layers):
         return tuple(layer(x) for layer in layers)
     packed, sizes = layers[0].packed, [layer.out_features for layer in layers]
@@ -221,7 +221,7 @@ class PackedLayers:
         self._marks: list[tuple[float, ...]] | None = None  # of the layers, when they were packed
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy packs for itself: oneDNN's tensors can be neither copied nor stored."""
+        """Leave packed weights out of a copy: oneDNN's tensors can be neither copied nor stored."""
         return {"module": self.module, "_packed": {}, "_marks": None}
 
     def renew(self) -> None:

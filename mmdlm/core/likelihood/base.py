@@ -69,7 +69,7 @@ class LikelihoodEstimator(ABC):
         scored: Tensor | None = None,
         steps: Tensor | None = None,
     ) -> tuple[tuple[NoisyView, ...], ...]:
-        """The views of each of several passes over one batch (inner iterations).
+        """Draw the views of each of several passes over one batch (inner iterations).
 
         scored  [B, L] bool, targets to be covered; the others, which stand behind an answer's end,
                 stay masked, so that no view gives its length away. Default: all targets

@@ -55,7 +55,7 @@ class BlockRandom(LikelihoodEstimator):
         scored: Tensor | None = None,
         steps: Tensor | None = None,
     ) -> tuple[tuple[NoisyView, ...], ...]:
-        """`views` views an iteration."""
+        """Draw `views` views for each iteration."""
         scored = scored_targets(batch, scored)
         block = (scored.cumsum(1) - 1) // self.block_length  # [B, L]
         number = scored.sum(1)

@@ -37,7 +37,7 @@ class Nelbo:
 
 @dataclass(frozen=True)
 class Elbo(LikelihoodEstimator):
-    """The evidence lower bound by Monte Carlo, in the exact-count form
+    """The evidence lower bound by Monte Carlo, in the exact-count form.
 
         log p(x) >= E_{k ~ U{1 .. n}} n / k E_{S, |S| = k} sum_{i in S} log p(x_i | x without S)
 
@@ -88,7 +88,7 @@ class Elbo(LikelihoodEstimator):
 
     @torch.no_grad()
     def nelbo(self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator) -> Nelbo:
-        """The bound of each document and its standard error; `repeats` must be two or more."""
+        """Return the bound of each document and its standard error; needs two repeats or more."""
         if self.repeats < 2:
             raise ValueError("Elbo: a standard error needs at least 2 repeats, got 1")
         document = batch.document.clamp_min(0)

@@ -40,14 +40,14 @@ class TokenScores:
         return self.covered.any(0)
 
     def detach(self) -> TokenScores:
-        """The same without gradient, to keep as those of the old policy."""
+        """Return the same scores without gradient, to keep as those of the old policy."""
         return replace(self, log_prob=self.log_prob.detach())
 
 
 def token_log_prob(
     denoiser: Denoiser, x_t: Tensor, batch: Batch, *, where: Tensor, full_vocabulary: bool = False
 ) -> Tensor:
-    """log p(x_0 | x_t) of the clean tokens at the positions `where`, 0 elsewhere; [B, L] float32.
+    """Return log p(x_0 | x_t) at the positions `where`, 0 elsewhere; [B, L] float32.
 
     Logits are restricted to the id range of each position's modality unless `full_vocabulary`.
     """

@@ -166,7 +166,7 @@ class TrajectoryReplay(LikelihoodEstimator):
         parts: Tensor,
         which: Tensor,
     ) -> tuple[NoisyView, ...]:
-        """A view for each column of `which` [B, K], merged steps; a row with fewer idles."""
+        """Return a view for each column of `which` [B, K], merged steps; shorter rows idle."""
         views = []
         for j in range(which.shape[1]):
             step = which[:, j].masked_fill(j >= parts, -2)[:, None]  # [B, 1]

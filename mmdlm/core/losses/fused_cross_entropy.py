@@ -60,7 +60,7 @@ def linear_log_prob(
     entropy: bool = False,
     without: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """log softmax(head states_i)[label_i], [M] float32; arguments as in `linear_cross_entropy`.
+    """Return log softmax(head states_i)[label_i], [M]; arguments as in `linear_cross_entropy`.
 
     With it, where asked, the entropies [M] of the softmax, without gradient. `without` are columns
     of the logits that have no probability.
@@ -214,7 +214,7 @@ def _summed(
 
 
 def _cast(states: Tensor, head: Tensor) -> tuple[Tensor, torch.dtype]:
-    """The states as products want them, and the dtype for the head: under autocast, its own."""
+    """Return the states as products need them, and the dtype for the head under autocast."""
     kind = states.device.type
     if not torch.is_autocast_enabled(kind):
         return states, head.dtype
@@ -255,7 +255,7 @@ def _softmax(
 
 
 def _slope(share: Tensor, sum_: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """The derivative of -weight [m, 1] * log p[wanted] by the logits, where the shares were."""
+    """Replace the shares by the derivative of -weight [m, 1] * log p[wanted] by the logits."""
     return share.mul_(weight / sum_).scatter_add_(1, wanted, -weight)
 
 

@@ -41,7 +41,7 @@ class ModalityLoss:
         check_normalization(self.loss_normalization, OBJECTIVE, "ModalityLoss")
 
     def count(self, batch: Batch, is_noised: Tensor) -> Tensor:
-        """The denominator, a scalar int64, over the targets that `batch` has."""
+        """Return the denominator, a scalar int64, over the targets that `batch` has."""
         if self.loss_normalization == "token":
             return batch.target.sum()
         if self.loss_normalization == "masked_token":
@@ -57,8 +57,11 @@ class ModalityLoss:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Sums and counts by modality ("text", "image"), never means: the training loop divides once,
-    after it has added the counts of all processes and accumulation steps. Sums carry gradient."""
+    """Sums and counts by modality ("text", "image"), never means.
+
+    The training loop divides once, after it has added the counts of all processes and accumulation
+    steps. Sums carry gradient.
+    """
 
     sums: dict[str, Tensor]
     counts: dict[str, Tensor]
@@ -113,7 +116,7 @@ class Objective:
         )
 
     def counts(self, batch: Batch, corruption: Corruption) -> dict[str, Tensor]:
-        """The denominators, int64 scalars, known before any forward pass."""
+        """Return the denominators, int64 scalars, known before any forward pass."""
         batch = _copies(batch, corruption)
         return {
             name: loss.count(batch.only(modality), corruption.is_noised & batch.of(modality))
@@ -183,6 +186,6 @@ def _targets_of_document(batch: Batch) -> Tensor:
 
 
 def _copies(batch: Batch, corruption: Corruption) -> Batch:
-    """The batch, once for each copy that the corruption holds."""
+    """Return the batch, once for each copy that the corruption holds."""
     copies = len(corruption.x_t) // len(batch)
     return batch if copies == 1 else concatenate([batch] * copies)

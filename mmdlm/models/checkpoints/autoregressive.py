@@ -57,7 +57,7 @@ def shape_of_autoregressive(config: Json) -> Json:
 
 
 def _with_defaults(config: Json) -> PreTrainedConfig:
-    """What transformers makes of it: fields that are left out have that type's defaults."""
+    """Return transformers' config: fields that are left out have its type's defaults."""
     fields: dict[str, Any] = copy.deepcopy(config)  # transformers writes into nested ones
     kind = fields.pop("model_type")
     try:

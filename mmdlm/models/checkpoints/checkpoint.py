@@ -192,7 +192,7 @@ class Origin:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `out` when all is written: whole or not at all.
+    """Give a folder to write in, which becomes `out` when complete: whole or not at all.
 
     Raises ValueError for an `out` that exists.
     """
@@ -206,7 +206,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:
-    """The folder of a checkpoint, downloaded from the Hugging Face Hub where it is no folder here.
+    """Return a checkpoint's folder, downloaded from the Hugging Face Hub if it is not local.
 
     options  of `huggingface_hub.snapshot_download`: revision, token, cache_dir ...
     """
@@ -242,7 +242,7 @@ def tokenizer_size(folder: Path) -> int | None:
 
 
 def _shards(folder: Path) -> tuple[list[Path], set[str]]:
-    """The files of the weights, and the tensors that an index promises."""
+    """Return the files of the weights, and the tensors that an index promises."""
     if (folder / WEIGHTS).is_file():
         check_stays(folder / WEIGHTS, folder)
         return [folder / WEIGHTS], set()

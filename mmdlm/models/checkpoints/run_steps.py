@@ -307,7 +307,7 @@ class SummedTensor(StoredTensor):
     scale: float
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The sum for `...`, a part of it for slices; it is added up in float32."""
+        """Return the sum for `...`, a part of it for slices; it is added up in float32."""
         stored = StoredTensor(self.shard, self.name, self.shape, self.dtype, read=self.read)
         total = stored[...].to(torch.float32, copy=True)
         total.addmm_(self.up[...].float(), self.down[...].float(), alpha=self.scale)

@@ -59,7 +59,7 @@ class StoredTensor:
     def to(
         self, dtype: torch.dtype | None, *, read: Callable[[int], None] | None = None
     ) -> StoredTensor:
-        """The same, wanted in another dtype; integers and booleans stay what they are."""
+        """Return the same in another dtype; integers and booleans keep theirs."""
         return replace(self, target=dtype if self.dtype.is_floating_point else None, read=read)
 
     def get_shape(self) -> list[int]:
@@ -71,7 +71,7 @@ class StoredTensor:
         return self.dtype.is_floating_point
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The tensor for `...`, a part of it for slices."""
+        """Return the tensor for `...`, a part of it for slices."""
         if index is not Ellipsis:
             with safe_open(self.shard, framework="pt") as file:
                 part: Tensor = file.get_slice(self.name)[index]

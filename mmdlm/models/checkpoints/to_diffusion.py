@@ -96,7 +96,7 @@ def convert_to_diffusion(
 
 
 def load_source_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a foreign folder, with the special tokens that its own class would have.
+    """Load the tokenizer of a foreign folder, with the special tokens of its own class.
 
     The file tokenizer.json says how text is cut; what only the class knows (BERT's [MASK]) is taken
     from there.
@@ -124,7 +124,7 @@ def load_source_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def give_mask(
     tokenizer: PreTrainedTokenizerFast, rows: int, *, mask_token: str, image_codes: int
 ) -> Vocabulary:
-    """The vocabulary of the denoiser; the tokenizer gets what it lacks of mask and end of text.
+    """Return the denoiser's vocabulary; adds a missing mask or end token to the tokenizer.
 
     rows  of the embedding
     """
@@ -237,7 +237,12 @@ def _stored(config: PreTrainedConfig, source: Json) -> PreTrainedConfig:
 
 @dataclass(frozen=True)
 class _Plan:
-    """names  theirs -> ours, of the tensors to be copied; shapes  of ours"""
+    """Which tensors are copied.
+
+    Attributes:
+        names: Their names -> ours, of the tensors to be copied.
+        shapes: Shapes of our tensors.
+    """
 
     names: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -274,7 +279,7 @@ def _plan(checkpoint: Checkpoint, model: PreTrainedModel) -> _Plan:
 
 
 def _check_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], *, rows: int) -> None:
-    """The same shape, or one with a row for each id of their smaller vocabulary."""
+    """Return the same shape, or one with a row for each id of their smaller vocabulary."""
     if theirs != ours and (theirs[:1] != (rows,) or theirs[1:] != ours[1:] or ours[0] < rows):
         raise ValueError(
             f"tensor {name} is of shape {theirs}, which does not fit config.json ({ours})"
@@ -282,7 +287,7 @@ def _check_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], *, r
 
 
 def _check_tied(checkpoint: Checkpoint, name: str, other: str) -> None:
-    """A tensor that the config calls the same as another one has to be."""
+    """Check that two tensors are equal that the config calls the same."""
     found: dict[str, Any] = {}
     for shard in checkpoint.shards:
         with safe_open(shard, framework="pt") as file:

@@ -30,7 +30,7 @@ MODEL_TYPES = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family
 
 
 def family_named(name: str) -> Family:
-    """The family of a name; ValueError lists the names."""
+    """Return the family of a name; ValueError lists the names."""
     for family in FAMILIES:
         if family.name == name:
             return family
@@ -39,7 +39,7 @@ def family_named(name: str) -> Family:
 
 
 def family_of(config: Json, names: Collection[str] = ()) -> Family:
-    """The family of a config.json and, where they are known, of the names of its tensors.
+    """Return the family of a config.json and, if known, of the names of its tensors.
 
     `model_type` alone does not tell: LLaDA, LLaDA-V and LaViDa share two of them. Raises ValueError
     for a model type that no family has, and for tensors of another family than the config's.
@@ -69,7 +69,7 @@ def family_of(config: Json, names: Collection[str] = ()) -> Family:
 
 
 def our_config(config: Json, *, tokenizer_size: int | None = None) -> dict[str, Any]:
-    """A published config.json -> fields of `MmdlmConfig`, which remember what was published."""
+    """Turn a published config.json into fields of `MmdlmConfig`, which record the original."""
     family = family_of(config)
     vocabulary = family.vocabulary(config, tokenizer_size=tokenizer_size)
     return {

@@ -57,14 +57,14 @@ class Family(ABC):
 
 
 def required(config: Json, key: str) -> Any:
-    """A value of a config.json; ValueError names the key that is missing."""
+    """Return a value of a config.json; ValueError names the key that is missing."""
     if config.get(key) is None:
         raise ValueError(f"config.json has no {key!r}, which a {config.get('model_type')} has")
     return config[key]
 
 
 def number(config: Json, key: str, *, default: float) -> float:
-    """A number of a config.json; ValueError where it holds something else."""
+    """Return a number of a config.json; ValueError where it holds something else."""
     value = default if config.get(key) is None else config[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"config.json has {key} = {value!r}; a number is needed")
@@ -93,7 +93,7 @@ def refuse_to_write(ours: Mapping[str, Any], family: str, expected: Mapping[str,
 
 
 def special_id(config: Json, key: str, *, default: int, size: int, last: int) -> int:
-    """A special id: what the config says, else the one its family is published with.
+    """Return a special id: what the config says, else the one its family is published with.
 
     A vocabulary too small for that (a test model) has it `last` places before its end.
     """

@@ -90,7 +90,7 @@ class Dimple(Dream):
 
 
 def _vision(config: Json) -> VisionConfig:
-    """What a config.json says of the eyes."""
+    """Return the vision fields of a config.json."""
     given = config.get("vision_config") or {}
     if not isinstance(given, dict):
         raise ValueError(f"config.json has vision_config = {given!r}; an object {{...}} is needed")

@@ -57,7 +57,7 @@ class LavidaDream(Dream):
 
 
 def _seeing(config: Json, ours: Mapping[str, Any]) -> Json:
-    """A config of the language model with what LaViDa sees with."""
+    """Return the language model's config with the vision tower of LaViDa."""
     if ours.get("vision") is None:
         raise ValueError("LaViDa sees, but this model does not; write it as 'llada' or 'dream'")
     return config | llava_config(ours["vision"])

@@ -36,7 +36,7 @@ def llama_shape(config: Json) -> Json:
 
 
 def llama_config(ours: Mapping[str, Any]) -> Json:
-    """The way back of `llama_shape`."""
+    """Invert `llama_shape`."""
     return {
         **{name: ours[name] for name in SAME_NAME},
         "num_key_value_heads": ours["num_key_value_heads"],

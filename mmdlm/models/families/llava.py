@@ -32,7 +32,7 @@ GRAY = (127, 127, 127)
 
 
 def llava_vision(config: Json, *, pooling: Pooling | None = None) -> Json:
-    """The `mm_*` keys of a config.json -> fields of `VisionConfig`."""
+    """Turn the `mm_*` keys of a config.json into fields of `VisionConfig`."""
     tower = dict(SO400M)
     for field in TOWER_FIELDS:  # a tower of another size says so
         given = config.get(field) or {}

@@ -29,7 +29,7 @@ class LuminaDimoo(Llada):
         return {**super().shape(config), "full_vocabulary": True}
 
     def vocabulary(self, config: Json, *, tokenizer_size: int | None = None) -> Vocabulary:
-        """The codes are the last ids."""
+        """Return the vocabulary, whose last ids are the codes."""
         size = vocabulary_size(config)
         codes = config.get("codebook_size") or min(CODES, size // 2)
         first = FIRST_CODE if size >= FIRST_CODE + codes else size - codes  # a test model is small

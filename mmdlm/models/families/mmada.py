@@ -28,7 +28,7 @@ class Mmada(Llada):
         return {**super().shape(config), "full_vocabulary": True}
 
     def vocabulary(self, config: Json, *, tokenizer_size: int | None = None) -> Vocabulary:
-        """The first code follows the last id of the tokenizer, not the padded text vocabulary."""
+        """Return the vocabulary: codes follow the tokenizer's last id, not the padded table."""
         size, codes = vocabulary_size(config), int(required(config, "codebook_size"))
         padded = config.get("llm_vocab_size") or size - codes
         first = int(tokenizer_size or TOKENIZER_SIZE.get(padded, padded))

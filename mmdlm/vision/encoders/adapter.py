@@ -144,7 +144,7 @@ class VisionAdapter(nn.Module):
         return torch.cat(slots)
 
     def look(self, views: Sequence[Views]) -> tuple[CropViews, ...]:
-        """The same images with the tower's features [C, P, D_tower] in place of their pixels.
+        """Replace the pixels of images by the tower's features [C, P, D_tower].
 
         For shards of features: `adapter(adapter.look(views))` is `adapter(views)`. Images that
         were seen before pass through, and one that is given several times is looked at once.
@@ -196,7 +196,7 @@ class VisionAdapter(nn.Module):
         return features
 
     def _checked(self, image: Views) -> CropViews:
-        """The views of one image, if this adapter can look at them."""
+        """Return the views of one image, if this adapter can process them."""
         if not isinstance(image, CropViews):
             raise ValueError(
                 f"a vision adapter looks at views of its tiling, not at {type(image).__name__}"
@@ -248,5 +248,5 @@ class VisionAdapter(nn.Module):
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a module computes in; quantized weights do not count."""
+    """Return the dtype that a module computes in; quantized weights do not count."""
     return next(p.dtype for p in module.parameters() if p.is_floating_point())

@@ -135,7 +135,7 @@ class Anyres(Tiling):
         )
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:
-        """The best (columns, rows) for an image."""
+        """Return the best (columns, rows) for an image."""
 
         def merit(shape: tuple[int, int]) -> tuple[int, int]:
             canvas_width, canvas_height = shape[0] * self.size, shape[1] * self.size
@@ -146,7 +146,7 @@ class Anyres(Tiling):
         return max(self.shapes, key=merit)  # the first of equals
 
     def _letterboxed(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """The image as large as fits, in the middle of a black canvas."""
+        """Return the image as large as fits, in the middle of a black canvas."""
         scale_x, scale_y = width / image.width, height / image.height
         if scale_x < scale_y:
             size = (width, min(math.ceil(image.height * scale_x), height))
@@ -158,7 +158,7 @@ class Anyres(Tiling):
         return canvas
 
     def _shrunk(self, window: tuple[int, int, int, int], side: int) -> tuple[int, int] | None:
-        """The size of the mosaic where it has more features than `max_tiles` tiles, else None."""
+        """Return the mosaic's size if it has more features than `max_tiles` tiles, else None."""
         if self.max_tiles is None:
             return None
         top, bottom, left, right = window

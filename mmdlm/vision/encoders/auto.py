@@ -15,7 +15,7 @@ from mmdlm.vision.encoders.transformers_towers import NaflexTower, QwenTower, Si
 
 
 def build_tower(library: str, config: Mapping[str, Any], select_layer: Layer = -1) -> Tower:
-    """The tower of a config, with random weights.
+    """Build the tower of a config, with random weights.
 
     library  "transformers": `config` has the fields of SiglipVisionConfig, Siglip2VisionConfig or
              Qwen2_5_VLVisionConfig, and its `model_type`; "open_clip": see `OpenClipTower`

@@ -64,9 +64,9 @@ class Natural(Tiling):
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded(Tiling):
-    """One crop an image, nearly in its own aspect ratio and size, and on axes
-    (`FeatureLayout.axes`).
+    """One crop for each image, nearly in its own aspect ratio and size.
 
+    Its features have positions on axes (`FeatureLayout.axes`).
     Each side is rounded to whole patches. An image of too many or too few pixels is scaled first,
     and its sides then rounded towards what is allowed.
 

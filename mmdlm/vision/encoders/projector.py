@@ -10,7 +10,7 @@ LINEAR, MLP = "linear", re.compile(r"mlp([1-9]\d*)x_(gelu|silu)")
 
 
 def build_projector(name: str, tower_width: int, width: int) -> nn.Module:
-    """A projector by the name that LLaVA gives it, [..., D_tower] -> [..., D].
+    """Build a projector by the name that LLaVA gives it, [..., D_tower] -> [..., D].
 
     "linear" is one matrix with a bias; "mlp2x_gelu" is two of them with an exact GELU between, and
     so on for any number; "mlp2x_silu" has SiLUs instead. The tensors have LLaVA's names: `weight`

@@ -55,7 +55,7 @@ class Square(Tiling):
         return [self._padded(image, self.background)]
 
     def _padded(self, image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-        """The image in the middle of a square, resized to `size`.
+        """Pad the image to a square, in its middle, and resize it to `size`.
 
         The square is resized in bands, which changes no level (Pillow resizes all rows before all
         columns): a thin strip of an image would make a square of many gigabytes.

@@ -48,17 +48,17 @@ class Tiling(ABC):
 
     @abstractmethod
     def layout(self, width: int, height: int, *, alone: bool = True) -> FeatureLayout:
-        """The layout of an image of that many pixels; `alone`: the only one of its conversation.
+        """Return the layout of an image; `alone`: the only one of its conversation.
 
         Raises ValueError for an image too small or too narrow to be seen.
         """
 
     @abstractmethod
     def cut(self, image: Image.Image, layout: FeatureLayout) -> list[Image.Image]:
-        """The crops of an RGB image, in the order of the layout."""
+        """Cut an RGB image into its crops, in the order of the layout."""
 
     def views(self, images: Sequence[Image.Image]) -> list[CropViews]:
-        """The views of the images of one conversation, in order.
+        """Cut the images of one conversation, in order, into views.
 
         Transparency is laid on white, and a turned photograph is set upright, before anything.
         Raises ValueError for an image too small or too narrow to be seen.
@@ -72,7 +72,7 @@ class Tiling(ABC):
         return views
 
     def to_dict(self) -> dict[str, Any]:
-        """The kind and the fields as JSON can hold them."""
+        """Return the kind and the fields as JSON can hold them."""
         return {"kind": self.kind, **_as_json(asdict(self))}
 
     def _pooled(self, rows: int, columns: int) -> tuple[int, int]:
@@ -95,12 +95,14 @@ def covered_features(width: int, height: int, rows: int, columns: int) -> tuple[
 
 
 def check_sides(**sides: int) -> None:
+    """Raise ValueError for a side that is no whole number from 1."""
     for name, value in sides.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"tiling: {name} must be a whole number from 1, not {value!r}")
 
 
 def check_color(value: Sequence[int]) -> tuple[int, int, int]:
+    """Return a color of three levels from 0 to 255; ValueError for anything else."""
     if len(value) != 3 or any(type(level) is not int or not 0 <= level < 256 for level in value):
         raise ValueError(f"background must be three levels from 0 to 255, not {value!r}")
     red, green, blue = value
@@ -108,7 +110,7 @@ def check_color(value: Sequence[int]) -> tuple[int, int, int]:
 
 
 def build_dataclass(kind: type, options: Mapping[str, Any], what: str) -> Any:
-    """A dataclass from its JSON fields; ValueError names those that it does not have, or lacks."""
+    """Build a dataclass from its JSON fields; ValueError names unknown or missing ones."""
     known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:

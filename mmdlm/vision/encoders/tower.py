@@ -34,7 +34,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, crops: Sequence[Tensor]) -> list[Tensor]:
-        """Normalized crops [3, H, W] -> features [P, D_tower] of each, in one pass."""
+        """Compute the features [P, D_tower] of normalized crops [3, H, W], in one pass."""
 
     @abstractmethod
     def idle_parameters(self) -> Iterator[nn.Parameter]:
@@ -59,6 +59,7 @@ def blocks_to_run(select_layer: Layer, depth: int) -> int:
 
 
 def check_square(height: int, width: int, size: int) -> None:
+    """Raise ValueError for crops that are no squares of `size` pixels."""
     if (height, width) != (size, size):
         raise ValueError(
             f"crops of {width}x{height} pixels, but the vision tower takes {size}x{size}; cut them "

@@ -65,7 +65,7 @@ def load_tower(tower: Tower, folder: Path) -> None:
 
 
 def _name(stored: str, *, is_open_clip: bool) -> str | None:
-    """The name that a stored tensor has in a tower; None where it belongs elsewhere."""
+    """Return the name that a stored tensor has in a tower; None where it belongs elsewhere."""
     if is_open_clip:
         return stored if stored.startswith("visual.") else None
     if stored.startswith("text_model.") or stored in ("logit_scale", "logit_bias"):

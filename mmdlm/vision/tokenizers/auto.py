@@ -27,7 +27,7 @@ def load_image_tokenizer(folder: str | PathLike[str]) -> ImageTokenizer:
 
 
 def _tokenizer_class(family: str | None, source: Path) -> type[ImageTokenizer]:
-    """The class of a family; each module is imported only when it is needed."""
+    """Return the class of a family; each module is imported only when it is needed."""
     match family:
         case "PatchTokenizer":
             from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
@@ -48,7 +48,7 @@ def _tokenizer_class(family: str | None, source: Path) -> type[ImageTokenizer]:
 
 
 def _family_of_tensors(folder: str | PathLike[str]) -> str | None:
-    """The family whose mark is among the names of the tensors."""
+    """Return the family whose mark is among the names of the tensors."""
     names = tensor_names(find_weights(folder))
     marks = {"quantize.power_vals": "MAGVITv2", "quantize.embedding.weight": "VQModel"}
     return next((family for name, family in marks.items() if name in names), None)

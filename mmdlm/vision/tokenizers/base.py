@@ -66,7 +66,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def reconstruct(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What training needs: [N, 3, H, W] -> (reconstruction [N, 3, H, W], auxiliary loss []).
+        """Reconstruct [N, 3, H, W] -> (reconstruction [N, 3, H, W], auxiliary loss []).
 
         Differentiable with respect to every trained parameter, through the quantizer; pixels are
         not clamped. The auxiliary loss is what the quantizer adds to the reconstruction loss,
@@ -79,7 +79,7 @@ class ImageTokenizer(nn.Module, ABC):
         """The keyword arguments that build this tokenizer again, as JSON can hold them."""
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as `reconstruct`; so that data-parallel wrappers see the training step."""
+        """Call `reconstruct`, so that data-parallel wrappers see the training step."""
         return self.reconstruct(pixels)
 
     @classmethod
@@ -92,7 +92,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     @classmethod
     def options(cls, config: Mapping[str, Any], constructor: Callable[..., Any]) -> dict[str, Any]:
-        """The entries of a config that `constructor` takes; an underscore marks bookkeeping.
+        """Select the entries of a config that `constructor` takes; `_` marks bookkeeping.
 
         Raises ValueError for an option that it does not have, or one that it lacks.
         """
@@ -179,7 +179,7 @@ class ImageTokenizer(nn.Module, ABC):
             ) from error
 
     def stored_module(self) -> nn.Module:
-        """The module whose tensors a checkpoint holds, under the names it gives them."""
+        """Return the module whose tensors a checkpoint holds, under the names it gives them."""
         return self
 
     def check_pixels(self, pixels: Tensor) -> None:

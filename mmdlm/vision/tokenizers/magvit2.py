@@ -172,7 +172,7 @@ class LookupFreeQuantizer(nn.Module):
         return F.embedding(codes, self.embedding)
 
     def entropy_penalty(self, z: Tensor, *, group: int = 9) -> Tensor:
-        """mean H(q(z)) - H(mean q(z)) in nats: sure of each code, and using all of them.
+        """Return mean H(q(z)) - H(mean q(z)) in nats: sure of each code, and using all of them.
 
         q(z) is the softmax over codes c of -|z - c|^2, under which bits are independent with
         p(bit = 1) = sigmoid(4 z). H(q(z)) is thus a sum over bits. H(mean q(z)) is taken jointly
@@ -355,7 +355,7 @@ class Upsample(nn.Module):
 
 
 def _one_level_down(encoder: Sequence[int], decoder: Sequence[int] | None) -> tuple[int, ...]:
-    """The decoder's numbers per level: as given, or the encoder's moved down by one level."""
+    """Return the decoder's numbers per level: as given, or the encoder's, one level down."""
     if decoder is not None:
         return tuple(decoder)
     return (*encoder[:1], *encoder[:-1])

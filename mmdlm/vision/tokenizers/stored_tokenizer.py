@@ -24,12 +24,12 @@ WEIGHTS = (
 
 
 def family_of(config: Mapping[str, Any]) -> str | None:
-    """The family that a config names: `_class_name` (diffusers) or `model_type` (transformers)."""
+    """Return a config's family: `_class_name` (diffusers) or `model_type` (transformers)."""
     return config.get("_class_name") or config.get("model_type")
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
-    """The content of `folder`/config.json.
+    """Return the content of `folder`/config.json.
 
     Raises ValueError when the folder or the file is missing, or the file is not a JSON object.
     """
@@ -56,14 +56,14 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _some(names: list[str]) -> str:
-    """The first name, and how many follow, as the subject of a sentence."""
+    """Return the first name, and how many follow, as the subject of a sentence."""
     if len(names) == 1:
         return f"tensor {names[0]!r} is"
     return f"tensor {names[0]!r} and {len(names) - 1} more are"
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The names of the tensors in a file."""
+    """Return the names of the tensors in a file."""
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
@@ -84,6 +84,7 @@ def check_depth(config: Mapping[str, Any], tensors: int) -> None:
 
 
 def find_weights(folder: str | PathLike[str]) -> Path:
+    """Return the file with the weights; ValueError where the folder has none."""
     for name in WEIGHTS:
         path = Path(folder) / name
         if path.is_file():

@@ -8,7 +8,7 @@ BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)|\\boxed\s+(?=[^\s{])")
 
 
 def tagged(text: str, tag: str = "answer") -> str | None:
-    """What stands in the last whole `<tag>...</tag>`, over any number of lines, stripped.
+    """Return the content of the last whole `<tag>...</tag>`, stripped.
 
     A closing tag that is written twice, as models of diffusion do, ends it the first time.
     """
@@ -19,7 +19,7 @@ def tagged(text: str, tag: str = "answer") -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last whole `\boxed{...}` (or `\fbox{...}`), with the braces in it.
+    r"""Return the content of the last whole `\boxed{...}` or `\fbox{...}`, braces included.
 
     `\boxed 7` without braces is the word that follows. A box that is never closed is none.
     """
@@ -51,14 +51,14 @@ def _closed(text: str) -> dict[int, int]:
 
 
 def after_hashes(text: str) -> str | None:
-    """What follows the last `####` on its line: where GSM8K keeps its answers."""
+    """Return what follows the last `####` on its line, where GSM8K keeps its answers."""
     if "####" not in text:
         return None
     return text.rsplit("####", 1)[1].strip().split("\n", 1)[0].strip()
 
 
 def answer_of(text: str) -> str | None:
-    r"""The answer that a completion commits to: what its last `<answer>` holds, its box first.
+    r"""Return a completion's answer: the content of its last `<answer>`, its box first.
 
     Without tags, the last `\boxed` of all; without either, None.
     """
@@ -68,7 +68,7 @@ def answer_of(text: str) -> str | None:
 
 
 def reference_of(text: str) -> str:
-    r"""The answer in a column of a data set: its last `\boxed`, what follows `####`, or all."""
+    r"""Return a reference answer: its last `\boxed`, what follows `####`, or all of it."""
     found = boxed(text)
     if found is None:
         found = after_hashes(text)

@@ -74,7 +74,7 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
-    """The expression uses each number once and no other, and is worth the target."""
+    """Return whether the expression uses each number once, no other, and gives the target."""
     found = worth(expression)
     return (
         found is not None
@@ -84,7 +84,7 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def expression_of(completion: str, *, equation: bool = False, loose: bool = False) -> str | None:
-    r"""What stands in the last `<answer>`, its `\boxed` first, or the last `\boxed` of all.
+    r"""Return the content of the last `<answer>`, its `\boxed` first, or the last `\boxed`.
 
     equation  of `a + b = c`, take `a + b`, if all sides are worth the same
     loose     where no answer is marked, the last line that is an expression (or equation)
@@ -99,7 +99,7 @@ def expression_of(completion: str, *, equation: bool = False, loose: bool = Fals
 
 
 def _left(text: str, equation: bool) -> str:
-    """The first side of an equation that holds; any other text as it is."""
+    """Return the first side of an equation that holds; any other text as it is."""
     sides = text.split("=")
     worths = {None if (one := worth(side)) is None else one.value for side in sides}
     return sides[0] if equation and len(worths) == 1 and None not in worths else text
@@ -118,7 +118,7 @@ def whole_numbers(given: str | Sequence[int | str]) -> list[int]:
 
 @dataclass(frozen=True)
 class Countdown:
-    """1 for an expression that solves the columns `numbers` and `target`, `wrong` for another.
+    r"""1 for an expression that solves the columns `numbers` and `target`, `wrong` for another.
 
     wrong     of an answer in its tags (or box) that is not right
     equation  an answer may be written `a + b = c`, where both sides are looked at
@@ -151,7 +151,7 @@ class Countdown:
         ]
 
     def of(self, completion: str, numbers: Sequence[int], target: int) -> float:
-        """The score of one completion."""
+        """Return the score of one completion."""
         expression = expression_of(completion, equation=self.equation, loose=self.loose)
         if expression is None:
             return 0.0

@@ -38,5 +38,5 @@ def countdown() -> Rubric:
 
 
 def sudoku() -> Rubric:
-    """The share of empty cells."""
+    """Return the share of empty cells."""
     return Rubric({"sudoku": Sudoku()})

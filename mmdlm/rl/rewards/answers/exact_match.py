@@ -49,7 +49,7 @@ class ExactMatch:
         ]
 
     def matches(self, completion: str, right: str) -> bool:
-        """The completion gives the right answer."""
+        """Return whether the completion gives the right answer."""
         if self.where == "text":
             return plain(completion) == plain(right)
         found = answer_of(completion)
@@ -73,7 +73,7 @@ class WholeNumber:
 
 
 def plain(answer: str) -> str:
-    """The answer without what is only its typography."""
+    """Return the answer without what is only its typography."""
     answer = " ".join(answer.split()).removeprefix("$").removesuffix("$").strip()
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
     return answer.removesuffix(".").strip()

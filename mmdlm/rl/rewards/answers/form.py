@@ -44,7 +44,7 @@ class Tagged:
         return [float(self.matches(text_of(one))) for one in completions]
 
     def matches(self, text: str) -> bool:
-        """The text has this form."""
+        """Return whether the text has this form."""
         if self.opened:
             text = f"<{self.tags[0]}>{text}"
         if any(text.count(f"<{one}>") != 1 or text.count(f"</{one}>") != 1 for one in self.tags):

@@ -76,7 +76,7 @@ class MathEquivalence:
         _worker(self.megabytes).equal("1", "1", seconds=STARTING)
 
     def equal(self, reference: str, answer: str) -> bool | None:
-        """The two are one and the same; None where that could not be told in time."""
+        """Return whether two answers are equal; None where that took too long."""
         if plain(reference) == plain(answer):
             return bool(plain(answer))
         if len(answer) > LONGEST or not answer.strip():
@@ -142,7 +142,7 @@ class _Worker:
         return self.process
 
     def line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-        """The next line that the process writes, or None where it does not in time."""
+        """Return the next line that the process writes; None where it takes too long."""
         assert process.stdout is not None
         until = time.monotonic() + seconds
         while b"\n" not in self.buffer:

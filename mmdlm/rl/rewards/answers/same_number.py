@@ -43,7 +43,7 @@ class SameNumber:
         return found
 
     def of(self, completion: str) -> Fraction | None:
-        """The number that a completion gives for an answer."""
+        """Return the number that a completion gives for an answer."""
         marked = answer_of(completion)
         if marked is None:
             marked = after_hashes(completion)

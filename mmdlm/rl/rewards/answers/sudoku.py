@@ -73,7 +73,7 @@ def _holders() -> tuple[dict[str, int], ...]:
 
 
 def grid_of(completion: str, *, loose: bool = False) -> str | None:
-    r"""The digits of the answer, in `<answer>` or `\boxed`; None where there are none.
+    r"""Return the digits of the answer, in `<answer>` or `\boxed`; None if there are none.
 
     Every digit counts, whatever separates them.
 
@@ -121,7 +121,7 @@ class Sudoku:
         ]
 
     def of(self, grid: str | None, puzzle: str) -> float | None:
-        """The score of one answer."""
+        """Return the score of one answer."""
         right = solutions(puzzle)
         empty = [n for n, digit in enumerate(puzzle) if digit == "0"]
         if not right or not empty:

@@ -52,7 +52,7 @@ class Tests(remote.Peer):
         super().serve(message)
 
     def do(self, what: str, *args: Any, **options: Any) -> Any:
-        """What the code may do with what the tests gave it, which leads nowhere else."""
+        """Return what the code may do with an object of the tests, which leads nowhere else."""
         if what == "readline":
             try:
                 return f"{builtins.input()}\n"
@@ -98,7 +98,7 @@ class Tests(remote.Peer):
         return self.handles[number]
 
     def mark(self, value: Any) -> Any:
-        """The same object, as one that the tests made."""
+        """Return the same object, as one that the tests made."""
         if not isinstance(value, Handle) or type(value)._mmdlm_single:
             return value
         number = _number(value)
@@ -146,7 +146,7 @@ class Tests(remote.Peer):
 
 
 def _error_class(module: str, name: str) -> type[BaseException]:
-    """An exception of the standard library; Exception where it is none."""
+    """Return an exception of the standard library; Exception where it is none."""
     kind: Any = None
     if str(module).partition(".")[0] in sys.stdlib_module_names:
         kind = importlib.import_module(module)
@@ -158,12 +158,12 @@ def _error_class(module: str, name: str) -> type[BaseException]:
 
 
 def _told(error: Any) -> str:
-    """What the code says that its exception says."""
+    """Return what the code says that its exception says."""
     return str(vars(error).get("_text", ", ".join(map(str, error.args))))
 
 
 def _allowed(value: Any) -> tuple[str, ...]:
-    """What the code may do with an object of the tests itself; nothing: it gets a copy."""
+    """Return what the code may do with an object of the tests; nothing: it gets a copy."""
     if isinstance(value, type):
         return ("call",)
     if type(value).__module__ == remote.TESTS or isinstance(value, io.IOBase):
@@ -240,7 +240,7 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _content(handle: Handle) -> tuple[Any, ...]:
-    """The plain content of an object that is a kind of list or number: a tuple of one, or none."""
+    """Return the plain content of a subclass of a list or number: a tuple of one, or none."""
     content = handle._mmdlm_peer.ask("plain", handle)
     if type(content) is not tuple or len(content) > 1:
         raise wire.Broken
@@ -319,7 +319,7 @@ class Solution(types.ModuleType):
         self._peer.ask("delattr", remote.SOLUTION, name)
 
     def used(self, tests: ast.AST) -> dict[str, Any]:
-        """What tests take from the code without importing it; never what Python has itself."""
+        """Return what tests use of the code without an import; never Python's own names."""
         nodes = list(ast.walk(tests))
         names = {node.id for node in nodes if isinstance(node, ast.Name)} & self._origins.keys()
         looked_into = {

@@ -46,7 +46,7 @@ class Peer:
         self._numbers: dict[int, int] = {}
 
     def keep(self, value: Any) -> int:
-        """The number of an object here."""
+        """Return the number of an object here."""
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self.kept)
@@ -121,15 +121,15 @@ class Peer:
         raise NotImplementedError
 
     def node_of(self, value: Any, writer: Any) -> Any:
-        """What is not plain, as a node."""
+        """Turn a value that is not plain into a node."""
         raise NotImplementedError
 
     def value_of(self, tag: str, payload: Any, reader: Any) -> Any:
-        """What a node that is not plain stands for."""
+        """Return the value that a node stands for, which is not plain."""
         raise NotImplementedError
 
     def printed(self) -> str:
-        """What was printed since the last reply."""
+        """Return what was printed since the last reply."""
         return ""
 
 
@@ -268,7 +268,7 @@ def _origin(value: Any) -> list[str] | None:
 
 
 def builtin_error(kind: type) -> str:
-    """The nearest exception of Python's own that a class descends from."""
+    """Return the nearest exception of Python's own that a class descends from."""
     return next(one.__name__ for one in kind.__mro__ if one.__module__ == "builtins")
 
 

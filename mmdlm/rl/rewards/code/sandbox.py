@@ -144,7 +144,7 @@ class Sandbox:
     def _run(
         self, order: dict[str, Any], tests: dict[str, Any], folder: str
     ) -> tuple[list[dict[str, Any]], str]:
-        """The lines that the process of the tests wrote, and why it was ended, or ""."""
+        """Return the lines that the test process wrote, and why it was ended, or ""."""
         reading, writing = os.pipe()
         with tempfile.TemporaryFile() as for_code, tempfile.TemporaryFile() as for_tests:
             for file, content in ((for_code, order), (for_tests, tests)):
@@ -176,7 +176,7 @@ class Sandbox:
         return lines, "" if jail.returncode == 0 and lines else self._why(jail.returncode)
 
     def _read(self, pipe: int, jail: int) -> tuple[bytes, str]:
-        """The report up to its end, and why it was cut short, or ""."""
+        """Return the report up to its end, and why it was cut short, or ""."""
         report = b""
         began: dict[int, float] | None = None  # process -> its time when the code began
         until = time.monotonic() + STARTING

@@ -42,7 +42,7 @@ def _read(orders: int) -> dict[str, Any]:
 
 
 def load(name: str) -> Any:
-    """A file beside this one, as a module; its folder is no place to import from."""
+    """Load a file beside this one as a module; its folder is no place to import from."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"mmdlm_{name}", path)
     assert spec is not None
@@ -54,7 +54,7 @@ def load(name: str) -> Any:
 
 
 def serve(remote: Any, order: dict[str, Any], reading: int, writing: int) -> None:
-    """The process of the code: lock up, say what with, and do what the tests ask for."""
+    """Run the code's process: lock it, report the locks, and do what the tests ask for."""
     solution = types.ModuleType("solution")
     send, read = sender(writing), receiver(reading)
     peer = remote.Code(send, read, solution)
@@ -88,7 +88,7 @@ def judge(
     reading: int,
     report: int,
 ) -> None:
-    """The process of the tests: lock up as well, and report how each test ends."""
+    """Run the tests' process: lock it as well, and report how each test ends."""
     write, dumps = os.write, json.dumps
 
     def say(**line: Any) -> None:
@@ -131,7 +131,7 @@ def judge(
 
 
 def sender(descriptor: int) -> Callable[[bytes], None]:
-    """A function that writes all of what it is given."""
+    """Return a function that writes all of what it is given."""
     write = os.write
 
     def send(data: bytes) -> None:
@@ -143,7 +143,7 @@ def sender(descriptor: int) -> Callable[[bytes], None]:
 
 
 def receiver(descriptor: int) -> Callable[[int], bytes]:
-    """A function that reads as many bytes as it is told, fewer only at the end."""
+    """Return a function that reads as many bytes as it is told, fewer only at the end."""
     read = os.read
 
     def receive(count: int) -> bytes:

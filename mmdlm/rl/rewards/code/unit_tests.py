@@ -21,8 +21,10 @@ PYTHON = ("", "python", "py", "python3")
 
 
 def code_of(completion: str, *, entry_point: str | None = None) -> str | None:
-    """The Python in a completion: of its fenced blocks the last that defines `entry_point`, or else
-    anything at all, or else the last; without fences all of it, if it compiles.
+    """Return the Python in a completion.
+
+    Of its fenced blocks it is the last that defines `entry_point`, or else defines anything at all,
+    or else the last; without fences all of it, if it compiles.
 
     An `<answer>` is looked into first. A fence that is never closed reaches to the end.
     """
@@ -40,7 +42,7 @@ def code_of(completion: str, *, entry_point: str | None = None) -> str | None:
 
 
 def defines(code: str, name: str) -> bool:
-    """A function or class of this name stands at the left edge."""
+    """Return whether a function or class of this name stands at the left edge."""
     pattern = rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b"
     return re.search(pattern, code, flags=re.MULTILINE) is not None
 
@@ -113,7 +115,7 @@ class CodeTests:
         entry_point: str | None = None,
         setup: str | None = None,
     ) -> Outcome:
-        """What became of one completion."""
+        """Return what became of one completion."""
         try:
             each = separate_tests(tests, entry_point)
         except ValueError as error:  # of this row alone
@@ -125,12 +127,12 @@ class CodeTests:
 
 
 def _taken(entry_point: str) -> str:
-    """The import of what is tested, which may have a name that Python has, too."""
+    """Return the import of the tested code, whose name may be one of Python's, too."""
     return f"from solution import {entry_point}\n" if entry_point.isidentifier() else ""
 
 
 def separate_tests(tests: str | Sequence[str], entry_point: str | None = None) -> list[str]:
-    """Tests as data sets give them -> texts that each pass or raise.
+    """Turn the tests of a data set into texts that each pass or raise.
 
     Raises ValueError where there are none, or where `check` has nothing to be called with.
     """

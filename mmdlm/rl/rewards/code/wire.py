@@ -64,7 +64,7 @@ class Writer:
         self._known: dict[int, int] = {}
 
     def child(self, value: Any) -> Any:
-        """What stands for a value in a node."""
+        """Return what stands for a value in a node."""
         kind = type(value)
         if value is None or kind is bool or kind is str:
             return value
@@ -96,7 +96,7 @@ class Writer:
         return self._add(self.other(value, self) if node is None else node, value)
 
     def content(self, value: Any) -> Any:
-        """The payload of a mutable container, or of an array."""
+        """Return the payload of a mutable container, or of an array."""
         tag = TAGS.get(type(value))
         if tag is None:
             array = _array(value, sys.modules["numpy"])
@@ -119,7 +119,7 @@ class Writer:
 
 
 def _scalar(value: Any) -> Node | None:
-    """The node of a plain value without parts; None for another."""
+    """Return the node of a plain value without parts; None for another."""
     kind = type(value)
     if kind is int:
         return ["int", hex(value)]
@@ -176,7 +176,7 @@ _NAMES = {id(value): name for name, value in _BUILTINS.items()}
 
 
 def _array(value: Any, numpy: Any) -> Node | None:
-    """The node of an array of numpy, of numbers or texts; None for another value."""
+    """Return the node of a numpy array of numbers or texts; None for another value."""
     if type(value) is not numpy.ndarray or not ARRAY.fullmatch(value.dtype.str):
         return None
     data = base64.b64encode(value.tobytes()).decode()
@@ -207,7 +207,7 @@ class Reader:
                 self.fill(self.values[n], tag, payload)
 
     def child(self, child: Any) -> Any:
-        """The value that a child stands for."""
+        """Return the value that a child stands for."""
         if type(child) is not list:
             return child
         if len(child) != 1 or type(child[0]) is not int or not 0 <= child[0] < len(self.nodes):
@@ -248,7 +248,7 @@ class Reader:
 
 
 def _empty(tag: str, payload: Any) -> Any:
-    """A mutable container with nothing in it."""
+    """Return a mutable container with nothing in it."""
     if tag == "deque":
         return collections.deque(maxlen=payload[0])
     if tag == "defaultdict":
@@ -290,7 +290,7 @@ _MAKE: dict[str, Callable[[Any], Any]] = {
 
 
 def snapshot(value: Any) -> list[Any] | bytes | None:
-    """What a mutable container holds now; None for another value."""
+    """Return what a mutable container holds now; None for another value."""
     tag = TAGS.get(type(value))
     if tag is None and (numpy := sys.modules.get("numpy")) and type(value) is numpy.ndarray:
         return bytes(value.tobytes())
@@ -309,7 +309,7 @@ def same(one: list[Any] | bytes, other: list[Any] | bytes) -> bool:
 
 
 def read(nodes: Any, other: Unknown, sent: Sequence[Any] = ()) -> Reader:
-    """The values of nodes; Broken for what are none."""
+    """Return the values of nodes; raise Broken for what is no node."""
     try:
         return Reader(nodes, other, sent)
     except Exception:  # what was written may ask for anything
@@ -317,7 +317,7 @@ def read(nodes: Any, other: Unknown, sent: Sequence[Any] = ()) -> Reader:
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """A message as bytes, its length first."""
+    """Encode a message as bytes, its length first."""
     text = json.dumps(message, allow_nan=False).encode()
     if len(text) > LONGEST:
         raise ValueError(f"a value of {len(text)} bytes is too large to be looked at")
@@ -325,7 +325,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(read: Callable[[int], bytes]) -> dict[str, Any] | None:
-    """The next message that `read` (a number of bytes, all of them or the end) gives; None: none.
+    """Return the next message that `read` gives (it takes a number of bytes); None at the end.
 
     Raises Broken for what is no message.
     """

@@ -39,7 +39,7 @@ class Judge:
 
 @cache
 def load_judge(model: str, pretrained: str | None, device: str) -> Judge:
-    """An open_clip model, in evaluation mode; loaded once. Needs the extra `open_clip`.
+    """Load an open_clip model once, in evaluation mode. Needs the extra `open_clip`.
 
     model       a name that open_clip knows, "hf-hub:..." or "local-dir:..."
     pretrained  its tag of open_clip, or a file of weights; None where the name has them
@@ -137,7 +137,7 @@ class Hps:
 
 @cache
 def load_hps(weights: Path | None, device: str, model: str = "ViT-H-14") -> Judge:
-    """The model of `Hps`; loaded once."""
+    """Load the model of `Hps` once."""
     judge = load_judge(model, None, device)
     if weights is None:
         from huggingface_hub import hf_hub_download
@@ -162,7 +162,7 @@ def load_hps(weights: Path | None, device: str, model: str = "ViT-H-14") -> Judg
 
 
 def texts_of(prompts: Sequence[Any], columns: dict[str, Any], column: str) -> list[str]:
-    """What each image should show: the prompts, or a column of the data set."""
+    """Return what each image should show: the prompts, or a column of the data set."""
     if not column:
         return [text_of(one) for one in prompts]
     if column not in columns:

@@ -136,7 +136,7 @@ def pixels_of(image: Image.Image, size: int) -> Tensor:
 
 @cache
 def load_image_reward(weights: Path | None, device: str) -> Judge:
-    """The published model in evaluation mode, loaded once; see `ImageRewardScore`."""
+    """Load the published model once, in evaluation mode; see `ImageRewardScore`."""
     from huggingface_hub import hf_hub_download
 
     if weights is not None and not weights.is_file():

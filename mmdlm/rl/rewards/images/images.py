@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def images_of(completions: Sequence[Any]) -> list[Image.Image]:
-    """The completions, which all have to be RGB images; ValueError names the first that is not."""
+    """Return the completions as RGB images; ValueError names the first that is not one."""
     for n, one in enumerate(completions):
         if not isinstance(one, Image.Image):
             raise ValueError(
