@@ -487,7 +487,7 @@ def test_a_model_of_text_alone(model: Model) -> None:
         lambda: alone.inpaint(image(), torch.ones(16, 16)),
         lambda: alone.infill("[MASK]", image=image()),
     ):
-        with pytest.raises(ValueError, match="this model knows text alone"):
+        with pytest.raises(ValueError, match="this model knows only text"):
             call()
 
 

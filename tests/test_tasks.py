@@ -350,7 +350,7 @@ class Bad:
             "2 steps are too few for 3 blocks",
         ),
         Bad(Llada(), lambda m: m.answer("a", think=True), "not trained to think"),
-        Bad(Llada(), lambda m: m.answer("a", image()), "reads text alone and was given 1 image"),
+        Bad(Llada(), lambda m: m.answer("a", image()), "reads only text and was given 1 image"),
         Bad(Llada(), lambda m: m.answer("<image>"), "has 1 <image> placeholder but was given 0"),
         Bad(Llada(), lambda m: m.answer(["a", "b"], [None]), "2 questions but 1 entries of imag"),
         Bad(Llada(), lambda m: m.answer("x" * 5000), "and leaves no room for 128 new ones"),

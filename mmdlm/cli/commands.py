@@ -94,7 +94,7 @@ def caption(options: argparse.Namespace) -> None:
         texts = model.caption(
             images,
             num_inference_steps=options.steps,
-            generator=[_generator(options.seed) for _ in images],  # each as if it were alone
+            generator=[_generator(options.seed) for _ in images],  # each as in a call of its own
         )
         for path, text in zip(paths, texts, strict=True):
             print(text if len(options.images) == 1 else f"{path}\t{text}", flush=True)
@@ -118,7 +118,7 @@ def inpaint(options: argparse.Namespace) -> None:
     if mask.getbbox() is None:
         raise ValueError(
             f"mask {str(options.mask)!r} has no hole: all of it is black; make white what is "
-            "to be drawn anew"
+            "to be drawn again"
         )
 
     model = _load(options, "inpaint")
@@ -227,7 +227,7 @@ def convert(options: argparse.Namespace) -> None:
     """Write a checkpoint in another format, and print its folder."""
     start = options.start
     if len(options.folders) != (1 if start else 2):
-        wanted = "OUT alone beside --from" if start else "two folders, IN and OUT"
+        wanted = "only OUT beside --from" if start else "two folders, IN and OUT"
         raise ValueError(f"convert takes {wanted}, but got {' '.join(map(str, options.folders))}")
     out = Path(options.folders[-1])
     if out.exists():
@@ -254,7 +254,7 @@ def convert(options: argparse.Namespace) -> None:
             "--image-codes": options.image_codes > 0,
         }
         if strays := [name for name, is_given in given.items() if is_given]:
-            raise ValueError(f"{strays[0]} goes with --from alone; leave it out")
+            raise ValueError(f"{strays[0]} goes only with --from; leave it out")
         shards = formats.convert(options.folders[0], out, to=options.to or formats.OURS)
     _follow(shards, "converting")
     print(out)

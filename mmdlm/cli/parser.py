@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="how many to draw; above 1 they are numbered: out-1.png has the --seed N, out-2.png "
-        "N + 1 and so on, by which each can be drawn again alone",
+        "N + 1 and so on, by which each can be drawn again",
     )
     command.add_argument(
         "--animate", type=Path, metavar="FILE", help="show the denoising too: a .gif or .webp file"
@@ -82,14 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("images", nargs="+", type=local, metavar="IMAGE")
     _add_max_pixels(command)
 
-    command = _command(commands, run.inpaint, "draw a part of an image anew")
+    command = _command(commands, run.inpaint, "draw a part of an image again")
     command.add_argument("image", type=local, metavar="IMAGE")
     hole = command.add_mutually_exclusive_group(required=True)
     hole.add_argument(
         "--mask",
         type=local,
         metavar="IMAGE",
-        help="white where the image is drawn anew, black where it is kept; not transparent",
+        help="white where the image is drawn again, black where it is kept; not transparent",
     )
     hole.add_argument(
         "--box", type=box, metavar="X0,Y0,X1,Y1", help="the same as a rectangle, in pixels"
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_max_pixels(command)
 
     command = _command(commands, run.chat, "talk, line by line", bundled=None)
-    command.epilog = "In it, /image PATH shows an image, /new starts anew and /quit ends."
+    command.epilog = "In it, /image PATH shows an image, /new starts again and /quit ends."
     command.add_argument(
         "--system", type=words, metavar="TEXT", help="what the model is told before it all"
     )
@@ -279,7 +279,7 @@ def _command(
         "--cache-refresh",
         type=count,
         metavar="N",
-        help="compute all anew every N steps; 1 is exact (default: as the cache has it)",
+        help="compute everything again every N steps; 1 is exact (default: as the cache has it)",
     )
     command.add_argument(
         "--threshold",

@@ -313,7 +313,7 @@ class Engine:
                 f"{self.denoiser.vocabulary.image_codes} image codes; put the one that it was "
                 "published with into its folder as image_tokenizer/"
             )
-        raise ValueError("this model knows text alone; take one with an image tokenizer")
+        raise ValueError("this model knows only text; take one with an image tokenizer")
 
     @property
     def square(self) -> tuple[int, int] | None:
@@ -338,7 +338,7 @@ class Engine:
         if self.prompt_template.sees == "nothing":
             number = sum(map(len, images))
             raise ValueError(
-                f"this model ({self.prompt_template.family}) reads text alone and was given "
+                f"this model ({self.prompt_template.family}) reads only text and was given "
                 f"{number} image{'s' * (number > 1)}; take one that sees, or leave out what it "
                 "cannot see"
             )

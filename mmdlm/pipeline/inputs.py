@@ -81,7 +81,7 @@ def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
             "image's size"
         )
     if not bool(hole.any()):
-        raise ValueError("the mask has no hole; make white what is to be drawn anew")
+        raise ValueError("the mask has no hole; make white what is to be drawn again")
     return hole
 
 

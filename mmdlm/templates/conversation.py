@@ -35,7 +35,7 @@ def check_messages(messages: Sequence[Message], images: int) -> None:
         )
     spoken = roles[1:] if roles[0] == SYSTEM else roles
     if not spoken:
-        raise ValueError("the conversation has a system message alone; add one of the user")
+        raise ValueError("the conversation has only a system message; add one of the user")
     if spoken[0] == ASSISTANT:
         raise ValueError("the conversation starts with the assistant; start it with the user")
     if spoken[-1] == ASSISTANT:

@@ -17,7 +17,7 @@ from mmdlm.templates.prompt_template import (
     TaskPrompt,
     Turn,
 )
-from mmdlm.templates.segments import Piece, answering, learnt_segments, segments_of
+from mmdlm.templates.segments import Piece, answering, learned_segments, segments_of
 from mmdlm.templates.text_codec import TextCodec
 
 # Dream's own way to sample: the share of a linear schedule, least entropy first, after temperature
@@ -62,7 +62,7 @@ class Dream(PromptTemplate):
     ) -> Sequence:
         """Lay out a conversation to learn from; an answer ends with the end of its turn."""
         pieces = self.script(codec, turns, answers=answers)
-        return Sequence(learnt_segments(codec, _without_tail(pieces)))
+        return Sequence(learned_segments(codec, _without_tail(pieces)))
 
     def script(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()

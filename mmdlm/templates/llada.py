@@ -14,7 +14,7 @@ from mmdlm.templates.prompt_template import (
     TaskPrompt,
     Turn,
 )
-from mmdlm.templates.segments import Piece, answering, learnt_segments, segments_of
+from mmdlm.templates.segments import Piece, answering, learned_segments, segments_of
 from mmdlm.templates.text_codec import TextCodec
 
 
@@ -59,7 +59,7 @@ class Llada(PromptTemplate):
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]
     ) -> Sequence:
         """Lay out a conversation to learn from; an answer ends with the end of its turn."""
-        return Sequence(learnt_segments(codec, self.script(codec, turns, answers=answers)))
+        return Sequence(learned_segments(codec, self.script(codec, turns, answers=answers)))
 
     def script(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int] = ()

@@ -27,7 +27,7 @@ from mmdlm.templates.segments import (
     Piece,
     answering,
     image_segments,
-    learnt_segments,
+    learned_segments,
     segments_of,
 )
 from mmdlm.templates.text_codec import TextCodec
@@ -156,7 +156,7 @@ class Mmada(Llada):
         if self.literal_eot:
             eot = self.ids(codec, "eot")["eot"]
             script = [(EOT if piece == eot else piece, learnt) for piece, learnt in script]
-        return Sequence((*self._sight(codec, images), *learnt_segments(codec, script)))
+        return Sequence((*self._sight(codec, images), *learned_segments(codec, script)))
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:
         """Put the instruction to think before the last question."""

@@ -23,7 +23,7 @@ from mmdlm.templates.prompt_template import (
     Turn,
     answer_segment,
 )
-from mmdlm.templates.segments import answering, learnt_segments, segments_of
+from mmdlm.templates.segments import answering, learned_segments, segments_of
 from mmdlm.templates.text_codec import TextCodec
 
 # A text grows from its beginning. Most texts do not fill their canvas, so that its end is likely at
@@ -200,7 +200,7 @@ class Native(PromptTemplate):
         if any(not isinstance(part, str) for part in turns[-1].parts):
             return self.untemplated_sequence(codec, turns)
         script = self._template(codec, turns).script(answers)
-        return Sequence(learnt_segments(codec, script))
+        return Sequence(learned_segments(codec, script))
 
     def _template(self, codec: TextCodec, turns: tuple[Turn, ...]) -> ChatTemplate:
         self._need_template("chat", codec.tokenizer)

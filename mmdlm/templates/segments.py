@@ -31,10 +31,10 @@ def segments_of(codec: TextCodec, pieces: Iterable[Piece]) -> tuple[Segment, ...
     Neighboring texts are tokenized as one, as the whole string of a template would be; names of
     special tokens in them are letters.
     """
-    return learnt_segments(codec, ((piece, False) for piece in pieces))
+    return learned_segments(codec, ((piece, False) for piece in pieces))
 
 
-def learnt_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
+def learned_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> tuple[Segment, ...]:
     """Turn pieces, each with whether it is learned, into segments, of which those are targets.
 
     Where learning begins and ends, the text of a prompt does too, so that it is tokenized apart.

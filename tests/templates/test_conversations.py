@@ -250,7 +250,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ([SYSTEM, ASSISTANT, USER], 0, "starts with the assistant"),
         ([USER, ASSISTANT], 0, "ends with the assistant"),
         ([USER, SYSTEM, USER], 0, "message 2 is the system's"),
-        ([SYSTEM], 0, "a system message alone"),
+        ([SYSTEM], 0, "only a system message"),
         ([USER], 1, "has 0 <image> placeholders but was given 1 image;"),
         (
             [{"role": "user", "content": "<image> <image>"}],
