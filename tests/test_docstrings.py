@@ -20,10 +20,11 @@ def undocumented(module: str) -> Iterator[str]:
         if not inspect.isclass(kind) or kind.__module__ != module or kind.__name__.startswith("_"):
             continue
         for name, member in vars(kind).items():
-            is_method = callable(member) or isinstance(
-                member, property | classmethod | staticmethod
-            )
-            if is_method and not name.startswith("_") and not inspect.getdoc(getattr(kind, name)):
+            is_field = name in vars(kind).get("__annotations__", {})
+            is_method = isinstance(member, property | classmethod | staticmethod | FunctionType)
+            if is_field or not is_method or name.startswith("_"):
+                continue
+            if not inspect.getdoc(getattr(kind, name)):
                 yield f"{module}.{kind.__name__}.{name}"
 
 

@@ -49,7 +49,7 @@ class Machine:
         return cls(products[0], 2 * 4 * store.numel() / copy, max(products))
 
     def seconds(self, passes: Sequence[Pass]) -> float:
-        """Return the least seconds that passes take: each computes or reads, whichever is longer."""
+        """Return the least seconds of some passes: each computes or reads, whichever is longer."""
         return sum(max(flops / self.flops, bytes_ / self.bandwidth) for flops, bytes_ in passes)
 
 
