@@ -626,7 +626,13 @@ def corrupted(batch: Batch, vocabulary: Vocabulary, *, share: float) -> Corrupti
     t = torch.full(batch.ids.shape, share, device=batch.ids.device)
     x_t = batch.ids.masked_fill(masked, vocabulary.mask_id)
     return Corruption(
-        x_t=x_t, is_noised=masked, t=t, p_mask=t, slope=torch.ones_like(t), weight=1 / t
+        x_t=x_t,
+        is_noised=masked,
+        loss_mask=masked,
+        t=t,
+        p_mask=t,
+        slope=torch.ones_like(t),
+        weight=1 / t,
     )
 
 

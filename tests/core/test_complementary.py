@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdlm.core.diffusion.forward import Absorbing, Spindle, Uniform
+from mmdlm.core.diffusion.forward import Absorbing, Uniform
 from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.diffusion.spindle import Spindle
 from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.losses.token_losses import SpindleBound, UniformScoreEntropy

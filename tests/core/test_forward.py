@@ -181,7 +181,9 @@ def test_cover_all_covers_clean_targets_too():
     batch, t = ragged(), torch.full((5,), 0.5)
     noised = Uniform(Linear()).corrupt(batch, t, VOCABULARY, generator=rng())
     everything = Uniform(Linear(), cover_all=True).corrupt(batch, t, VOCABULARY, generator=rng())
-    assert torch.equal(everything.is_noised, batch.target)
+    assert torch.equal(everything.loss_mask, batch.target)
+    assert torch.equal(everything.is_noised, noised.is_noised)
+    assert torch.equal(noised.loss_mask, noised.is_noised)
     assert torch.equal(everything.x_t, noised.x_t)
     with pytest.raises(ValueError, match="cover_all"):
         Uniform(Linear(), cover_all=True).complement(batch, everything, VOCABULARY, generator=rng())

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.diffusion.forward import Absorbing, PerModality, Spindle
+from mmdlm.core.diffusion.forward import Absorbing, PerModality
 from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.diffusion.spindle import Spindle
 from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.losses.token_losses import (
     ScoreEntropy,

@@ -168,7 +168,7 @@ class DenoisingStage(Stage):
 
     def load(self, batch: Batch, noise: Noise) -> Load:
         """Of all copies that are masked; what a vision tower does is not counted."""
-        return load_of(self.denoiser, batch, noise.corruption.is_noised)
+        return load_of(self.denoiser, batch, noise.corruption.loss_mask)
 
     def rates(self) -> Rates:
         """Those of the parts."""

@@ -1,13 +1,9 @@
-"""The forward process: from clean tokens x_0 to noisy tokens x_t, at target positions only."""
+"""The forward process: from clean tokens x_0 to noisy tokens x_t, only at target positions."""
 
 from __future__ import annotations
 
-import math
-import os
-import pickle
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -31,7 +27,8 @@ class Corruption:
     """x_t and what a loss needs to know about it; all [B, L].
 
     x_t     int64, noisy ids; equal to the clean ids wherever nothing was noised
-    is_noised  bool, positions whose token was noised and which the loss covers
+    is_noised  bool, positions whose token was noised
+    loss_mask  bool, positions that the loss covers: those, or all targets
     t       time in [0, 1] of each position
     p_mask  share of noised targets at that time: the probability, or the exact share
     slope   p_mask'(t), the rate at which tokens are noised at that time
@@ -40,6 +37,7 @@ class Corruption:
 
     x_t: Tensor
     is_noised: Tensor
+    loss_mask: Tensor
     t: Tensor
     p_mask: Tensor
     slope: Tensor
@@ -89,7 +87,7 @@ class ForwardProcess(ABC):
         """
 
 
-class _Filling(ForwardProcess):
+class FillingProcess(ForwardProcess):
     """What is noised becomes `noise`."""
 
     @property
@@ -110,6 +108,7 @@ class _Filling(ForwardProcess):
         return Corruption(
             x_t=self._fill(batch, is_noised, share, vocabulary, generator),
             is_noised=is_noised,
+            loss_mask=is_noised,
             t=corruption.t,
             p_mask=share,
             slope=corruption.slope,
@@ -144,7 +143,7 @@ class _Filling(ForwardProcess):
 
 
 @dataclass(frozen=True)
-class _TokenNoising(_Filling):
+class _TokenNoising(FillingProcess):
     """Choose which targets to noise, then fill them with noise.
 
     By default each target is noised with probability p_mask(t), independently (LLaDA's text).
@@ -163,7 +162,7 @@ class _TokenNoising(_Filling):
     def corrupt(
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
     ) -> Corruption:
-        t = _per_token(t, batch)
+        t = per_token(t, batch)
         p_mask, slope = self.schedule.p_mask(t), self.schedule.slope(t)  # [B, L]
         draw = torch.rand(t.shape, generator=generator, device=t.device)
         if self.exact_count:
@@ -181,7 +180,13 @@ class _TokenNoising(_Filling):
             weight = self.schedule.weight(t)
         x_t = self._fill(batch, is_noised, share, vocabulary, generator)
         return Corruption(
-            x_t=x_t, is_noised=is_noised, t=t, p_mask=share, slope=slope, weight=weight
+            x_t=x_t,
+            is_noised=is_noised,
+            loss_mask=is_noised,
+            t=t,
+            p_mask=share,
+            slope=slope,
+            weight=weight,
         )
 
     @property
@@ -229,7 +234,7 @@ class Uniform(_TokenNoising):
         self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
     ) -> Corruption:
         corruption = super().corrupt(batch, t, vocabulary, generator=generator)
-        return replace(corruption, is_noised=batch.target) if self.cover_all else corruption
+        return replace(corruption, loss_mask=batch.target) if self.cover_all else corruption
 
     def complement(
         self,
@@ -257,100 +262,6 @@ class TokenNeighbor(_TokenNoising):
     @property
     def noise(self) -> Noise:
         return NeighborNoise(self.neighborhood, uniform=self.uniform)
-
-
-@dataclass(frozen=True)
-class Spindle(_Filling):
-    """DiffusionBERT's schedule: tokens that say much are masked early, frequent ones late.
-
-        p_mask(t, v) = t + strength sin(pi t) h(v),    h(v) = 1 - H / H(v)
-
-    where H(v) = -log f(v) is the information of token v, of relative frequency f(v) (one is added
-    to every count), and H its mean over the corpus. Ids without a count have h = 0: p_mask = t.
-
-    frequencies  file that data_pipelines.token_frequencies wrote: counts [V] of the text ids
-    strength     lambda; 0 is the linear schedule
-
-    The weight of a token is its own p_mask' / p_mask. As it differs from token to token,
-    `WeightedCrossEntropy` is no longer the bound, and teaches p(x_0 | x_t) times that weight;
-    `SpindleBound` is the bound.
-
-    Source: arXiv:2211.15029, section on the spindle noise schedule. Two departures: the mean is
-    over the corpus and not over the sentence, so that what happens to a token follows from the
-    token alone; and h is limited to +-1 / (pi strength), beyond which p_mask would fall, too.
-    """
-
-    frequencies: str | os.PathLike[str]
-    strength: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ValueError(f"Spindle: strength must be 0 or more, got {self.strength}")
-
-    @property
-    def noise(self) -> Noise:
-        return MaskNoise()
-
-    def corrupt(
-        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
-    ) -> Corruption:
-        t = _per_token(t, batch)
-        bend = self._bend(vocabulary, t)[batch.ids]  # [B, L]
-        p_mask = _bent(t, bend)
-        draw = torch.rand(t.shape, generator=generator, device=t.device)
-        is_noised = batch.target & (draw < p_mask)
-        x_t = self._fill(batch, is_noised, p_mask, vocabulary, generator)
-        slope, weight = _bent_slope(t, bend), _bent_weight(t, bend)
-        return Corruption(
-            x_t=x_t, is_noised=is_noised, t=t, p_mask=p_mask, slope=slope, weight=weight
-        )
-
-    def rates(self, t: Tensor, vocabulary: Vocabulary, *, ids: tuple[int, int]) -> Tensor:
-        return _bent_weight(t[:, None], self._bend(vocabulary, t)[slice(*ids)])
-
-    def _bend(self, vocabulary: Vocabulary, like: Tensor) -> Tensor:
-        """Return strength h(v) of all ids, [V], in the dtype and on the device of `like`."""
-        path = os.fspath(self.frequencies)
-        return _bend(path, self.strength, vocabulary, like.device, like.dtype)
-
-
-@lru_cache(maxsize=8)
-def _bend(
-    path: str, strength: float, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    try:
-        counts = torch.load(path, weights_only=True).double()
-    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"frequencies {path} cannot be read ({reason}); write them with "
-            "data_pipelines.token_frequencies"
-        ) from error
-    start, stop = vocabulary.text
-    if counts.ndim != 1 or not 0 < len(counts) <= stop - start:
-        raise ValueError(
-            f"frequencies {path}: counts of shape {tuple(counts.shape)}, but the vocabulary has "
-            f"{stop - start} text ids; count with the tokenizer of the model"
-        )
-    frequency = (counts + 1) / (counts + 1).sum()
-    information = -frequency.log()
-    mean = (frequency * information).sum()
-    most = 1 / math.pi  # of strength * h, or p_mask would not rise
-    bend = torch.zeros(vocabulary.size, dtype=torch.float64)
-    bend[start : start + len(counts)] = (strength * (1 - mean / information)).clamp(-most, most)
-    return bend.to(device=device, dtype=dtype)
-
-
-def _bent(t: Tensor, bend: Tensor) -> Tensor:
-    return (t + bend * torch.sin(math.pi * t)).clamp(0, 1)  # sin(pi) is not quite 0
-
-
-def _bent_slope(t: Tensor, bend: Tensor) -> Tensor:
-    return (1 + math.pi * bend * torch.cos(math.pi * t)).clamp_min(0)
-
-
-def _bent_weight(t: Tensor, bend: Tensor) -> Tensor:
-    return _bent_slope(t, bend) / _bent(t, bend).clamp_min(torch.finfo(t.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -391,6 +302,7 @@ def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
     return Corruption(
         x_t=torch.where(is_image, image.x_t, text.x_t),
         is_noised=torch.where(is_image, image.is_noised, text.is_noised),
+        loss_mask=torch.where(is_image, image.loss_mask, text.loss_mask),
         t=torch.where(is_image, image.t, text.t),
         p_mask=torch.where(is_image, image.p_mask, text.p_mask),
         slope=torch.where(is_image, image.slope, text.slope),
@@ -398,7 +310,7 @@ def _merge(text: Corruption, image: Corruption, batch: Batch) -> Corruption:
     )
 
 
-def _per_token(t: Tensor, batch: Batch) -> Tensor:
+def per_token(t: Tensor, batch: Batch) -> Tensor:
     """Give each token its time: [B] or [B, L] -> [B, L]."""
     if t.shape == batch.ids.shape:
         return t

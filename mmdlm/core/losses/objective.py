@@ -40,12 +40,12 @@ class ModalityLoss:
     def __post_init__(self) -> None:
         check_normalization(self.loss_normalization, OBJECTIVE, "ModalityLoss")
 
-    def count(self, batch: Batch, is_noised: Tensor) -> Tensor:
+    def count(self, batch: Batch, loss_mask: Tensor) -> Tensor:
         """Return the denominator, a scalar int64, over the targets that `batch` has."""
         if self.loss_normalization == "token":
             return batch.target.sum()
         if self.loss_normalization == "masked_token":
-            return is_noised.sum()
+            return loss_mask.sum()
         return (_targets_of_document(batch) > 0).sum()
 
     def divisor(self, batch: Batch) -> Tensor | None:
@@ -119,7 +119,7 @@ class Objective:
         """Return the denominators, int64 scalars, known before any forward pass."""
         batch = _copies(batch, corruption)
         return {
-            name: loss.count(batch.only(modality), corruption.is_noised & batch.of(modality))
+            name: loss.count(batch.only(modality), corruption.loss_mask & batch.of(modality))
             for name, modality, loss in self._parts()
         }
 
@@ -128,7 +128,7 @@ class Objective:
         counts, x_t, query_mask = (
             self.counts(batch, corruption),
             corruption.x_t,
-            corruption.is_noised,
+            corruption.loss_mask,
         )
         copies = _copies(batch, corruption)
         if copies is not batch and isinstance(denoiser, SharingDenoiser):
@@ -136,7 +136,7 @@ class Objective:
         else:
             hidden = denoiser.hidden(x_t, copies, query_mask=query_mask)  # [B, L, D]
         batch = copies
-        something = bool(corruption.is_noised.any())
+        something = bool(corruption.loss_mask.any())
         sums = {}
         for name, modality, loss in self._parts():
             ids = denoiser.vocabulary.range(modality)
@@ -145,7 +145,7 @@ class Objective:
                 continue
             if self.full_vocabulary:
                 ids = (0, denoiser.vocabulary.size)
-            here = corruption.is_noised & batch.of(modality)
+            here = corruption.loss_mask & batch.of(modality)
             x_0 = batch.ids[here] - ids[0]
             if not len(x_0) and something:  # its gradients, all zero, are as large as the head
                 sums[name] = hidden.new_zeros(())

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core.diffusion.forward import Absorbing, ForwardProcess, Spindle, Uniform
+from mmdlm.core.diffusion.forward import Absorbing, ForwardProcess, Uniform
+from mmdlm.core.diffusion.spindle import Spindle
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core.diffusion.forward import Absorbing, Corruption, ForwardProcess, Spindle
+from mmdlm.core.diffusion.forward import Absorbing, Corruption, ForwardProcess
+from mmdlm.core.diffusion.spindle import Spindle
 from mmdlm.core.sequence import Batch
 
 
