@@ -516,7 +516,7 @@ def test_what_was_saved_in_fewer_bits_loads_again(publish: Any, tmp_path: Path) 
     "kind, says",
     [
         ("3bit", "quantization '3bit' is not one of 4bit, 8bit, int8, int4, float8"),
-        ("int4", "runs on CUDA alone, not on cpu"),
+        ("int4", "runs only on CUDA, not on cpu"),
     ],
 )
 def test_a_kind_that_does_not_work_is_said(kind: str, says: str) -> None:

@@ -1,1 +1,1 @@
-"""The mathematics, on ids and tensors alone: imports torch, einops and nothing else of ours."""
+"""The mathematics, only on ids and tensors: imports torch, einops and nothing else of ours."""

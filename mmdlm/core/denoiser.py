@@ -14,8 +14,8 @@ from mmdlm.core.vocabulary import Vocabulary
 class Denoiser(Protocol):
     """Predicts x_0 from x_t, in two steps, so that the output head runs only where it is needed.
 
-    There is no time argument: under absorbing diffusion the posterior of a masked token depends on
-    the visible tokens alone. Source: arXiv:2406.03736, theorem 1.
+    There is no time argument: under absorbing diffusion the posterior of a masked token depends
+    only on the visible tokens. Source: arXiv:2406.03736, theorem 1.
     """
 
     @property
@@ -31,20 +31,26 @@ class Denoiser(Protocol):
         query_mask: Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> Tensor:
-        """Noisy ids [B, L] -> hidden states [B, L, D].
-
-        query_mask      [B, L] bool, the only places whose states will be read; others may hold
-                        anything.
-                None: all
-        kv_cache  what is known of the same rows from passes before. Then the places `query_mask`
-                  are computed
-                anew and remembered, and all others are as they were; the first time, all are to be
-                computed. States of targets alone will be read. A denoiser that cannot remember
-                raises ValueError
+        """Compute the hidden states [B, L, D] of noisy ids [B, L].
 
         `batch` says which tokens see each other (`document`, `lookahead`), where they stand
         (`position`) and what fills the feature slots (`features`); its `ids` are clean and must not
         be read.
+
+        Args:
+            x_t: Noisy ids, [B, L] int64.
+            batch: The layout of the ids.
+            query_mask: [B, L] bool, the only positions whose states will be read; others may hold
+                anything. None: all.
+            kv_cache: The keys, values and states of the same rows from earlier passes. With it the
+                positions of `query_mask` are computed again and cached, and all others keep their
+                state; in the first pass all are computed. Only states of targets will be read.
+
+        Returns:
+            Hidden states, [B, L, D].
+
+        Raises:
+            ValueError: If a cache is given to a denoiser that has none.
         """
         ...
 

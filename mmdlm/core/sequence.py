@@ -135,7 +135,7 @@ class Sequence:
 
     @property
     def documents(self) -> tuple[Sequence, ...]:
-        """The document alone, and its partner where it has one."""
+        """The document by itself, and its partner where it has one."""
         if self.partner is None:
             return (self,)
         return (Sequence(self.segments), *self.partner.documents)
@@ -334,7 +334,7 @@ def pack(sequences: Iterable[Sequence], vocabulary: Vocabulary, *, length: int) 
     """Several sequences a row, as few rows as first-fit decreasing finds.
 
     Documents of a row do not see each other, and positions restart, so that a packed sequence gets
-    the logits that it has alone; partners stay together. Raises ValueError where a sequence is
+    the logits that it has by itself; partners stay together. Raises ValueError where a sequence is
     longer than `length`.
     """
     return _lay_out(arrange(sequences, length=length), vocabulary, length=length)

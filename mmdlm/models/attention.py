@@ -50,7 +50,7 @@ def visible(
                 autoregressive
             model bidirectional, one lets it grow (arXiv:2410.17891, attention mask annealing)
     local_window  tokens that are seen on either side: ModernBERT's local layers; None all
-    prefix  [B, L] tokens that see each other alone, though all see them: what is computed of them
+    prefix  [B, L] tokens that see only each other, though all see them: what is computed of them
             holds whatever follows. None: there are none (arXiv:2505.16839, LaViDa's prefix mask)
     """
     functions = [same_document(document)]

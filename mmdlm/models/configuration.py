@@ -41,7 +41,7 @@ class MmdlmConfig(PreTrainedConfig):
                            model does (Dream)
     full_vocabulary        trained over all ids, not those of the position's modality; sampling
                            keeps to the modality all the same
-    prefix_attention       what stands before the first target of a document sees itself alone
+    prefix_attention       what stands before the first target of a document sees only itself
     vision                 fields of `VisionConfig`, for a model that sees; None: it does not
     published              the family and the config.json that the weights were published with
     text_slots             text positions of the layout it was trained on; None: any length

@@ -128,7 +128,7 @@ class MmdlmEncoder(PreTrainedModel):
     """A `Denoiser` (mmdlm.core) around an encoder of transformers, bit for bit the published one.
 
     Documents of a packed row are kept apart and positions restart in each, local layers included,
-    so that every row has the logits that it has alone. Token types are all 0.
+    so that every row has the logits that it has by itself. Token types are all 0.
     """
 
     config_class = MmdlmEncoderConfig
@@ -153,7 +153,7 @@ class MmdlmEncoder(PreTrainedModel):
             )
         self.encoder = AutoModelForMaskedLM.from_config(config.encoder)
         self.post_init()
-        # The layers alone: embeddings that are sharded apart could not serve as the head, too.
+        # Only the layers: embeddings that are sharded apart could not serve as the head, too.
         layers = (m for m in self.encoder.modules() if isinstance(m, GradientCheckpointingLayer))
         self._no_split_modules = sorted({type(layer).__name__ for layer in layers})
 
@@ -377,7 +377,7 @@ def _refuse_decoders(encoder: PreTrainedConfig) -> None:
     if getattr(encoder, "position_embedding_type", "absolute") != "absolute":
         raise ValueError(
             f"the encoder's config has position_embedding_type = "
-            f"{encoder.position_embedding_type!r}; transformers knows 'absolute' alone"
+            f"{encoder.position_embedding_type!r}; transformers knows only 'absolute'"
         )
 
 

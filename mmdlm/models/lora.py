@@ -182,7 +182,7 @@ class Lora:
         if merge:
             tuner.merge_and_unload()
         else:
-            model._hf_peft_config_loaded = True  # `save_pretrained` writes the adapter alone
+            model._hf_peft_config_loaded = True  # `save_pretrained` writes only the adapter
 
     def _names(self, model: PreTrainedModel) -> dict[str, str]:
         """Map the adapter's names of modules and whole tensors to ours."""

@@ -85,7 +85,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     ) -> Tensor:
         """Noisy ids [B, L] in the layout of `batch` -> [B, L, D]; see `Denoiser`.
 
-        The last layer is computed at the places `query_mask` alone, where gradients too come from.
+        The last layer is computed only at the places `query_mask`, where gradients come from too.
         """
         embeddings, host_masks = self._embedded(x_t, batch), batch.host_masks
         if query_mask is not None:
@@ -288,7 +288,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         """Save in our format wherever the weights came from.
 
         `mmdlm convert` writes the format of a published family; `mmdlm.Model.save_pretrained` all
-        that `mmdlm.load` reads, tokenizers included. Of a model with an adapter the adapter alone
+        that `mmdlm.load` reads, tokenizers included. Of a model with an adapter only the adapter
         is written, in PEFT's format.
         """
         if has_adapter(self) and not kwargs.get("push_to_hub"):
@@ -317,7 +317,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         found = resized(self.vocabulary, count, rows=rows)
         super().resize_token_embeddings(rows, None, mean_resizing)
         head = self.lm_head
-        if type(head) is nn.Linear:  # transformers has made it anew
+        if type(head) is nn.Linear:  # transformers has made it again
             self.lm_head = Linear(head.in_features, head.out_features, bias=False, device="meta")
             self.lm_head.weight = head.weight
         found.arrange([self.model.embed_tokens.weight, self.lm_head.weight])

@@ -62,7 +62,7 @@ def check_widths(kind: Any, config: Any, *, device: torch.device) -> None:
     widths = {getattr(config, name, 0) for name in ("hidden_size", "intermediate_size")}
     if kind == "4bit" and device.type == "cpu" and any(width % 64 for width in widths):
         raise ValueError(
-            f"quantization '4bit' runs on a CPU for widths that are multiples of 64 alone, not "
+            f"quantization '4bit' runs on a CPU only for widths that are multiples of 64, not "
             f"{' and '.join(map(str, sorted(widths)))}; take 'int8'"
         )
 
@@ -163,7 +163,7 @@ def _torchao(kind: str, device: torch.device) -> Any:
         case _:
             if device.type != "cuda":
                 raise ValueError(
-                    f"quantization {kind!r} runs on CUDA alone, not on {device}; take '4bit' or "
+                    f"quantization {kind!r} runs only on CUDA, not on {device}; take '4bit' or "
                     "'int8' there"
                 )
             # torch's own kernel; torchao's default format needs another package

@@ -47,7 +47,7 @@ def rope_of(config: Json) -> Json:
 
 
 def _refuse_partial(given: Mapping[str, Any]) -> None:
-    """Raise ValueError where a part of each head alone would turn."""
+    """Raise ValueError where only a part of each head would turn."""
     if given.get("partial_rotary_factor") is not None:
         refuse_unless(dict(given), {"partial_rotary_factor": 1.0})
 

@@ -1,4 +1,4 @@
-"""Some places of some rows, brought together so that a layer computes those alone."""
+"""A subset of the tokens of some rows, gathered so that a layer computes only those."""
 
 from __future__ import annotations
 

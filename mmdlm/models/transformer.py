@@ -61,15 +61,20 @@ class MmdlmModel(MmdlmPreTrainedModel):
         query_mask: Tensor | None = None,
         undivided: bool | None = None,
     ) -> Tensor:
-        """Embeddings [B, L, D], positions and documents [B, L] -> hidden states [B, L, D].
+        """Compute hidden states [B, L, D] from embeddings.
 
-        position  or [B, L, A], of a model with `rope_sections`
-        lookahead     [B] tokens to its right that a token sees; None: all of its document
-        prefix    [B, L] bool, tokens that see each other alone; None: there are none
-        query_mask        [B, L] bool, places that will be read: the last layer is computed there
-                          alone, and
-                  states elsewhere are zero. None, or none of them: everywhere
-        undivided whether every row is one document from end to end; None: it is found out
+        Args:
+            embeddings: [B, L, D].
+            position: [B, L], or [B, L, A] for a model with `rope_sections`.
+            document: [B, L], the document of each token.
+            lookahead: [B], the tokens to its right that a token sees. None: all of its document.
+            prefix: [B, L] bool, tokens that see only each other. None: there are none.
+            query_mask: [B, L] bool, the positions that will be read: the last layer is computed
+                only there, and states elsewhere are zero. None, or no position: everywhere.
+            undivided: Whether every row is one document from end to end. None: it is found out.
+
+        Returns:
+            Hidden states, [B, L, D].
         """
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(
@@ -108,7 +113,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
 
         query_mask     [B, L] bool on the host, as are the other two
         read   [B, L] bool, places that are ever read: of rows that are computed as a whole the last
-               layer is computed there alone
+               layer is computed only there
         whole  [B] bool, rows that are one document from end to end
         """
         if query_mask is None or kv_cache.hidden is None:
@@ -136,7 +141,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
                 seen = AttentionPattern.seen_from(
                     subset, document, prefix=prefix, undivided=undivided
                 )
-                some = replace(subset, rows=None)  # of x, which has these rows alone
+                some = replace(subset, rows=None)  # of x, which has only these rows
             x = self.norm(last(x, here, seen, some))
             if kv_cache.hidden is None:
                 kv_cache.hidden = x.new_zeros(*document.shape, x.shape[-1])

@@ -342,9 +342,9 @@ class Spg(PolicyLoss):
     of all weights of a row, so that L and U enter as sums. No ratio, old policy or reference.
 
     eubo_beta  beta; 1.5 as published, 1 to 2 tried
-    mix        0.5 as published; 1 is the upper bound alone
+    mix        0.5 as published; 1 is only the upper bound
 
-    U bounds log p only up to a constant, and from above in the mean over views alone: the logarithm
+    U bounds log p only up to a constant, and from above only in the mean over views: the logarithm
     of few of them lies below. Weights must be those of a bound: take `Elbo` or `BlockRandom`.
 
     Source: arXiv:2510.09541 (SPG) and its published code. Departure: p^beta is summed by

@@ -102,10 +102,10 @@ def open_image(
 def open_mask(
     source: Image.Image | str | PathLike[str], *, max_pixels: int | None = None
 ) -> Image.Image:
-    """Read a mask: L, 255 where it is white (what is to be drawn anew) and 0 where it is black.
+    """Read a mask: L, 255 where it is white (what is to be drawn again) and 0 where it is black.
 
     Raises ValueError for what `open_image` refuses, and for a mask in which transparent pixels
-    would decide: some programs mean by them what is kept, others what is drawn anew.
+    would decide: some programs mean by them what is kept, others what is drawn again.
     """
 
     def white(paper: Color) -> Image.Image:
@@ -119,8 +119,8 @@ def open_mask(
     if mask.tobytes() != white(WHITE).tobytes():
         name = "the mask" if isinstance(source, Image.Image) else f"the mask {str(source)!r}"
         raise ValueError(
-            f"{name} is transparent in part, which may mean kept or drawn anew; save it without "
-            "transparency, white where the image is drawn anew and black where it is kept"
+            f"{name} is transparent in part, which may mean kept or drawn again; save it without "
+            "transparency, white where the image is drawn again and black where it is kept"
         )
     return mask
 
@@ -152,7 +152,7 @@ def image_facts(data: bytes) -> tuple[int, int, bool]:
 def to_rgb(image: Image.Image, *, paper: Color = WHITE) -> Image.Image:
     """Any Pillow image -> RGB: turned as its EXIF orientation says, transparency on `paper`.
 
-    16-bit gray values are scaled to 8 bits (Pillow alone would clip them). Raises ValueError for
+    16-bit gray values are scaled to 8 bits (Pillow would clip them). Raises ValueError for
     an image that cannot be decoded, and for values without a range: 32-bit integers and floats.
     """
     with _named("the image"):
@@ -325,7 +325,7 @@ def _colors(image: Image.Image, levels: tuple[int, int], paper: Color) -> Image.
         raise _Unreadable(
             f"its values are {kind}, of which none is known to be white; save it with 8 or 16 bits"
         )
-    if image.mode == "La":  # premultiplied gray, which Pillow converts to LA alone
+    if image.mode == "La":  # premultiplied gray, which Pillow converts only to LA
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -120,7 +120,7 @@ class EmbeddingNeighborhood(Neighborhood):
 
     Source: arXiv:2107.03006, section 3.1 (token embedding distance). There one direction is enough;
     here both must agree, which bounds a token's neighbors by k and so keeps hubs from slowing all
-    others down. Tokens without neighbors move by `NeighborNoise.uniform` alone.
+    others down. Tokens without neighbors move only by `NeighborNoise.uniform`.
     """
 
     neighbors: Tensor

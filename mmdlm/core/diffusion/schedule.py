@@ -13,7 +13,7 @@ from torch import Tensor
 class MaskSchedule(ABC):
     """An increasing function p_mask: [0, 1] -> [0, 1] and what follows from it.
 
-    All functions work element by element on times of any shape. "Cosine" alone means different
+    All functions work element by element on times of any shape. "Cosine" by itself means different
     curves in different projects, so each subclass states its formula.
     """
 

@@ -37,8 +37,8 @@ class Spindle(FillingProcess):
     `SpindleBound` is the bound.
 
     Source: arXiv:2211.15029, section on the spindle noise schedule. Two departures: the mean is
-    over the corpus and not over the sentence, so that what happens to a token follows from the
-    token alone; and h is limited to +-1 / (pi strength), beyond which p_mask would fall, too.
+    over the corpus and not over the sentence, so that what happens to a token follows only from
+    the token; and h is limited to +-1 / (pi strength), beyond which p_mask would fall, too.
     """
 
     frequencies: str | os.PathLike[str]

@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., D], [R, D], [R] -> [..., R], as `F.linear` but for rounding.
 
     In float32 on a CPU it is oneDNN's, unless it is small: MKL, which `F.linear` calls, packs the
-    weight anew for every product, which costs most where rows are few. Measured on 2 cores of an
+    weight again for every product, which costs most where rows are few. Measured on 2 cores of an
     AMD EPYC (AVX-512) over 12 layers of width 512: 69 -> 108 GFLOP/s for 32 rows, 139 -> 179 for
     256, and packed (`PackedLayers`) 153 and 203; the head of 24,576 ids, 32 rows: 56 -> 119. Steps
     of training, forward and backward, of 4 x 320 and 4 x 512 tokens take 3 and 5 % less.

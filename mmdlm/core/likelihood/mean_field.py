@@ -22,12 +22,10 @@ from mmdlm.core.vocabulary import Vocabulary
 class OneStepMeanField(LikelihoodEstimator):
     """All targets masked at once, one forward pass: log p(x) ~ sum_i log p(x_i | context).
 
-    Each token of the context is masked, too, with probability `prompt_mask_prob`, drawn anew in
-    each
-    iteration: several updates on one batch then see different contexts. Structure (CONTROL) and
-    feature slots stay. With prompt_mask_prob = 0 it is exact for one step of sampling that commits
-    all
-    targets, and for a model that looks at no target, and no bound otherwise.
+    Each token of the context is masked, too, with probability `prompt_mask_prob`, drawn again
+    in each iteration: several updates on one batch then see different contexts. Structure (CONTROL)
+    and feature slots stay. With prompt_mask_prob = 0 it is exact for one step of sampling that
+    commits all targets, and for a model that looks at no target, and no bound otherwise.
 
     Source: arXiv:2504.12216 (d1), section on diffu-GRPO; 0.15 in its runs, 0.3 in its code's
     defaults. Departures from the code: there the micro-step chooses the seed of a mask, so that

@@ -36,7 +36,7 @@ def linear_cross_entropy(
 
     Source: the order of computation is that of Liger Kernel (arXiv:2410.10989), where token losses
     have no factor. It serves GPUs too: cut-cross-entropy (arXiv:2411.09009) saves the chunk, but
-    takes states in 16 bits alone and computes the logits once more.
+    takes only states in 16 bits and computes the logits once more.
     """
     states, dtype = _cast(states, head)
     total: Tensor = _LinearCrossEntropy.apply(
@@ -67,7 +67,7 @@ def linear_log_prob(
 
     For losses that are no sum over tokens, such as ratios of a policy and its old self. What comes
     back to each token is not known while its logits are there, so that they are computed once more
-    for the gradient of the head, and for it alone: that of the states is so many times a vector
+    only for the gradient of the head: that of the states is so many times a vector
     that is known.
     """
     states, dtype = _cast(states, head)

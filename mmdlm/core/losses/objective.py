@@ -124,7 +124,7 @@ class Objective:
         }
 
     def terms(self, denoiser: Denoiser, batch: Batch, corruption: Corruption) -> LossTerms:
-        """One pass of the body; the head runs at the covered tokens of each modality alone."""
+        """Run the body once; the head runs only at the covered tokens of each modality."""
         counts, x_t, query_mask = (
             self.counts(batch, corruption),
             corruption.x_t,

@@ -148,7 +148,7 @@ class Checkpoint:
         change: Callable[[str, Tensor], Tensor] | None = None,
         metadata: dict[str, str] | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Write the weights anew, one shard at a time -> (shards done, shards) after each.
+        """Write the weights again, one shard at a time -> (shards done, shards) after each.
 
         names     the files' names -> those to write; tensors that are not in it are left out
         change    a tensor by the name to write -> what is written; None: the same bits

@@ -1,7 +1,7 @@
 """From an autoregressive model or an encoder to a denoiser, before any training.
 
 The weights stay what they were. What changes is the config, which from now on means attention to
-both sides, and the vocabulary, which gets a mask token and, at will, image codes.
+both sides, and the vocabulary, which gets a mask token and, optionally, image codes.
 """
 
 from __future__ import annotations

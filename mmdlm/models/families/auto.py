@@ -41,7 +41,7 @@ def family_named(name: str) -> Family:
 def family_of(config: Json, names: Collection[str] = ()) -> Family:
     """Return the family of a config.json and, if known, of the names of its tensors.
 
-    `model_type` alone does not tell: LLaDA, LLaDA-V and LaViDa share two of them. Raises ValueError
+    `model_type` does not tell: LLaDA, LLaDA-V and LaViDa share two of them. Raises ValueError
     for a model type that no family has, and for tensors of another family than the config's.
     """
     kind = config.get("model_type")

@@ -77,7 +77,7 @@ def refuse_unless(config: Json, expected: Mapping[str, Any]) -> None:
         given = config.get(key, value)
         if given != value:
             raise ValueError(
-                f"config.json has {key} = {given!r}; the Transformer does {key} = {value!r} alone"
+                f"config.json has {key} = {given!r}; the Transformer does only {key} = {value!r}"
             )
 
 

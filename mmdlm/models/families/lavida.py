@@ -12,7 +12,7 @@ from mmdlm.models.families.llava import llava_config, llava_vision
 from mmdlm.models.families.weight_map import LLAMA_NAMES, LLAVA_NAMES, OLMO_NAMES, WeightMap
 from mmdlm.vision.encoders.pooling import Pooling
 
-# Its code pools every image, whatever the config says; LLaDA-V's pools videos alone.
+# Its code pools every image, whatever the config says; LLaDA-V's pools only videos.
 POOLING = Pooling("bilinear", stride=2)
 
 

@@ -14,7 +14,7 @@ from mmdlm.models.families.weight_map import LLAMA_NAMES, LLAVA_NAMES, WeightMap
 
 
 class LladaV(Family):
-    """LLaDA-V; without `mm_vision_tower` its language model alone, whose model type is LLaDA's."""
+    """LLaDA-V; without `mm_vision_tower` only its language model, whose model type is LLaDA's."""
 
     name: ClassVar[str] = "llada_v"
     model_types: ClassVar[tuple[str, ...]] = ("llava_llada", "llada")

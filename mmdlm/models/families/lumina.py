@@ -15,7 +15,7 @@ ARCHITECTURE = "LLaDAForMultiModalGeneration"
 
 
 class LuminaDimoo(Llada):
-    """Lumina-DiMOO; its config.json differs from LLaDA's in the architecture and the size alone."""
+    """Lumina-DiMOO; its config.json differs from LLaDA's only in the architecture and the size."""
 
     name: ClassVar[str] = "lumina"
     image_tokenizer: ClassVar[str | None] = "Alpha-VLLM/Lumina-DiMOO/vqvae"

@@ -22,7 +22,7 @@ class Anyres(Tiling):
 
     Of the shapes that the mosaic may have, the one is taken that keeps most of the image's
     pixels, then the one that wastes fewest of its own, then the first. The image is resized into
-    it and padded with black; features that show padding alone are dropped.
+    it and padded with black; features that show only padding are dropped.
 
     size          pixels of a tile's side
     grid          patches of a tile's side

@@ -24,7 +24,7 @@ class FeatureLayout:
     tiles    after the first crop; None: the first crop is all there is
     window   (top, bottom, left, right) of the mosaic that holds the image and not its padding
     shrunk   size to which the window is then resized (bilinear, in the dtype of the features)
-    newline  a learnt feature ends each row of the mosaic, or, without one, the first crop
+    newline  a learned feature ends each row of the mosaic, or, without one, the first crop
     axes     slots have a row and a column among the positions, too (`Views.places`); for a first
              crop without newline
     """
@@ -38,7 +38,7 @@ class FeatureLayout:
     axes: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # JSON has lists alone
+        for field in fields(self):  # JSON has only lists
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
@@ -47,7 +47,7 @@ class FeatureLayout:
                 f"layout: tiles {self.tiles} need a window, and the reverse, not {self.window}"
             )
         if self.axes and (self.tiles is not None or self.newline):
-            raise ValueError("layout: rows and columns among the positions are for one crop alone")
+            raise ValueError("layout: rows and columns among the positions are only for one crop")
 
     @property
     def crops(self) -> int:

@@ -62,7 +62,7 @@ class ExactMatch:
 
 @dataclass(frozen=True)
 class WholeNumber:
-    """1 where the answer is written in digits alone. Source: d1's integer reward, .5 of this."""
+    """1 where the answer is written only in digits. Source: d1's integer reward, .5 of this."""
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any

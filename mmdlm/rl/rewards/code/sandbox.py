@@ -9,7 +9,7 @@ landlock    Linux 5.13: writing and making files only in the folder, reading onl
 seccomp     Linux: no sockets, no new processes or programs, no tracing, no signals to others
 audit       Python's audit hook: the same, with the name of what was tried; also on macOS
 
-Each is used where the system has it, without any privilege. With the audit hook alone (macOS),
+Each is used where the system has it, without any privilege. With only the audit hook (macOS),
 what stops code is Python and not the kernel: it holds against what a model writes by itself, not
 against someone who studies it.
 

@@ -118,7 +118,7 @@ class CodeTests:
         """Return what became of one completion."""
         try:
             each = separate_tests(tests, entry_point)
-        except ValueError as error:  # of this row alone
+        except ValueError as error:  # only of this row
             return Outcome((), str(error), ())
         code = code_of(completion, entry_point=entry_point)
         if code is None:
