@@ -125,7 +125,7 @@ runs/countdown/text_tokenizer/tokenizer.json: runs/countdown/shards/index.json  
 runs/%/sft/final/config.json: runs/%/text_tokenizer/tokenizer.json
 	$(BIN)/python -m train.sft --config configs/sft/$*.yaml
 runs/%/eval/sft.json: runs/%/sft/final/config.json
-	$(BIN)/python -m eval.$* --config configs/eval/$*.yaml --model $(<D) --out $@
+	$(BIN)/python -m eval.run --config configs/eval/$*.yaml --model $(<D) --out $@
 
 # runs/TASK/RUN_SEED: one run of reinforcement learning
 define run_of
@@ -133,7 +133,7 @@ runs/$(1)/$(2)_%/final/config.json: runs/$(1)/eval/sft.json
 	$$(BIN)/python -m train.rl --config configs/rl/$(1).yaml $(3) --out runs/$(1)/$(2)_$$* \
 	  --training.seed $$*
 runs/$(1)/eval/$(2)_%.json: runs/$(1)/$(2)_%/final/config.json
-	$$(BIN)/python -m eval.$(1) --config configs/eval/$(1).yaml --model $$(<D) --out $$@
+	$$(BIN)/python -m eval.run --config configs/eval/$(1).yaml --model $$(<D) --out $$@
 endef
 $(foreach task,sudoku countdown,$(eval $(call run_of,$(task),rl,)))
 $(foreach method,$(METHODS),$(eval $(call run_of,sudoku,$(method),\

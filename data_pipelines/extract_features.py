@@ -35,8 +35,8 @@ from data_pipelines.jobs.shard_job import (
     whole_samples,
 )
 from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import Sample, expand_urls
-from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.source import BROKEN_CONTENT, field_names
 from data_pipelines.sources.vision_samples import IMAGE_FIELD, Eye, feature_fields, fingerprint
 from mmdlm.cli import recipe as command_line

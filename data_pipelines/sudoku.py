@@ -1,4 +1,4 @@
-"""4x4 Sudoku puzzles with one solution, split by grid, and files of them.
+"""Job: files of 4x4 Sudoku puzzles with one solution, and how a puzzle is asked.
 
 python -m data_pipelines.sudoku --out puzzles.csv --split train --count 10000
 """
@@ -6,28 +6,21 @@ python -m data_pipelines.sudoku --out puzzles.csv --split train --count 10000
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from data_pipelines.jobs.sole_writer import sole_writer
-from data_pipelines.shards.shards import write_file
 from data_pipelines.sources.problems import D1_BEGUN, Problem, Prompt
 from data_pipelines.sources.row_files import Row, read_rows
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
-from mmdlm.rl.rewards.answers.sudoku import CELLS, grids, solutions
+from mmdlm.tasks.sudoku import Puzzle, Split, make_puzzles, solutions
 
-HELD_OUT = 48  # grids of 288; the other 240 are for training
-FEWEST_GIVENS = 4  # with fewer no puzzle has one solution
-
-Split = Literal["train", "held_out"]
 Style = Literal["d1", "plain"]
 
 D1_SUDOKU = """
@@ -51,99 +44,6 @@ Your step-by-step solving process
 [16-character solution string with no spaces or separators]
 </answer>
 """
-
-
-@dataclass(frozen=True)
-class Puzzle:
-    """16 characters, row by row, 0 for an empty cell; and a solution."""
-
-    cells: str
-    solution: str
-
-    @property
-    def blanks(self) -> int:
-        """Number of empty cells."""
-        return self.cells.count("0")
-
-    @property
-    def ambiguous(self) -> bool:
-        """It has several solutions."""
-        return len(solutions(self.cells)) > 1
-
-
-@cache
-def split_grids(split: Split) -> tuple[str, ...]:
-    """The solved grids of a split: the `HELD_OUT` first by their sha256, or the others.
-
-    A puzzle with one solution lies with its grid, so that none of a held-out grid is ever trained
-    on, whatever its empty cells.
-    """
-    order = sorted(grids(), key=lambda grid: hashlib.sha256(grid.encode()).digest())
-    chosen = {"train": order[HELD_OUT:], "held_out": order[:HELD_OUT]}
-    if split not in chosen:
-        raise ValueError(f"split {split!r} is none of {', '.join(chosen)}")
-    return tuple(sorted(chosen[split]))
-
-
-def make_puzzles(
-    count: int,
-    *,
-    split: Split,
-    blanks: int | tuple[int, int] = 8,
-    generator: torch.Generator,
-) -> list[Puzzle]:
-    """Different puzzles with one solution each; a grid and its empty cells are drawn at random.
-
-    blanks  empty cells, or the least and the most of them: the difficulty
-
-    Raises ValueError where there are not as many, or none with that many empty cells.
-    """
-    least, most = (blanks, blanks) if isinstance(blanks, int) else blanks
-    if not 1 <= least <= most <= CELLS - FEWEST_GIVENS:
-        raise ValueError(
-            f"blanks {blanks}: a puzzle with one solution has 1 to {CELLS - FEWEST_GIVENS} empty "
-            "cells"
-        )
-    if count < 0:
-        raise ValueError(f"count {count} is below 0")
-    among = split_grids(split)
-    possible = len(among) * sum(math.comb(CELLS, empty) for empty in range(least, most + 1))
-    if count > possible:
-        raise ValueError(
-            f"count {count}: there are at most {possible:,} puzzles of {least} to {most} blanks; "
-            "ask for fewer, or allow other numbers of blanks"
-        )
-    found: dict[str, Puzzle] = {}
-    idle = 0  # draws without a new one
-    while len(found) < count:
-        grid = among[int(torch.randint(len(among), (), generator=generator))]
-        wanted = int(torch.randint(least, most + 1, (), generator=generator))
-        cells = _emptied(grid, wanted, generator)
-        if cells is None or cells in found:
-            idle += 1
-            if idle > 1000 + 20 * count:
-                raise ValueError(
-                    f"only {len(found)} different puzzles of {least} to {most} blanks turned up; "
-                    "ask for fewer, or allow other numbers of blanks"
-                )
-        else:
-            found[cells] = Puzzle(cells, grid)
-    return list(found.values())
-
-
-def _emptied(grid: str, blanks: int, generator: torch.Generator) -> str | None:
-    """The grid without that many cells, taken at random as long as one solution is left."""
-    cells = list(grid)
-    left = blanks
-    for place in torch.randperm(CELLS, generator=generator).tolist():
-        if not left:
-            break
-        kept, cells[place] = cells[place], "0"
-        if len(solutions("".join(cells))) > 1:
-            cells[place] = kept
-        else:
-            left -= 1
-    return None if left else "".join(cells)
 
 
 def read_puzzles(path: Path) -> list[Puzzle]:
@@ -207,7 +107,7 @@ def main(
     """
     generator = torch.Generator().manual_seed(seed)
     puzzles = make_puzzles(count, split=split, blanks=blanks, generator=generator)
-    write_file(out, lambda file: file.write(to_csv(puzzles)))
+    atomic_write(out, lambda file: file.write(to_csv(puzzles)))
     print(f"{out}: {len(puzzles)} puzzles, {split}")
 
 

@@ -20,18 +20,12 @@ from data_pipelines.jobs.origin import Given, is_done
 from data_pipelines.jobs.report import Report
 from data_pipelines.jobs.shard_job import sample_name, whole_samples
 from data_pipelines.jobs.sole_writer import sole_writer
-from data_pipelines.shards.shards import (
-    INDEX,
-    BrokenShard,
-    Sample,
-    expand_urls,
-    write_file,
-    write_json,
-)
-from data_pipelines.shards.stream import one_line
+from data_pipelines.shards.sample_stats import one_line
+from data_pipelines.shards.shards import INDEX, BrokenShard, Sample, expand_urls, write_json
 from data_pipelines.sources.messages import SAID, message_of
 from data_pipelines.sources.source import BROKEN_CONTENT, letters_of
 from data_pipelines.sources.text_files import decoded, parsed
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 
 END_OF_TEXT = "<|endoftext|>"
@@ -166,7 +160,7 @@ def main(
         write_json(out / INDEX, record)
         # tokenizer.json last: where it is, the folder is whole
         for name in ("tokenizer_config.json", "tokenizer.json"):
-            write_file(out / name, partial(_copy, Path(folder) / name))
+            atomic_write(out / name, partial(_copy, Path(folder) / name))
     print(f"{out}: {len(tokenizer)} ids from {len(texts)} texts")
     print(report)
 

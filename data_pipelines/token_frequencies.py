@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.jobs.origin import Given, file_state, is_done
 from data_pipelines.jobs.report import Report
 from data_pipelines.jobs.sole_writer import sole_writer
-from data_pipelines.shards.shards import expand_urls, write_file, write_json
+from data_pipelines.shards.shards import expand_urls, write_json
 from data_pipelines.sources.source import letters_of
 from data_pipelines.text_tokenizer import shard_texts
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 
 
@@ -70,7 +71,7 @@ def main(
     if not counts.any():
         raise ValueError(f"shards {shards}: no sample has a txt to count")
     write_json(index, {"settings": settings, "given": states, "report": report.to_dict()})
-    write_file(out, partial(_save, counts))
+    atomic_write(out, partial(_save, counts))
     print(f"{out}: {int(counts.sum())} tokens, {int((counts > 0).sum())} of {len(counts)} ids")
     print(report)
 

@@ -18,7 +18,6 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_pipelines.shards.shards import write_file
 from data_pipelines.sources.emoji import fully_qualified, is_held_out
 from eval.demo_page import (
     Animation,
@@ -30,6 +29,7 @@ from eval.demo_page import (
     Origin,
     page,
 )
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
@@ -176,7 +176,7 @@ def main(out: Path = Path("demo"), *, model: str = "emoji", seed: int = 0) -> No
         mendings=mendings,
         completions=completions,
     )
-    write_file(out / PAGE, lambda file: file.write(page(content).encode()))
+    atomic_write(out / PAGE, lambda file: file.write(page(content).encode()))
     print(out / PAGE)
 
 
@@ -326,7 +326,7 @@ class Demo:
         return self._write(f"{name}.png", partial(image.save, format="PNG", optimize=True))
 
     def _write(self, name: str, write: Callable[[BinaryIO], object]) -> str:
-        write_file(self.out / IMAGES / name, write)
+        atomic_write(self.out / IMAGES / name, write)
         return f"{IMAGES}/{name}"
 
 

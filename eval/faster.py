@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_pipelines.shards.shards import write_file
 from eval.emoji.questions import Questions
 from eval.metrics import estimate
 from eval.provenance import describe_hardware, describe_model
 from eval.speed.forward_passes import counted
 from eval.tasks.benchmark import Faster
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
@@ -123,7 +123,7 @@ def main(tasks: dict[str, Comparison], *, out: Path = Path("runs/eval/faster.jso
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     content = json.dumps(report, indent=2) + "\n"
-    write_file(out, lambda file: file.write(content.encode()))
+    atomic_write(out, lambda file: file.write(content.encode()))
     print(table(outcomes))
     print(out)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from data_pipelines.shards.shards import write_file
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 from mmdlm.models.checkpoints.checkpoint import INDEX
 from mmdlm.models.checkpoints.stored_tensor import DTYPES
@@ -153,7 +153,7 @@ def main(
     print(table(report))
     text = json.dumps(report, indent=2) + "\n"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_file(out, lambda file: _put(text, file))
+    atomic_write(out, lambda file: _put(text, file))
     print("", out, sep="\n")
 
 

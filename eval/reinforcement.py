@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines.shards.shards import write_file
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 
 SEED = "{seed}"  # stands in a path for the seeds of a comparison
@@ -240,9 +240,9 @@ def main(comparisons: list[Comparison], *, out: Path = Path("runs/rl")) -> None:
     if not outcomes:
         raise ValueError("none of the runs is done; start them with: make rl")
     print(table(outcomes))
-    write_file(out / "table.md", lambda file: file.write((table(outcomes) + "\n").encode()))
+    atomic_write(out / "table.md", lambda file: file.write((table(outcomes) + "\n").encode()))
     plain = json.dumps([asdict(one) for one in outcomes], indent=2)
-    write_file(out / "table.json", lambda file: file.write((plain + "\n").encode()))
+    atomic_write(out / "table.json", lambda file: file.write((plain + "\n").encode()))
     done = {found.name for found in outcomes}
     plots: dict[str, list[Comparison]] = {}
     for one in comparisons:

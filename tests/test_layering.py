@@ -16,15 +16,17 @@ ROOT = Path(__file__).parents[1]
 
 # room -> the rooms of ours that it may import; "mmdlm" is __init__, which opens the pipeline
 MAY_IMPORT = {
+    "mmdlm.atomic_files": set(),
     "mmdlm.core": {"mmdlm.core"},
     # the one Transformer holds the vision adapter whose features stand in its rows
-    "mmdlm.models": {"mmdlm.core", "mmdlm.models", "mmdlm.vision"},
-    "mmdlm.vision": {"mmdlm.core", "mmdlm.vision"},
+    "mmdlm.models": {"mmdlm.atomic_files", "mmdlm.core", "mmdlm.models", "mmdlm.vision"},
+    "mmdlm.vision": {"mmdlm.atomic_files", "mmdlm.core", "mmdlm.vision"},
     "mmdlm.templates": {"mmdlm.core", "mmdlm.templates"},
-    "mmdlm.rl": {"mmdlm.core", "mmdlm.rl"},
+    "mmdlm.tasks": {"mmdlm.tasks"},
+    "mmdlm.rl": {"mmdlm.core", "mmdlm.rl", "mmdlm.tasks"},
 }
-MAY_IMPORT["mmdlm.pipeline"] = {*MAY_IMPORT, "mmdlm.pipeline"} - {"mmdlm.rl"}
-MAY_IMPORT["mmdlm.cli"] = {*MAY_IMPORT, "mmdlm.cli", "mmdlm"} - {"mmdlm.rl"}
+MAY_IMPORT["mmdlm.pipeline"] = {*MAY_IMPORT, "mmdlm.pipeline"} - {"mmdlm.rl", "mmdlm.tasks"}
+MAY_IMPORT["mmdlm.cli"] = {*MAY_IMPORT, "mmdlm.cli", "mmdlm"} - {"mmdlm.rl", "mmdlm.tasks"}
 MAY_IMPORT["mmdlm"] = {"mmdlm", "mmdlm.pipeline", "mmdlm.templates"}
 WHEEL = set(MAY_IMPORT)
 MAY_IMPORT["data_pipelines"] = WHEEL | {"data_pipelines"}

@@ -29,8 +29,10 @@ from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from mmdlm.vision.tokenizers.stored_tokenizer import CONFIG
 from train.checkpoints.checkpoint import latest
 from train.checkpoints.rehearsal import rehearse_saving
-from train.loop import Stage, TrainingConfig, fit, launched
+from train.loop import fit, launched
 from train.stages.meter import Load
+from train.stages.stage import Stage
+from train.training_config import TrainingConfig
 
 FAMILIES = {family.family: family for family in (PatchTokenizer, Magvit2Tokenizer)}
 SHOWN = 16  # images on a sample sheet
@@ -122,14 +124,39 @@ class Images:
     allow_pipe: bool = False
 
 
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The image tokenizer that is trained.
+
+    Args:
+        start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
+        family: PatchTokenizer or MAGVITv2.
+        options: Of a new tokenizer of the family; an unknown one is an error.
+    """
+
+    start_from: Path | None = None
+    family: str = PatchTokenizer.family
+    options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(
+                f"model.family {self.family!r} cannot be trained; choose {' or '.join(FAMILIES)}"
+            )
+
+    def build(self) -> ImageTokenizer:
+        """Read the tokenizer to start from, or make a new one."""
+        if self.start_from is not None:
+            return load_image_tokenizer(self.start_from)
+        return FAMILIES[self.family].from_config(self.options or {})
+
+
 @sole_writer
 def main(
     out: Path,
     images: Images,
     *,
-    family: str = PatchTokenizer.family,
-    options: dict[str, Any] | None = None,
-    start_from: Path | None = None,
+    model: TokenizerConfig = TokenizerConfig(),
     loss: PixelLoss = PixelLoss(),
     training: TrainingConfig = TrainingConfig(),
     on_sample: Callable[[int, ImageTokenizer], None] | None = None,
@@ -140,9 +167,7 @@ def main(
     Args:
         out: Folder of checkpoints, log and samples; a run found there is continued.
         images: What to train on.
-        family: PatchTokenizer or MAGVITv2.
-        options: Of a new tokenizer of the family; an unknown one is an error.
-        start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
+        model: What to start from, or the family and the options of a new tokenizer.
         loss: Weights of the reconstruction loss.
         training: Steps, optimizer, checkpoints.
         on_sample: Called with the step and the averaged weights every `sample_steps` steps, and
@@ -153,23 +178,17 @@ def main(
     told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
-    if family not in FAMILIES:
-        raise ValueError(f"family {family!r} cannot be trained; choose {' or '.join(FAMILIES)}")
     state = launched()
-    if start_from is None:
-        size = bytes_of(lambda: FAMILIES[family].from_config(options or {}))
+    if model.start_from is None:
+        size = bytes_of(model.build)
         check_room(
-            f"the tokenizer that options {options or {}} describe",
+            f"the tokenizer that model.options {model.options or {}} describe",
             {"weights": size, "gradients": size},
             mend="its options",
         )
     with torch.random.fork_rng():  # the weights follow from the seed, the caller's state stays
         torch.manual_seed(training.seed)
-        tokenizer: ImageTokenizer = (
-            load_image_tokenizer(start_from)
-            if start_from is not None
-            else FAMILIES[family].from_config(options or {})
-        )
+        tokenizer = model.build()
     loader = image_loader(
         images.urls,
         batch_size=images.batch_size,

@@ -20,15 +20,16 @@ import torch
 
 from data_pipelines import write_shards
 from data_pipelines.jobs.sole_writer import sole_writer
-from data_pipelines.shards.shards import INDEX, expand_urls, write_file
+from data_pipelines.shards.shards import INDEX, expand_urls
 from data_pipelines.sources.image_set import HELD_OUT, TRAIN, part_captions, split, spread
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli.recipe import run
 from mmdlm.pipeline.loading import load
 from train.image_folder.plan import MODEL_SHARE, Grid, Start
 from train.image_folder.run_page import NEAREST, model_card, psnr, share_near
 from train.image_folder.stages import OwnRun
-from train.loop import SIGNALS, Stopped
 from train.rollouts.gallery import Shown as Gallery
+from train.stopping import SIGNALS, Stopped
 
 CARD = "README.md"  # of the final model, written last
 ASKED = 200  # captions of each part that are drawn for the figures at the end, at most
@@ -194,7 +195,7 @@ def _finish(made: OwnRun) -> None:
     results = _results(made)
     made.page.write(results, usage=made.usage)
     card = model_card(made.title, made.page.facts, results, usage=made.usage)
-    write_file(made.final / CARD, lambda file: file.write(card.encode()))
+    atomic_write(made.final / CARD, lambda file: file.write(card.encode()))
     for name, value in results.items():
         print(f"{name}: {value}")
     print(f"{made.page.path} shows how it went; draw with\n{made.usage}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -27,33 +26,28 @@ from mmdlm.core.likelihood.noisy_view import NoisyView
 from mmdlm.core.sequence import Batch
 from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.compilation import compile_layers
-from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.rl.preference import Answers, PreferenceLoss, Vrpo
 from mmdlm.rl.statistics import Statistics
-from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.carried import generation_of, with_chat_template
-from train.loop import Stage, TrainingConfig, fit, launched
+from train.loop import fit, launched
 from train.rollouts.reference import Reference
 from train.saving import finish, setup_of
 from train.stages.denoising import (
-    Attention,
     Data,
-    Dtype,
-    Recompute,
-    image_tokenizer_of,
-    learn_in_float32,
     load_batches,
     load_of,
     prompt_template_for_denoiser,
     read_sources,
-    recompute_layers,
-    start,
     words_for,
 )
 from train.stages.examples import show_examples
 from train.stages.low_rank import LowRank
 from train.stages.meter import Load
+from train.stages.model_config import OF_NEW_PARTS, ModelConfig
+from train.stages.stage import Stage
+from train.stages.start import make_trainable, start_model
 from train.trained_tasks import record_tasks
+from train.training_config import TrainingConfig
 
 
 class PreferenceStage(Stage):
@@ -142,82 +136,53 @@ def answers(batch: Batch, policy: Tensor, reference: Tensor) -> tuple[Answers, A
 @sole_writer
 def main(
     out: Path,
-    start_from: str,
+    model: ModelConfig,
     data: Data,
     *,
     estimator: LikelihoodEstimator = Elbo(repeats=8, strata=1),
     loss: PreferenceLoss = Vrpo(),
-    lora: LowRank | None = None,
     training: TrainingConfig = TrainingConfig(ema=0.0),
     examples: int = 2,
-    text_tokenizer: Path | None = None,
-    image_tokenizer: Path | None = None,
-    attention: Attention = "sdpa",
-    recompute: Recompute = False,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    save_dtype: Dtype = "float32",
     threads: int | None = None,
 ) -> None:
     """Train, and write the weights with all that they need to `out`/final.
 
     Args:
         out: Folder of checkpoints, log and examples; a run found there is continued.
-        start_from: Model to start from, and the reference: a folder, a bundled name, or OWNER/NAME
-            of the Hugging Face Hub; ours or of a published family.
+        model: What to start from, which is the reference as well, its tokenizers, and LoRA: the
+            reference is then the model without the adapter, where otherwise a copy in float32 is
+            kept.
         data: Pairs of answers, read by `data_pipelines.sources.preferences.Preference`. A row of
             `length`
             holds both answers of a pair, each with its prompt, or several pairs where it is packed.
         estimator: How likely a model holds an answer, and at which noise; by default eight times
             with a mask each.
         loss: Of the pairs.
-        lora: Train matrices of low rank in place of the weights; the reference is then the model
-            without them, where otherwise a copy is kept. They are written to `out`/adapter, and
-            added to the weights in `out`/final.
         training: Steps, optimizer, checkpoints.
         examples: Pairs of each source that are shown before training starts, with what of them is
             learnt; also in `out`/examples.txt.
-        text_tokenizer: Folder of the text tokenizer; by default the model's own.
-        image_tokenizer: Folder of the image tokenizer; by default the model's own.
-        attention: Kernel; flex_attention on a GPU.
-        recompute: Keep the input of each layer alone for the backward pass (gradient
-            checkpointing).
-        dtype: Of the weights that stay frozen; those that learn are float32, and so is the
-            reference that is their copy.
-        save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
     told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
-    _check(data.sources, lora)
+    model.check("train.preference", without=OF_NEW_PARTS)
+    _check(data.sources, model.lora)
     state = launched()
-    folder = find_checkpoint(start_from)
-    words = load_text_tokenizer(text_tokenizer or folder)
-    image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
-    images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
-    denoiser = start(
-        folder,
-        words,
-        images,
-        attention=attention,
-        dtype=getattr(torch, dtype),
-        needs_images=False,
-    )
-    if (adapter := getattr(denoiser, "vision", None)) is not None:
-        adapter.requires_grad_(False)  # policy and reference look at the same features
-    adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
-    learn_in_float32(denoiser)
+    started = start_model(model, seed=training.seed, device=state.device)
+    denoiser = started.denoiser
+    # Policy and reference look at the same features.
+    adapted = make_trainable(denoiser, model, seed=training.seed, train_vision=False)
     reference = Reference(denoiser, adapted=adapted is not None, needed=True)
     if reference.copy is not None:
         reference.copy.to(state.device)  # `fit` moves the policy alone
-    recompute_layers(denoiser, recompute)
 
     prompt_template = prompt_template_for_denoiser(denoiser)
-    generation = generation_of(prompt_template, folder, None)
+    generation = generation_of(prompt_template, started.folder, None)
     if state.is_main_process:
-        record_tasks(denoiser, prompt_template, words, data.sources, is_new=False)
-    words = with_chat_template(words, prompt_template, data.sources)
-    known = words_for(denoiser, words, images)
+        record_tasks(denoiser, prompt_template, started.text_tokenizer, data.sources, is_new=False)
+    text_tokenizer = with_chat_template(started.text_tokenizer, prompt_template, data.sources)
+    known = words_for(denoiser, text_tokenizer, started.images)
     sources = read_sources(data, denoiser, known, prompt_template)
     loader = load_batches(data, sources, known, seed=training.seed, process=state)
     if state.is_main_process and examples:
@@ -230,25 +195,26 @@ def main(
             folder=out,
         )
     stage = PreferenceStage(denoiser, reference, estimator, loss, loader)
+    base = None if started.folder is None else (str(model.start_from), started.folder)
     setup = setup_of(
         denoiser,
-        words,
-        image_tokenizer,
+        text_tokenizer,
+        started.image_tokenizer,
         generation=generation,
         adapted=adapted,
-        base=(start_from, folder),
+        base=base,
     )
     trained = fit(stage, loader, settings=training, out=out, told=told, setup=setup)
     if state.is_main_process:
         finish(
             denoiser,
             trained,
-            words,
-            image_tokenizer,
+            text_tokenizer,
+            started.image_tokenizer,
             out,
             adapted=adapted,
-            base=start_from,
-            dtype=save_dtype,
+            base=model.start_from or "",
+            dtype=model.save_dtype,
             generation=generation,
         )
 

@@ -60,17 +60,18 @@ def check_base(quantization: str | None, *, adapts: bool, sees: bool, starts: bo
     if not starts:
         raise ValueError(
             f"quantization {quantization} is of weights that stay as they are, and a new model has "
-            "none; give start_from in place of model"
+            "none; give model.start_from in place of model.shape"
         )
     if not adapts:
         raise ValueError(
-            f"quantization {quantization}: quantized weights have no gradient; give `lora`, whose "
-            "matrices learn beside them, or leave quantization out to train all weights"
+            f"quantization {quantization}: quantized weights have no gradient; "
+            "give `model.lora`, whose matrices learn beside them, or leave quantization out to "
+            "train all weights"
         )
     if sees:
         raise ValueError(
             f"quantization {quantization}: the adapter is all that is saved, and would lack the "
-            "eyes of `vision`; train those first, without quantization"
+            "vision adapter of `model.vision`; train that first, without quantization"
         )
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(
@@ -83,5 +84,6 @@ def check_adapter_is_all(adapted: Adapted, denoiser: nn.Module) -> None:
     if any(map(is_quantized, denoiser.parameters())) and not adapted.is_all_that_learns:
         raise ValueError(
             "the weights to start from are quantized, so that the adapter is all that is saved, "
-            "but the vision adapter learns too; freeze it: parts.frozen: [vit, aligner]"
+            "but the vision adapter learns too; freeze it: model.parts.frozen: [vision_tower, "
+            "projector]"
         )

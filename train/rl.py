@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -27,35 +27,31 @@ from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
-from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
-from mmdlm.vision.tokenizers.auto import load_image_tokenizer
-from train.loop import Stage, TrainingConfig, fit, launched, precision
+from train.loop import fit, launched
 from train.rollouts.answering import Answering
 from train.rollouts.completions import CompletionsTable
 from train.rollouts.gallery import Shown
-from train.rollouts.loader import Budget, Plan, RewardConfig, Rollouts, logged
+from train.rollouts.loader import Rollouts
 from train.rollouts.prompts import Prompts
 from train.rollouts.reference import Reference
 from train.rollouts.rollout_batch import RolloutBatch
+from train.rollouts.settings import Budget, Plan, RewardConfig
+from train.rollouts.statistics import logged
 from train.saving import finish, setup_of
 from train.stages.denoising import (
-    Attention,
-    Dtype,
-    Recompute,
     dropout,
     dropout_seed,
-    image_tokenizer_of,
-    learn_in_float32,
     load_of,
     prompt_template_for_denoiser,
-    recompute_layers,
-    start,
 )
-from train.stages.low_rank import LowRank
 from train.stages.meter import Load
+from train.stages.model_config import OF_NEW_PARTS, ModelConfig
+from train.stages.stage import Stage
+from train.stages.start import StartedModel, make_trainable, start_model
+from train.training_config import TrainingConfig, precision
 
 
 class PolicyStage(Stage):
@@ -147,7 +143,7 @@ class PolicyStage(Stage):
 @sole_writer
 def main(
     out: Path,
-    start_from: str,
+    model: ModelConfig,
     prompts: Prompts,
     answering: Answering,
     reward_config: RewardConfig,
@@ -160,24 +156,17 @@ def main(
     budget: Budget = Budget(),
     max_broken: float = 0.1,
     gallery: Shown | None = None,
-    lora: LowRank | None = None,
     training: TrainingConfig = TrainingConfig(ema=0.0),
     log_completions_every: int = 10,
     log_entropy: bool = True,
-    text_tokenizer: Path | None = None,
-    image_tokenizer: Path | None = None,
-    attention: Attention = "sdpa",
-    recompute: Recompute = False,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    save_dtype: Dtype = "float32",
     threads: int | None = None,
 ) -> None:
     """Train, and write the weights with all that they need to `out`/final.
 
     Args:
         out: Folder of checkpoints, log and completions; a run found there is continued.
-        start_from: Model to start from: a folder, a bundled name, or OWNER/NAME of the Hugging Face
-            Hub; ours or of a published family.
+        model: What to start from, its tokenizers, and LoRA: the reference is then the model without
+            the adapter.
         prompts: What the model is asked, with the columns that the rewards take.
         answering: `train.rollouts.answering.Write` or `Draw`: the task, how long an answer may be,
             and how
@@ -194,25 +183,16 @@ def main(
         max_broken: Share of prompts that may be skipped since the model cannot be asked them; more
             stop the run, with the list.
         gallery: Images that rewards look for the nearest in.
-        lora: Train matrices of low rank in place of the weights; the reference is then the model
-            without them. They are written to `out`/adapter, and added to the weights in
-            `out`/final.
         training: Steps, optimizer, checkpoints.
         log_completions_every: Sets of rollouts between tables of completions (`out`/completions); 0
             for none.
         log_entropy: Log the entropy of the policy, which costs a softmax more.
-        text_tokenizer: Folder of the text tokenizer; by default the model's own.
-        image_tokenizer: Folder of the image tokenizer; by default the model's own.
-        attention: Kernel.
-        recompute: Keep the input of each layer alone for the backward pass (gradient
-            checkpointing); "selective" keeps what matrix products and attention gave, too.
-        dtype: Of the weights that stay frozen; those that learn are float32.
-        save_dtype: Of the final weights.
         threads: CPU threads; all by default.
     """
     told = checked(locals())
     if threads:
         torch.set_num_threads(threads)
+    model.check("train.rl", without=OF_NEW_PARTS)
     if training.sample_steps:
         raise ValueError(
             "sample_steps draws sheets for pretraining; set it to 0: log_completions_every shows "
@@ -222,19 +202,12 @@ def main(
         raise ValueError("a policy samples with whole weights: launch without FSDP, with lora")
     state = launched()
     problems = prompts.problems()  # a file that cannot be read is found before a model is loaded
-    folder = find_checkpoint(start_from)
-    image_tokenizer = image_tokenizer_of(folder, image_tokenizer)
-    model = _model(
-        folder, text_tokenizer, image_tokenizer, state, attention, dtype=getattr(torch, dtype)
-    )
-    denoiser = model.denoiser
-    assert isinstance(denoiser, PretrainedDenoiser)  # `_model` made it
-    _check_room(model, answering, rows=prompts_per_batch * num_generations)
-    if (adapter := getattr(denoiser, "vision", None)) is not None:
-        adapter.requires_grad_(False)  # images are looked at once, before the rollouts
-    adapted = lora.onto(denoiser, seed=training.seed) if lora is not None else None
-    learn_in_float32(denoiser)
-    recompute_layers(denoiser, recompute)
+    started = start_model(model, seed=training.seed, device=state.device)
+    denoiser = started.denoiser.to(state.device)
+    policy = _policy(started, state)
+    _check_room(policy, answering, rows=prompts_per_batch * num_generations)
+    # Images are looked at once, before the rollouts.
+    adapted = make_trainable(denoiser, model, seed=training.seed, train_vision=False)
 
     table = None
     if log_completions_every and state.is_main_process:
@@ -242,7 +215,7 @@ def main(
             out / "completions", every=log_completions_every, num_iterations=num_iterations
         )
     rollouts = Rollouts(
-        model,
+        policy,
         problems,
         answering,
         reward_config,
@@ -258,7 +231,7 @@ def main(
         ),
         reference=Reference(denoiser, adapted=adapted is not None, needed=loss.needs_reference),
         seed=training.seed,
-        context=_context(model, gallery),
+        context=_context(policy, gallery),
         table=table,
         budget=budget,
         max_broken=max_broken,
@@ -269,13 +242,14 @@ def main(
         ),
     )
     stage = PolicyStage(denoiser, estimator, loss, rollouts, log_entropy=log_entropy)
+    base = None if started.folder is None else (str(model.start_from), started.folder)
     setup = setup_of(
         denoiser,
-        model.text_tokenizer,
-        image_tokenizer,
-        generation=asdict(model.defaults),
+        policy.text_tokenizer,
+        started.image_tokenizer,
+        generation=asdict(policy.defaults),
         adapted=adapted,
-        base=(start_from, folder),
+        base=base,
     )
     trained = fit(stage, rollouts, settings=training, out=out, told=told, setup=setup)
     if not state.is_main_process:
@@ -283,13 +257,13 @@ def main(
     finish(
         denoiser,
         trained,
-        model.text_tokenizer,
-        image_tokenizer,
+        policy.text_tokenizer,
+        started.image_tokenizer,
         out,
         adapted=adapted,
-        base=start_from,
-        dtype=save_dtype,
-        generation=asdict(model.defaults),
+        base=model.start_from or "",
+        dtype=model.save_dtype,
+        generation=asdict(policy.defaults),
     )
 
 
@@ -303,30 +277,19 @@ def _check_room(model: Model, answering: Answering, *, rows: int) -> None:
     check_batch(rows, length, states=states, device=model.device)
 
 
-def _model(
-    folder: Path,
-    text_tokenizer: Path | None,
-    image_tokenizer: Path | None,
-    state: PartialState,
-    attention: Attention,
-    *,
-    dtype: torch.dtype,
-) -> Model:
-    """The policy as users would call it, on the device of this process."""
-    words = load_text_tokenizer(text_tokenizer or folder)
-    images = load_image_tokenizer(image_tokenizer) if image_tokenizer else None
-    denoiser = start(
-        folder, words, images, attention=attention, dtype=dtype, needs_images=False
-    ).to(state.device)
+def _policy(started: StartedModel, state: PartialState) -> Model:
+    """Return the policy as users would call it, on the device of this process."""
+    assert started.folder is not None, "a policy is started from somewhere"
+    denoiser, images = started.denoiser, started.images
     prompt_template = prompt_template_for_denoiser(denoiser, asked=True)
     return Model(
         denoiser,
-        words,
+        started.text_tokenizer,
         None if images is None else images.to(state.device),
         text_slots=getattr(denoiser.config, "text_slots", None),
         max_length=denoiser.config.max_position_embeddings,
         defaults=Defaults.from_json(
-            parts_of(folder) / GENERATION, generation=prompt_template.generation
+            parts_of(started.folder) / GENERATION, generation=prompt_template.generation
         ),
         device=state.device,
         prompt_template=prompt_template,

@@ -19,8 +19,8 @@ from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.templates.prompt_template import Generation
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.checkpoint import replace_folder
-from train.stages.denoising import Dtype
 from train.stages.low_rank import Adapted
+from train.stages.model_config import Dtype
 
 
 def setup_of(

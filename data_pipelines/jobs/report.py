@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_pipelines.shards.stream import check_share
+from data_pipelines.shards.sample_stats import check_share
 
 NAMED = 5  # names that are kept of each reason
 REASONS = ("changed", "left_out")

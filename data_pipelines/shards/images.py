@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from data_pipelines.room import check_room
+from data_pipelines.shards.sample_stats import BrokenSample, SampleStats, State, one_line
 from data_pipelines.shards.shards import expand_urls
-from data_pipelines.shards.stream import (
-    BrokenSample,
-    Reader,
-    SampleStats,
-    ShardStream,
-    State,
-    one_line,
-)
+from data_pipelines.shards.stream import Reader, ShardStream
 from data_pipelines.shards.workers import Loader, check_numbers, workers_for
 from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES, field_image
 from mmdlm.vision.image_files import MAX_PIXELS

@@ -8,7 +8,8 @@ from functools import partial
 from itertools import chain, islice
 
 from data_pipelines.room import check_batch
-from data_pipelines.shards.stream import Reader, SequenceStream, State, permutation
+from data_pipelines.shards.sample_stats import State
+from data_pipelines.shards.stream import Reader, SequenceStream, permutation
 from data_pipelines.shards.workers import Loader, check_numbers, workers_for
 from data_pipelines.sources.source import Source, TextTokenizer
 from mmdlm.core.sequence import Batch, Sequence, arrange, collate, concatenate, pack

@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from data_pipelines.sources.text_files import parsed
+from mmdlm.atomic_files import atomic_write
 
 Sample = dict[str, Any]
 ATTEMPTS = 3
@@ -239,32 +240,6 @@ def _close(stream: BinaryIO, url: str) -> None:
         raise Unreachable(f"shard {url}: the command failed: {error}") from error
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], object], *, part: str = ".part") -> None:
-    """Write beside, then rename: `path` is either whole or as it was before.
-
-    part  ending of the file beside; several processes that write one path need one each
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"folder {path.parent} cannot be made: {error.strerror}") from error
-    beside = path.with_name(path.name + part)
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, Unreachable) or error.filename not in (None, str(beside)):
-            raise  # where the samples come from has failed, and says so itself
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     """Samples -> one tar, the same bytes for the same samples; returns how many there were."""
     count = 0
@@ -276,7 +251,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
                 tar.write(sample)
                 count += 1
 
-    write_file(path, write)
+    atomic_write(path, write)
     return count
 
 
@@ -312,9 +287,9 @@ def write_shards(
 
 
 def write_json(path: Path, value: object, *, part: str = ".part") -> None:
-    """JSON that people read, whole or not at all; `part` as in `write_file`."""
+    """JSON that people read, whole or not at all; `part` as in `atomic_write`."""
     text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-    write_file(path, lambda file: file.write(text.encode(errors="backslashreplace")), part=part)
+    atomic_write(path, lambda file: file.write(text.encode(errors="backslashreplace")), part=part)
 
 
 def read_json(path: Path) -> dict[str, Any]:

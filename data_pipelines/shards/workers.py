@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_pipelines.shards.stream import Reader, State
+from data_pipelines.shards.sample_stats import State
+from data_pipelines.shards.stream import Reader
 
 
 class Batches(Protocol):

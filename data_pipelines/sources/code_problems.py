@@ -8,7 +8,7 @@ from typing import Literal
 
 from data_pipelines.sources.problems import D1_FORM, Problem, Prompt
 from data_pipelines.sources.row_files import Row, read_rows
-from mmdlm.rl.rewards.code.unit_tests import separate_tests
+from mmdlm.tasks.code_problems import separate_tests
 
 Style = Literal["d1_train", "llada"]
 

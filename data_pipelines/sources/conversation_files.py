@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from data_pipelines.jobs.report import Report
+from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import Sample
-from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.folder import file_inside, files_below
 from data_pipelines.sources.messages import (
     MESSAGE_KEYS,

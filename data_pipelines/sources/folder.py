@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.jobs.report import Report
+from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import Sample
-from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.row_files import BrokenRow, Row, rows_in
 from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES
 from data_pipelines.sources.text_files import json_bytes, parsed, read_text

@@ -17,6 +17,7 @@ from PIL import Image
 from data_pipelines.jobs.origin import Given, is_done
 from data_pipelines.jobs.report import Report
 from data_pipelines.jobs.shard_job import whole_samples
+from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import (
     INDEX,
     Sample,
@@ -25,7 +26,6 @@ from data_pipelines.shards.shards import (
     write_json,
     write_shards,
 )
-from data_pipelines.shards.stream import one_line
 from data_pipelines.sources.folder import TEXT_COLUMNS, captions_of
 from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES, field_image, png_bytes
 from data_pipelines.sources.text_files import decoded, json_bytes, parsed

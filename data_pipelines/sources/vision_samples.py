@@ -282,8 +282,8 @@ def attach_vision(sources: Iterable[Source], adapter: VisionAdapter | None) -> l
             raise ValueError(f"{url} {OTHER_TOWER}")
         if any(parameter.requires_grad for parameter in adapter.tower.parameters()):
             raise ValueError(
-                f"{url} holds features, through which the tower cannot learn; freeze vit, or train "
-                "from the images"
+                f"{url} holds features, through which the tower cannot learn; freeze "
+                "vision_tower, or train from the images"
             )
     return _looked_at(sources, eye)
 

@@ -14,7 +14,7 @@ from data_pipelines.sources.problems import (
     d1_message,
 )
 from data_pipelines.sources.row_files import Row, read_rows
-from mmdlm.rl.rewards.answers.answer import boxed, reference_of
+from mmdlm.tasks.answers import boxed, reference_of
 
 Style = Literal["d1", "d1_train", "llada"]
 

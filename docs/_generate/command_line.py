@@ -10,7 +10,7 @@ from typing import Any
 
 from docs._generate.config_groups import linked, sections
 from docs._generate.files_page import cell
-from docs._generate.parsers import mmdlm_parser, parser_of, runnable, subcommands
+from docs._generate.parsers import commands_of, mmdlm_parser, parser_of, runnable, subcommands
 from docs._generate.tree import ROOT, summary
 
 _HIDDEN = {"--help", "--config", "--print_config", "--print_shtab"}
@@ -69,7 +69,7 @@ def _page(title: str, introduction: str, roof: str) -> str:
         path = Path(module.replace(".", "/"))
         path = path / "__main__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
         lines += [f"## `python -m {module}`", "", summary(path), ""]
-        commands = subcommands(parser)
+        commands = commands_of(module)
         for name, command in commands.items():
             lines += [f"### `python -m {module} {name}`", "", command.description or "", ""]
             lines += [*_table(command), ""]
@@ -78,7 +78,7 @@ def _page(title: str, introduction: str, roof: str) -> str:
     hints = [
         str(getattr(action, "_typehint", getattr(action, "basetype", "")))
         for module in runnable(roof)
-        for parser in (parser_of(module), *subcommands(parser_of(module)).values())
+        for parser in (parser_of(module), *commands_of(module).values())
         for action in parser._actions
     ]
     return "\n".join([*lines, sections(hints)])

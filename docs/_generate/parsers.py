@@ -49,6 +49,20 @@ def parser_of(module: str) -> argparse.ArgumentParser:
         return _built(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
+@cache
+def task_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of `python -m eval.run --task NAME`."""
+    kind = import_module("eval.run").named(name)
+    return _built(lambda: import_module("mmdlm.cli.recipe").run(kind))
+
+
+def commands_of(module: str) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of what a module does by name; none for one that does one thing."""
+    if module == "eval.run":
+        return {f"--task {name}": task_parser(name) for name in import_module(module).TASKS}
+    return subcommands(parser_of(module))
+
+
 def runnable(*roofs: str) -> list[str]:
     """Return the modules and packages below these folders that can be run, sorted."""
     return sorted(

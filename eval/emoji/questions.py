@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.countdown import make_problems
-from data_pipelines.sudoku import make_puzzles
-from eval.emoji.benchmark import NEAREST, SIZE, Gallery, to_levels
+from eval.emoji.gallery import SIZE, Gallery, to_levels
+from eval.emoji.measures import NEAREST
 from eval.metrics import exact_match
 from eval.tasks import countdown, sudoku
 from eval.tasks.benchmark import Asked, Asking, Benchmark, ask, rate
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
+from mmdlm.tasks.countdown import make_problems
+from mmdlm.tasks.sudoku import make_puzzles
 
 
 class Questions(ABC):

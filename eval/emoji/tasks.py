@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipelines.shards.shards import INDEX, Sample, expand_urls, read_shard, write_file
-from eval.emoji.benchmark import SIZE, summary, to_levels
+from data_pipelines.shards.shards import INDEX, Sample, expand_urls, read_shard
+from eval.emoji.gallery import SIZE, to_levels
+from eval.emoji.measures import summary
 from eval.metrics import exact_match
 from eval.provenance import describe_hardware, describe_model
+from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
@@ -156,7 +158,7 @@ def main(
     for name, found in report["results"].items():
         print(f"{name:<44}{100 * found['value']:>7.1f} % of {found['count']}")
     text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
-    write_file(out, lambda file: file.write(text.encode()))
+    atomic_write(out, lambda file: file.write(text.encode()))
     print(out)
 
 

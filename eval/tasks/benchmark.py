@@ -5,30 +5,20 @@ The scoring needs no model: only a function from prompts to completions.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_pipelines.shards.shards import write_file
-from data_pipelines.sources.problems import Problem, Prompt, columns_of, drawn
-from data_pipelines.sources.row_files import Row
+from data_pipelines.sources.problems import Problem, Prompt, columns_of
 from eval.metrics import estimate, wilson_interval
-from eval.provenance import describe_hardware, describe_model, sha256_of
-from eval.speed.forward_passes import counted
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
 from mmdlm.pipeline.generation_config import GenerationConfig
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.pipeline.sampler_names import CacheName
 from mmdlm.rl.reward import Breakdown, Rubric
@@ -90,7 +80,7 @@ class Faster:
 class Asked(Faster):
     """How the model is asked; what is not given is the model's own.
 
-    Attributes:
+    Args:
         max_new_tokens: Room for an answer.
         num_inference_steps: Denoising steps of an answer; default: the model's tokens per step.
         block_length: Finish so many tokens before the next.
@@ -134,29 +124,6 @@ class Asked(Faster):
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(problems), generator=generator)[: self.limit]
         return tuple(problems[int(i)] for i in chosen.sort().values)
-
-
-def some_examples(
-    examples: Path | None,
-    shots: int,
-    *,
-    data: Path,
-    seed: int,
-    read: Callable[[Path], list[Row]],
-) -> list[Row]:
-    """The examples that stand before each question, drawn by the seed; none for 0 shots.
-
-    Raises ValueError where there is no file to draw from, or it is the one that is asked.
-    """
-    if shots < 0:
-        raise ValueError(f"shots {shots} is below 0")
-    if not shots:
-        return []
-    if examples is None:
-        raise ValueError(f"{shots} shots need a file to draw examples from; give --examples")
-    if examples.resolve() == data.resolve():
-        raise ValueError(f"--examples {examples} is the file that is asked; give another")
-    return drawn(read(examples), shots, generator=torch.Generator().manual_seed(seed))
 
 
 # ---- asking --------------------------------------------------------------------------------------
@@ -334,112 +301,3 @@ def _summary(scored: Scored, rows: Tensor | None) -> dict[str, Any]:
             one["standard_error"] = None
         found[name] = one
     return found
-
-
-# ---- the whole run -------------------------------------------------------------------------------
-
-
-def run(
-    make: Callable[[], Benchmark], model: str, *, asked: Asked, out: Path, data: Path | None
-) -> dict[str, Any]:
-    """Load a model, ask it, score it, print the table, and write the report and every answer.
-
-    make  the benchmark, all of it: `asked` says how many of its problems are asked
-    data  the file that it was read from; None: it was made here
-    """
-    answers = _check_out(out)
-    whole = make()  # a file that cannot be read is found before a model is loaded
-    benchmark = replace(whole, problems=asked.of(whole.problems))
-    benchmark.rubric.prepare()
-    loaded = load(model, device=asked.device)
-    described = describe_model(model, loaded)
-    loaded, passes = counted(asked.applied_to(loaded))
-    asking = Asking(loaded, asked, torch.Generator().manual_seed(asked.seed))
-    asking.check(benchmark.problems)  # one that is too long is found before hours of others
-    hardware, began = describe_hardware(loaded.device), time.perf_counter()
-    completions = ask(benchmark.problems, asking, batch_size=asked.batch_size, title=benchmark.name)
-    seconds = time.perf_counter() - began
-    unscored = Scored(benchmark.problems, completions, Breakdown(torch.zeros(0), {}, {}))
-    _write_answers(answers, unscored)  # hours of answers are not lost to a reward that fails
-    scored = rate(benchmark, completions)
-    kinds = {one.prompt.chat for one in benchmark.problems}
-    report = {
-        "benchmark": benchmark.name,
-        "results": summarize(benchmark, scored),
-        "settings": {
-            **asdict(asked),
-            "max_new_tokens": asking.length,
-            "generation_config": {
-                "answer" if chat else "complete": asdict(asking.generation_config(chat=chat))
-                for chat in sorted(kinds)
-            },
-        },
-        "data": {
-            "file": None if data is None else data.name,
-            "sha256": None if data is None else sha256_of(data),
-            "problems": len(whole.problems),
-            **benchmark.facts,
-        },
-        "model": described,
-        "hardware": hardware,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds_of_answers": round(seconds, 1),
-        "forwards_per_answer": round(passes.rows / max(1, len(completions)), 2),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    print(table(benchmark, report))
-    write_file(out, lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
-    _write_answers(answers, scored)
-    print("", out, answers, sep="\n")
-    return report
-
-
-def table(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
-    """What was measured, as text."""
-    results = report["results"]
-    lines = [f"{benchmark.name}, {results['count']} problems, {report['model']['name']}"]
-    for name, one in results["measures"].items():
-        error = one["standard_error"]
-        spread = "" if error is None else f" +- {100 * error:.1f}"
-        says = benchmark.measures.get(name, name)
-        lines.append(f"  {100 * one['value']:5.1f} %{spread:8}  {says} ({one['count']})")
-    lines += [f"  {key.replace('_', ' ')}: {value}" for key, value in benchmark.facts.items()]
-    return "\n".join(lines)
-
-
-def _write_answers(path: Path, scored: Scored) -> None:
-    write_file(path, lambda file: file.write("".join(_lines(scored)).encode()))
-
-
-def _lines(scored: Scored) -> list[str]:
-    """Every problem with its answer and its scores, one a line."""
-    lines = []
-    for n, (problem, said) in enumerate(zip(scored.problems, scored.completions, strict=True)):
-        scores = {name: float(one[n]) for name, one in scored.breakdown.rewards.items()}
-        extras = {name: values[n] for name, values in scored.breakdown.extras.items()}
-        line = {
-            "problem": problem.name,
-            "prompt": problem.prompt.text,
-            "begun": problem.prompt.begun,
-            "completion": said,
-            "columns": dict(problem.columns),
-            "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
-            **extras,
-        }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    return lines
-
-
-def _check_out(out: Path) -> Path:
-    """The file of answers beside it; ValueError, before the slow work, where it cannot be."""
-    if out.suffix != ".json":
-        raise ValueError(f"--out {out} does not end in .json; try {out.with_suffix('.json')}")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file in it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: its folder cannot be made ({error.strerror})") from error
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: {out.parent} may not be written to; name another place")
-    return out.with_suffix(".jsonl")

@@ -1,17 +1,14 @@
-"""Benchmark: functions that pass their tests, in the format of HumanEval or MBPP.
-
-python -m eval.tasks.code --model CHECKPOINT --data HumanEval.jsonl
-"""
+"""Benchmark: functions that pass their tests, in the format of HumanEval or MBPP."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from data_pipelines.sources.code_problems import Style, code_problem, is_human_eval, read_code
 from data_pipelines.sources.row_files import Row
-from eval.tasks.benchmark import Asked, Benchmark, run, some_examples
-from mmdlm.cli import recipe as command_line
+from eval.tasks.benchmark import Benchmark
+from eval.tasks.task import TaskOfFile
 from mmdlm.rl.reward import Rubric
 from mmdlm.rl.rewards.code.sandbox import Sandbox
 from mmdlm.rl.rewards.code.unit_tests import CodeTests
@@ -22,6 +19,7 @@ MEASURES = {"pass@1": "all tests passed, of one answer each"}
 def benchmark(
     rows: Sequence[Row],
     *,
+    name: str = "code",
     style: Style = "d1_train",
     examples: Sequence[Row] = (),
     sandbox: Sandbox = Sandbox(),
@@ -31,7 +29,7 @@ def benchmark(
     human_eval = sum(is_human_eval(one) for one in rows)
     rewards = {"pass@1": CodeTests(sandbox=sandbox, workers=workers)}
     return Benchmark(
-        name="code",
+        name=name,
         problems=tuple(code_problem(one, style=style, examples=examples) for one in rows),
         rubric=Rubric(rewards, on_error="raise"),
         measures=MEASURES,
@@ -47,43 +45,54 @@ def benchmark(
     )
 
 
-def main(
-    model: str,
-    data: Path,
-    *,
-    out: Path = Path("runs/eval/code.json"),
-    style: Style = "d1_train",
-    shots: int = 0,
-    examples: Path | None = None,
-    sandbox: Sandbox = Sandbox(),
-    workers: int = 2,
-    asked: Asked = Asked(),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CodeTask(TaskOfFile):
     """Measure how often the code that a model writes passes its tests.
 
-    Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl),
-    and why it failed.
-
     Args:
-        model: Bundled name, or the folder of a checkpoint or a run.
-        data: A jsonl of HumanEval (prompt, test, entry_point) or MBPP (text, test_list).
-        out: JSON file for the result.
         style: How a function is asked for: as d1 trains, or as a base model of LLaDA is, by a text
             to go on with.
-        shots: Examples before each problem, drawn by the seed.
-        examples: The file that they are drawn from, as --data; not the one that is asked.
         sandbox: What the code may use.
         workers: Programs that run at a time.
-        asked: How the model is asked.
     """
 
-    def make() -> Benchmark:
-        shown = some_examples(examples, shots, data=data, seed=asked.seed, read=read_code)
-        rows = read_code(data)
-        return benchmark(rows, style=style, examples=shown, sandbox=sandbox, workers=workers)
+    style: Style = "d1_train"
+    sandbox: Sandbox = Sandbox()
+    workers: int = 2
 
-    run(make, model, asked=asked, out=out, data=data)
+    def _benchmark(self) -> Benchmark:
+        rows = read_code(self.data)
+        other = "mbpp" if self.task == "humaneval" else "humaneval"
+        for row in rows:
+            if is_human_eval(row) != (self.task == "humaneval"):
+                raise ValueError(f"{row.where}: a problem of another task; give --task {other}")
+        return benchmark(
+            rows,
+            name=self.task,
+            style=self.style,
+            examples=self._shown(read_code),
+            sandbox=self.sandbox,
+            workers=self.workers,
+        )
 
 
-if __name__ == "__main__":
-    command_line.run(main)
+@dataclass(frozen=True, kw_only=True)
+class HumanEval(CodeTask):
+    """Measure how often the functions that a model completes pass the tests of HumanEval.
+
+    Args:
+        data: A jsonl of HumanEval, with prompt, test and entry_point.
+    """
+
+    task: str = "humaneval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mbpp(CodeTask):
+    """Measure how often the functions that a model writes pass the tests of MBPP.
+
+    Args:
+        data: A jsonl of MBPP, with text and test_list.
+    """
+
+    task: str = "mbpp"

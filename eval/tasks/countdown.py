@@ -1,31 +1,22 @@
-"""Benchmark: Countdown, an expression of some numbers that is worth a target.
-
-python -m eval.tasks.countdown --model CHECKPOINT --data problems.jsonl
-"""
+"""Benchmark: Countdown, an expression of some numbers that is worth a target."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from data_pipelines.countdown import (
-    Countdown,
-    Split,
-    Style,
-    make_problems,
-    read_countdown,
-    solve,
-    to_problem,
-)
-from eval.tasks.benchmark import Asked, Benchmark, run
-from mmdlm.cli import recipe as command_line
+from data_pipelines.countdown import Style, read_countdown, to_problem
+from eval.tasks.benchmark import Benchmark
+from eval.tasks.task import Task
 from mmdlm.rl.reward import Rubric
 from mmdlm.rl.rewards.answers.countdown import Countdown as Right
+from mmdlm.tasks.countdown import Countdown, Split, make_problems, solve
 
 MEASURES = {"right": "expression right, each number used once"}
 
@@ -52,53 +43,45 @@ def benchmark(
     )
 
 
-def main(
-    model: str,
-    *,
-    data: Path | None = None,
-    out: Path = Path("runs/eval/countdown.json"),
-    style: Style = "d1",
-    split: Split = "held_out",
-    count: int = 256,
-    numbers: int = 3,
-    largest: int = 100,
-    targets: tuple[int, int] = (10, 100),
-    asked: Asked = Asked(),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CountdownTask(Task):
     """Measure how often a model solves Countdown.
 
-    Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl).
-
     Args:
-        model: Bundled name, or the folder of a checkpoint or a run.
         data: A jsonl with input "30,100,93" and output "23"; default: problems that can be solved,
             made by the seed.
-        out: JSON file for the result.
         style: How a problem is asked: as d1 evaluates, as it trains, or in one short line.
         split: For problems that are made: one of ten is held out, by sha256.
         count: Number of problems that are made.
         numbers: Of each of them.
         largest: Of the numbers.
         targets: Least and largest.
-        asked: How the model is asked.
     """
 
-    def make() -> Benchmark:
-        if data is not None:
-            return benchmark(read_countdown(data), style=style)
+    task: str = "countdown"
+    data: Path | None = None
+    style: Style = "d1"
+    split: Split = "held_out"
+    count: int = 256
+    numbers: int = 3
+    largest: int = 100
+    targets: tuple[int, int] = (10, 100)
+
+    def _benchmark(self) -> Benchmark:
+        if self.data is not None:
+            return benchmark(read_countdown(self.data), style=self.style)
         made = make_problems(
-            count,
-            split=split,
-            numbers=numbers,
-            largest=largest,
-            targets=targets,
-            generator=torch.Generator().manual_seed(asked.seed),
+            self.count,
+            split=self.split,
+            numbers=self.numbers,
+            largest=self.largest,
+            targets=self.targets,
+            generator=torch.Generator().manual_seed(self.asked.seed),
         )
-        how = {"split": split, "largest": largest, "targets": list(targets), "seed": asked.seed}
-        return benchmark(made, style=style, made=how)
-
-    run(make, model, asked=asked, out=out, data=data)
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+        how = {
+            "split": self.split,
+            "largest": self.largest,
+            "targets": list(self.targets),
+            "seed": self.asked.seed,
+        }
+        return benchmark(made, style=self.style, made=how)

@@ -1,17 +1,14 @@
-"""Benchmark: GSM8K, sums in words.
-
-python -m eval.tasks.gsm8k --model CHECKPOINT --data test.jsonl
-"""
+"""Benchmark: GSM8K, sums in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from data_pipelines.sources.row_files import Row
 from data_pipelines.sources.word_problems import Style, gsm8k_problem, read_gsm8k
-from eval.tasks.benchmark import Asked, Benchmark, run, some_examples
-from mmdlm.cli import recipe as command_line
+from eval.tasks.benchmark import Benchmark
+from eval.tasks.task import TaskOfFile
 from mmdlm.rl.reward import Rubric
 from mmdlm.rl.rewards.answers.same_number import SameNumber
 
@@ -38,37 +35,18 @@ def benchmark(
     )
 
 
-def main(
-    model: str,
-    data: Path,
-    *,
-    out: Path = Path("runs/eval/gsm8k.json"),
-    style: Style = "d1",
-    shots: int = 0,
-    examples: Path | None = None,
-    asked: Asked = Asked(),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Gsm8k(TaskOfFile):
     """Measure how often a model answers questions of GSM8K right.
 
-    Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl).
-
     Args:
-        model: Bundled name, or the folder of a checkpoint or a run.
         data: A jsonl with question and answer, which ends in "#### 72".
-        out: JSON file for the result.
         style: How a question is asked: as d1 evaluates, as it trains, or as a base model of LLaDA
             is, by a text to go on with.
-        shots: Examples before each question, drawn by the seed.
-        examples: The file that they are drawn from, as --data; not the one that is asked.
-        asked: How the model is asked.
     """
 
-    def make() -> Benchmark:
-        shown = some_examples(examples, shots, data=data, seed=asked.seed, read=read_gsm8k)
-        return benchmark(read_gsm8k(data), style=style, examples=shown)
+    task: str = "gsm8k"
+    style: Style = "d1"
 
-    run(make, model, asked=asked, out=out, data=data)
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+    def _benchmark(self) -> Benchmark:
+        return benchmark(read_gsm8k(self.data), style=self.style, examples=self._shown(read_gsm8k))

@@ -1,23 +1,22 @@
-"""Benchmark: 4x4 Sudoku, whole grids and cells.
-
-python -m eval.tasks.sudoku --model CHECKPOINT --data puzzles.csv
-"""
+"""Benchmark: 4x4 Sudoku, whole grids and cells."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from data_pipelines.sudoku import Puzzle, Split, Style, make_puzzles, read_puzzles, to_problem
-from eval.tasks.benchmark import Asked, Benchmark, run
-from mmdlm.cli import recipe as command_line
+from data_pipelines.sudoku import Style, read_puzzles, to_problem
+from eval.tasks.benchmark import Benchmark
+from eval.tasks.task import Task
 from mmdlm.rl.reward import Rubric
 from mmdlm.rl.rewards.answers.sudoku import Sudoku
+from mmdlm.tasks.sudoku import Puzzle, Split, make_puzzles
 
 MEASURES = {
     "grid": "whole grid right, givens kept",
@@ -54,42 +53,34 @@ def benchmark(
     )
 
 
-def main(
-    model: str,
-    *,
-    data: Path | None = None,
-    out: Path = Path("runs/eval/sudoku.json"),
-    style: Style = "d1",
-    split: Split = "held_out",
-    count: int = 500,
-    blanks: tuple[int, int] = (8, 8),
-    asked: Asked = Asked(),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SudokuTask(Task):
     """Measure how much of 4x4 Sudoku puzzles a model fills in right.
 
-    Prints a table, and writes the JSON of --out with every setting; beside it all answers (.jsonl).
-
     Args:
-        model: Bundled name, or the folder of a checkpoint or a run.
         data: A csv with the columns Puzzle and Solution, 16 characters each, 0 for an empty cell;
             default: puzzles with one solution, made by the seed.
-        out: JSON file for the result.
         style: How a puzzle is asked: as d1 does, or by its 16 characters alone.
         split: Of the grids, for puzzles that are made: 240 are for training, 48 held out.
         count: Number of puzzles that are made.
         blanks: Least and most of their empty cells.
-        asked: How the model is asked.
     """
 
-    def make() -> Benchmark:
-        if data is not None:
-            return benchmark(read_puzzles(data), style=style)
-        generator = torch.Generator().manual_seed(asked.seed)
-        made = make_puzzles(count, split=split, blanks=blanks, generator=generator)
-        return benchmark(made, style=style, made={"split": split, "seed": asked.seed})
+    task: str = "sudoku"
+    data: Path | None = None
+    style: Style = "d1"
+    split: Split = "held_out"
+    count: int = 500
+    blanks: tuple[int, int] = (8, 8)
 
-    run(make, model, asked=asked, out=out, data=data)
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+    def _benchmark(self) -> Benchmark:
+        if self.data is not None:
+            return benchmark(read_puzzles(self.data), style=self.style)
+        seed = self.asked.seed
+        made = make_puzzles(
+            self.count,
+            split=self.split,
+            blanks=self.blanks,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return benchmark(made, style=self.style, made={"split": self.split, "seed": seed})

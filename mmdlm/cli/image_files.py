@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from mmdlm.atomic_files import atomic_write_all
 from mmdlm.pipeline.limits import MOST_IMAGES
 
 if TYPE_CHECKING:
@@ -96,23 +98,20 @@ def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 def write(files: Sequence[tuple[Path, bytes]]) -> None:
     """Write all beside their places, then rename: each file is whole, or as it was before."""
-    places = [path.resolve() for path, _ in files]  # a link stays a link
-    parts = [place.with_name(f".{place.name}.{os.getpid()}.part") for place in places]
+    places = {path.resolve(): partial(_put, content) for path, content in files}  # links stay links
     try:
-        for part, (_, content) in zip(parts, files, strict=True):
-            part.write_bytes(content)
-        for part, place in zip(parts, places, strict=True):
-            part.replace(place)
+        atomic_write_all(places, part=f".{os.getpid()}.part")
     except OSError as error:
         named = " and ".join(repr(str(path)) for path, _ in files)
         raise ValueError(
             f"cannot write {named} ({sentence(error)}); free some space or choose another place"
         ) from None
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
     for path, _ in files:
         print(path)
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def sentence(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""How every job of this folder reads its options and says what is wrong with them."""
+"""How recipes and jobs read their options, and what they say of a wrong one."""
 
 from __future__ import annotations
 
@@ -53,14 +53,26 @@ class _Parser(jsonargparse.ArgumentParser):
 def run(job: Any) -> None:
     """Run a function, or one of a dict of functions by name, with its parameters as options.
 
+    A dataclass is made of its options, and then called.
+
     `--config x.yaml` reads them from a file, later options win, `--print_config` shows the result.
     What the user can mend (ValueError) and what the system refuses (a full disk) end with status 2.
     """
     forgive_encodings()
     is_several = isinstance(job, dict)
-    jobs: Any = {name: _sane(one) for name, one in job.items()} if is_several else _sane(job)
+    is_class = isinstance(job, type)
+    jobs: Any = {name: _sane(one) for name, one in job.items()} if is_several else job
     try:
-        jsonargparse.auto_cli(jobs, as_positional=False, parser_class=_Parser, allow_abbrev=False)
+        made = jsonargparse.auto_cli(
+            jobs if is_several or is_class else _sane(job),
+            as_positional=False,
+            return_instance=is_class,
+            parser_class=_Parser,
+            allow_abbrev=False,
+        )
+        if is_class:
+            checked({name: getattr(made, name) for name in inspect.signature(job).parameters})
+            made()
     except (ValueError, OSError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -89,7 +101,8 @@ def _no_option(
     actions = (one.dest for one in parser._actions if not one.dest.startswith(("help", "print_")))
     known = [one for one in actions if one.startswith(start)]
     whole = f"{start}{key}"
-    near = nearest(whole, known)
+    same = [one for one in known if one.rpartition(".")[2] == whole.rpartition(".")[2]]
+    near = same[0] if len(same) == 1 else nearest(whole, known)  # it lies in another group
     said = f"there is no option {dashes}{whole}"
     if near is not None:
         return f"{said}; did you mean {dashes}{near}?"

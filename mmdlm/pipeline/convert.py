@@ -12,7 +12,8 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mmdlm.models.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, new_folder
+from mmdlm.atomic_files import atomic_folder
+from mmdlm.models.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint
 from mmdlm.models.checkpoints.run_steps import RunStep
 from mmdlm.models.configuration import MmdlmConfig, read_config
 from mmdlm.models.encoder import MmdlmEncoderConfig
@@ -75,7 +76,7 @@ def convert(
     if checkpoint.config.get("model_type") == MmdlmEncoderConfig.model_type:
         raise ValueError(f"{checkpoint.folder} is an encoder in our format, and there is no other")
     config, names = _to_ours(checkpoint) if to == OURS else _to_published(checkpoint, to)
-    with new_folder(out) as part:
+    with atomic_folder(out, replace=False) as part:
         yield from checkpoint.rewrite(part, names=names)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _copy_the_rest(checkpoint, part)

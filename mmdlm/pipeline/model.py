@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from mmdlm.models.checkpoints.checkpoint import new_folder
+from mmdlm.atomic_files import atomic_folder
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.models.lora import has_adapter
 from mmdlm.pipeline.generation_config import GENERATION
@@ -119,7 +119,7 @@ class Model(ImageTasks, TextTasks):
                 "that was loaded without `prompt_template`, and give it again when you load that"
             )
         generation = self.defaults.to_json()
-        with new_folder(Path(folder)) as part:
+        with atomic_folder(Path(folder), replace=False) as part:
             denoiser.save_pretrained(part)
             self.text_tokenizer.save_pretrained(part)
             if self.image_tokenizer is not None:

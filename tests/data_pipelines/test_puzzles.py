@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from data_pipelines import countdown, sudoku
-from data_pipelines.countdown import make_problems, reachable, read_countdown, solve
-from data_pipelines.sudoku import Puzzle, make_puzzles, read_puzzles, split_grids
-from mmdlm.rl.rewards.answers.countdown import solves
-from mmdlm.rl.rewards.answers.sudoku import grids, solutions
+from data_pipelines.countdown import read_countdown
+from data_pipelines.sudoku import read_puzzles
+from mmdlm.tasks.countdown import make_problems, reachable, solve, solves
+from mmdlm.tasks.sudoku import Puzzle, grids, make_puzzles, solutions, split_grids
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -241,7 +241,9 @@ def test_features_are_read_for_their_own_tower_when_it_is_frozen(
 ) -> None:
     eye = adapter()
     source = Source(shard("a.tar", captioned(range(4), eye)), SeenCaption(2))
-    with pytest.raises(ValueError, match="through which the tower cannot learn; freeze vit"):
+    with pytest.raises(
+        ValueError, match="through which the tower cannot learn; freeze vision_tower"
+    ):
         attach_vision([source], eye)
     eye.tower.requires_grad_(False)
     batches = list(loader(attach_vision([source], eye), vocabulary, tokenizer))

@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.shards.sample_stats import BrokenSample, SampleStats
 from data_pipelines.shards.shards import write_shard
-from data_pipelines.shards.stream import (
-    BrokenSample,
-    Reader,
-    SampleStats,
-    SequenceStream,
-    ShardStream,
-    permutation,
-)
+from data_pipelines.shards.stream import Reader, SequenceStream, ShardStream, permutation
 from data_pipelines.sources.source import Source, ToSequence
 from data_pipelines.sources.text import Text
 from mmdlm.core.sequence import Sequence, text_segment

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from docs._generate.parsers import mmdlm_main, mmdlm_parser, parser_of, subcommands
+from docs._generate.parsers import mmdlm_main, mmdlm_parser, parser_of, subcommands, task_parser
+from eval.run import task_of
 from tests.docs.blocks import ROOT, SHELLS, Block, blocks, commands, inline_commands
 
 YOURS = ("my_module", "my_rewards")  # modules that a reader writes, from the blocks of the pages
@@ -195,6 +196,9 @@ def check(words: list[str]) -> None:
 def parse(module: str, arguments: list[str]) -> None:
     """Parse the options of a module, files of `--config` included."""
     parser, errors = parser_of(module), io.StringIO()
+    if module == "eval.run":
+        given, _ = parser.parse_known_args(arguments)
+        parser = task_parser(given.task or str(task_of(given.config)))
     try:
         with contextlib.redirect_stderr(errors):
             given = parser.parse_args(arguments)

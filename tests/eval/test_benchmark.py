@@ -13,16 +13,16 @@ import pytest
 import torch
 
 import eval.tasks.code
-from data_pipelines.countdown import Countdown
 from data_pipelines.sources.problems import Prompt
 from data_pipelines.sources.word_problems import read_gsm8k, read_math500
-from data_pipelines.sudoku import Puzzle, make_puzzles
+from eval import run as evaluate
 from eval.tasks import countdown, gsm8k, math500, sudoku
-from eval.tasks.benchmark import Asked, Asking, Benchmark, ask, rate, some_examples, summarize
-from mmdlm.cli import recipe as command_line
+from eval.tasks.benchmark import Asked, Asking, Benchmark, ask, rate, summarize
+from eval.tasks.task import some_examples
 from mmdlm.pipeline.loading import load
 from mmdlm.rl.rewards.answers import math_equivalence
-from mmdlm.rl.rewards.answers.sudoku import grids, solutions
+from mmdlm.tasks.countdown import Countdown
+from mmdlm.tasks.sudoku import Puzzle, grids, make_puzzles, solutions
 from mmdlm.templates.text_codec import TextCodec
 
 TWICE = "0034341200434321"
@@ -211,8 +211,8 @@ def test_the_command_writes_scores_settings_and_the_checkpoint(
     arguments += ["--asked.max_new_tokens", "8", "--asked.num_inference_steps", "2"]
     arguments += ["--asked.limit", "3", "--asked.batch_size", "2", "--asked.seed", "5"]
     arguments += ["--asked.block_length", "4", "--asked.device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["sudoku", *arguments])
-    command_line.run(sudoku.main)
+    monkeypatch.setattr(sys, "argv", ["eval.run", "--task", "sudoku", *arguments])
+    evaluate.main()
     report = json.loads(out.read_text())
     assert report["results"]["count"] == 3
     assert set(report["results"]["measures"]) == {"grid", "cells"}
@@ -237,11 +237,11 @@ def test_answers_are_kept_when_scoring_fails(
     def fails(*arguments: Any) -> Any:
         raise ValueError("reward 'grid' raised")
 
-    monkeypatch.setattr("eval.tasks.benchmark.rate", fails)
+    monkeypatch.setattr("eval.tasks.task.rate", fails)
     out = tmp_path / "a.json"
     asked = Asked(max_new_tokens=4, num_inference_steps=1, device="cpu")
     with pytest.raises(ValueError, match="'grid'"):
-        sudoku.main(str(speaker), out=out, count=2, asked=asked)
+        sudoku.SudokuTask(model=str(speaker), out=out, count=2, asked=asked)()
     assert len(out.with_suffix(".jsonl").read_text().splitlines()) == 2
     assert not out.exists()
 
@@ -256,7 +256,7 @@ def test_a_problem_that_is_too_long_is_named_before_any_is_asked(
     with pytest.raises(
         ValueError, match=r"a.jsonl, line 3: the prompt takes \d+ of the \d+ tokens"
     ):
-        gsm8k.main(str(speaker), data, out=tmp_path / "b.json", asked=asked)
+        gsm8k.Gsm8k(model=str(speaker), data=data, out=tmp_path / "b.json", asked=asked)()
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(
@@ -266,7 +266,7 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(
     monkeypatch.setattr(math_equivalence, "_worker", lambda size: math_equivalence._Worker(size))
     data = lines(tmp_path / "a.jsonl", {"problem": "p", "answer": "1"})
     with pytest.raises(ValueError, match="math-verify"):
-        math500.main("absent", data, out=tmp_path / "a.json")
+        math500.Math500(model="absent", data=data, out=tmp_path / "a.json")()
 
 
 def test_the_same_seed_says_the_same(speaker: Path) -> None:
@@ -326,26 +326,25 @@ def test_mistakes_are_one_sentence_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sudoku", "--model", "absent", *options])
+    monkeypatch.setattr(
+        sys, "argv", ["eval.run", "--task", "sudoku", "--model", "absent", *options]
+    )
     with pytest.raises(SystemExit) as ended:
-        command_line.run(sudoku.main)
+        evaluate.main()
     assert ended.value.code == 2
     error = capsys.readouterr().err.strip()
     assert message in error
 
 
-@pytest.mark.parametrize(
-    "name, job",
-    [("sudoku", sudoku), ("countdown", countdown), ("gsm8k", gsm8k), ("math500", math500)],
-)
+@pytest.mark.parametrize("name", ["sudoku", "countdown", "gsm8k", "math500"])
 def test_d1s_settings_are_a_config(
-    name: str, job: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Path(__file__).parents[2] / "configs" / "eval" / f"d1_{name}.yaml"
     arguments = ["--config", str(config), "--model", "m", "--data", "d", "--print_config"]
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(sys, "argv", ["eval.run", *arguments])
     with pytest.raises(SystemExit) as ended:
-        command_line.run(job.main)
+        evaluate.main()
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     for line in (
@@ -353,5 +352,6 @@ def test_d1s_settings_are_a_config(
         "num_inference_steps: 128",
         "block_length: 32",
         "style: d1",
+        f"task: {name}",
     ):
         assert line in printed

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-import eval.tasks.code
-from eval.tasks import countdown, gsm8k, math500
-from mmdlm.cli import recipe as command_line
+from eval import run as evaluate
 from mmdlm.rl.rewards.answers import math_equivalence
 
 needs_math = pytest.mark.skipif(
@@ -55,16 +53,25 @@ def command(speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     """Run a benchmark's command; its report and its answers, after what all of them have."""
 
     def run(
-        job: Any, rows: list[dict[str, Any]] | None, *more: str, count: int, kind: str
+        task: str, rows: list[dict[str, Any]] | None, *more: str, count: int, kind: str
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         out = tmp_path / "out.json"
-        arguments = ["--model", str(speaker), "--out", str(out), "--asked.device", "cpu"]
+        arguments = [
+            "--task",
+            task,
+            "--model",
+            str(speaker),
+            "--out",
+            str(out),
+            "--asked.device",
+            "cpu",
+        ]
         arguments += ["--asked.max_new_tokens", "8", "--asked.num_inference_steps", "2"]
         arguments += ["--asked.block_length", "4", "--asked.batch_size", "2", "--asked.seed", "5"]
         data = None if rows is None else written(tmp_path / "data.jsonl", rows)
         arguments += [] if data is None else ["--data", str(data)]
         monkeypatch.setattr(sys, "argv", ["benchmark", *arguments, *more])
-        command_line.run(job.main)
+        evaluate.main()
 
         report = json.loads(out.read_text())
         with out.with_suffix(".jsonl").open() as lines:  # which end in \n alone, whatever was said
@@ -125,7 +132,7 @@ def shown_in(report: dict[str, Any], path: Path, rows: list[dict[str, Any]]) -> 
 def test_gsm8k(style: str, shots: int, kind: str, ends: str, command: Any, tmp_path: Path) -> None:
     other = written(tmp_path / "train.jsonl", GSM8K[3:])
     more = ["--style", style, "--shots", str(shots), "--examples", str(other)]
-    report, answers = command(gsm8k, GSM8K[:3], *more, count=3, kind=kind)
+    report, answers = command("gsm8k", GSM8K[:3], *more, count=3, kind=kind)
     assert set(report["results"]["measures"]) == {"right", "strict"}
     assert (report["data"]["style"], report["data"]["shots"]) == (style, shots)
     shown = shown_in(report, other, GSM8K[3:])
@@ -154,7 +161,7 @@ def test_math500(
 ) -> None:
     other = written(tmp_path / "train.jsonl", MATH[3:])
     more = ["--style", style, "--shots", str(shots), "--examples", str(other)]
-    report, answers = command(math500, MATH[:3], *more, count=3, kind=kind)
+    report, answers = command("math500", MATH[:3], *more, count=3, kind=kind)
     assert set(report["results"]["measures"]) == {"right", "exact"}
     levels = report["results"]["by_level"]
     assert {level: one["right"]["count"] for level, one in levels.items()} == {"1": 2, "2": 1}
@@ -184,10 +191,12 @@ def test_code(
     other = written(tmp_path / "train.jsonl", rows[3:])
     more = ["--style", style, "--shots", str(shots), "--examples", str(other)]
     more += ["--sandbox.seconds", "2"]
-    report, answers = command(eval.tasks.code, rows[:3], *more, count=3, kind=kind)
+    human_eval = rows is HUMAN_EVAL
+    report, answers = command(
+        "humaneval" if human_eval else "mbpp", rows[:3], *more, count=3, kind=kind
+    )
     assert report["results"]["measures"]["pass@1"]["value"] == 0
     data = report["data"]
-    human_eval = rows is HUMAN_EVAL
     assert (data["human_eval"], data["mbpp"]) == ((3, 0) if human_eval else (0, 3))
     assert (data["style"], data["shots"], data["seconds"]) == (style, shots, 2)
     shown = shown_in(report, other, rows[3:])
@@ -205,7 +214,7 @@ def test_code(
 
 
 def test_countdown_of_a_file(command: Any) -> None:
-    report, answers = command(countdown, COUNTDOWN, count=3, kind="answer")
+    report, answers = command("countdown", COUNTDOWN, count=3, kind="answer")
     assert set(report["results"]["measures"]) == {"right"}
     data = report["data"]
     assert data["numbers"] == {"2": 1, "3": 1, "4": 1}
@@ -216,10 +225,62 @@ def test_countdown_of_a_file(command: Any) -> None:
 
 def test_countdown_of_four_numbers(command: Any) -> None:
     more = ["--numbers", "4", "--count", "3", "--style", "plain"]
-    report, answers = command(countdown, None, *more, count=3, kind="complete")
+    report, answers = command("countdown", None, *more, count=3, kind="complete")
     data = report["data"]
     assert (data["numbers"], data["solvable"], data["split"]) == ({"4": 3}, 3, "held_out")
     assert all(len(one["columns"]["numbers"]) == 4 for one in answers)
     for one in answers:
         numbers = ",".join(map(str, one["columns"]["numbers"]))
         assert one["prompt"] == f"{numbers}->{one['columns']['target']}\n"
+
+
+# ---- which task
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--task", "gsm9k"], "there is no task 'gsm9k'; the nearest is gsm8k"),
+        (["--task", "HumanEval"], "there is no task 'HumanEval'; the nearest is humaneval"),
+        (["--task", "xyz"], "there is no task 'xyz'; take one of gsm8k, math500, sudoku"),
+        ([], "no task is named; give --task, one of gsm8k"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--task", "gsm8k", "--model", "m"], "data"),
+        (["--task", "sudoku", "--model", "m", "--max_new_tokens", "8"], "asked.max_new_tokens"),
+        (["--task", "gsm8k", "--model", "m", "--data", "d", "--blanks", "[1, 2]"], "--blanks"),
+    ],
+)
+def test_a_wrong_task_is_one_sentence(
+    given: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.run", *given])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said
+    assert "\n" not in said
+
+
+def test_help_lists_the_tasks_and_then_the_options_of_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.run", "--help"])
+    evaluate.main()
+    assert ", ".join(evaluate.TASKS) in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(sys, "argv", ["eval.run", "--task", "sudoku", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--blanks" in said
+    assert "Bundled name, or the folder of a checkpoint or a run." in said  # of all tasks
+
+
+def test_problems_of_the_other_code_task_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", MBPP[:1])
+    with pytest.raises(ValueError, match="line 1: a problem of another task; give --task mbpp"):
+        evaluate.TASKS["humaneval"](model="absent", data=path, out=tmp_path / "a.json")()

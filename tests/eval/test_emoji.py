@@ -17,12 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 import eval.emoji.benchmark as benchmark
+import eval.emoji.gallery as gallery_of
+import eval.emoji.measures as measures
 from data_pipelines.shards.shards import write_shard
 from data_pipelines.sources.emoji import Emoji, LeftOut, find_font
 from data_pipelines.sources.image_text import ImageText, Tasks
 from data_pipelines.sources.source import encode_array
 from data_pipelines.write_shards import png_bytes
-from eval.emoji.benchmark import Asked, Gallery, Split, document, kind, likelihood, main, measure
+from eval.emoji.answers import Asked
+from eval.emoji.benchmark import main
+from eval.emoji.gallery import Gallery, kind
+from eval.emoji.measures import Split, document, likelihood, measure
 from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.loading import load
@@ -86,7 +91,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         assert path == font
         return [*some_emoji(), LeftOut("new", "?", "not in the font")]
 
-    monkeypatch.setattr(benchmark, "draw_emoji", draw_emoji)
+    monkeypatch.setattr(gallery_of, "draw_emoji", draw_emoji)
     monkeypatch.setattr(benchmark, "find_font", lambda: font)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -272,7 +277,7 @@ def test_it_reports_what_was_measured_on_what(
     counts = {name: found["count"] for name, found in report["results"].items()}
     assert counts == {"trained": 36, "held-out": 4}
     for found in report["results"].values():
-        assert set(found["measures"]) == set(benchmark.MEASURES)
+        assert set(found["measures"]) == set(measures.MEASURES)
         low, high = found["measures"]["caption_exact"]["interval_95"]
         assert low <= found["measures"]["caption_exact"]["value"] <= high
     weights = (tiny_checkpoint / "model.safetensors").read_bytes()
@@ -298,7 +303,7 @@ def test_it_reports_what_was_measured_on_what(
         with Image.open(drawn / "runs/eval" / name) as sheet:
             assert min(sheet.size) > 200
     printed = capsys.readouterr().out
-    assert all(label in printed for label, _ in benchmark.MEASURES.values())
+    assert all(label in printed for label, _ in measures.MEASURES.values())
     assert "36 trained" in printed
     assert "4 held-out" in printed
 

@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 
 from eval.speed import reference_impl as plain
-from eval.speed.benchmark import PLAIN, Bench, Growth, Variant, Work, main, peak, reset_peak, table
+from eval.speed.benchmark import main
+from eval.speed.measuring import Growth, measure, peak, reset_peak
+from eval.speed.report import table
+from eval.speed.works import PLAIN, Bench, Variant, Work
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.models.costs import Machine
 from tests.models.tiny import random_ids, tiny_model
@@ -43,7 +46,7 @@ def test_exact_variants_give_what_plain_code_gives(bench: Bench, part, gsm8k: Pa
     works = list(bench.works(part, gsm8k))
     assert len(works) == (2 if part == "training" else 1)
     for work in works:
-        results, _ = bench.measure(work)  # raises where an exact variant differs
+        results, _ = measure(bench, work)  # raises where an exact variant differs
         assert [one.variant for one in results] == list(work.variants)
         assert results[0].variant == PLAIN
         assert results[0].times_plain == 1
@@ -60,7 +63,7 @@ def test_a_variant_that_differs_is_found(bench: Bench) -> None:
     wrong = Variant(lambda: work.variants[PLAIN].run() + 1, exact=True)
     broken = replace(work, variants={**work.variants, "exact": wrong})
     with pytest.raises(ValueError, match="exact gives another result than plain"):
-        bench.measure(broken)
+        measure(bench, broken)
 
 
 @pytest.mark.slow
@@ -71,7 +74,7 @@ def test_speed_counts_what_each_variant_does(bench: Bench) -> None:
         unit="things",
         amount={PLAIN: 1.0, "more": 1e6},
     )
-    (plain, more), _ = bench.measure(work)
+    (plain, more), _ = measure(bench, work)
     assert more.per_second == pytest.approx(1e6 / sorted(more.seconds)[0], rel=0.99)
     assert more.times_plain > 1000 * plain.times_plain
 
@@ -100,11 +103,11 @@ def test_the_floor_is_that_of_the_machine_as_it_is_in_each_round(
     monkeypatch.setattr(Machine, "measure", lambda *_: next(measured))
     clock = iter([0, 1, 1, 2, 2, 3, 3, 5, 5, 6, 6, 6.5])  # ours takes 1 s, 2 s and 0.5 s
     monkeypatch.setattr(
-        "eval.speed.benchmark.time", SimpleNamespace(perf_counter=lambda: next(clock))
+        "eval.speed.measuring.time", SimpleNamespace(perf_counter=lambda: next(clock))
     )
     run = Variant(lambda: torch.zeros(1), [(1e9, 0)])
     work = Work("work", {PLAIN: replace(run, floor=None), "ours": run}, "things", 1)
-    (_, ours), machine = replace(bench, repeats=3).measure(work)
+    (_, ours), machine = measure(replace(bench, repeats=3), work)
     assert ours.share_of_floor == pytest.approx(0.5)
     assert machine == Machine(2e9, 1e9, 3e9)
 

@@ -54,10 +54,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
     }
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     config: dict[str, Any] = {
-        "text_tokenizer": str(tiny_checkpoint),
-        "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
         "data": {"sources": [source], "batch_size": 2, "length": 34},
-        "model": {**shape, "num_attention_heads": 2, "text_slots": 16},
+        "model": {
+            "shape": {**shape, "num_attention_heads": 2, "text_slots": 16},
+            "text_tokenizer": str(tiny_checkpoint),
+            "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
+        },
         "objective": OBJECTIVE,
         "training": {"max_steps": 4, "ema": 0.5, "save_steps": 2, "logging_steps": 1},
         "generation_config": {"text_to_image": {"num_inference_steps": 3}},
@@ -157,7 +159,8 @@ def test_a_step_is_saved_and_trained_on(going_on: Path, recipe: Path, tmp_path: 
         assert torch.equal(tensor, found[key])
     slow = ["--training.optimizer", "train.optimizer.AdamW", "--training.max_steps", "1"]
     slow += ["--training.optimizer.learning_rate", "1e-12"]
-    out = train(recipe, tmp_path / "more", "--start_from", str(going_on / "step_2"), *slow)
+    start = ["--model.shape", "null", "--model.start_from", str(going_on / "step_2")]
+    out = train(recipe, tmp_path / "more", *start, *slow)
     for key, tensor in weights(out).items():
         torch.testing.assert_close(tensor, found[key], atol=1e-6, rtol=0)
     assert mmdlm.load(out).defaults.text_to_image.num_inference_steps == 3
@@ -231,7 +234,7 @@ def test_a_run_without_a_step_yet(mine: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_run_that_cannot_go_on_keeps_its_setup(mine: Path, recipe: Path) -> None:
     before = (mine / "setup" / "config.json").read_bytes()
-    wider = ["--config", str(recipe), "--out", str(mine), "--model.hidden_size", "32"]
+    wider = ["--config", str(recipe), "--out", str(mine), "--model.shape.hidden_size", "32"]
     run = Run(pretrain, wider, folder=mine.parent)
     assert run.exit_code() == 2
     assert (mine / "setup" / "config.json").read_bytes() == before
@@ -284,10 +287,12 @@ def adapting(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     config: dict[str, Any] = {
-        "start_from": str(folder / "theirs"),
+        "model": {
+            "start_from": str(folder / "theirs"),
+            "lora": {"rank": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]},
+        },
         "data": {"sources": [source], "batch_size": 2, "length": 64},
         "objective": OBJECTIVE,
-        "lora": {"rank": 2, "alpha": 8, "targets": ["q_proj", "down_proj"]},
         "training": {
             "max_steps": 4,
             "ema": 0.5,

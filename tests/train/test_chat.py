@@ -54,7 +54,7 @@ def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     return words
 
 
-def recipe(folder: Path, **options: Any) -> Path:
+def recipe(folder: Path, model: dict[str, Any], **options: Any) -> Path:
     """configs/sft/chat.yaml for a few short conversations, and as JSON lines in shards."""
     roles = ("user", "assistant") * 2
     lines = [
@@ -73,7 +73,8 @@ def recipe(folder: Path, **options: Any) -> Path:
     config["training"] |= {"max_steps": 300, "gradient_accumulation_steps": 1, "save_steps": 1000}
     config["training"]["optimizer"]["init_args"]["learning_rate"] = 3e-3
     path = folder / "recipe.yaml"
-    path.write_text(json.dumps({**config, "save_dtype": "float32", "threads": 1, **options}))
+    config["model"] |= {"save_dtype": "float32", **model}
+    path.write_text(json.dumps({**config, "threads": 1, **options}))
     return path
 
 
@@ -125,7 +126,7 @@ def test_a_converted_model_learns_to_talk(
         "qwen2", tmp_path / "theirs", tokenizer=tokenizer(CHATML), hidden_size=64
     )
     assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(tmp_path / "start")]) == 0
-    final = trained(recipe(tmp_path, start_from=str(tmp_path / "start")))
+    final = trained(recipe(tmp_path, {"start_from": str(tmp_path / "start")}))
     for asked, first, again, second in TALKS:
         assert said(final, [asked, again], monkeypatch, capsys) == [first, second]
 
@@ -141,7 +142,9 @@ def test_a_tokenizer_without_a_chat_template_is_saved_with_a_plain_one(
     few = ["--training.max_steps", "2", "--data.packed", "true"]
     generation_config = {"answer": {"num_inference_steps": 6}}
     final = trained(
-        recipe(tmp_path, start_from=str(tmp_path / "start"), generation_config=generation_config),
+        recipe(
+            tmp_path, {"start_from": str(tmp_path / "start")}, generation_config=generation_config
+        ),
         *few,
     )
     words = PreTrainedTokenizerFast.from_pretrained(final)
@@ -159,10 +162,10 @@ def test_an_adapter_brings_what_its_base_lacks(
     foreign.autoregressive("qwen2", tmp_path / "theirs", tokenizer=tokenizer(None))
     start = tmp_path / "start"
     assert cli.main(["convert", "--from", str(tmp_path / "theirs"), str(start)]) == 0
-    few = ["--training.max_steps", "2", "--lora", "{rank: 2, alpha: 4}"]
+    few = ["--training.max_steps", "2", "--model.lora", "{rank: 2, alpha: 4}"]
     generation_config = {"answer": {"num_inference_steps": 5}}
     final = trained(
-        recipe(tmp_path, start_from=str(start), generation_config=generation_config), *few
+        recipe(tmp_path, {"start_from": str(start)}, generation_config=generation_config), *few
     )
     adapter = tmp_path / "out" / "adapter"
     lines = ["say cat", "its color?"]

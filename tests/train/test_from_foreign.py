@@ -29,8 +29,7 @@ def recipe(folder: Path, model: Path, **options: Any) -> Path:
         [{"__key__": f"{i:02d}", "txt": text.encode()} for i, text in enumerate(foreign.TEXTS)],
     )
     config = {
-        "text_tokenizer": str(model),
-        "start_from": str(model),
+        "model": {"start_from": str(model), "text_tokenizer": str(model)},
         "data": {
             "sources": [
                 {

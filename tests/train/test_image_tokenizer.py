@@ -17,7 +17,7 @@ from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from tests.train.tiny import logged, settings, trajectory
-from train.image_tokenizer import Images, PixelLoss, ReconstructionStage, main
+from train.image_tokenizer import Images, PixelLoss, ReconstructionStage, TokenizerConfig, main
 from train.optimizer import AdamW
 from train.stages.meter import MEASURED, Load
 
@@ -106,7 +106,11 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
     images = replace(images, num_workers=num_workers)
     monkeypatch.setattr("train.stages.meter._rate", lambda *_: 1e9)
     run = settings(max_steps=6, save_steps=3, sample_steps=6, ema=0.9, optimizer=AdamW())
-    options: dict[str, Any] = {"options": SMALL, "training": run, "threads": 1}
+    options: dict[str, Any] = {
+        "model": TokenizerConfig(options=SMALL),
+        "training": run,
+        "threads": 1,
+    }
     main(tmp_path / "whole", images, **options)
     with monkeypatch.context() as patch:
         patch.setattr(ReconstructionStage, "load", die)
@@ -129,9 +133,15 @@ def test_a_run_that_dies_goes_on_as_if_it_had_not(
 
 
 def test_it_starts_from_a_tokenizer(images: Images, tmp_path: Path) -> None:
-    main(tmp_path / "a", images, options=SMALL, training=settings(max_steps=1), threads=1)
+    main(
+        tmp_path / "a",
+        images,
+        model=TokenizerConfig(options=SMALL),
+        training=settings(max_steps=1),
+        threads=1,
+    )
     still = settings(max_steps=1, max_grad_norm=1e-9)
-    main(tmp_path / "b", images, start_from=tmp_path / "a" / "final", training=still)
+    main(tmp_path / "b", images, model=TokenizerConfig(tmp_path / "a" / "final"), training=still)
     a, b = (load_image_tokenizer(tmp_path / name / "final").state_dict() for name in "ab")
     for name, tensor in a.items():
         torch.testing.assert_close(b[name], tensor, atol=1e-6, rtol=0)
@@ -147,4 +157,4 @@ def test_it_starts_from_a_tokenizer(images: Images, tmp_path: Path) -> None:
 )
 def test_what_it_refuses(options: Any, named: str, images: Images, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=named):
-        main(tmp_path / "out", images, **options)
+        main(tmp_path / "out", images, model=TokenizerConfig(**options))

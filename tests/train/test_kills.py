@@ -70,7 +70,7 @@ def options(module: str, request: pytest.FixtureRequest, folder: Path) -> list[s
         size = {"image_size": 16, "patch": 4, "width": 16, "heads": 2, "levels": [4, 4]}
         config: dict[str, Any] = {
             "images": {"urls": str(image_shards(folder / "images")), "batch_size": 4},
-            "options": {**size, "seam_width": 4},
+            "model": {"options": {**size, "seam_width": 4}},
             "training": {"max_steps": 12, "save_steps": 3, "sample_steps": 6, "ema": 0.9},
             "threads": 1,
         }

@@ -27,9 +27,13 @@ from tests.train.tiny import (
     trajectory,
 )
 from train import loop
-from train.loop import LOG, SIGNALS, TrainingConfig, fit, step_generator
+from train.log import LOG
+from train.loop import fit
 from train.optimizer import AdamW, Cosine, Optimizer
+from train.optimizer_step import step_generator
 from train.stages.meter import MEASURED
+from train.stopping import SIGNALS
+from train.training_config import TrainingConfig
 
 
 class Crash(Exception):

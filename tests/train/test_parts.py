@@ -22,8 +22,8 @@ def seeing(**options: Any) -> MmdlmForMaskedDiffusion:
 
 def part_of(name: str) -> str:
     if name.startswith("vision.tower."):
-        return "vit"
-    return "aligner" if name.startswith("vision.") else "denoiser"
+        return "vision_tower"
+    return "projector" if name.startswith("vision.") else "denoiser"
 
 
 def trainable(model: nn.Module) -> set[str]:
@@ -43,8 +43,8 @@ def test_each_parameter_is_in_one_part() -> None:
 def test_a_model_without_vision_is_all_denoiser() -> None:
     model = tiny_model()
     assert {part: len(ps) for part, ps in parts_of(model).items()} == {
-        "vit": 0,
-        "aligner": 0,
+        "vision_tower": 0,
+        "projector": 0,
         "denoiser": len(list(model.parameters())),
     }
     Parts().freeze(model)
@@ -52,7 +52,14 @@ def test_a_model_without_vision_is_all_denoiser() -> None:
 
 
 @pytest.mark.parametrize(
-    "frozen", [(), ("vit",), ("aligner",), ("vit", "denoiser"), ("vit", "aligner")]
+    "frozen",
+    [
+        (),
+        ("vision_tower",),
+        ("projector",),
+        ("vision_tower", "denoiser"),
+        ("vision_tower", "projector"),
+    ],
 )
 def test_frozen_parts_have_no_gradient_no_state_and_no_average(frozen: tuple[Any, ...]) -> None:
     model = seeing()
@@ -76,14 +83,14 @@ def test_frozen_parts_have_no_gradient_no_state_and_no_average(frozen: tuple[Any
 @pytest.mark.parametrize("optimizer", [AdamW(0.5), Muon(0.5, rest=AdamW(0.25))], ids=str)
 def test_each_part_has_its_rate(optimizer: Optimizer) -> None:
     model = seeing()
-    parts = Parts(vit_lr=2e-6, aligner_lr=1e-3)
+    parts = Parts(vision_tower_lr=2e-6, projector_lr=1e-3)
     parts.freeze(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for one in optimizer.build(model, rates=parts.rates(model)):
         for group in one.param_groups:
             for parameter in group["params"]:
                 part = part_of(names[id(parameter)])
-                expected = {"vit": (2e-6,), "aligner": (1e-3,), "denoiser": (0.5, 0.25)}
+                expected = {"vision_tower": (2e-6,), "projector": (1e-3,), "denoiser": (0.5, 0.25)}
                 assert group["peak"] in expected[part]
                 if part != "denoiser":
                     assert isinstance(one, torch.optim.AdamW)
@@ -92,9 +99,15 @@ def test_each_part_has_its_rate(optimizer: Optimizer) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"vit_lr": 0.0}, "vit_lr is 0.0; it must be above 0, or freeze vit"),
-        ({"aligner_lr": -1.0}, "aligner_lr is -1.0"),
-        ({"vit_lr": 1e-5, "frozen": ("vit",)}, "vit_lr is 1e-05 but vit is frozen"),
+        (
+            {"vision_tower_lr": 0.0},
+            "vision_tower_lr is 0.0; it must be above 0, or freeze vision_tower",
+        ),
+        ({"projector_lr": -1.0}, "projector_lr is -1.0"),
+        (
+            {"vision_tower_lr": 1e-5, "frozen": ("vision_tower",)},
+            "vision_tower_lr is 1e-05 but vision_tower is frozen",
+        ),
     ],
 )
 def test_options_that_contradict(options: dict[str, Any], message: str) -> None:
@@ -105,9 +118,17 @@ def test_options_that_contradict(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "parts, model, message",
     [
-        (Parts(frozen=("vit",)), tiny_model, "vit is named, but this model has none"),
-        (Parts(aligner_lr=1e-3), tiny_model, "aligner is named, but this model has none"),
-        (Parts(frozen=("vit", "aligner", "denoiser")), seeing, "frozen, and nothing else"),
+        (
+            Parts(frozen=("vision_tower",)),
+            tiny_model,
+            "vision_tower is named, but this model has none",
+        ),
+        (Parts(projector_lr=1e-3), tiny_model, "projector is named, but this model has none"),
+        (
+            Parts(frozen=("vision_tower", "projector", "denoiser")),
+            seeing,
+            "frozen, and nothing else",
+        ),
     ],
 )
 def test_models_that_lack_the_part(parts: Parts, model: Any, message: str) -> None:

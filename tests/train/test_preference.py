@@ -180,7 +180,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, start: Path) -> dict[str, Any]:
     write_shard(tmp_path / "pairs" / "0.tar", map(said, range(8)))
     return {
-        "start_from": str(start),
+        "model": {"start_from": str(start)},
         "data": {
             "sources": [
                 {
@@ -249,7 +249,7 @@ def test_a_run_that_is_killed_continues_exactly(
     lora: Any, config: dict[str, Any], tmp_path: Path
 ) -> None:
     """Killed while it writes its second checkpoint; the same seed gives the same losses."""
-    config["lora"] = lora
+    config["model"]["lora"] = lora
     whole = Run(preference, written(config, tmp_path / "whole"), folder=tmp_path)
     killed = Run(preference, written(config, tmp_path / "killed"), "step_00000004", folder=tmp_path)
     assert whole.exit_code() == 0, whole.errors.read_text()[-3000:]
@@ -312,7 +312,10 @@ def test_pairs_that_cannot_be_used_are_counted(config: dict[str, Any], tmp_path:
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"lora": {"dropout": 0.1}}, "the policy would differ from its reference by noise"),
+        (
+            {"model": {"start_from": "emoji", "lora": {"dropout": 0.1}}},
+            "the policy would differ from its reference by noise",
+        ),
         (
             {"estimator": "mmdlm.core.likelihood.trajectory.TrajectoryReplay"},
             "it replays a rollout, and none was given",

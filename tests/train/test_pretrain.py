@@ -22,7 +22,7 @@ from data_pipelines.sources.source import encode_array
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from tests.train.tiny import Run, logged, pretrain, trajectory
-from train.loop import LOG
+from train.log import LOG
 from train.stages.meter import MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +47,6 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
             ],
         )
     config: dict[str, Any] = {
-        "text_tokenizer": str(tiny_checkpoint),
-        "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
         "data": {
             "sources": [
                 {
@@ -69,13 +67,17 @@ def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Path:
             "shuffle_buffer": 7,
         },
         "model": {
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "qk_norm": True,
-            "text_slots": 24,
+            "shape": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "qk_norm": True,
+                "text_slots": 24,
+            },
+            "text_tokenizer": str(tiny_checkpoint),
+            "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
         },
         "objective": {
             "process": {
@@ -169,14 +171,15 @@ def test_a_run_killed_again_and_again_gives_the_same_losses(recipe: Path, tmp_pa
 def test_it_starts_from_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
     """Stored in half precision, trained in float32, its head still tied."""
     out = tmp_path / "first"
-    options = ["--training.max_steps", "1", "--save_dtype", "float16"]
-    tied = ["--model.tie_word_embeddings", "true"]
+    options = ["--training.max_steps", "1", "--model.save_dtype", "float16"]
+    tied = ["--model.shape.tie_word_embeddings", "true"]
     run = in_process(recipe, out, *options, *tied)
     assert run.exit_code() == 0, run.errors.read_text()[-3000:]
     stored = load_file(out / "final" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
 
-    start = ["--start_from", str(out / "final"), "--training.max_steps", "1"]
+    start = ["--model.shape", "null", "--model.start_from", str(out / "final")]
+    start += ["--training.max_steps", "1"]
     slow = ["--training.optimizer", "train.optimizer.AdamW"]
     slow += ["--training.optimizer.learning_rate", "1e-9"]
     run = in_process(recipe, tmp_path / "second", *start, *slow)
@@ -237,11 +240,18 @@ def test_an_unknown_key(
         (["--training.max_steps", "null"], "training.max_steps"),
         (["--training.optimizer", "null"], "training.optimizer"),
         (["--threads", "1000000"], "threads is 1000000"),
-        (["--data.packed", "false", "--model.max_position_embeddings", "82"], "the 82 positions"),
-        (["--text_tokenizer", "nowhere"], "nowhere"),
-        (["--image_tokenizer", "nowhere"], "nowhere"),
-        (["--start_from", "nowhere"], "nowhere"),
-        (["--model.num_key_value_heads", "3"], "num_key_value_heads 3"),
+        (
+            ["--data.packed", "false", "--model.shape.max_position_embeddings", "82"],
+            "the 82 positions",
+        ),
+        (["--model.text_tokenizer", "nowhere"], "nowhere"),
+        (["--model.image_tokenizer", "nowhere"], "nowhere"),
+        (["--model.shape", "null", "--model.start_from", "nowhere"], "nowhere"),
+        (["--model.start_from", "nowhere"], "both are given"),
+        (["--model.lora", "{rank: 2}"], "model.lora has no part in train.pretrain"),
+        (["--start_from", "nowhere"], "did you mean --model.start_from?"),
+        (["--text_tokenizer", "nowhere"], "did you mean --model.text_tokenizer?"),
+        (["--model.shape.num_key_value_heads", "3"], "num_key_value_heads 3"),
     ],
 )
 def test_a_bad_option(

@@ -73,10 +73,10 @@ def qlora(recipe: Path, base: Path) -> Path:  # noqa: F811
     return changed(
         recipe,
         "qlora.yaml",
-        start_from=str(base),
-        quantization="int8",
-        recompute=True,
-        lora={"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "down_proj"]},
+        model__start_from=str(base),
+        model__quantization="int8",
+        model__recompute=True,
+        model__lora={"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "down_proj"]},
         training={
             "max_steps": 5,
             "gradient_accumulation_steps": 2,
@@ -97,7 +97,7 @@ def test_a_killed_run_continues_exactly_and_its_adapter_is_asked(
 ) -> None:
     needs(package, "peft")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    given = ["--quantization", kind]
+    given = ["--model.quantization", kind]
     other = Run(sft, arguments(qlora, killed, *given), "step_00000004", folder=tmp_path)
     in_process(qlora, whole, *given)
     assert other.exit_code() == -signal.SIGKILL
@@ -150,10 +150,8 @@ def test_what_was_trained_beside_a_base_without_chat_template_chats(
     generation_config = {"answer": {"num_inference_steps": 3}}
     path = talks(
         tmp_path,
-        start_from=str(base),
-        lora=low,
+        {"start_from": str(base), "lora": low, "quantization": "int8"},
         generation_config=generation_config,
-        quantization="int8",
     )
     in_process(path, tmp_path / "out", "--training.max_steps", "1")
     adapter = tmp_path / "out" / "adapter"
@@ -188,17 +186,20 @@ def test_a_base_with_other_scales_is_another(base: Path) -> None:
     "options, says",
     [
         (
-            {"quantization": "3bit"},
+            {"model__quantization": "3bit"},
             "quantization '3bit' is not known; take 4bit, 8bit, int8, float8",
         ),
         (
-            {"quantization": "INT8"},
+            {"model__quantization": "INT8"},
             "quantization 'INT8' is not known; take 4bit, 8bit, int8, float8",
         ),
-        ({"quantization": "int4"}, "quantization 'int4' has no gradient; take 4bit"),
-        ({"lora": None}, "quantized weights have no gradient; give `lora`"),
-        ({"start_from": None, "model": {}}, "give start_from in place of model"),
-        ({"vision": {"tower": TOWER, "tiling": SQUARE}}, "would lack the eyes of `vision`"),
+        ({"model__quantization": "int4"}, "quantization 'int4' has no gradient; take 4bit"),
+        ({"model__lora": None}, "quantized weights have no gradient; give `model.lora`"),
+        ({"model__start_from": None}, "give model.start_from, a model to start from"),
+        (
+            {"model__vision": {"tower": TOWER, "tiling": SQUARE}},
+            "lack the vision adapter of `model.",
+        ),
     ],
 )
 def test_what_cannot_be_quantized(
@@ -207,7 +208,7 @@ def test_what_cannot_be_quantized(
     assert says in fails(changed(qlora, "bad.yaml", **options), capsys)
 
 
-@pytest.mark.parametrize("options", [{"quantization": None, "lora": None}, {}])
+@pytest.mark.parametrize("options", [{"model__quantization": None, "model__lora": None}, {}])
 def test_a_base_that_was_saved_in_fewer_bits(
     options: dict[str, Any],
     qlora: Path,
@@ -219,7 +220,7 @@ def test_a_base_that_was_saved_in_fewer_bits(
     content = json.loads((folder / "config.json").read_text())
     content["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(content))
-    said = fails(changed(qlora, "bad.yaml", start_from=str(folder), **options), capsys)
+    said = fails(changed(qlora, "bad.yaml", model__start_from=str(folder), **options), capsys)
     assert f"{folder} holds quantized weights, which have no gradient" in said
 
 
@@ -282,7 +283,7 @@ def test_the_recipe_of_24_gb_says_what_was_counted(monkeypatch: pytest.MonkeyPat
     assert sum(map(Tensor.numel, whole.values())) == 8_015_581_184
     layers = [module.weight.numel() for module in model.model.modules() if type(module) is Linear]
     rest = sum(map(Tensor.numel, whole.values())) - sum(layers)
-    LowRank(**given["lora"]).onto(model.train(), seed=0)
+    LowRank(**given["model"]["lora"]).onto(model.train(), seed=0)
     low = sum(p.numel() for p in model.parameters() if p.requires_grad)
     data = given["data"]
     rows, length = data["batch_size"] * (1 + given["objective"]["complementary"]), data["length"]

@@ -35,7 +35,8 @@ from train.checkpoints import rehearsal
 from train.checkpoints.checkpoint import latest
 from train.checkpoints.rehearsal import FOLDER
 from train.checkpoints.run_state import RunState
-from train.loop import LOG, fit
+from train.log import LOG
+from train.loop import fit
 from train.optimizer import NO_RATES, AdamW, Optimizer, Rates
 from train.stages.samples import SampleSheet
 

@@ -20,9 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mmdlm
-from data_pipelines.countdown import Countdown as CountdownProblem
 from data_pipelines.shards.shards import write_shard
-from data_pipelines.sudoku import split_grids
 from mmdlm.cli.recipe import run
 from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.likelihood.structured import StructuredNoise
@@ -30,14 +28,17 @@ from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.rl.advantage import AccuracyFilter
 from mmdlm.rl.rollout import Rollout
 from mmdlm.rl.statistics import Statistics
+from mmdlm.tasks.countdown import Countdown as CountdownProblem
+from mmdlm.tasks.sudoku import split_grids
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import Run, logged
 from train.rl import main
 from train.rollouts.answering import Write
-from train.rollouts.loader import Rollouts, _statistics
-from train.rollouts.loader import logged as written
+from train.rollouts.loader import Rollouts
 from train.rollouts.prompts import Countdown, Lines, Names, Sudoku
 from train.rollouts.rollout_batch import MicroBatch
+from train.rollouts.statistics import logged as written
+from train.rollouts.statistics import statistics_of
 from train.stages.meter import MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> dict[str, Any]:
     prompts.write_text("".join(json.dumps({"prompt": w, "answer": w}) + "\n" for w in words))
     return {
         "out": str(tmp_path / "run"),
-        "start_from": str(tiny_checkpoint),
+        "model": {"start_from": str(tiny_checkpoint)},
         "prompts": {
             "class_path": "train.rollouts.prompts.Lines",
             "init_args": {"path": str(prompts), "chat": False},
@@ -123,9 +124,9 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> dict[str, Any]:
 
 
 def rl(config: dict[str, Any], **changes: Any) -> Path:
-    """Run it here; `training` and `reward_config` are merged, all else is replaced."""
+    """Run it here; `model`, `training` and `reward_config` are merged, all else is replaced."""
     whole = {**config, **changes}
-    for name in ("training", "reward_config"):
+    for name in ("model", "training", "reward_config"):
         whole[name] = {**config[name], **changes.get(name, {})}
     path = Path(whole["out"]).with_suffix(".json")
     path.write_text(json.dumps(whole))
@@ -221,7 +222,8 @@ def test_a_run_of_images_that_is_killed_between_inner_iterations_gives_the_same_
     # a tiny model draws no emoji: all its images are as far from them, but not as bright
     rewards = recipe["reward_config"]["rubric"]["rewards"]
     rewards["bright"] = reward("Brightness")
-    config = {**recipe, "start_from": str(tiny_checkpoint), "num_iterations": 3, "threads": 1}
+    recipe["model"]["start_from"] = str(tiny_checkpoint)
+    config = {**recipe, "num_iterations": 3, "threads": 1}
     out = killed_and_whole(config, tmp_path, call=2)
     assert_learnt(logged(out), rewards)
     assert len({entry["loss/policy"] for entry in logged(out)}) > 3
@@ -307,7 +309,7 @@ def test_without_an_update_the_policy_is_the_old_one_and_the_reference(
             out=f"{config['out']}_{name}",
             training={"max_steps": 3, "optimizer": still},
             loss=loss,
-            lora={"rank": 2} if name == "reference" else None,
+            model={"lora": {"rank": 2} if name == "reference" else None},
         )
         for entry in logged(out):
             assert entry["kl"] == 0.0
@@ -325,12 +327,17 @@ def test_the_reference_stays_what_it_was(
 
     def kept(self: Rollouts, number: int, micro: int) -> MicroBatch:
         made = flight(self, number, micro)
-        start = mmdlm.load(config["start_from"], device="cpu").denoiser
+        start = mmdlm.load(config["model"]["start_from"], device="cpu").denoiser
         seen.append((start, made))
         return made
 
     monkeypatch.setattr(Rollouts, "_micro_batch", kept)
-    out = rl(config, lora=lora, num_generations=16, training={"gradient_accumulation_steps": 1})
+    out = rl(
+        config,
+        model={"lora": lora},
+        num_generations=16,
+        training={"gradient_accumulation_steps": 1},
+    )
     kl = [entry["kl"] for entry in logged(out)]
     assert kl[0] == 0.0
     assert kl[6] > 1e-6  # at the first iteration of a round it is not the old policy
@@ -357,7 +364,7 @@ def test_equal_rewards_move_nothing(config: dict[str, Any]) -> None:
         assert entry["skipped_steps"] == entry["step"]
     start, end = (
         load_file(Path(folder) / "model.safetensors")
-        for folder in (config["start_from"], out / "final")
+        for folder in (config["model"]["start_from"], out / "final")
     )
     assert all(torch.equal(start[name], end[name]) for name in start)
 
@@ -430,7 +437,7 @@ def test_deviations_are_of_all_completions_together() -> None:
 
     every = torch.ones(4, dtype=torch.bool)
     group = torch.tensor([0, 0, 1, 1])
-    one = _statistics(Rollout(), Breakdown(), every, group=group)  # type: ignore[arg-type]
+    one = statistics_of(Rollout(), Breakdown(), every, group=group)  # type: ignore[arg-type]
     twice = torch.cat([Breakdown.total, Breakdown.total])
     assert written(one)["rewards/some/std"] == pytest.approx(float(Breakdown.total.std()))
     assert written(one + one)["rewards/some/std"] == pytest.approx(float(twice.std()))
@@ -556,7 +563,7 @@ def test_images_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Pa
         answering=DRAW,
         estimator={**STRUCTURED, "init_args": {"schedule": "mmdlm.core.diffusion.schedule.Cosine"}},
         reward_config={"rubric": {"rewards": {"bright": reward("Brightness")}}},
-        lora={"rank": 2},
+        model={"lora": {"rank": 2}},
         training={"max_steps": 30, "gradient_accumulation_steps": 1},
         num_generations=6,
         loss=surrogate(),
@@ -839,7 +846,7 @@ def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
         ),
         ({"training": {"sample_steps": 2}}, "log_completions_every shows what a policy does"),
         ({"budget": {"tokens": 0}}, "budget: tokens is 0"),
-        ({"start_from": "nowhere"}, "no model 'nowhere'"),
+        ({"model": {"start_from": "nowhere"}}, "no model 'nowhere'"),
     ],
 )
 def test_mistakes_are_told_before_any_rollout(

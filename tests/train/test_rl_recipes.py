@@ -26,8 +26,17 @@ from train.rl import main
 CONFIGS = Path(__file__).parents[2] / "configs" / "rl"
 ON_TOP = sorted(path for base in ("d1", "unigrpo") for path in CONFIGS.glob(f"{base}_*.yaml"))
 SMALL = (
-    *("--num_generations", "2", "--num_iterations", "2", "--threads", "1", "--dtype", "float32"),
-    *("--lora.rank", "2", "--training.max_steps", "3", "--log_completions_every", "1"),
+    *(
+        "--num_generations",
+        "2",
+        "--num_iterations",
+        "2",
+        "--threads",
+        "1",
+        "--model.dtype",
+        "float32",
+    ),
+    *("--model.lora.rank", "2", "--training.max_steps", "3", "--log_completions_every", "1"),
 )
 ROWS = [  # the stand-in for CLIP knows a text by the color that it begins with
     {"question": "1+1?", "answer": "so #### 2", "problem": "1+1?", "prompt": "red dog"},
@@ -72,7 +81,7 @@ def test_it_learns(
     base = recipe.with_name(f"{recipe.stem.split('_')[0]}.yaml")
     family = {"d1": "llada", "unigrpo": "mmada"}[base.stem]
     arguments = ["--config", str(base), "--config", str(recipe), *SMALL]
-    arguments += ["--start_from", str(models / family), "--out", str(tmp_path / "run")]
+    arguments += ["--model.start_from", str(models / family), "--out", str(tmp_path / "run")]
     made = "{count:" in recipe.read_text()
     arguments += ["--prompts.init_args." + (f"count={20}" if made else f"path={data}")]
     rewards = list(yaml.safe_load(recipe.read_text())["reward_config"]["rubric"]["rewards"])
@@ -102,8 +111,13 @@ def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = [{"prompt": one["question"], "chosen": "2", "rejected": "no"} for one in ROWS]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     preferences(str(tmp_path / "pairs.json"), tmp_path / "data" / "preferences")
-    arguments = ["--config", str(CONFIGS / "vrpo.yaml"), "--start_from", str(models / "llada")]
-    arguments += ["--out", "run", "--attention", "sdpa", "--data.num_workers", "0"]
+    arguments = [
+        "--config",
+        str(CONFIGS / "vrpo.yaml"),
+        "--model.start_from",
+        str(models / "llada"),
+    ]
+    arguments += ["--out", "run", "--model.attention", "sdpa", "--data.num_workers", "0"]
     arguments += ["--data.length", "128", "--training.gradient_accumulation_steps", "1"]
     arguments += ["--training.max_steps", "2", "--threads", "1"]
     monkeypatch.chdir(tmp_path)

@@ -225,7 +225,7 @@ def test_the_recipe_of_the_bundled_model_has_the_numbers_that_it_had() -> None:
         yaml.safe_load((ROOT / "configs" / "pretrain" / f"{name}.yaml").read_text())
         for name in ("emoji", "emoji_balanced")
     ]
-    shape = replace(Shape(**recipes[0]["model"]), num_hidden_layers=1)
+    shape = replace(Shape(**recipes[0]["model"]["shape"]), num_hidden_layers=1)
     denoiser = shape.build(words, images, seed=0, attention="sdpa")
     for one, model in zip(recipes, (shape, None), strict=True):
         (source,) = one["data"].pop("sources")
@@ -399,7 +399,7 @@ def test_a_row_of_a_pair_may_be_longer_than_the_positions(tokenizer, images) -> 
 def without_numbers(path: Path) -> dict[str, Any]:
     config = json.loads(path.read_text())
     del config["data"]["sources"][0]["to_sequence"]["init_args"]["text_slots"]
-    del config["data"]["length"], config["model"]["text_slots"]
+    del config["data"]["length"], config["model"]["shape"]["text_slots"]
     config["training"] |= {"max_steps": 1, "gradient_accumulation_steps": 1}
     return config
 
@@ -429,7 +429,7 @@ def test_a_run_records_its_numbers_and_goes_on_with_them(
     told = json.loads((out / "step_00000001" / "settings.json").read_text())
     assert told["data"]["length"] == 34
     assert told["data"]["sources"][0]["to_sequence"]["text_slots"] == 16
-    assert told["model"]["max_position_embeddings"] == 34
+    assert told["model"]["shape"]["max_position_embeddings"] == 34
     final = json.loads((out / "final" / "config.json").read_text())
     assert (final["text_slots"], final["max_position_embeddings"]) == (16, 34)
     config["training"]["max_steps"] = 2
@@ -445,12 +445,12 @@ def test_a_run_with_wrong_numbers_never_starts(
 ) -> None:
     monkeypatch.setattr(pretrain, "fit", None)
     config = without_numbers(recipe)
-    wrong = ["--data.packed=false", "--data.length=274", "--model.max_position_embeddings=82"]
+    wrong = ["--data.packed=false", "--data.length=274", "--model.shape.max_position_embeddings=82"]
     with pytest.raises(SystemExit) as status:
         started(config, tmp_path, *wrong)
     assert status.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "data.length is 274, model has max_position_embeddings 82; but rows of 274" in said
-    assert "data.length 34, model.max_position_embeddings 34 would do" in said
+    assert "data.length 34, model.shape.max_position_embeddings 34 would do" in said
     assert not (tmp_path / "out").exists()

@@ -41,7 +41,8 @@ def recipe(tmp_path: Path) -> Path:
     """configs/pretrain/see.yaml with paths that hold from any folder."""
     config = yaml.safe_load((ROOT / "configs/pretrain/see.yaml").read_text())
     del config["out"]
-    config["text_tokenizer"] = str(ROOT / config["text_tokenizer"])
+    words = ROOT / config["model"]["text_tokenizer"]
+    config["model"]["text_tokenizer"] = str(words)
     config["data"]["sources"][0]["urls"] = IMAGES
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(config | {"threads": 1}))
@@ -71,6 +72,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(MmdlmForMaskedDiffusion.from_pretrained(folder).state_dict())
 
 
+BLIND: dict[str, Any] = {"model__vision": None, "model__parts": {}}
 SHORT: dict[str, Any] = {
     "training__max_steps": 6,
     "training__save_steps": 2,
@@ -136,13 +138,14 @@ def test_features_train_as_images_do(recipe: Path, tmp_path: Path) -> None:
     train(changed(recipe, "short.yaml", **SHORT), tmp_path / "first")
     start = tmp_path / "first" / "final"
     extract_features.main(IMAGES, tmp_path / "features", model=start, dtype="float32")
-    aligner = {
-        "vision": None,
-        "start_from": str(start),
-        "parts": {"frozen": ["vit", "denoiser"]},
+    projector = {
+        "model__shape": None,
+        "model__vision": None,
+        "model__start_from": str(start),
+        "model__parts": {"frozen": ["vision_tower", "denoiser"]},
         **SHORT,
     }
-    from_images = changed(recipe, "images.yaml", **aligner)
+    from_images = changed(recipe, "images.yaml", **projector)
     train(from_images, tmp_path / "images")
     source = json.loads(recipe.read_text())["data"]["sources"][0]
     sources = [{**source, "urls": str(tmp_path / "features")}]
@@ -156,18 +159,18 @@ def test_features_train_as_images_do(recipe: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
     before, after = weights(start), weights(tmp_path / "by_features" / "final")
     for name, value in after.items():
-        assert torch.equal(value, before[name]) == (part_of(name) != "aligner"), name
+        assert torch.equal(value, before[name]) == (part_of(name) != "projector"), name
 
-    said = fails(changed(from_features, "bad.yaml", parts={}), tmp_path)
-    assert "holds features, through which the tower cannot learn; freeze vit" in said
+    said = fails(changed(from_features, "bad.yaml", model__parts={}), tmp_path)
+    assert "holds features, through which the tower cannot learn; freeze vision_tower" in said
 
 
 def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None:
     """A language model gets eyes: its weights and the tower's stay, the projector is trained."""
     config = json.loads(recipe.read_text())
     text = {
-        "vision": None,
-        "parts": {},
+        "model__vision": None,
+        "model__parts": {},
         "data__sources": [
             {
                 "urls": IMAGES,
@@ -190,10 +193,11 @@ def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None
         tower / "model.safetensors",
     )
     begin = {
-        "vision": config["vision"],
-        "start_from": str(tmp_path / "text" / "final"),
-        "tower_weights": str(tower),
-        "parts": {"frozen": ["vit", "denoiser"]},
+        "model__shape": None,
+        "model__vision": config["model"]["vision"],
+        "model__start_from": str(tmp_path / "text" / "final"),
+        "model__vision_tower_weights": str(tower),
+        "model__parts": {"frozen": ["vision_tower", "denoiser"]},
         **SHORT,
     }
     train(changed(recipe, "begin.yaml", **begin), tmp_path / "seeing")
@@ -204,7 +208,7 @@ def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None
         elif not name.startswith("vision."):
             assert torch.equal(value, words[name]), name
 
-    again = {**begin, "start_from": str(tmp_path / "seeing" / "final")}
+    again = {**begin, "model__start_from": str(tmp_path / "seeing" / "final")}
     assert "sees already" in fails(changed(recipe, "again.yaml", **again), tmp_path)
 
 
@@ -222,11 +226,11 @@ def fails(recipe: Path, folder: Path) -> str:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"vision": None}, "vit is named, but this model has none"),
-        ({"vision": None, "parts": {}}, "SeenCaption needs a model that sees"),
-        ({"vision": None, "parts": {}, "tower_weights": "x"}, "no `vision` that they are for"),
-        ({"tower_weights": "nowhere"}, "tower weights nowhere: no safetensors"),
-        ({"vision__tiling__init_args__grid": 3}, "grid 3"),
+        ({"model__vision": None}, "vision_tower is named, but this model has none"),
+        ({**BLIND}, "SeenCaption needs a model that sees"),
+        ({**BLIND, "model__vision_tower_weights": "x"}, "no model.vision that they are for"),
+        ({"model__vision_tower_weights": "nowhere"}, "tower weights nowhere: no safetensors"),
+        ({"model__vision__tiling__init_args__grid": 3}, "grid 3"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -239,7 +243,7 @@ def test_without_images_every_parameter_has_a_gradient_of_zero() -> None:
     """So that a process without images does not keep waiting one that has some."""
     model = seeing()
     objective = Objective(process=Absorbing(schedule=Linear()))
-    stage = DenoisingStage(model, objective, Coefficients(), parts=Parts(vit_lr=1e-3))
+    stage = DenoisingStage(model, objective, Coefficients(), parts=Parts(vision_tower_lr=1e-3))
     batch = collate([document(5, 0, seed=0)], VOCABULARY)
     noise = stage.draw(batch, generator=torch.Generator().manual_seed(0))
     sum(stage(batch, noise).values()).backward()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mmdlm.cli.settings import checked
-from train.loop import TrainingConfig
 from train.optimizer import AdamW, WarmupStableDecay
 from train.stages.model_shape import Shape
+from train.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,11 @@ from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
 from tests.models.tiny import tiny_model
 from tests.templates.tiny import words_of
 from tests.train.tiny import Run, be_one_of_two, logged, sft, shard_weights, trajectory
-from train.stages.denoising import (
-    PRODUCTS,
-    Coefficients,
-    DenoisingStage,
-    add_vision_adapter,
-    recompute_layers,
-)
+from train.stages.denoising import Coefficients, DenoisingStage
 from train.stages.examples import described
 from train.stages.low_rank import LowRank
 from train.stages.meter import MEASURED
+from train.stages.start import PRODUCTS, add_vision_adapter, recompute_layers
 
 TALKS = [("hi", "yes"), ("no?", "so."), ("2+2", "4.0"), ("name", "Bob")]
 
@@ -104,7 +99,10 @@ def _published(vocabulary: Vocabulary) -> dict[str, Any]:
 def recipe(tmp_path: Path, start: Path) -> Path:
     write_shard(tmp_path / "talks" / "0.tar", map(talk, range(8)))
     config: dict[str, Any] = {
-        "start_from": str(start),
+        "model": {
+            "start_from": str(start),
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.2, "targets": ["q_proj", "down_proj"]},
+        },
         "data": {
             "sources": [
                 {
@@ -131,7 +129,6 @@ def recipe(tmp_path: Path, start: Path) -> Path:
             "text": {"loss_normalization": "sequence"},
             "complementary": True,
         },
-        "lora": {"rank": 4, "alpha": 8, "dropout": 0.2, "targets": ["q_proj", "down_proj"]},
         "training": {
             "max_steps": 10,
             "gradient_accumulation_steps": 2,
@@ -188,7 +185,7 @@ def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
     learn = changed(
         recipe,
         "learn.yaml",
-        lora=None,
+        model__lora=None,
         objective__text={
             "loss": "mmdlm.core.losses.token_losses.CrossEntropy",
             "loss_normalization": "masked_token",
@@ -255,7 +252,7 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
     tensors = weights(other)
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    more = ["--start_from", str(other), "--training.max_steps", "11"]
+    more = ["--model.start_from", str(other), "--training.max_steps", "11"]
     run = Run(sft, arguments(recipe, whole, *more), folder=tmp_path)
     assert run.exit_code() == 2
     assert "beside other frozen weights" in run.errors.read_text()
@@ -293,7 +290,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
     }
     tail = "data_pipelines.sources.end_of_text.NoTail"
     options: dict[str, Any] = {
-        "lora": None,
+        "model__lora": None,
         "data__batch_size": 1,
         "data__packed": False,
         "data__shuffle_buffer": 0,
@@ -364,7 +361,7 @@ class Products(TorchDispatchMode):
 def test_layers_that_are_recomputed_learn_the_same(recipe: Path, tmp_path: Path) -> None:
     """Their dropout too."""
     for name, option in (("kept", "false"), ("again", "true")):
-        train(recipe, tmp_path / name, "--recompute", option, "--training.max_steps", "4")
+        train(recipe, tmp_path / name, "--model.recompute", option, "--training.max_steps", "4")
     assert trajectory(tmp_path / "kept") == trajectory(tmp_path / "again")
 
 
@@ -384,18 +381,18 @@ def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Pat
     ]
     write_shard(tmp_path / "seen" / "0.tar", samples)
     config = json.loads(recipe.read_text())
-    del config["lora"]
-    config["vision"] = {
+    del config["model"]["lora"]
+    config["model"]["vision"] = {
         "tower": TOWER,
         "tiling": {
             "class_path": "mmdlm.vision.encoders.square.Square",
             "init_args": {"size": 8, "grid": 2},
         },
     }
-    config["parts"] = {"frozen": ["vit", "denoiser"]}
+    config["model"]["parts"] = {"frozen": ["vision_tower", "denoiser"]}
     config["data"]["sources"][0]["urls"] = str(tmp_path / "seen")
     config["data"]["length"] = 300
-    config["dtype"] = "bfloat16"
+    config["model"]["dtype"] = "bfloat16"
     recipe.write_text(json.dumps(config))
     train(recipe, tmp_path / "out", "--training.max_steps", "3", "--training.ema", "0")
     assert "<image: 4 features>" in (tmp_path / "out" / "examples.txt").read_text()
@@ -422,7 +419,7 @@ def test_eyes_are_given_another_tiling() -> None:
     assert model.config.vision == tiles.to_dict()
     for config, weights_of_it, named in (
         (replace(tiles, projector="linear"), None, "projector"),
-        (square, Path("x"), "tower_weights"),
+        (square, Path("x"), "vision_tower_weights"),
         (tiles, None, "none"),
     ):
         with pytest.raises(ValueError, match=f"sees already.*here {named} would be another"):
@@ -645,12 +642,17 @@ def fails(recipe: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"start_from": "nowhere"}, "no model 'nowhere'"),
-        ({"lora__targets": ["w1"]}, "the model has no 'w1' among its layers"),
-        ({"lora__rank": 0}, "rank is 0"),
-        ({"lora__ranks": 1}, "ranks"),
-        ({"parts": {"frozen": ["denoiser"]}}, "denoiser"),
-        ({"tower_weights": "x"}, "there is no `vision` that they are for"),
+        ({"model__start_from": "nowhere"}, "no model 'nowhere'"),
+        ({"model__lora__targets": ["w1"]}, "the model has no 'w1' among its layers"),
+        ({"model__lora__rank": 0}, "rank is 0"),
+        ({"model__lora__ranks": 1}, "ranks"),
+        ({"model__parts": {"frozen": ["denoiser"]}}, "denoiser"),
+        ({"model__vision_tower_weights": "x"}, "there is no model.vision that they are for"),
+        (
+            {"model__shape": {}},
+            "a model to start from, or model.shape, the shape of a new one; both",
+        ),
+        ({"start_from": "nowhere"}, "did you mean model.start_from?"),
         (
             {"data__sources__0__to_sequence__init_args__tail": "FilledTail"},
             "leaves nothing to pack",

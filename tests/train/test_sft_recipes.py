@@ -81,14 +81,16 @@ def small(recipe: dict[str, Any], start: Path, urls: list[str], out: Path) -> di
     sources = [
         {**source, "urls": url} for source, url in zip(recipe["data"]["sources"], urls, strict=True)
     ]
-    recipe |= {"start_from": str(start), "out": str(out), "threads": 1, "dtype": "float32"}
+    recipe |= {"out": str(out), "threads": 1}
+    model = recipe["model"]
+    model |= {"start_from": str(start), "dtype": "float32"}
     recipe["data"] |= {**SHORT, "sources": sources}
     recipe["training"] |= {"max_steps": 3, "gradient_accumulation_steps": 1, "logging_steps": 1}
-    if "lora" in recipe:
-        recipe["lora"]["rank"] = 2
-    if "vision" in recipe:
-        recipe["vision"] |= {"tower": TOWER}
-        recipe["vision"]["tiling"]["init_args"] |= {"size": 28, "grid": 2}
+    if "lora" in model:
+        model["lora"]["rank"] = 2
+    if "vision" in model:
+        model["vision"] |= {"tower": TOWER}
+        model["vision"]["tiling"]["init_args"] |= {"size": 28, "grid": 2}
     return recipe
 
 
@@ -114,18 +116,19 @@ def test_it_runs(
     recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     urls = [data[kind] for kind in kinds]
     recipe = small(recipe, models / family, urls, tmp_path / "run")
-    if "quantization" in recipe:
+    if "quantization" in recipe["model"]:
         pytest.importorskip("torchao")
-        recipe["quantization"] = "int8"  # on any CPU, at any width
-    if "tower_weights" in recipe:
-        recipe["tower_weights"] = str(siglip)
+        recipe["model"]["quantization"] = "int8"  # on any CPU, at any width
+    if "vision_tower_weights" in recipe["model"]:
+        recipe["model"]["vision_tower_weights"] = str(siglip)
     train(recipe, tmp_path, monkeypatch)
     if name != "llava_llada_v_projector":
         return
     # The second stage goes on from the first, with images cut into mosaics.
     recipe = yaml.safe_load((CONFIGS / "llava_llada_v.yaml").read_text())
     recipe = small(recipe, tmp_path / "run" / "final", urls, tmp_path / "second")
-    train({**recipe, "attention": "sdpa"}, tmp_path, monkeypatch)
+    recipe["model"]["attention"] = "sdpa"
+    train(recipe, tmp_path, monkeypatch)
 
 
 def train(recipe: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +140,7 @@ def train(recipe: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert [entry["step"] for entry in logged(out)] == [1, 2, 3]
     assert all(entry["grad_norm"] > 0 for entry in logged(out))
     weights = "final/model.safetensors"
-    if "quantization" in recipe:
+    if "quantization" in recipe["model"]:
         weights = "adapter/adapter_model.safetensors"
     assert (out / weights).is_file()
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import countdown, sudoku, text_tokenizer, write_shards
-from eval.tasks import countdown as ask_countdown
-from eval.tasks import sudoku as ask_sudoku
+from eval.run import TASKS
 from mmdlm.cli.recipe import run
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged
@@ -26,7 +25,10 @@ SPREAD = (
     "--reward_config.rubric.rewards.checksum tests.train.rewarding.Checksum "
     "--reward_config.right checksum"
 )
-TINY = "--model.hidden_size 16 --model.intermediate_size 32 --model.num_hidden_layers 1"
+TINY = (
+    "--model.shape.hidden_size 16 --model.shape.intermediate_size 32 "
+    "--model.shape.num_hidden_layers 1"
+)
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_sudoku(shell, learnt) -> None:
         assert [line["step"] for line in logged(out)] == [1, 2]
         assert_learnt(logged(out), ("cells", "grid", "checksum"))
     few = f"--count 5 --out {base / 'eval' / 'rl_0.json'}"
-    shell(ask_sudoku.main, f"--config configs/eval/sudoku.yaml --model {base / 'rl_0/final'} {few}")
+    shell(TASKS["sudoku"], f"--config configs/eval/sudoku.yaml --model {base / 'rl_0/final'} {few}")
     report = json.loads((base / "eval" / "rl_0.json").read_text())
     assert 0 <= report["results"]["measures"]["grid"]["value"] <= 1
     assert (
@@ -98,7 +100,7 @@ def test_countdown(shell, learnt) -> None:
     assert_learnt(logged(base / "rl_0"), ("right", "checksum"))
     few = f"--count 5 --out {base / 'eval' / 'rl_0.json'}"
     shell(
-        ask_countdown.main,
+        TASKS["countdown"],
         f"--config configs/eval/countdown.yaml --model {base / 'rl_0/final'} {few}",
     )
     report = json.loads((base / "eval" / "rl_0.json").read_text())

@@ -192,13 +192,15 @@ def talker(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
         "init_args": {"longest": 4},
     }
     config: dict[str, Any] = {
-        "text_tokenizer": str(tiny_checkpoint),
-        "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
         "model": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "shape": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            "text_tokenizer": str(tiny_checkpoint),
+            "image_tokenizer": str(tiny_checkpoint / "image_tokenizer"),
         },
         "data": {
             "sources": [

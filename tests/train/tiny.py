@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 
 from train import loop
-from train.loop import LOG, Stage, TrainingConfig, fit
+from train.log import LOG
+from train.loop import fit
 from train.optimizer import NO_RATES, Optimizer, Rates
 from train.stages.meter import MEASURED
+from train.stages.stage import Stage
+from train.training_config import TrainingConfig
 
 WIDTH = 3
 KINDS = ("text", "image")

@@ -86,7 +86,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def check_neighbours_change_nothing(model: MmdlmForMaskedDiffusion, ids: Tensor) -> None:
+def check_neighbors_change_nothing(model: MmdlmForMaskedDiffusion, ids: Tensor) -> None:
     """A padded or packed row has the states that it has alone."""
     rows = [row[: len(row) - 3 * i] for i, row in enumerate(ids)]
     documents = [Sequence((text_segment(row),)) for row in rows]
@@ -132,7 +132,7 @@ def check_llada(folder: Path) -> None:
     with torch.no_grad():
         logits = model(expected["input_ids"]).logits
     torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
-    check_neighbours_change_nothing(model, expected["input_ids"])
+    check_neighbors_change_nothing(model, expected["input_ids"])
     for name, ids in expected.items():
         if not name.startswith("gen"):
             continue
@@ -165,7 +165,7 @@ def drawing(model: MmdlmForMaskedDiffusion, ids: Tensor, mask: Tensor) -> Batch:
 def check_mmada(folder: Path) -> None:
     """Logits beside padding, images with and without guidance, and text that follows."""
     model, expected, settings = published(folder)
-    check_neighbours_change_nothing(model, expected["mmu_prompt"])
+    check_neighbors_change_nothing(model, expected["mmu_prompt"])
     model = model.double()
     ids, mask = expected["input_ids"], expected["attention_mask"]
     with torch.no_grad():
@@ -205,7 +205,7 @@ def check_dream(folder: Path) -> None:
     with torch.no_grad():
         logits = model(expected["input_ids"]).logits
     torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
-    check_neighbours_change_nothing(model, expected["input_ids"])
+    check_neighbors_change_nothing(model, expected["input_ids"])
     wanted = settings["gen"]
     assert wanted["temperature"] == wanted["alg_temp"] == 0.0
     orders: dict[str, Order] = {
@@ -253,7 +253,7 @@ def check_llada_v(folder: Path) -> None:
     first, last = expected["logits_first8"], expected["logits_last10"]
     torch.testing.assert_close(logits[: len(first)], first, atol=1e-3, rtol=0)
     torch.testing.assert_close(logits[-len(last) :], last, atol=1e-3, rtol=0)
-    check_neighbours_change_nothing(model, row[row >= 0].repeat(2, 1))
+    check_neighbors_change_nothing(model, row[row >= 0].repeat(2, 1))
 
 
 # What to check per family: the `_class_name` or `model_type` of a config.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmdlm.atomic_files import PART, begin_folder, finish_folder
 from mmdlm.models.checkpoints.run_steps import completed
 
 log = logging.getLogger(__name__)
@@ -98,12 +98,7 @@ class Checkpoints:
 
 
 def replace_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside; rename it to `final` when all of it is on disk.
-
-    A kill at any moment leaves either the whole new folder or what was there before; that one, for
-    the moment between two renames, as `final`.old. Raises OSError that says so where the disk is
-    full or not writable.
-    """
+    """Let `write` fill an `atomic_folder`; raise OSError that says so where the disk is full."""
     written_folder(final, write)
 
 
@@ -115,21 +110,18 @@ def written_folder(
     wait: Callable[[], None] = lambda: None,
 ) -> Callable[[], None] | None:
     """`replace_folder` by several processes; what is still to be done, if something is."""
-    part = final.with_name(f"{final.name}.part")
+    part = final.with_name(final.name + PART)
 
     def complete() -> None:
         with _failing_whole(part, final):
             if rest is not None:
                 rest()
             if is_main:
-                for path in (*part.rglob("*"), part):
-                    _flush(path)
-                _put_in_place(part, final)
+                finish_folder(final)
 
     with _failing_whole(part, final):
         if is_main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            begin_folder(final)
         wait()
         rest = write(part)
         wait()
@@ -137,17 +129,6 @@ def written_folder(
         return complete
     complete()
     return None
-
-
-def _put_in_place(part: Path, final: Path) -> None:
-    """Rename; what was there gives way, and is removed when the new one has its name."""
-    old = final.with_name(f"{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(part, final)
-    _flush(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -169,11 +150,3 @@ def _is_write_failure(error: Exception) -> bool:
         sign in text
         for sign in ("No space left", "PytorchStreamWriter", "inline_container", "SafetensorError")
     )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

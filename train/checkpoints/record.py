@@ -29,9 +29,10 @@ FREE = (
 # What may be another while a run goes on, if that is said; the second row is where things are.
 SAID = (
     *(f"training.{name}*" for name in ("max_steps", "max_grad_norm", "optimizer.", "schedule")),
-    *("training.mixed_precision", "training.compile", "attention", "recompute", "budget*"),
-    *("*urls*", "*path", "start_from", "text_tokenizer", "image_tokenizer", "tower_weights"),
-    *("generation_config*", "save_dtype"),
+    *("training.mixed_precision", "training.compile", "budget*"),
+    *("*urls*", "*path", "model.start_from", "model.text_tokenizer", "model.image_tokenizer"),
+    *("model.vision_tower_weights", "model.attention", "model.recompute", "model.save_dtype"),
+    "generation_config*",
 )
 DEEP = 30  # levels of values in values, of which deeper ones are left out
 

@@ -21,10 +21,10 @@ from mmdlm.core.losses.token_losses import CrossEntropy
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.costs import Costs, product_rate
-from train.loop import TrainingConfig
 from train.optimizer import AdamW, Cosine, Muon
 from train.stages.model_shape import Shape
 from train.stages.row_lengths import row_length
+from train.training_config import TrainingConfig
 
 Start = Literal["auto", "emoji", "nothing"]
 StageName = Literal["image_tokenizer", "model"]

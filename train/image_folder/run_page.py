@@ -25,14 +25,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipelines.html_page import STYLE, inline_image
-from data_pipelines.shards.shards import read_json, write_file, write_json
+from data_pipelines.shards.shards import read_json, write_json
+from mmdlm.atomic_files import atomic_write
 from mmdlm.core.losses.objective import Objective
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rewards.images.nearest_name import Gallery
 from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
 from mmdlm.vision.pixels import to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer
-from train.loop import LOG, launched, step_generator
+from train.log import LOG
+from train.loop import launched
+from train.optimizer_step import step_generator
 from train.stages.denoising import Data, load_batches
 
 PAGE = "index.html"
@@ -104,7 +107,7 @@ class RunPage:
             usage=usage,
             stages=[stage for name in TITLES if (stage := self._stage(name))["curves"]],
         )
-        write_file(self.path, lambda file: file.write(html.encode()))
+        atomic_write(self.path, lambda file: file.write(html.encode()))
 
     def _stage(self, name: str) -> dict[str, Any]:
         """Return what the template shows of a stage, newest looks first."""

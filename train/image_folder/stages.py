@@ -61,9 +61,12 @@ from train.image_folder.plan import (
     training,
 )
 from train.image_folder.run_page import RunPage, Shown, held_out_losses, psnr
-from train.loop import LOG, TrainingConfig, launched
+from train.log import LOG
+from train.loop import launched
 from train.stages.denoising import Data
+from train.stages.model_config import ModelConfig
 from train.stages.row_lengths import row_length, slots_for
+from train.training_config import TrainingConfig
 
 Train = Callable[[Path, TrainingConfig, Callable[[int, Any], None]], None]
 Look = Callable[[RunPage, int, Any], None]
@@ -230,8 +233,11 @@ class OwnRun:
                     fit="pad",
                     sampling_weight=WEIGHT,
                 ),
-                options=None if self.from_bundled else self.grid.tokenizer,
-                start_from=BUNDLED / "image_tokenizer" if self.from_bundled else None,
+                model=(
+                    image_tokenizer.TokenizerConfig(BUNDLED / "image_tokenizer")
+                    if self.from_bundled
+                    else image_tokenizer.TokenizerConfig(options=self.grid.tokenizer)
+                ),
                 training=settings,
                 on_sample=look,
             )
@@ -282,11 +288,13 @@ class OwnRun:
             pretrain.main(
                 folder,
                 data,
-                self.words,
                 OBJECTIVE,
-                image_tokenizer=self.out / "image_tokenizer" / "final",
-                start_from=BUNDLED if self.from_bundled else None,
-                model=shape,
+                model=ModelConfig(
+                    start_from=str(BUNDLED) if self.from_bundled else None,
+                    shape=None if self.from_bundled else shape,
+                    text_tokenizer=self.words,
+                    image_tokenizer=self.out / "image_tokenizer" / "final",
+                ),
                 training=settings,
                 on_sample=look,
                 generation_config=DECODING,

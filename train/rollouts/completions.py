@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.shards.shards import write_file
+from mmdlm.atomic_files import atomic_write
 from mmdlm.rl.reward import Breakdown
 from train.stages.samples import sheet
 
@@ -58,7 +58,7 @@ class CompletionsTable:
         if drawn:
             notes = [f"{row['reward']} ({row['advantage']})" for row in rows]
             image = sheet(drawn, list(prompts), notes)
-            write_file(beside.with_suffix(".png"), lambda file: image.save(file, format="PNG"))
+            atomic_write(beside.with_suffix(".png"), lambda file: image.save(file, format="PNG"))
 
 
 def _number(value: Tensor) -> float | None:
@@ -73,4 +73,4 @@ def _readable(row: dict[str, Any]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    write_file(path, lambda file: file.write(text.encode()))
+    atomic_write(path, lambda file: file.write(text.encode()))

@@ -8,136 +8,38 @@ iterations finds its rollouts in the checkpoint, as the policy that made them is
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.shards.stream import BrokenSample, SampleStats, permutation
+from data_pipelines.shards.sample_stats import BrokenSample, SampleStats
+from data_pipelines.shards.stream import permutation
 from data_pipelines.sources.problems import Problem, columns_of
 from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.sampling.order import Order
 from mmdlm.core.vocabulary import Modality
 from mmdlm.pipeline.generation_run import GenerationRun
 from mmdlm.pipeline.model import Model
-from mmdlm.rl.advantage import AccuracyFilter, Advantage, reward_statistics
 from mmdlm.rl.policy_loss import PolicyLoss
-from mmdlm.rl.reward import Breakdown, Rubric
+from mmdlm.rl.reward import Breakdown
 from mmdlm.rl.rollout import Rollout
-from mmdlm.rl.statistics import Statistics
 from mmdlm.templates.prompt_template import TaskPrompt
-from train.loop import step_generator
+from train.optimizer_step import step_generator
 from train.rollouts.answering import Answering
 from train.rollouts.completions import CompletionsTable
 from train.rollouts.reference import Reference
 from train.rollouts.rollout_batch import MicroBatch, RolloutBatch, ScoredViews
+from train.rollouts.settings import Budget, Plan, RewardConfig
+from train.rollouts.statistics import statistics_of
 
 BARREN = 10  # rollouts on end without any reward, after which a run stops
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a run may cost; it ends as it would at its last step, after the step that spends it.
-
-    tokens   scored tokens of rollouts, of all processes: as many as one has, times their number
-    seconds  of rollouts and training, of all starts of the run together; what a kill undoes is
-             not counted
-    """
-
-    tokens: int | None = None
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"budget: {name} is {value}; it must be above 0, or left out")
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """What rollouts are worth.
-
-    rubric     weighted rewards
-    advantage  from rewards to advantages, in groups
-    keep       which groups have something to teach; None: all
-    right      the reward by which `keep` tells right from wrong, which lies in [0, 1]; "": the one
-               that there is
-    """
-
-    rubric: Rubric
-    advantage: Advantage
-    keep: AccuracyFilter | None = None
-    right: str = ""
-
-    def __post_init__(self) -> None:
-        if self.right and self.right not in self.rubric.rewards:
-            raise ValueError(
-                f"right {self.right!r} is no reward of the rubric; it has "
-                f"{', '.join(sorted(self.rubric.rewards))}"
-            )
-        if self.keep is not None and not self.right and len(self.rubric.rewards) > 1:
-            raise ValueError(
-                "keep tells right from wrong by one reward, but the rubric has "
-                f"{', '.join(sorted(self.rubric.rewards))}; name one of them as right"
-            )
-
-    @property
-    def judge(self) -> str:
-        """The reward by which `keep` tells right from wrong."""
-        return self.right or next(iter(self.rubric.rewards))
-
-    def learnt(self, rewards: Breakdown, *, group: Tensor) -> Tensor:
-        """[N] bool, the rollouts that take part in the loss.
-
-        Raises ValueError for a reward that does not tell right from wrong.
-        """
-        if self.keep is None:
-            return rewards.scored
-        right = rewards.rewards[self.judge]
-        outside = (right < 0) | (right > 1)
-        if bool(outside.any()):
-            raise ValueError(
-                f"keep: reward {self.judge!r} is {float(right[outside][0]):g}, but only one in "
-                "[0, 1] tells right from wrong; name another as right, or leave keep out"
-            )
-        return rewards.scored & self.keep(right, group=group)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many of what.
-
-    prompts           a micro-batch
-    num_generations   completions of each prompt
-    micro             micro-batches a step, on each process
-    num_iterations    steps of training that each set of rollouts serves
-    process, of       number of this process, and of how many
-    """
-
-    prompts: int
-    num_generations: int
-    micro: int
-    num_iterations: int
-    process: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("prompts", 1),
-            ("num_generations", 2),
-            ("micro", 1),
-            ("num_iterations", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 class Rollouts:
@@ -321,7 +223,7 @@ class Rollouts:
             texts = [one.prompt.text for one in problems]
             self.table.write(number, texts, completions, rewards, advantage)
         advantage = self.loss.prepare(advantage, group=group, known=rewards.scored).float()
-        statistics = _statistics(rollout, rewards, learnt, group=group)
+        statistics = statistics_of(rollout, rewards, learnt, group=group)
         # What takes no part is not looked at; one row stays, so that all processes keep step.
         rows = learnt.nonzero().flatten() if bool(learnt.any()) else torch.zeros(1).long()
         rollout = rollout.rows(rows.to(rollout.scored.device))
@@ -496,50 +398,3 @@ class Rollouts:
         if about not in self.warned:
             self.warned.add(about)
             print(f"warning: {what}", file=sys.stderr)
-
-
-# ---- what is logged -----------------------------------------------------------------------------
-
-
-def _statistics(
-    rollout: Rollout, rewards: Breakdown, learnt: Tensor, *, group: Tensor
-) -> Statistics:
-    """Under TRL's names; see `logged` for what they become."""
-    every = reward_statistics(rewards.total, group=group)
-    every = every + Statistics.means(**{"completions/learnt_ratio": (learnt.double(), None)})
-    for name, values in rewards.rewards.items():
-        known = ~values.isnan()
-        every = every + Statistics.means(
-            **{
-                f"rewards/{name}/mean": (values, known),
-                f"rewards/{name}/std": (values.square(), known),
-            }
-        )
-    for name in rewards.rewards:
-        skipped = rewards.skipped.get(name)
-        every = every + _sum(f"rewards/{name}/skipped", skipped.count if skipped else 0)
-    for name, value in rewards.metrics.items():
-        every = every + Statistics(sums={name: torch.tensor(value)}, counts={name: torch.tensor(1)})
-    lengths = rollout.statistics()
-    return every + Statistics(
-        *({name: value.cpu() for name, value in part.items()} for part in lengths.parts)
-    )
-
-
-def _sum(name: str, value: float) -> Statistics:
-    """A number that adds up."""
-    return Statistics(sums={name: torch.tensor(float(value))}, counts={name: torch.tensor(1)})
-
-
-def logged(statistics: Statistics) -> dict[str, float]:
-    """What to write: means, but deviations from means of squares, and sums of what was skipped."""
-    values = statistics.values()
-    for name in list(values):
-        if name.startswith("rewards/") and name.endswith("/std"):
-            mean = values[f"{name.removesuffix('/std')}/mean"]
-            number = int(statistics.counts[name])
-            spread = max(0.0, values[name] - mean**2) * number / max(1, number - 1)
-            values[name] = math.sqrt(spread)
-        elif name.startswith("rewards/") and name.endswith("/skipped"):
-            values[name] = float(statistics.sums[name])
-    return values

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from data_pipelines.countdown import Style as CountdownStyle
-from data_pipelines.countdown import make_problems, read_countdown
+from data_pipelines.countdown import read_countdown
 from data_pipelines.countdown import to_problem as countdown_problem
 from data_pipelines.shards.shards import BrokenShard, Sample, expand_urls, read_shard
 from data_pipelines.sources.conversation_files import rows_of
@@ -28,8 +28,10 @@ from data_pipelines.sources.word_problems import (
     read_math500,
 )
 from data_pipelines.sudoku import Style as SudokuStyle
-from data_pipelines.sudoku import make_puzzles, read_puzzles
+from data_pipelines.sudoku import read_puzzles
 from data_pipelines.sudoku import to_problem as sudoku_problem
+from mmdlm.tasks.countdown import make_problems
+from mmdlm.tasks.sudoku import make_puzzles
 
 
 class Prompts(ABC):

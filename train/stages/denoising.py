@@ -1,22 +1,18 @@
-"""What recipes have in common that denoise documents: data, stage, how they start."""
+"""What the recipes that denoise documents share: data, stage, batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from math import prod
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedTokenizerFast
 
-from data_pipelines.room import bytes_of, check_batch, check_room
+from data_pipelines.room import check_batch
 from data_pipelines.shards.loader import build_loader
 from data_pipelines.shards.workers import Loader
 from data_pipelines.sources.conversations import apply_chat_template
@@ -28,32 +24,20 @@ from mmdlm.core.diffusion.forward import Corruption
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import GENERATED
-from mmdlm.models.auto import PretrainedDenoiser, load_denoiser
-from mmdlm.models.checkpoints.run_steps import parts_of
+from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.compilation import compile_layers
-from mmdlm.models.configuration import read_config
 from mmdlm.models.costs import Costs
-from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.engine import Engine
 from mmdlm.templates.auto import prompt_template_for
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.templates.text_codec import TextCodec
-from mmdlm.vision.checkpoint_files import read_json
-from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
-from mmdlm.vision.encoders.tower_weights import load_tower
 from mmdlm.vision.tokenizers.base import ImageTokenizer
-from train.loop import Stage
 from train.optimizer import Rates
-from train.quantized import FrozenBase
 from train.stages.annealing import AttentionAnnealing
 from train.stages.meter import Load
 from train.stages.param_groups import Parts
-
-Attention = Literal["sdpa", "flex_attention"]
-Recompute = bool | Literal["selective"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "flex_attention")
+from train.stages.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -343,143 +327,3 @@ def load_batches(
         max_broken=data.max_broken,
         pin_memory=process.device.type == "cuda",
     )
-
-
-# ---- start ----------------------------------------------------------------------------------
-
-
-def start(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    images: ImageTokenizer | None,
-    *,
-    attention: Attention,
-    dtype: torch.dtype = torch.float32,
-    needs_images: bool = True,
-    base: FrozenBase | None = None,
-) -> PretrainedDenoiser:
-    """The denoiser of a folder, ours or of a published family, to be trained further.
-
-    dtype           of its weights, whatever was stored; in half precision small steps are lost
-    needs_images  whether a model of image codes needs their tokenizer
-    base            for weights that stay as they are, beside an adapter: they may be quantized
-
-    Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
-    """
-    parts = parts_of(folder)
-    if not (parts / "config.json").is_file():
-        raise ValueError(f"start_from {folder}: no config.json there; correct the path")
-    if attention == "flex_attention" and not torch.cuda.is_available():
-        raise ValueError(
-            "attention flex_attention trains on a GPU alone, and there is none; take sdpa"
-        )
-    options = {"attn_implementation": attention, "dtype": dtype}
-    content = read_json(parts / "config.json")
-    if isinstance(content, dict) and content.get("model_type") != MmdlmEncoderConfig.model_type:
-        options["config"] = read_config(content, tokenizer_size=len(tokenizer))
-    if isinstance(content, dict) and content.get("quantization_config"):
-        raise ValueError(
-            f"start_from {folder} holds quantized weights, which have no gradient; start from the "
-            "weights that they were made of (train.sft can quantize those beside `lora`)"
-        )
-    if base is not None:
-        options |= base.options(options.get("config"), dtype=dtype)
-    denoiser = load_denoiser(folder, **options)
-    known = denoiser.vocabulary
-    codes = images.codebook_size if images is not None else 0
-    if images is None and not needs_images:
-        codes = known.image_codes
-    size = known.text[1] - known.text[0]
-    if known.text[0] <= known.mask_id < known.text[1]:
-        size = min(size, len(tokenizer))  # published embeddings have rows to spare
-    ends = {
-        known.eos_id,
-        *prompt_template_for_denoiser(denoiser).stop_ids(TextCodec(tokenizer, known)),
-    }
-    eos = tokenizer.eos_token_id
-    right = eos is not None and eos + known.text[0] in ends
-    if (len(tokenizer), codes) != (size, known.image_codes) or not right:
-        raise ValueError(
-            f"{folder} has another vocabulary, {known}, than the tokenizers given, with "
-            f"{len(tokenizer)} text ids, end of text {eos} and {codes} image codes; "
-            "give those that it was trained with"
-        )
-    return denoiser
-
-
-def add_vision_adapter(
-    denoiser: PretrainedDenoiser, vision: VisionConfig, tower_weights: Path | None, *, seed: int
-) -> None:
-    """Give a model that does not see a vision adapter, whose projector is new.
-
-    One that sees may be given another tiling: LLaVA's projector is first trained on squares, then
-    on mosaics. It keeps its tower and its projector.
-    """
-    if not isinstance(denoiser, MmdlmForMaskedDiffusion):
-        raise ValueError("vision: an encoder of text takes no images; start from another model")
-    before = denoiser.vision
-    if before is not None:
-        _check_same_eyes(before.config, vision, tower_weights)
-    weights = bytes_of(lambda: VisionAdapter(vision, denoiser.config.hidden_size))
-    check_room("vision", {"weights": weights}, mend="its tower")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapter = VisionAdapter(vision, denoiser.config.hidden_size)
-        if tower_weights is not None:
-            load_tower(adapter.tower, tower_weights)
-    if before is not None:
-        kept = {name: t for name, t in before.state_dict().items() if name in adapter.state_dict()}
-        adapter.load_state_dict(kept, strict=False)  # without newline a new one is drawn
-    denoiser.vision = adapter
-    denoiser.config.vision = vision.to_dict()
-
-
-def _check_same_eyes(
-    before: VisionConfig, vision: VisionConfig, tower_weights: Path | None
-) -> None:
-    """ValueError where more than the tiling would become another."""
-    old, new = before.to_dict(), vision.to_dict()
-    differing = [name for name in old if old[name] != new[name] and name != "tiling"]
-    if tower_weights is not None:
-        differing.append("tower_weights")
-    if differing or old == new:
-        raise ValueError(
-            "vision: the model to start from sees already, with an adapter of its own; leave "
-            f"`vision` out, or give it another tiling alone (here {', '.join(differing) or 'none'} "
-            "would be another)"
-        )
-
-
-def image_tokenizer_of(folder: Path | None, given: Path | None) -> Path | None:
-    """The folder of an image tokenizer: the given one, or that of the model in `folder`."""
-    own = None if folder is None else parts_of(folder) / "image_tokenizer"
-    return own if given is None and own is not None and own.is_dir() else given
-
-
-def learn_in_float32(denoiser: nn.Module) -> None:
-    """Weights that learn are float32, whatever those are that stay frozen."""
-    for parameter in denoiser.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def recompute_layers(denoiser: PretrainedDenoiser, recompute: Recompute) -> None:
-    """Compute again in the backward pass what is cheap to keep no memory for (checkpointing).
-
-    True keeps the input of each layer alone; "selective" the results of matrix products and of
-    attention besides, so that no product is computed twice. Where layers are compiled, the compiler
-    chooses within them: products may be computed again.
-    """
-    if not recompute:
-        return
-    options: dict[str, Any] = {"use_reentrant": False}
-    if recompute == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
-    enable = getattr(denoiser, "activation_checkpointing_enable", None)  # its newer name
-    (enable or denoiser.gradient_checkpointing_enable)(options)
-
-
-def _kept(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    name = operation.name().split("::")[-1]
-    dear = name in PRODUCTS or name.startswith("_scaled_dot_product")
-    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE

@@ -9,8 +9,9 @@ from operator import itemgetter
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from data_pipelines.shards.sample_stats import BrokenSample, one_line
 from data_pipelines.shards.shards import Sample
-from data_pipelines.shards.stream import BrokenSample, ShardStream, one_line
+from data_pipelines.shards.stream import ShardStream
 from data_pipelines.sources.conversations import Conversation
 from data_pipelines.sources.image_text import ImageText, expect_codes
 from data_pipelines.sources.source import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -13,8 +14,8 @@ from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.costs import Costs
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.tokenizers.base import ImageTokenizer
-from train.stages.denoising import Attention
 
+Attention = Literal["sdpa", "flex_attention"]
 USUAL_POSITIONS = 2048
 
 

@@ -9,22 +9,22 @@ from torch import nn
 
 from mmdlm.models.auto import PretrainedDenoiser
 
-Part = Literal["vit", "aligner", "denoiser"]
+Part = Literal["vision_tower", "projector", "denoiser"]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What learns: the vision tower (vit), what leads from it to the denoiser (aligner), the rest.
+    """What learns: the vision tower, the projector from it to the denoiser, and the rest.
 
-    vit_lr, aligner_lr  peak learning rate of the part; None: the optimizer's own
+    vision_tower_lr, projector_lr  peak learning rate of the part; None: the optimizer's own
     frozen              parts that stay as they are: no gradient, no optimizer state, no average
 
-    A new aligner is best trained alone before all is (LLaDA-V: frozen [vit, denoiser] at 1e-3, then
-    all at 1e-5 with vit_lr 2e-6; arXiv:2505.16933, section 3.3).
+    A new projector is best trained alone before all is (LLaDA-V: frozen [vision_tower, denoiser] at
+    1e-3, then all at 1e-5 with vision_tower_lr 2e-6; arXiv:2505.16933, section 3.3).
     """
 
-    vit_lr: float | None = None
-    aligner_lr: float | None = None
+    vision_tower_lr: float | None = None
+    projector_lr: float | None = None
     frozen: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
@@ -36,7 +36,10 @@ class Parts:
 
     @property
     def _rates(self) -> dict[Part, float]:
-        given: dict[Part, float | None] = {"vit": self.vit_lr, "aligner": self.aligner_lr}
+        given: dict[Part, float | None] = {
+            "vision_tower": self.vision_tower_lr,
+            "projector": self.projector_lr,
+        }
         return {part: rate for part, rate in given.items() if rate is not None}
 
     def freeze(self, denoiser: PretrainedDenoiser) -> None:
@@ -48,8 +51,8 @@ class Parts:
         for part in (*self.frozen, *self._rates):
             if not parts[part]:
                 raise ValueError(
-                    f"parts: {part} is named, but this model has none; give it `vision`, or leave "
-                    f"{part} out"
+                    f"model.parts: {part} is named, but this model has none; give it "
+                    f"`model.vision`, or leave {part} out"
                 )
         vision = getattr(denoiser, "vision", None)
         if vision is not None:
@@ -58,7 +61,9 @@ class Parts:
             for parameter in parts[part]:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in denoiser.parameters()):
-            raise ValueError(f"parts: {', '.join(self.frozen)} are frozen, and nothing else is")
+            raise ValueError(
+                f"model.parts: {', '.join(self.frozen)} are frozen, and nothing else is"
+            )
 
     def rates(self, denoiser: PretrainedDenoiser) -> dict[nn.Parameter, float]:
         """Peak learning rates of the parameters that do not learn at the optimizer's own."""
@@ -74,7 +79,7 @@ def parts_of(denoiser: PretrainedDenoiser) -> dict[Part, list[nn.Parameter]]:
     inside = {id(parameter) for parameter in tower}
     adapter = {id(parameter) for parameter in seeing}
     return {
-        "vit": tower,
-        "aligner": [parameter for parameter in seeing if id(parameter) not in inside],
+        "vision_tower": tower,
+        "projector": [parameter for parameter in seeing if id(parameter) not in inside],
         "denoiser": [p for p in denoiser.parameters() if id(p) not in adapter],
     }

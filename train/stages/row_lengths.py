@@ -279,7 +279,7 @@ class _Asked:
         parts = [] if slots is None else [f"text_slots {slots}"]
         parts.append(f"data.length {row}")
         if self.is_new:
-            parts.append(f"model.max_position_embeddings {row}")
+            parts.append(f"model.shape.max_position_embeddings {row}")
         return f"{', '.join(parts)} would do, and so would leaving them out"
 
     def said(self, numbers: _Numbers) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -188,21 +186,6 @@ class Origin:
     folder: Path
     step: int | None
     files: Mapping[Path, str | None]
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to write in, which becomes `out` when complete: whole or not at all.
-
-    Raises ValueError for an `out` that exists.
-    """
-    if out.exists():
-        raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
-    part = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    part.rename(out)
 
 
 def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:

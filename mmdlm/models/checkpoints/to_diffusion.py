@@ -18,9 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from mmdlm.atomic_files import atomic_folder
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.checkpoints.autoregressive import AUTOREGRESSIVE, shape_of_autoregressive
-from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder, new_folder
+from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder
 from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.encoder import ENCODERS, MmdlmEncoder, MmdlmEncoderConfig
 from mmdlm.models.families.base import Json, required
@@ -83,7 +84,7 @@ def convert_to_diffusion(
     def grown(name: str, tensor: Tensor) -> Tensor:
         return growth(tensor, plan.shapes[name][0])
 
-    with new_folder(out) as part:
+    with atomic_folder(out, replace=False) as part:
         yield from checkpoint.rewrite(
             part, names=plan.names, change=grown, metadata={"format": "pt"}
         )

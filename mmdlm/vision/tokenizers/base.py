@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmdlm.atomic_files import atomic_write_all
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 from mmdlm.vision.known_names import suggestion
@@ -157,21 +157,21 @@ class ImageTokenizer(nn.Module, ABC):
             for name, tensor in self.stored_module().state_dict().items()
         }
         text = json.dumps({"_class_name": self.family, **self.config}, indent=2) + "\n"
-        parts = {weights: _part(weights), config: _part(config)}
+
+        def write_config(file: BinaryIO) -> None:
+            file.write(text.encode())
+            forget_digests(folder)  # the weights are written; their old digests go before them
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, parts[weights], metadata={"format": "pt"})
-            parts[config].write_text(text, encoding="utf-8")
-            for part in parts.values():
-                _flush_to_disk(part)
-            forget_digests(folder)
-            for path, part in parts.items():
-                os.replace(part, path)
+            atomic_write_all(
+                {
+                    weights: lambda file: save_file(tensors, file.name, metadata={"format": "pt"}),
+                    config: write_config,
+                }
+            )
             write_digests(folder)
         except (OSError, SafetensorError) as error:  # safetensors wraps the errors of its writes
-            for part in parts.values():
-                if part.is_file():
-                    part.unlink()
             size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
             raise OSError(
                 f"cannot save the image tokenizer to {folder}: {error}; what was saved there "
@@ -223,13 +223,3 @@ class ImageTokenizer(nn.Module, ABC):
                     f"{self.codebook_size} codes of this tokenizer"
                 )
         return rows, columns
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Wait until the content is on disk, so that the rename never precedes it."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from mmdlm.rl.rewards.answers import d1
-from mmdlm.rl.rewards.answers.answer import answer_of, boxed, reference_of, tagged
 from mmdlm.rl.rewards.answers.exact_match import ExactMatch, WholeNumber
 from mmdlm.rl.rewards.answers.form import BoxedAnswer, TagCount, Tagged
+from mmdlm.tasks.answers import answer_of, boxed, reference_of, tagged
 
 WELL = "<reasoning>\n6 x 12 = 72\n</reasoning>\n<answer>\n72\n</answer>\n"
 LINES = "<reasoning>\n6 x 12\n\n= 72\n</reasoning>\n<answer>\n72\n</answer>\n"

@@ -298,10 +298,13 @@ def test_an_absent_package_stops_the_run_with_a_sentence(monkeypatch: pytest.Mon
 
 
 def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
-    from eval.emoji import benchmark as emoji
+    from eval.emoji.answers import Answers
+    from eval.emoji.gallery import SIZE, to_levels
+    from eval.emoji.gallery import Gallery as All
+    from eval.emoji.measures import score
 
-    read = emoji.Gallery.read(str(Path(__file__).parents[2] / "data" / "emoji_images.tar"))
-    one = Gallery(read.right, read.levels, lambda images: emoji.to_levels(images, emoji.SIZE))
+    read = All.read(str(Path(__file__).parents[2] / "data" / "emoji_images.tar"))
+    one = Gallery(read.right, read.levels, lambda images: to_levels(images, SIZE))
     generator = torch.Generator().manual_seed(0)
     places = torch.randperm(len(read.emoji), generator=generator).tolist()
     noise = torch.randint(256, (len(places), 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -313,13 +316,13 @@ def test_the_nearest_name_is_what_the_emoji_benchmark_measures() -> None:
         )
         for place, grain in zip(places, noise, strict=True)
     ]
-    answers = emoji.Answers(
+    answers = Answers(
         captions=[""] * len(places),
-        drawings=[emoji.to_levels(blended, emoji.SIZE)],
+        drawings=[to_levels(blended, SIZE)],
         originals=read.levels[places],
         reconstructions=read.levels[places],
     )
-    columns, _ = emoji.score(answers, read, places)
+    columns, _ = score(answers, read, places)
     names = [read.emoji[place].name for place in places]
     for top in (1, 5):
         found = NearestName(top=top)([""] * len(names), blended, name=names, gallery=one)

@@ -8,8 +8,10 @@ from itertools import permutations
 import pytest
 import torch
 
-from mmdlm.rl.rewards.answers.countdown import Countdown, expression_of, solves, worth
-from mmdlm.rl.rewards.answers.sudoku import Sudoku, fits, grid_of, grids, solutions
+from mmdlm.rl.rewards.answers.countdown import Countdown
+from mmdlm.rl.rewards.answers.sudoku import Sudoku
+from mmdlm.tasks.countdown import expression_of, solves, worth
+from mmdlm.tasks.sudoku import fits, grid_of, grids, solutions
 
 PUZZLE, SOLUTION = "1200340021430000", "1234341221434321"
 TWICE = "0034341200434321"  # 1 and 2 can change places

@@ -9,7 +9,7 @@ import pytest
 from mmdlm.rl.rewards.answers.exact_match import ExactMatch
 from mmdlm.rl.rewards.answers.math_equivalence import MathEquivalence
 from mmdlm.rl.rewards.answers.same_number import SameNumber
-from mmdlm.rl.rewards.answers.stated_number import concluded_number, stated_number
+from mmdlm.tasks.math_answers import concluded_number, stated_number
 
 RIGHT = [
     *("18", "18.", "18.00", "+18", "$18", "\\$18", "$18$", "18$", "USD18", "€18", "(18)", "[18]"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmdlm.rl.reward import text_of
-from mmdlm.rl.rewards.answers.answer import answer_of, reference_of
-from mmdlm.rl.rewards.answers.stated_number import concluded_number, stated_number
+from mmdlm.tasks.answers import answer_of, reference_of
+from mmdlm.tasks.math_answers import concluded_number, plain, stated_number
 
 Where = Literal["answer", "last_number", "text"]
 
@@ -70,10 +69,3 @@ class WholeNumber:
         """[N] scores."""
         answers = [answer_of(text_of(one)) for one in completions]
         return [float(one is not None and one.isascii() and one.isdigit()) for one in answers]
-
-
-def plain(answer: str) -> str:
-    """Return the answer without what is only its typography."""
-    answer = " ".join(answer.split()).removeprefix("$").removesuffix("$").strip()
-    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
-    return answer.removesuffix(".").strip()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdlm.rl.reward import text_of
-from mmdlm.rl.rewards.answers.answer import boxed, tagged
+from mmdlm.tasks.answers import boxed, tagged
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdlm.rl.reward import RewardUnavailable, text_of
-from mmdlm.rl.rewards.answers.answer import answer_of, reference_of
-from mmdlm.rl.rewards.answers.exact_match import plain
-from mmdlm.rl.rewards.answers.stated_number import is_doubtful
+from mmdlm.tasks.answers import answer_of, reference_of
+from mmdlm.tasks.math_answers import is_doubtful, plain
 
 WORKER = Path(__file__).with_name("math_worker.py")
 PATIENCE = 10  # seconds on the clock for one of processor time

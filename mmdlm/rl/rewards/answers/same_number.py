@@ -8,8 +8,8 @@ from fractions import Fraction
 from typing import Any
 
 from mmdlm.rl.reward import text_of
-from mmdlm.rl.rewards.answers.answer import after_hashes, answer_of, reference_of
-from mmdlm.rl.rewards.answers.stated_number import concluded_number, stated_number, value_of
+from mmdlm.tasks.answers import after_hashes, answer_of, reference_of
+from mmdlm.tasks.math_answers import concluded_number, stated_number, value_of
 
 
 @dataclass(frozen=True)

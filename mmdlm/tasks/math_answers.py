@@ -1,11 +1,11 @@
-"""Read the number that an answer states: it stands for itself, without a hedge or a negation."""
+"""Mathematical answers: the number that one states, without a hedge, and its plain letters."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-from mmdlm.rl.rewards.answers.countdown import worth
+from mmdlm.tasks.countdown import worth
 
 LONGEST = 1000  # digits of a number that is looked at
 # A minus belongs to a number unless it takes it from, or ties it to, what stands before.
@@ -182,3 +182,10 @@ def _value(expression: str) -> Fraction | None:
     exact = re.sub(r"(\d*)\.(\d+)", lambda m: f"({m[1] or 0}{m[2]}/1{'0' * len(m[2])})", expression)
     found = worth(exact)
     return None if found is None else found.value
+
+
+def plain(answer: str) -> str:
+    """Return the answer without what is only its typography."""
+    answer = " ".join(answer.split()).removeprefix("$").removesuffix("$").strip()
+    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+    return answer.removesuffix(".").strip()

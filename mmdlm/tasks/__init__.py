@@ -1,0 +1,1 @@
+"""Domains of problems with answers that can be checked: rules, solvers and comparison."""
