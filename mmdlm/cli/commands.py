@@ -233,7 +233,8 @@ def convert(options: argparse.Namespace) -> None:
     if out.exists():
         raise ValueError(f"{out} exists already; name a folder that does not, or remove it")
 
-    from mmdlm.models.checkpoints.to_diffusion import MASK_TOKEN, convert_to_diffusion
+    from mmdlm.models.checkpoints.grown_vocabulary import MASK_TOKEN
+    from mmdlm.models.checkpoints.to_diffusion import convert_to_diffusion
     from mmdlm.pipeline import convert as formats
     from mmdlm.pipeline.loading import find_checkpoint
 

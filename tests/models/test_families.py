@@ -318,7 +318,7 @@ def test_a_shifted_state_predicts_the_token_at_its_place() -> None:
     ("change", "match"),
     [
         ({"model_type": "gpt2"}, "type 'gpt2'; known are"),
-        ({"alibi": True}, "alibi = True; the Transformer does alibi = False"),
+        ({"alibi": True}, "alibi = True; the Transformer does only alibi = False"),
         ({"layer_norm_type": "low_precision"}, "layer_norm_type = 'low_precision'"),
         ({"d_model": None}, "no 'd_model'"),
         ({"n_layers": None}, "no 'n_layers'"),
