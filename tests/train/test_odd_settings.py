@@ -77,7 +77,7 @@ OWN = {
     "pretrain": [
         ("coefficients.text", "-1", "-1"),
         ("coefficients.image", ".nan", "nan"),
-        ("model.start_from", "nowhere", "nowhere"),
+        ("model.start_from", "nowhere", "both are given"),
         ("data.batch_size", "0", "0"),
         ("start_from", "x", "did you mean --model.start_from?"),
         ("model.lora", "{rank: 2}", "model.lora has no part in train.pretrain"),
