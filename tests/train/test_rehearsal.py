@@ -221,7 +221,7 @@ def test_every_recipe_tries_to_save_and_to_load(
     config = settings_of(recipe, request)
     read: list[str] = []
 
-    def refuse(self: RunState, folder: Path) -> None:
+    def refuse(self: RunState, folder: Path, *, step: int | None = None) -> None:
         assert (folder / "manifest.json").is_file()
         read.append(folder.name)
         raise ValueError("the file is empty")

@@ -252,6 +252,7 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, st
     tensors = weights(other)
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "digests.json").unlink()  # of the weights as they were
     more = ["--model.start_from", str(other), "--training.max_steps", "11"]
     run = Run(sft, arguments(recipe, whole, *more), folder=tmp_path)
     assert run.exit_code() == 2
