@@ -593,11 +593,10 @@ def test_full_disk_leaves_the_previous_image(
 ) -> None:
     Path("out.png").write_bytes(b"previous")
 
-    def write_bytes(path: Path, content: bytes) -> int:
-        path.touch()
-        raise OSError(28, "No space left on device", str(path))
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(os, "fsync", fsync)
     assert cli.main(DRAW) == 2
     assert "no space left on device" in capsys.readouterr().err
     assert files() == {"out.png"}

@@ -315,7 +315,7 @@ def test_prompts_of_several_kinds_keep_their_order(speaker: Path) -> None:
         (["--out", "x.txt"], "does not end in .json"),
         (["--data", "absent.csv"], "cannot be read"),
         (["--blanks", "[1,14]"], "1 to 12"),
-        (["--asked.batch_size", "0"], "batch_size is 0"),
+        (["--asked.batch_size", "0"], "batch_size 0 is too small"),
     ],
 )
 def test_mistakes_are_one_sentence_before_a_model_is_loaded(

@@ -314,5 +314,5 @@ def test_rounded_images_have_rows_and_columns() -> None:
     assert SMALL.views([noise(13, 7)])[0].places is None
     pooled = Rounded(patch=4, min_pixels=16, max_pixels=400, pooling=Pooling("average"))
     assert pooled.layout(16, 8).places.tolist() == [[0, 0, 0], [0, 0, 1]]
-    with pytest.raises(ValueError, match="for one crop alone"):
+    with pytest.raises(ValueError, match="only for one crop"):
         FeatureLayout((2, 2), (2, 2), newline=True, axes=True)
