@@ -150,6 +150,7 @@ def runtime() -> set[str]:
     return {name.group().lower().replace("_", "-") for name in names if name}
 
 
+@pytest.mark.slow
 def test_every_import_keeps_the_rules(project_files: list[Path], runtime: set[str]) -> None:
     sources = [
         path

@@ -287,6 +287,7 @@ def test_an_image_tokenizer_that_is_given_comes_before_the_folders_own(
         load(folder, image_tokenizer=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_luminas_folder_holds_its_image_tokenizer(publish: Any) -> None:
     diffusers = pytest.importorskip("diffusers")
     folder, _ = publish("lumina")

@@ -184,6 +184,7 @@ def test_its_gradient_is_that_of_the_expected_reward() -> None:
     assert abs(slopes[1] - true) > 0.02 * abs(true)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [LeftToRight(), Random(), Entropy()], ids=str)
 @torch.no_grad()
 def test_a_plain_trace_is_exact_for_orders_that_do_not_look_at_the_draw(order: Order) -> None:

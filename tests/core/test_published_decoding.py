@@ -163,6 +163,7 @@ def test_llada_with_guidance() -> None:
         assert torch.equal(sampler(denoiser, batch, generator=rng()).ids, expected)
 
 
+@pytest.mark.slow
 def test_llada_with_postponed_ids() -> None:
     changed = 0
     for seed in range(20):
@@ -237,6 +238,7 @@ def dream(
 ORDERS = {"maskgit_plus": Confidence(), "topk_margin": Margin(), "entropy": Entropy()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alg", ORDERS)
 @pytest.mark.parametrize("steps", [1, 3, 8, 16, 40])
 def test_dream(alg: str, steps: int) -> None:
@@ -371,6 +373,7 @@ def open_of_maskgit(n: int, steps: int) -> list[int]:
     return [*left[:-1], 0]  # the draw of the last step is kept whole
 
 
+@pytest.mark.slow
 def test_counts_of_maskgit() -> None:
     rule = ScheduledTransfer(Cosine(), least=1, strict=True)
     for n in (16, 48, 64, 256, 576, 1024, 4096):

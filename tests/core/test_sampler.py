@@ -278,6 +278,7 @@ def free_text(n: int) -> Batch:
     return collate([Sequence((text_segment([0] * n, target=True),))], VOCABULARY)
 
 
+@pytest.mark.slow
 def test_orders():
     batch, denoiser = free_text(4), sharp(0.3, 0.9, 0.5, 0.7)
     for order in (Confidence(), Margin(), Entropy()):

@@ -275,6 +275,7 @@ class TestImages:
         reds = ((torch.cat(batches)[:, 0, 0, 0] + 1) * 127.5).round().int()
         assert 0.75 < float((reds % 3 == 0).double().mean()) < 0.9  # 7 of 7 + 14 / 10
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num_workers, weight", [(0, None), (2, None), (0, "txt")])
     def test_resume_at_every_batch(self, urls, num_workers, weight):
         options = {"seed": 2, "num_workers": num_workers, "sampling_weight": weight}

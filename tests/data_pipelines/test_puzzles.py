@@ -143,6 +143,7 @@ def test_hard_ones_are_solved() -> None:
         solve([1] * 6, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [3, 4])
 def test_every_problem_can_be_solved(numbers: int) -> None:
     made = make_problems(50, split="train", numbers=numbers, largest=50, generator=seeded())

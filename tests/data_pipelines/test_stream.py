@@ -318,6 +318,7 @@ class TestMixing:
             for i, weight in enumerate(weights)
         ]
 
+    @pytest.mark.slow
     def test_weights(self, number_shards, vocabulary, tokenizer):
         stream = SequenceStream(
             self.sources(number_shards), vocabulary, tokenizer=tokenizer, length=4,

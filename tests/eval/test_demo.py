@@ -57,6 +57,7 @@ def shown(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_works_alone(shown: Path) -> None:
     text = (shown / "index.html").read_text()
     reader = Reader(text)

@@ -94,6 +94,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(mmdlm.load(folder, device="cpu").denoiser.state_dict())
 
 
+@pytest.mark.slow
 def test_each_step_answers_with_its_averages(
     going_on: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +117,7 @@ def test_each_step_answers_with_its_averages(
     assert not list(going_on.glob("step_*/image_tokenizer"))  # it is there once
 
 
+@pytest.mark.slow
 def test_a_finished_run_answers_with_its_final_weights(
     mine: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_finished_run_answers_with_its_final_weights(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_run_without_averages_answers_with_its_weights(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +155,7 @@ def test_a_run_without_averages_answers_with_its_weights(
         assert torch.equal(found[key.removeprefix("denoiser.")], tensor)
 
 
+@pytest.mark.slow
 def test_a_step_is_saved_and_trained_on(going_on: Path, recipe: Path, tmp_path: Path) -> None:
     found = weights(going_on / "step_2")
     mmdlm.load(going_on / "step_2").save_pretrained(tmp_path / "saved")
@@ -255,6 +259,7 @@ def test_a_report_is_about_what_was_read(mine: Path, going_on: Path) -> None:
 # ---- weights that a step does not hold ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shards_of_several_processes_are_refused_with_what_helps(
     mine: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,6 +316,7 @@ def adapting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_matrices_of_low_rank_are_added_to_the_model_they_started_from(adapting: Path) -> None:
     """As the end of the run adds them; its frozen weights lie under published names."""
     run = adapting / "mine"

@@ -118,6 +118,7 @@ def test_the_recipe_shows_no_answer_what_comes_after_it() -> None:
     assert learned == {"a cat<|im_end|>", "cat is red<|im_end|>"}  # each of them, in its turn
 
 
+@pytest.mark.slow
 def test_a_converted_model_learns_to_talk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_converted_model_learns_to_talk(
         assert said(final, [asked, again], monkeypatch, capsys) == [first, second]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_chat_template_is_saved_with_a_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +157,7 @@ def test_a_tokenizer_without_a_chat_template_is_saved_with_a_plain_one(
     assert line
 
 
+@pytest.mark.slow
 def test_an_adapter_brings_what_its_base_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

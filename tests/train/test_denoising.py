@@ -68,6 +68,7 @@ def mean(entries: list[dict[str, Any]], name: str) -> float:
     return sum(entry[name] for entry in entries) / len(entries)
 
 
+@pytest.mark.slow
 def test_half_precision_learns_as_float32_does(tmp_path: Path) -> None:
     """The weights stay float32: its products are in half precision, and what is summed is not."""
     whole, _ = trained(tmp_path / "whole")
@@ -82,6 +83,7 @@ def test_half_precision_learns_as_float32_does(tmp_path: Path) -> None:
     assert set(MEASURED) <= set(half[-1])
 
 
+@pytest.mark.slow
 def test_compiled_layers_learn_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,6 +71,7 @@ def run(path: Path, out: Path, *more: str, killed_before: str | None = None) -> 
     return Run(pretrain, arguments, killed_before, folder=path.parent)
 
 
+@pytest.mark.slow
 def test_an_autoregressive_model_turns_bidirectional_and_resumes(tmp_path: Path) -> None:
     foreign.autoregressive("qwen2", tmp_path / "theirs", tie_word_embeddings=True)
     list(convert_to_diffusion(tmp_path / "theirs", tmp_path / "ours"))
@@ -95,6 +96,7 @@ def test_an_autoregressive_model_turns_bidirectional_and_resumes(tmp_path: Path)
     assert all(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
 def test_an_encoder_goes_on(kind: str, tmp_path: Path) -> None:
     foreign.encoder(kind, tmp_path / "theirs")

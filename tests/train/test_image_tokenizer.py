@@ -92,6 +92,7 @@ def test_the_operations_of_a_image_are_those_of_its_layers() -> None:
     assert float(load.flops) == 15 * stage.image_flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_a_run_that_dies_goes_on_as_if_it_had_not(
     num_workers: int | None, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def kept(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300 + 30 * KILLS)
 @pytest.mark.parametrize("module", COMMANDS)
 def test_killed_at_any_moment_nothing_is_lost(

@@ -110,6 +110,7 @@ def test_frozen_layers_need_no_gradients_of_weights() -> None:
     assert float(some.flops - frozen.flops) == pytest.approx(share * saved)
 
 
+@pytest.mark.slow
 def test_the_machine_is_measured() -> None:
     machine = Machine.measure(CPU, torch.float32)
     assert 1e8 < machine.flops < 1e14

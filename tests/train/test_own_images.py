@@ -104,6 +104,7 @@ def only_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the walk ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_comes_out(walk, tmp_path, capsys):
     _, out = walk
     model = mmdlm.load(out / "model" / "final")
@@ -161,6 +162,7 @@ def test_a_finished_run_says_so(walk, command):
     assert (out / WEIGHTS).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_continues_exactly(walk, tmp_path):
     images, out = walk
     plan = json.loads((out / "plan.json").read_text())  # steps follow from the speed: the same
@@ -280,6 +282,7 @@ def caption(image: Path, text: str) -> None:
     image.with_suffix(".txt").write_text(text)
 
 
+@pytest.mark.slow
 def test_images_that_were_no_set_may_be_mended(tmp_path, command, only_reading):
     images, out = draw_images(tmp_path / "images"), tmp_path / "run"
     for path in sorted(images.glob("*.png")):

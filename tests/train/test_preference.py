@@ -228,6 +228,7 @@ def train(config: dict[str, Any], out: Path) -> list[dict[str, Any]]:
     return logged(out)
 
 
+@pytest.mark.slow
 def test_it_learns_to_prefer(config: dict[str, Any], tmp_path: Path) -> None:
     """From log 2; margins rise; both answers were shown, each with what of it is learnt."""
     config["training"] |= {"max_steps": 25, "save_steps": 100}
@@ -244,6 +245,7 @@ def test_it_learns_to_prefer(config: dict[str, Any], tmp_path: Path) -> None:
     assert mmdlm.load(tmp_path / "out" / "final").prompt_template.family == "llada"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
 def test_a_run_that_is_killed_continues_exactly(
     lora: Any, config: dict[str, Any], tmp_path: Path
@@ -270,6 +272,7 @@ def one_of_two(arguments: list[str], rank: int, port: int, sharded: bool) -> Non
     preference(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_equal_one_with_twice_the_accumulation(

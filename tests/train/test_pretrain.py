@@ -124,6 +124,7 @@ def lines(out: Path) -> int:
     return len((out / LOG).read_text().splitlines()) if (out / LOG).exists() else 0
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_gives_the_same_losses(recipe: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     reference = in_process(recipe, whole)
@@ -168,6 +169,7 @@ def test_a_run_killed_again_and_again_gives_the_same_losses(recipe: Path, tmp_pa
     assert (killed / "final" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
     """Stored in half precision, trained in float32, its head still tied."""
     out = tmp_path / "first"

@@ -57,6 +57,7 @@ def two(out: Path, options: dict[str, Any], *, stopped_at: int | None = None, **
         assert one.exit_code() == expected, one.errors.read_text()[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_two_processes_equal_one_with_twice_the_accumulation(
@@ -85,6 +86,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
         torch.testing.assert_close(weights[0][name], tensor, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path: Path) -> None:
     two(tmp_path / "whole", OPTIONS)
     stopped = tmp_path / "stopped"
@@ -97,6 +99,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path: Path) -> None:
     assert trajectory(stopped) == trajectory(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_written_while_the_run_goes_on(tmp_path: Path) -> None:
     """Killed meanwhile it continues from the one before; what is written is of the step asked."""
     options = {**OPTIONS, "save_total_limit": 9, "save_steps": 3, "max_steps": 8}
@@ -111,6 +114,7 @@ def test_sharded_weights_are_written_while_the_run_goes_on(tmp_path: Path) -> No
     assert trajectory(slow) == trajectory(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sharded_weights_without_an_average_go_on(tmp_path: Path) -> None:
     """With a decay of 0 there is none to write or to read."""
     out, options = tmp_path / "run", {**OPTIONS, "ema": 0.0, "max_steps": 6, "save_steps": 3}
@@ -120,6 +124,7 @@ def test_sharded_weights_without_an_average_go_on(tmp_path: Path) -> None:
     assert trajectory(out) == trajectory(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded, how", [(True, "without FSDP"), (False, "under FSDP")])
 def test_a_run_does_not_go_on_otherwise_sharded(sharded: bool, how: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -128,6 +133,7 @@ def test_a_run_does_not_go_on_otherwise_sharded(sharded: bool, how: str, tmp_pat
         two(out, {**OPTIONS, "max_steps": 9}, sharded=sharded)
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     two(out, OPTIONS, sharded=True, wider=True)
@@ -135,6 +141,7 @@ def test_a_sharded_checkpoint_of_another_model_is_refused(tmp_path: Path) -> Non
         two(out, {**OPTIONS, "max_steps": 9}, sharded=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [".metadata", "__0_0.distcp"])
 def test_a_sharded_folder_that_someone_else_prepared_runs_no_code(
     part: str, tmp_path: Path

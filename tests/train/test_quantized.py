@@ -91,6 +91,7 @@ def qlora(recipe: Path, base: Path) -> Path:  # noqa: F811
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, package", KINDS)
 def test_a_killed_run_continues_exactly_and_its_adapter_is_asked(
     kind: str, package: str, qlora: Path, base: Path, tmp_path: Path
@@ -273,6 +274,7 @@ def kept_by_a_layer(model: MmdlmForMaskedDiffusion, rows: int, length: int) -> i
     return sum(t.untyped_storage().nbytes() for c, t in kept.items() if c not in weights)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_24_gb_says_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is allocated: all of it lies on the meta device."""
     given = yaml.safe_load(RECIPE.read_text())

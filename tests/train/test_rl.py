@@ -201,6 +201,7 @@ def killed_and_whole(config: dict[str, Any], folder: Path, *, call: int) -> Path
     return out
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_rollout_and_between_inner_iterations_gives_the_same_losses(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_run_killed_in_a_rollout_and_between_inner_iterations_gives_the_same_l
     assert len({entry["loss/policy"] for entry in logged(out)}) > 5
 
 
+@pytest.mark.slow
 def test_a_run_of_images_that_is_killed_between_inner_iterations_gives_the_same_losses(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +250,7 @@ def test_other_numbers_cannot_go_on(
 # ---- processes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_two_processes_equal_one_with_twice_the_accumulation(
     config: dict[str, Any], tmp_path: Path
@@ -277,6 +280,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
 # ---- what it computes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns(config: dict[str, Any]) -> None:
     """The letter that is rewarded becomes more frequent."""
     out = rl(
@@ -295,6 +299,7 @@ def test_it_learns(config: dict[str, Any]) -> None:
     assert isinstance(model.complete("red", max_new_tokens=6), str)
 
 
+@pytest.mark.slow
 def test_without_an_update_the_policy_is_the_old_one_and_the_reference(
     config: dict[str, Any],
 ) -> None:
@@ -317,6 +322,7 @@ def test_without_an_update_the_policy_is_the_old_one_and_the_reference(
             assert entry["grad_norm"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["copy", "adapter"])
 def test_the_reference_stays_what_it_was(
     config: dict[str, Any], lora: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
@@ -378,6 +384,7 @@ def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any])
     assert entry["skipped_steps"] == 1
 
 
+@pytest.mark.slow
 def test_a_step_in_which_every_group_was_filtered_leaves_the_policy_as_it_is(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,6 +451,7 @@ def test_deviations_are_of_all_completions_together() -> None:
     assert written(one + one)["reward"] == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "loss"),
     [
@@ -471,6 +479,7 @@ def test_every_estimator_and_loss_is_a_line_of_yaml(
     assert len(logged(out)) == 3
 
 
+@pytest.mark.slow
 def test_an_order_and_a_rule_of_ones_own_are_lines_of_yaml(config: dict[str, Any]) -> None:
     """By class path alone, or with arguments; the rollouts are those of the named order."""
 
@@ -557,6 +566,7 @@ def _same(one: Any, other: Any) -> bool:
 # ---- images -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_images_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Path) -> None:
     out = rl(
         config,
@@ -585,6 +595,7 @@ def test_images_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Pa
 # ---- budgets ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_ends_the_run_as_its_last_step_would(config: dict[str, Any]) -> None:
     """Twelve rollouts of at most six tokens a set, three steps each."""
     out = rl(config, budget={"tokens": 80})
@@ -606,6 +617,7 @@ def test_a_budget_of_seconds(config: dict[str, Any]) -> None:
     assert (out / "final").is_dir()
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_is_of_all_starts_together(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,6 +680,7 @@ def test_a_reward_that_fails_is_counted_and_the_run_survives(
     assert all(torch.isfinite(torch.tensor(entry["grad_norm"])) for entry in logged(out))
 
 
+@pytest.mark.slow
 def test_code_that_never_ends_is_worth_nothing_and_the_run_survives(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -721,6 +734,7 @@ def test_a_filter_needs_a_reward_that_tells_right_from_wrong(
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_what_takes_no_part_is_not_looked_at(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,6 +762,7 @@ def test_what_takes_no_part_is_not_looked_at(
     ]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_fills_the_whole_length_is_counted_and_skipped(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

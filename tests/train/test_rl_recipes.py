@@ -73,6 +73,7 @@ def test_there_are_recipes() -> None:
     assert len(ON_TOP) >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("judges")
 @pytest.mark.parametrize("recipe", ON_TOP, ids=lambda path: path.stem)
 def test_it_learns(
@@ -106,6 +107,7 @@ def test_it_learns(
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights, on pairs as TRL's data sets have them."""
     rows = [{"prompt": one["question"], "chosen": "2", "rejected": "no"} for one in ROWS]
@@ -130,6 +132,7 @@ def test_vrpo_runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_vrpo_runs_on_images_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke run, on the bundled model."""
     arguments = ["--config", str(CONFIGS / "smoke_vrpo.yaml"), "--out", str(tmp_path / "run")]

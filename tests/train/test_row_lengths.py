@@ -418,6 +418,7 @@ def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
+@pytest.mark.slow
 def test_a_run_records_its_numbers_and_goes_on_with_them(
     recipe: Path,  # noqa: F811
     tmp_path: Path,

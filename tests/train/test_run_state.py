@@ -164,6 +164,7 @@ def test_another_kind_of_optimizer_is_refused(six: Path) -> None:
         run(six, optimizer=Plain(momentum=0.9))
 
 
+@pytest.mark.slow
 def test_global_generators_go_on_too(tmp_path: Path) -> None:
     """What users plug in may draw from them."""
 

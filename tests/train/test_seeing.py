@@ -82,6 +82,7 @@ SHORT: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_in_the_images(recipe: Path, tmp_path: Path) -> None:
     """Sixteen captions by heart; shown another image, it says that one's caption."""
     train(recipe, tmp_path / "out")
@@ -120,6 +121,7 @@ def test_it_learns_what_is_in_the_images(recipe: Path, tmp_path: Path) -> None:
     assert sheets == [f"step_{step:08d}.png" for step in (0, 100, 200, 300)]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path) -> None:
     """With rates of their own, and images in every batch."""
     short = changed(recipe, "short.yaml", **SHORT)
@@ -133,6 +135,7 @@ def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path) ->
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_features_train_as_images_do(recipe: Path, tmp_path: Path) -> None:
     """From a tower that is frozen: the same losses, and the tower stays to the last bit."""
     train(changed(recipe, "short.yaml", **SHORT), tmp_path / "first")
@@ -165,6 +168,7 @@ def test_features_train_as_images_do(recipe: Path, tmp_path: Path) -> None:
     assert "holds features, through which the tower cannot learn; freeze vision_tower" in said
 
 
+@pytest.mark.slow
 def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None:
     """A language model gets eyes: its weights and the tower's stay, the projector is trained."""
     config = json.loads(recipe.read_text())

@@ -176,6 +176,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 LEFT_TO_RIGHT: Any = {"max_new_tokens": 8, "num_inference_steps": 8, "block_length": 1}
 
 
+@pytest.mark.slow
 def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
     """All weights; asked through the library, by the template that it was trained with."""
     tail = {
@@ -219,6 +220,7 @@ def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
     assert "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}yes<|eot_id|>" in shown
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_continues_exactly(recipe: Path, tmp_path: Path, start: Path) -> None:
     """With dropout, a random turn of each conversation, and random tails."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -267,6 +269,7 @@ def one_of_two(arguments: list[str], rank: int, port: int, sharded: bool) -> Non
     sft(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_equal_one_with_twice_the_accumulation(
@@ -359,6 +362,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_layers_that_are_recomputed_learn_the_same(recipe: Path, tmp_path: Path) -> None:
     """Their dropout too."""
     for name, option in (("kept", "false"), ("again", "true")):
@@ -366,6 +370,7 @@ def test_layers_that_are_recomputed_learn_the_same(recipe: Path, tmp_path: Path)
     assert trajectory(tmp_path / "kept") == trajectory(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_language_model_is_given_eyes(recipe: Path, tmp_path: Path, start: Path) -> None:
     """As LLaVA begins: the projector alone learns, beside weights in half precision."""
     turns = [

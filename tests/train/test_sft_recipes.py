@@ -94,6 +94,7 @@ def small(recipe: dict[str, Any], start: Path, urls: list[str], out: Path) -> di
     return recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family", "kinds"),
     [

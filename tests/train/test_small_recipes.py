@@ -71,6 +71,7 @@ def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
+@pytest.mark.slow
 def test_sudoku(shell, learnt) -> None:
     base = learnt("sudoku", "puzzles.csv", "Puzzle", "Solution", 257)
     few = "--prompts.init_args.count 20 --prompts_per_batch 2 --num_generations 2"
@@ -107,6 +108,7 @@ def test_countdown(shell, learnt) -> None:
     assert 0 <= report["results"]["measures"]["right"]["value"] <= 1
 
 
+@pytest.mark.slow
 def test_emoji(shell, tmp_path: Path) -> None:
     few = "--prompts_per_batch 2 --num_generations 2 --training.max_steps 2"
     here = "--prompts.init_args.urls tests/data/emoji_codes.tar"

@@ -151,6 +151,7 @@ def test_a_model_is_for_what_it_records() -> None:
     assert prompt_template_for("llada", tasks=["caption"]) is LAYOUTS["llada"]
 
 
+@pytest.mark.slow
 def test_a_converted_model_has_learned_texts_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,7 @@ def plain_png(width: int, height: int, *, rows: int | None = None) -> bytes:
     )
 
 
+@pytest.mark.slow
 def test_a_very_large_image_comes_smaller_while_it_is_read() -> None:
     image = open_image(plain_png(13_000, 13_000))
     assert image.size == (6_500, 6_500)
@@ -205,6 +206,7 @@ def test_a_very_large_image_comes_smaller_while_it_is_read() -> None:
     assert image.width * image.height <= LARGE
 
 
+@pytest.mark.slow
 def test_a_very_large_jpeg_is_scaled_while_it_is_decoded(monkeypatch) -> None:
     file = file_of(Image.new("L", (9_000, 9_000), 77), "JPEG", exif=orientation(6))
     decoded = []
@@ -413,6 +415,7 @@ def decoding_calls(source: str) -> list[int]:
     return lines
 
 
+@pytest.mark.slow
 def test_images_are_decoded_in_one_place(project_files: list[Path]) -> None:
     assert decoding_calls('with Image.open("x") as image:\n    image.convert("RGB")') == [1, 2]
     found = [

@@ -112,6 +112,7 @@ def test_code_that_does_nothing_is_stopped_by_the_clock() -> None:
     assert (found.passed, found.reason) == ((False,), "it ran for more than 2 seconds")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processor time is read on Linux")
 def test_a_busy_machine_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work passes that takes half of the time, on a core that three other processes use."""
