@@ -64,7 +64,7 @@ def asked(question: str, answer: str, **more: Any) -> dict[str, Any]:
         (Conversation(template=False), [asked("a cat", "<image>")], DRAWN),
         (Preference(), [asked("hi", "", chosen="yes", rejected="no")], TALK),
     ],
-    ids=str,
+    ids=lambda one: str(sorted(one) if isinstance(one, set) else one),  # alike in every process
 )
 def test_what_a_source_teaches(
     source: ToSequence, content: list[Any], taught: set[str], tmp_path: Path
