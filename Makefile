@@ -60,9 +60,10 @@ test: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Workers share nothing: each makes its own session-wide fixtures, so a file stays with one of them.
+# A file stays with one worker, and its fixtures too. A worker takes one core: several threads of torch
+# in each would wait for one another.
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 coverage: $(INSTALLED)
 	@mkdir -p build/coverage
