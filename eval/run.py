@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from eval.tasks.code import HumanEval, Mbpp
 from eval.tasks.countdown import CountdownTask

@@ -20,6 +20,7 @@ from data_pipelines.room import bytes_of, check_room
 from data_pipelines.shards.images import image_loader
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
+from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.image_files import MAX_PIXELS
 from mmdlm.vision.pixels import Fit, to_image
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
@@ -148,7 +149,13 @@ class TokenizerConfig:
         """Read the tokenizer to start from, or make a new one."""
         if self.start_from is not None:
             return load_image_tokenizer(self.start_from)
-        return FAMILIES[self.family].from_config(self.options or {})
+        try:
+            return FAMILIES[self.family].from_config(self.options or {})
+        except (AttributeError, TypeError, LookupError, ArithmeticError) as error:
+            raise ValueError(
+                f"model.options {self.options} describe no {self.family} ({reason_of(error)}); "
+                "correct them"
+            ) from error
 
 
 @sole_writer

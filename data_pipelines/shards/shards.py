@@ -14,6 +14,7 @@ import io
 import json
 import lzma
 import os
+import re
 import tarfile
 import time
 import urllib.error
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 import webdataset
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from data_pipelines.sources.text_files import parsed
 from mmdlm.atomic_files import atomic_write
@@ -34,6 +35,8 @@ Sample = dict[str, Any]
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the next attempt, doubled each time
 END_MARK = bytes(1024)
+MOST_BYTES = 1 << 28  # of a sample: a tar may say that it holds any number
+META = re.compile(r"__[^/]*__($|/)")  # names of what webdataset keeps beside the samples
 INDEX = "index.json"  # of a folder of shards, written last: where it is, they are whole
 COMPRESSED: dict[bytes, Any] = {
     b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
@@ -162,7 +165,7 @@ class _Tail(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         data = self.stream.read(size)
-        self.last = (self.last + data)[-len(END_MARK) :]
+        self.last = (self.last + data[-len(END_MARK) :])[-len(END_MARK) :]
         return data
 
 
@@ -202,7 +205,7 @@ def _read_once(url: str) -> Iterator[Sample]:
         tail = _Tail(decompress(download) if decompress else download)
         held: Sample | None = None  # one behind, because the end decides whether it is whole
         try:
-            files = ({**file, "__url__": url} for file in tar_file_iterator(tail))
+            files = ({**file, "__url__": url} for file in _files_in(tail))
             for sample in group_by_keys(files):
                 if held is not None:
                     yield held
@@ -228,9 +231,42 @@ def _read_once(url: str) -> Iterator[Sample]:
             stream.close()
 
 
+class _Header(tarfile.TarInfo):
+    """The header of a file in a tar, of which no more is read than a sample may have."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """tarfile's; ReadError for a file that is too large, long names and the like included."""
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > MOST_BYTES:
+            raise tarfile.ReadError(_too_large(info.name, info.size))
+        return info
+
+
+def _files_in(stream: Any) -> Iterator[Sample]:
+    """The files of a tar, as webdataset has them, which reads those of any size into memory."""
+    key, size = "", 0
+    tar = tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header)  # noqa: SIM115 - not ours
+    for info in tar:
+        if not info.isreg() or META.match(info.name):
+            continue
+        name = str(base_plus_ext(info.name)[0])
+        size = info.size + (size if name == key else 0)
+        key = name
+        if size > MOST_BYTES:
+            raise ValueError(_too_large(f"sample {key}", size))
+        file = tar.extractfile(info)
+        assert file is not None
+        yield {"fname": info.name, "data": file.read()}
+        tar.members = []  # type: ignore[attr-defined]  # which would grow
+
+
+def _too_large(what: str, size: int) -> str:
+    return f"{what} has {size:,} bytes, and at most {MOST_BYTES:,} are read"
+
+
 def _reason(error: Exception) -> str:
-    """The message without the stream objects that webdataset appends to it."""
-    return str(error.args[0] if error.args else error).split(" @ ")[0] or type(error).__name__
+    return str(error.args[0] if error.args else error) or type(error).__name__
 
 
 def _close(stream: BinaryIO, url: str) -> None:

@@ -14,6 +14,7 @@ import jsonargparse
 from jsonargparse.typing import register_type
 
 from mmdlm.cli.chat_session import forgive_encodings
+from mmdlm.cli.recipe_files import check_recipes
 from mmdlm.cli.settings import checked
 from mmdlm.vision.known_names import nearest
 
@@ -34,6 +35,7 @@ class _Parser(jsonargparse.ArgumentParser):
         """Validate as jsonargparse does, and name the nearest option to an unknown one."""
         try:
             super().validate(*args, **kwargs)
+            self._check_groups(args[0] if args else kwargs["namespace"])
         except KeyError as error:
             message = str(error.args[0]) if error.args else ""
             if (match := STRANGE.fullmatch(message)) is not None:
@@ -41,6 +43,18 @@ class _Parser(jsonargparse.ArgumentParser):
                 group = "" if parser is not self else match["group"]
                 error.args = (_no_option(parser, match["key"], group=group or ""),)
             raise
+
+    def _check_groups(self, settings: jsonargparse.Namespace) -> None:
+        """Raise TypeError for a single value in the place of a group of options."""
+        for name in self.groups or ():
+            if name not in settings:
+                continue
+            value = settings[name]
+            if not isinstance(value, jsonargparse.Namespace | dict):
+                inner = [one.dest for one in self._actions if one.dest.startswith(f"{name}.")]
+                raise TypeError(
+                    f"{name} is {value!r}, but it is a group of options: {', '.join(inner[:4])} ..."
+                )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if (match := UNRECOGNIZED.fullmatch(message)) is not None:
@@ -63,6 +77,7 @@ def run(job: Any) -> None:
     is_class = isinstance(job, type)
     jobs: Any = {name: _sane(one) for name, one in job.items()} if is_several else job
     try:
+        check_recipes(sys.argv[1:])
         made = jsonargparse.auto_cli(
             jobs if is_several or is_class else _sane(job),
             as_positional=False,

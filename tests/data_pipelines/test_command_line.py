@@ -95,6 +95,21 @@ def more(given: str) -> list[str]:
     return [f"--{one}" for one in given.split(" --")[1:]]
 
 
+@pytest.mark.parametrize(
+    "value, said", [("7", "7"), ("null", "None"), ("[1]", "[1]"), ("true", "True")]
+)
+def test_one_value_in_the_place_of_a_group(
+    value: str, said: str, shell: Shell, tmp_path: Path
+) -> None:
+    BEGUN.clear()
+    file = tmp_path / "a.yaml"
+    file.write_text(f"part: {value}\n")
+    status, errors = shell(job, "--config", file, "--out", tmp_path / "out")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert f"part is {said}, but it is a group of options: part.steps, part.names" in errors
+    assert BEGUN == []
+
+
 def test_others_begin(shell: Shell, tmp_path: Path) -> None:
     """A default may be empty, and so may nothing."""
     BEGUN.clear()

@@ -5,6 +5,7 @@ import gzip
 import http.server
 import io
 import os
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,30 @@ class TestDamage:
         (tmp_path / "x.tar").write_bytes(b"<html>not found</html>" * 100)
         with pytest.raises(BrokenShard):
             keys(str(tmp_path / "x.tar"))
+
+    @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+    def test_more_than_memory_holds_is_not_read(self, tmp_path, kind):
+        """A few kilobytes may be unpacked to any number of bytes, of which the header tells."""
+        info = tarfile.TarInfo("a.txt")
+        info.size, info.type = 10**12, kind
+        data = info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)
+        (tmp_path / "x.tar.gz").write_bytes(gzip.compress(data))
+        with pytest.raises(BrokenShard, match="a.txt has 1,000,000,000,000 bytes, and at most 268"):
+            keys(str(tmp_path / "x.tar.gz"))
+
+    def test_nor_is_a_sample_of_many_files(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(shards, "MOST_BYTES", 3000)
+        samples = [
+            {"__key__": "a", "txt": b"1"},
+            {"__key__": "b", "x": bytes(2000), "y": bytes(999)},
+        ]
+        write_shard(tmp_path / "fits.tar", samples)
+        assert [one["__key__"] for one in read_shard(str(tmp_path / "fits.tar"))] == ["a", "b"]
+        write_shard(
+            tmp_path / "x.tar", [*samples, {"__key__": "c", "x": bytes(2000), "y": bytes(1001)}]
+        )
+        with pytest.raises(BrokenShard, match="sample c has 3,001 bytes, and at most 3,000"):
+            list(read_shard(str(tmp_path / "x.tar")))
 
     def test_empty_file(self, tmp_path):
         (tmp_path / "x.tar").write_bytes(b"")
