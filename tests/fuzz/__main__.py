@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+import torch
+
 from tests.fuzz.inputs import KINDS, bundled, work_for
 from tests.fuzz.worker import Outcome, outcome_of
 
@@ -26,6 +28,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first of each kind")
     parser.add_argument("--all", action="store_true", help="say of each input how it ended")
     options = parser.parse_args()
+    # Threads of a pool do not survive a fork: a child that asks for one of them waits forever.
+    torch.set_num_threads(1)
     bundled()
     found: dict[str, list[Outcome]] = {kind: [] for kind in options.kinds}
     bad = []
