@@ -1,6 +1,6 @@
-"""Job: image shards -> feature shards, so that training never runs a frozen vision tower.
+r"""Job: image shards -> feature shards, so that training never runs a frozen vision tower.
 
-    accelerate launch -m data_pipelines.extract_features --shards data/photos \\
+    accelerate launch -m data_pipelines.extract_features --shards data/photos \
         --model runs/eyes --out data/photos_features
 
 The tower alone runs, over the crops of every image of a sample; the projector is still trained.
@@ -131,7 +131,7 @@ class Extractor(Rewriter):
     max_pixels: int
 
     def samples(self, url: str, report: Report, *, pool: Executor) -> Iterator[Sample]:
-        """The samples of a shard with features; broken ones are counted and left out."""
+        """Yield the samples of a shard with features; broken ones are counted and left out."""
         for batch in batched(whole_samples(url), self.batch_size):
             report.read += len(batch)
             read = []
@@ -173,7 +173,7 @@ class Extractor(Rewriter):
 def _adapter(
     model: Path | None, vision: VisionConfig | None, tower_weights: Path | None
 ) -> VisionAdapter:
-    """The adapter of a model, or a tower alone; float32."""
+    """Return the adapter of a model, or one with a tower only; float32."""
     if model is not None and vision is None and tower_weights is None:
         return adapter_of(model)
     if model is None and vision is not None and tower_weights is not None:
@@ -184,7 +184,7 @@ def _adapter(
 
 
 def adapter_of(model: Path) -> VisionAdapter:
-    """The vision adapter of a model's folder, float32; nothing else of the model is read.
+    """Return the vision adapter of a model's folder in float32; read nothing else of the model.
 
     Raises ValueError for a model that does not see.
     """

@@ -76,7 +76,7 @@ def bytes_of(build: Callable[[], nn.Module]) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where there is none."""
+    """Return the number in a file; None where there is none."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

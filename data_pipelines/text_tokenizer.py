@@ -80,7 +80,7 @@ def shortened(tokenizer: PreTrainedTokenizerFast, text: str, most: int) -> str:
 
 
 def shard_texts(urls: list[str], *, report: Report) -> Iterator[str]:
-    """The txt of every sample of the shards, or else the messages of its conversation.
+    """Yield the txt of every sample of the shards, or else the messages of its conversation.
 
     What has no text is counted in the report. Raises ValueError for a damaged shard.
     """

@@ -1,6 +1,6 @@
-"""Job: image shards -> code shards, so that training never runs the image tokenizer.
+r"""Job: image shards -> code shards, so that training never runs the image tokenizer.
 
-    accelerate launch -m data_pipelines.tokenize_images --shards data/emoji/train \\
+    accelerate launch -m data_pipelines.tokenize_images --shards data/emoji/train \
         --tokenizer runs/emoji/image_tokenizer --out data/emoji/train_codes
 
 Each process takes every n-th shard. A shard is written beside and then renamed, and the same
@@ -119,7 +119,7 @@ class Encoder(Rewriter):
     max_pixels: int
 
     def samples(self, url: str, report: Report, *, pool: Executor) -> Iterator[Sample]:
-        """The samples of a shard with their codes; broken ones are counted and left out."""
+        """Yield the samples of a shard with their codes; broken ones are counted and left out."""
         for batch in batched(whole_samples(url), self.batch_size):
             report.read += len(batch)
             read = list(self._read(batch, report, pool=pool))
@@ -136,7 +136,7 @@ class Encoder(Rewriter):
     def _read(
         self, batch: list[Sample], report: Report, *, pool: Executor
     ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
-        """Samples that can be used, each with the pixels of its images by their fields."""
+        """Yield usable samples, each with the pixels of its images by their fields."""
         for sample, images in zip(batch, pool.map(self._images, batch), strict=True):
             if isinstance(images, Exception):
                 report.add_broken(sample_name(sample), one_line(images))
@@ -167,7 +167,7 @@ class Encoder(Rewriter):
 
 
 def codes_field(image: str) -> str:
-    """The field of the codes of an image: codes.npy, with its number where it has one."""
+    """Return the field of the codes of an image: codes.npy, with its number where it has one."""
     number = IMAGE_FIELD.fullmatch(image)
     assert number is not None
     return f"{number[1]}.{CODES}" if number[1] else CODES

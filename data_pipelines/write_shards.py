@@ -341,7 +341,7 @@ def _write_rows(
     max_broken: float,
     samples_per_shard: int,
 ) -> None:
-    """The rows of files or of a data set, as `columns` reads them."""
+    """Write the rows of files or of a data set, as `columns` reads them."""
     folder, mark = columns.images.folder, columns.images.mark
     settings = {
         **settings,

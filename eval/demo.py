@@ -201,7 +201,7 @@ def origins() -> dict[str, Origin]:
 
 
 def origin_of(prompt: str) -> Origin:
-    """What is no emoji's name is new to any model."""
+    """Return where a prompt comes from; what is no emoji's name is new to any model."""
     return origins().get(prompt, Origin.NEW)
 
 
@@ -220,7 +220,7 @@ class Demo:
     bar: tqdm[NoReturn]
 
     def draw(self) -> tuple[list[Drawing], Animation]:
-        """An image of every prompt, and the denoising of the first ones."""
+        """Draw an image of every prompt, and the denoising of the first ones."""
         self.bar.set_description("drawing")
         frames: list[Image.Image] = []
         images: list[Image.Image] = []
@@ -239,7 +239,7 @@ class Demo:
         return drawings, animation
 
     def invent(self) -> list[Drawing]:
-        """An image of each prompt that is no emoji's name."""
+        """Draw an image of each prompt that is no emoji's name."""
         self.bar.set_description("inventing")
         images = self.model.text_to_image(INVENTED, generator=self._generator())
         self.bar.update()
@@ -363,7 +363,7 @@ def outline_mask(outline: Sequence[tuple[float, float]], size: tuple[int, int]) 
 
 
 def with_hole(image: Image.Image, mask: Image.Image, *, square: int = 4) -> Image.Image:
-    """The image with a chequered pattern where the mask is white."""
+    """Return the image with a checkered pattern where the mask is white."""
     pattern = Image.new("RGB", image.size, (236, 234, 230))
     for y in range(0, image.height, square):
         for x in range(y // square % 2 * square, image.width, 2 * square):

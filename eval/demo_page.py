@@ -90,7 +90,7 @@ class Content:
 
 
 def page(content: Content) -> str:
-    """The whole HTML file."""
+    """Return the whole HTML file."""
     return PAGE.substitute(
         style=STYLE,
         facts=escape(

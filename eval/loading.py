@@ -71,7 +71,7 @@ class Shape:
         return {**family_named("llada").published_config(fields), "torch_dtype": stored}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Published names and shapes."""
+        """Return published names and shapes."""
         with torch.device("meta"):
             model = MmdlmForMaskedDiffusion(read_config(self.config("float32")))
         theirs = family_named("llada").weights.reversed
@@ -158,7 +158,7 @@ def main(
 
 
 def table(report: dict[str, Any]) -> str:
-    """The numbers of a report, a line each."""
+    """Return the numbers of a report, a line each."""
     result, settings = report["results"], report["settings"]
     says = "within" if result["within_bound"] else "OVER"
     lines = {
@@ -221,7 +221,7 @@ def write_checkpoint(
 def _shards(
     tensors: dict[str, tuple[int, ...]], largest: int, itemsize: int
 ) -> Iterator[dict[str, tuple[int, ...]]]:
-    """The tensors in their order, in files of at most `largest` bytes but for single tensors."""
+    """Yield the tensors in order, in files of at most `largest` bytes except for single tensors."""
     shard: dict[str, tuple[int, ...]] = {}
     held = 0
     for name, one in tensors.items():
@@ -235,7 +235,7 @@ def _shards(
 
 
 def _header(tensors: dict[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
-    """The beginning of a safetensors file: its length, then names, shapes and places."""
+    """Return the beginning of a safetensors file: its length, then names, shapes and places."""
     kind = next(name for name, one in DTYPES.items() if one == dtype)
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0

@@ -33,7 +33,7 @@ class Estimate:
 
 
 def estimate(values: Tensor) -> Estimate:
-    """The mean of [N] numbers, or of hits and misses (bool), with its standard error.
+    """Return the mean of [N] numbers, or of hits and misses (bool), with its standard error.
 
     One item alone has no spread, so its error is NaN; hits alone or misses alone have none either,
     and 0 flatters them: see `wilson_interval`. Raises ValueError where there is nothing to average.

@@ -15,7 +15,7 @@ from mmdlm.pipeline.model import Model
 
 
 def describe_model(name: str, model: Model) -> dict[str, Any]:
-    """The checkpoint: its size, and sha256 of each file of weights, as `sha256sum` gives it.
+    """Return the size of a checkpoint, and the sha256 of each file of weights.
 
     It is where the model was read from, not looked up again: a run that goes on has a newer step by
     now, and may have dropped that one.
@@ -42,7 +42,7 @@ def describe_model(name: str, model: Model) -> dict[str, Any]:
 
 
 def _shown(path: Path, folder: Path) -> str:
-    """A file of weights by its place in the folder of the model; of a step, in that of its run."""
+    """Return the place of a file of weights in the model's folder; of a step, in its run's."""
     for near in (folder, folder.parent):
         if path.is_relative_to(near):
             return path.relative_to(near).as_posix()
@@ -50,7 +50,7 @@ def _shown(path: Path, folder: Path) -> str:
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
-    """The machine, and how busy it is before the measurement."""
+    """Return the machine, and how busy it is before the measurement."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",

@@ -107,7 +107,7 @@ def _share(logs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> float | Non
 
 
 def number(path: Path, keys: str) -> float:
-    """A number in a JSON file; ValueError that names the key that it lacks."""
+    """Read a number in a JSON file; ValueError that names the key that it lacks."""
     value: Any = json.loads(path.read_text())
     for key in keys.split("/"):
         if not isinstance(value, Mapping) or key not in value:
@@ -118,7 +118,7 @@ def number(path: Path, keys: str) -> float:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training log; ValueError where there are none."""
+    """Read the lines of a training log; ValueError where there are none."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     except OSError as error:
@@ -193,7 +193,7 @@ def plot(comparisons: Sequence[Comparison], path: Path, *, title: str) -> None:
 
 
 def curve(comparison: Comparison, seed: int) -> tuple[list[float], list[float]]:
-    """Steps, or minutes since the start, and the reward at each."""
+    """Return steps, or minutes since the start, and the reward at each."""
     lines = read_log(_of(comparison.log, seed))
     lines = [line for line in lines if comparison.reward in line]
     places = [line["step"] for line in lines]
@@ -205,7 +205,7 @@ def curve(comparison: Comparison, seed: int) -> tuple[list[float], list[float]]:
 def mean_curve(
     runs: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> tuple[list[float], list[float]]:
-    """The mean of curves where all of them are known, at as many places as the longest one has.
+    """Return the mean of curves where all are known, at as many places as the longest one has.
 
     Between its points a curve is a straight line: in one time runs come to different steps.
     """

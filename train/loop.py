@@ -247,7 +247,7 @@ def _check_fits(stage: Stage, settings: TrainingConfig, device: torch.device) ->
 
 
 def _state_of(stage: Stage) -> dict[str, Tensor]:
-    """The whole state dict of a stage on the CPU; of one with a quantized base what has learnt."""
+    """Return the state dict of a stage on the CPU; on a quantized base only what was trained."""
     if any(is_quantized(parameter) for parameter in stage.parameters()):
         return {n: p.detach().cpu() for n, p in stage.named_parameters() if p.requires_grad}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -266,7 +266,7 @@ def launched() -> PartialState:
 
 
 def _check_trackers(names: tuple[str, ...], accelerator: Accelerator) -> None:
-    """accelerate leaves out a tracker that is not installed, without a word."""
+    """Raise for a tracker that is not installed, which accelerate would leave out silently."""
     for name in names:
         if name not in map(str, accelerator.log_with):
             raise ValueError(f"tracker {name!r} is not installed: pip install {name}")

@@ -85,7 +85,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def build(self, module: nn.Module, *, rates: Rates = NO_RATES) -> list[torch.optim.Optimizer]:
-        """torch optimizers that together hold each trainable parameter of a module once.
+        """Return torch optimizers that together hold each trainable parameter of a module once.
 
         Every parameter group carries its peak learning rate as `peak`: that of `rates` for the
         parameters that have one there, for all others the optimizer's own.
@@ -113,7 +113,7 @@ class AdamW(Optimizer):
     def of(
         self, decayed: list[nn.Parameter], plain: list[nn.Parameter], *, rates: Rates = NO_RATES
     ) -> torch.optim.AdamW:
-        """The optimizer of parameters that decay and of parameters that do not."""
+        """Return the optimizer of parameters that decay and of parameters that do not."""
         groups = [
             {"params": alike, "weight_decay": decay, "lr": peak, "peak": peak}
             for params, decay in ((decayed, self.weight_decay), (plain, 0.0))
@@ -312,7 +312,7 @@ class ExponentialMovingAverage:
                 value.copy_(before)
 
     def _values(self) -> list[Tensor]:
-        """The parameters' own memory, as plain tensors."""
+        """Return the parameters' own memory, as plain tensors."""
         values = (p.detach() for p in self.parameters)
         return [v.to_local() if isinstance(v, DTensor) else v for v in values]
 

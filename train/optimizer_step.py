@@ -19,7 +19,7 @@ from train.training_config import TrainingConfig
 
 
 def step_generator(device: torch.device, *seeds: int) -> torch.Generator:
-    """A generator that depends on nothing but its seeds: (run seed, step, process, micro-batch)."""
+    """Return a generator seeded by (run seed, step, process, micro-batch) and nothing else."""
     digest = hashlib.blake2b(repr(seeds).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
 
@@ -116,5 +116,6 @@ def _not_finite(
 def means_of(
     losses: dict[str, tuple[Tensor, Tensor]], accelerator: Accelerator
 ) -> dict[str, float]:
+    """Return the mean of each loss over all processes, of (sum, count) pairs."""
     sums = accelerator.reduce({name: total for name, (total, _) in losses.items()}, "sum")
     return {name: float(sums[name] / count.clamp_min(1)) for name, (_, count) in losses.items()}

@@ -77,7 +77,7 @@ class PreferenceStage(Stage):
         self.seen = Statistics()
 
     def draw(self, batch: Batch, *, generator: torch.Generator) -> tuple[NoisyView, ...]:
-        """The views of a batch."""
+        """Draw the noisy views of a batch."""
         (views,) = self.estimator.draw(batch, self.denoiser.vocabulary, generator=generator)
         return views
 
@@ -86,7 +86,7 @@ class PreferenceStage(Stage):
         return dict.fromkeys(self.coefficients, ((batch.document.amax(1) + 1) // 2).sum())
 
     def forward(self, batch: Batch, noise: tuple[NoisyView, ...]) -> dict[str, Tensor]:
-        """The loss's terms."""
+        """Return the sum of each term of the loss, over what `counts` counts."""
         batch = self.denoiser.see(batch)
         policy = self.estimator.log_prob(self.denoiser, batch, noise)
         with torch.no_grad(), self.reference.of(self.denoiser) as other:
@@ -119,7 +119,7 @@ def answers(batch: Batch, policy: Tensor, reference: Tensor) -> tuple[Answers, A
     assert count % 2 == 0, "documents of pairs come in twos"
 
     def summed(values: Tensor) -> Tensor:
-        """[B, L] -> [2, B, pairs of a row]"""
+        """Sum values over the pairs of each row: [B, L] -> [2, B, pairs of a row]."""
         of_documents = values.new_zeros(len(values), count).scatter_add(1, document, values)
         return rearrange(of_documents, "b (pair side) -> side b pair", side=2)
 

@@ -77,7 +77,7 @@ class PolicyStage(Stage):
         self.seen = Statistics()
 
     def draw(self, batch: RolloutBatch, *, generator: torch.Generator) -> int | None:
-        """The seed of dropout; the views came with the rollouts."""
+        """Draw the seed of dropout; the noisy views came with the rollouts."""
         self.seen = self.seen + batch.statistics
         return dropout_seed(self.denoiser, generator=generator)
 
@@ -86,7 +86,7 @@ class PolicyStage(Stage):
         return self.loss.counts(batch.scored_views.views)
 
     def forward(self, batch: RolloutBatch, noise: int | None) -> dict[str, Tensor]:
-        """The loss's terms.
+        """Return the sum of each term of the loss, over what `counts` counts.
 
         Rollouts and the scores of others know no dropout: where there is some, its noise is part of
         the ratio to the old policy, as it is in d1.
@@ -297,7 +297,7 @@ def _policy(started: StartedModel, state: PartialState) -> Model:
 
 
 def _context(model: Model, gallery: Shown | None) -> Mapping[str, Any]:
-    """What rewards may ask for beside columns: `gallery`, and `describe`, the policy's captions."""
+    """Return what rewards take beside columns: `gallery`, and `describe`, the policy's captions."""
     context: dict[str, Any] = {} if gallery is None else {"gallery": gallery.read()}
     if "caption" in model.prompt_template.tasks_with(model.text_tokenizer) and (
         model.image_tokenizer is not None or model.prompt_template.sees == "features"

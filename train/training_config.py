@@ -76,7 +76,7 @@ class TrainingConfig:
 
 
 def precision(name: str) -> str:
-    """What "auto" stands for here; any other name for itself."""
+    """Return the precision that "auto" stands for here; any other name unchanged."""
     if name == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return name

@@ -38,12 +38,12 @@ class Given:
         return cls(dict(zip(urls if len(set(names)) < len(names) else names, urls, strict=True)))
 
     def states(self) -> dict[str, State]:
-        """The states of all, for an index."""
+        """Return the states of all files, for an index."""
         folders = {name: folder_state(name, files) for name, files in self.folders.items()}
         return {name: file_state(url) for name, url in self.files.items()} | folders
 
     def changes(self, before: Mapping[str, State]) -> list[str]:
-        """What is no more as an index says, in words."""
+        """Return a sentence for each file that is not as an index says."""
         gone = [f"{name} is gone" for name in sorted(set(before) - {*self.files, *self.folders})]
         files = [
             change_of(name, before.get(name), file_state(url))
@@ -61,7 +61,7 @@ class Given:
 def is_done(
     target: Path, settings: Mapping[str, Any], given: Given, *, index: Path | None = None
 ) -> bool:
-    """True where `target` is there, made with these settings of what is given.
+    """Return whether `target` was already made, with these settings, of the given data.
 
     index  that says of what `target` was made; default: itself
 
@@ -98,7 +98,7 @@ def is_done(
 
 
 def of_unknown(states: Iterable[State]) -> str:
-    """What is to be said beside "already written" where nothing is known of the data then."""
+    """Return what to add to "already written" where the state of the data then is unknown."""
     known = [bool(state) for state in states]
     return "" if known and all(known) else ", of data that is not compared with what it is now"
 
@@ -120,7 +120,7 @@ def file_state(url: str) -> State:
 
 
 def is_same_file(before: State | None, url: str) -> bool:
-    """True where a file is what it was; its content is read only where its time is another."""
+    """Return whether a file is unchanged; its content is read only where its time differs."""
     if isinstance(before, dict) and "sha256" in before and os.path.isfile(url):
         found = os.stat(url)
         if found.st_size != before.get("bytes"):

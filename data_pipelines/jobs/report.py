@@ -90,14 +90,14 @@ class Report:
         return total
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts, as an index holds them."""
+        """Return the counts, as an index holds them."""
         counts = asdict(self)
         del counts["max_broken"], counts["before"]
         return counts
 
     @classmethod
     def from_dict(cls, counts: Mapping[str, Any]) -> Report:
-        """The inverse of `to_dict`; ValueError where it is damaged."""
+        """Return the report that `to_dict` wrote; ValueError where it is damaged."""
         try:
             changed, left_out = ([Cases(**one) for one in counts[name]] for name in REASONS)
             return cls(**{**counts, "changed": changed, "left_out": left_out})

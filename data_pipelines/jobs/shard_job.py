@@ -41,7 +41,7 @@ class Rewriter(ABC):
 
     @abstractmethod
     def samples(self, url: str, report: Report, *, pool: Executor) -> Iterator[Sample]:
-        """The new samples of a shard; `pool` decodes images.
+        """Yield the new samples of a shard; `pool` decodes images.
 
         Raises BrokenShard for a damaged one.
         """
@@ -167,7 +167,7 @@ def _rewrite(rewriter: Rewriter, url: str, target: Path, report: Report, *, pool
 
 
 def _is_written(url: str, target: Path) -> bool:
-    """True where the shard is there; ValueError where it was made of another."""
+    """Return whether the shard is written; ValueError where it was made of another one."""
     stats = stats_of(target)
     if not target.is_file() or not stats.is_file():
         return False
@@ -180,7 +180,7 @@ def _is_written(url: str, target: Path) -> bool:
 
 
 def _total(shards: list[Path], max_broken: float) -> Report:
-    """What became of all samples of shards that are written."""
+    """Return the counts of all samples of the written shards."""
     total = Report(max_broken)
     for shard in shards:
         stats = stats_of(shard)
@@ -192,12 +192,12 @@ def _total(shards: list[Path], max_broken: float) -> Report:
 
 
 def own_device() -> str:
-    """This process's GPU, else the CPU."""
+    """Return this process's GPU, else the CPU."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def whole_samples(url: str) -> Iterator[Sample]:
-    """Samples of a shard of which all are needed.
+    """Yield the samples of a shard of which none may be missing.
 
     Raises BrokenShard where it is damaged, or holds fewer samples than an index beside it says.
     """
@@ -219,7 +219,7 @@ def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 def needs_no_image(sample: Sample) -> bool:
-    """True for a conversation in which no image is mentioned, as one of texts alone is."""
+    """Return whether a conversation, such as one of text only, mentions no image."""
     content = parsed(sample["json"]) if "json" in sample else None
     if not isinstance(content, dict) or not any(name in content for name in SAID):
         return False
@@ -227,7 +227,7 @@ def needs_no_image(sample: Sample) -> bool:
 
 
 def sample_name(sample: Sample) -> str:
-    """A sample as reports name it."""
+    """Return a sample's name for reports."""
     return f"{sample['__url__']}, sample {sample['__key__']}"
 
 

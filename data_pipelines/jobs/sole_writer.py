@@ -71,7 +71,7 @@ def writing(out: Path, *, is_file: bool = False) -> Iterator[None]:
 
 
 def _locked(path: Path, out: Path) -> TextIO:
-    """The lock file, held until it is closed; workers that outlive this process hold nothing."""
+    """Lock the file until it is closed; workers that outlive this process hold nothing."""
     refused = 0
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -112,7 +112,7 @@ def _sign(file: TextIO) -> None:
 
 
 def _note(path: Path) -> dict[str, Any]:
-    """What the holder of a lock has said of itself."""
+    """Return what the holder of a lock wrote about itself."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -121,6 +121,6 @@ def _note(path: Path) -> dict[str, Any]:
 
 
 def _launch() -> str:
-    """What all processes of a launcher have in common, and no other launcher's have."""
+    """Return an id that all processes of one launcher share, and those of no other."""
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "WORLD_SIZE")
     return " ".join(os.environ.get(name, "") for name in names)

@@ -46,7 +46,7 @@ class SampleStats:
         check_share(self.broken, self.good + self.broken, self.max_share, self.summary())
 
     def summary(self) -> str:
-        """The broken samples, those that are listed."""
+        """Return the broken samples that are listed, as text."""
         more = "; and others" if self.broken > len(self.listed) else ""
         return "; ".join(map(str, self.listed)) + more
 
@@ -75,5 +75,5 @@ def check_share(broken: int, seen: int, max_share: float, listed: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks."""
+    """Return the message of an exception without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -110,7 +110,7 @@ def _matches(url: str) -> list[str]:
 
 
 def open_shard(url: str) -> BinaryIO:
-    """A shard as a byte stream: local path, `pipe:command`, http(s), or what fsspec knows (s3).
+    """Open a shard as a byte stream: path, `pipe:command`, http(s), or what fsspec knows (s3).
 
     Raises Unreachable, with the url, after another attempt or two where a server does not answer.
     """
@@ -170,7 +170,7 @@ class _Tail(io.RawIOBase):
 
 
 def read_shard(url: str) -> Iterator[Sample]:
-    """Samples of a shard, in order.
+    """Yield the samples of a shard, in order.
 
     Raises BrokenShard where the tar is damaged or ends before its end mark (which tarfile itself
     passes over in silence); the sample that the break cuts is not given out. Where a connection
@@ -244,7 +244,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _files_in(stream: Any) -> Iterator[Sample]:
-    """The files of a tar, as webdataset has them, which reads those of any size into memory."""
+    """Yield the files of a tar as webdataset does, which reads files of any size into memory."""
     key, size = "", 0
     tar = tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header)  # noqa: SIM115 - not ours
     for info in tar:
@@ -277,7 +277,7 @@ def _close(stream: BinaryIO, url: str) -> None:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> int:
-    """Samples -> one tar, the same bytes for the same samples; returns how many there were."""
+    """Write samples as one tar, always the same bytes for the same samples; return their number."""
     count = 0
 
     def write(file: BinaryIO) -> None:
@@ -298,7 +298,7 @@ def write_shards(
     samples_per_shard: int,
     bytes_per_shard: int,
 ) -> dict[str, int]:
-    """Samples -> folder/000000.tar, 000001.tar ...; returns the number of samples of each."""
+    """Write samples as folder/000000.tar, 000001.tar ...; return the number of samples of each."""
     leftover = set(folder.glob("*.tar"))  # of a run that was interrupted
     counts: dict[str, int] = {}
     iterator = iter(samples)
@@ -329,7 +329,7 @@ def write_json(path: Path, value: object, *, part: str = ".part") -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote of a dict; ValueError where it is damaged."""
+    """Read a dict that `write_json` wrote; ValueError where it is damaged."""
     try:
         value = parsed(path.read_bytes())
     except ValueError as error:
@@ -343,12 +343,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def stats_of(shard: Path) -> Path:
-    """The file that says of what a shard was made, written after it."""
+    """Return the path of the file that says of what a shard was made, which is written after it."""
     return shard.with_name(f"{shard.name.removesuffix('.tar')}_stats.json")
 
 
 def missing_samples(url: str, count: int) -> str:
-    """What is to be said of a shard of which `count` samples were read; empty where all were.
+    """Return a warning about a shard of which `count` samples were read; empty where all were.
 
     Nothing is known of a shard without an index.
     """

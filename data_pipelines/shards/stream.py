@@ -25,7 +25,7 @@ from mmdlm.core.vocabulary import Vocabulary
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) that depends on every part and on nothing else."""
+    """Return a seed in [0, 2**63) that depends on every part and on nothing else."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -206,7 +206,7 @@ class ShardStream(Iterator[Sample | BrokenSample]):
             self._cache[url] = read
 
     def _own_samples(self, url: str) -> Iterator[Sample | BrokenSample]:
-        """What this reader keeps of a shard."""
+        """Yield the samples of a shard that belong to this reader."""
         number, count = (0, 1) if self.deals_shards else (self.reader.number, self.reader.count)
         read = 0
         try:
@@ -325,7 +325,7 @@ class SequenceStream(Iterator[Sequence]):
         return alive[-1]
 
     def _next_of(self, number: int) -> Sequence | None:
-        """The next usable sequence of one source, or None where it has ended."""
+        """Return the next usable sequence of one source, or None where it has ended."""
         source, stats = self.sources[number], self._stats[number]
         for item in self._streams[number]:
             self._taken[number] += 1

@@ -30,7 +30,7 @@ class Batches(Protocol):
         ...
 
     def load_state_dict(self, state: State) -> None:
-        """The next batch is the one that followed that position."""
+        """Continue with the batch that followed that position."""
         ...
 
 
@@ -160,7 +160,7 @@ class _Part:
     error: Exception | None = None
 
     def pin_memory(self) -> _Part:
-        """The hook that torch's DataLoader calls."""
+        """Pin the memory of the tensors; torch's DataLoader calls this hook."""
         return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
 
 

@@ -19,7 +19,7 @@ Id = int | str
 def coco_entries(
     captions: Path, *, report: Report | None = None
 ) -> list[tuple[Id, str, list[str]]]:
-    """A captions file -> (id, file name, captions) of each image; ValueError for another file.
+    """Return (id, file name, captions) of each image of a captions file.
 
     report  counts the captions of images that the file does not list
 

@@ -17,8 +17,10 @@ AFTER_FUNCTION = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
 
 def read_code(path: Path) -> list[Row]:
-    """Rows of a jsonl: HumanEval (`prompt`, `test`, `entry_point`) or MBPP (`text` or `prompt`, and
-    `test_list`)."""
+    """Read rows of a jsonl, of HumanEval or of MBPP.
+
+    HumanEval has `prompt`, `test` and `entry_point`; MBPP `text` or `prompt`, and `test_list`.
+    """
     rows = read_rows(path)
     for row in rows:
         tests, entry_point = (
@@ -34,7 +36,7 @@ def read_code(path: Path) -> list[Row]:
 
 
 def is_human_eval(row: Row) -> bool:
-    """The row is of HumanEval; False: of MBPP; ValueError: of neither."""
+    """Return whether the row is of HumanEval, not of MBPP; ValueError for one of neither."""
     if row.get("test") and row.get("entry_point") and row.get("prompt"):
         return True
     if row.get("test_list") and row.get("text", "prompt"):
@@ -92,13 +94,13 @@ def _solution(row: Row) -> str:
 
 
 def _head(row: Row) -> str:
-    """What HumanEval's prompt has before its function: imports and helpers that tests may call."""
+    """Return what precedes the function in HumanEval's prompt: imports, helpers of the tests."""
     head, function, _ = str(row["prompt"]).rpartition(f"def {row['entry_point']}(")
     return head if function else ""
 
 
 def _setup(row: Row) -> str:
-    """What runs before the code: MBPP has it as a text, its sanitized version as lines."""
+    """Return what runs before the code: a text in MBPP, lines in its sanitized version."""
     lines = [str(row.get("test_setup_code", default=""))]
     lines += [str(one) for one in row.get("test_imports", default=[])]
     return "\n".join(line for line in lines if line)

@@ -55,7 +55,7 @@ class Images:
     allow_outside: bool = False
 
     def read(self, given: Any) -> tuple[bytes, str, bool]:
-        """An image in any form -> (file, extension, whether it is another file than was given).
+        """Return an image in any form as (file, extension, whether the file is another than given).
 
         What shards do not hold as it is, and what is decoded already, becomes PNG.
         """
@@ -124,7 +124,7 @@ class Columns:
                 raise ValueError(f"{name!r} is no template: {error}") from None
 
     def sample(self, row: Row, key: str, report: Report) -> Sample:
-        """A row as a sample: json, and its images; ValueError where they do not fit together."""
+        """Return a row as a sample, json and its images; ValueError where they do not fit."""
         values = row.values
         content: dict[str, Any]
         shown: set[str]
@@ -188,7 +188,7 @@ def packed(
 
 
 def images_of(content: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
-    """What a row has of images: in the messages of its conversation, and beside them."""
+    """Return the images of a row: in the messages of its conversation, and beside them."""
     return [*_of_messages(content), *_listed(values)]
 
 
@@ -204,7 +204,7 @@ class Reading(Protocol):
         """Raise ValueError that names the columns of a data set of which none can be made."""
 
     def sample(self, row: Row, key: str, report: Report) -> Sample:
-        """A row as a sample; one of BROKEN_CONTENT where it cannot be used.
+        """Return a row as a sample; raise one of BROKEN_CONTENT where it cannot be used.
 
         What is changed is counted in the report.
         """
@@ -264,7 +264,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def local_files(source: str) -> list[Path]:
-    """The files that a source names: none for a data set of the Hub; ValueError for no source."""
+    """Return the files that a source names; none for a data set of the Hub."""
     path = Path(source).expanduser()
     if path.is_dir():
         files = files_below(path, FILES)
@@ -283,7 +283,7 @@ def local_files(source: str) -> list[Path]:
 def rows_of(
     source: str, *, split: str = "train", subset: str | None = None
 ) -> Iterator[Row | BrokenRow]:
-    """The rows of a .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub data set.
+    """Yield the rows of a .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub set.
 
     Raises ValueError, with the file, for what cannot be read as a whole.
     """
@@ -314,7 +314,7 @@ def _streamed(name: str, *arguments: Any, **options: Any) -> Iterator[Row]:
 
 
 def _columns_in(template: str) -> set[str]:
-    """The columns that a column or template is made of."""
+    """Return the columns that a column name or template needs."""
     if "{" not in template:
         return {template}
     fields = (field for _, field, _, _ in _TEXT.parse(template) if field)
@@ -322,7 +322,7 @@ def _columns_in(template: str) -> set[str]:
 
 
 def _filled(template: str, row: Mapping[str, Any]) -> str:
-    """A column, or a template over columns; KeyError, IndexError ... where the row lacks them."""
+    """Return a column, or a filled template; KeyError, IndexError ... where the row lacks them."""
     value = _TEXT.vformat(template, (), row) if "{" in template else row[template]
     if not isinstance(value, str):
         raise TypeError(f"{template} is no text but {type(value).__name__}")

@@ -111,7 +111,7 @@ class Conversation(Seeing):
         return frozenset(found)
 
     def learned(self, content: Any) -> list[Message]:
-        """A conversation whose last message is learned; ValueError where there is none."""
+        """Return the messages up to the last learned one; ValueError where there is none."""
         return self.messages(content)
 
     def taught_by(self, messages: list[Message]) -> frozenset[str]:
@@ -129,11 +129,11 @@ class Conversation(Seeing):
     def templated(
         self, prompt_template: PromptTemplate, codec: TextCodec, *, length: int
     ) -> Seeing:
-        """The same in the layout of one model, for rows of one length."""
+        """Return the source with the template of one model, for rows of one length."""
         return TemplatedConversation(self, prompt_template, codec, length)
 
     def content(self, sample: Sample) -> Any:
-        """The JSON of a sample; ValueError where it has none."""
+        """Return the JSON of a sample; ValueError where it has none."""
         if self.field not in sample:
             raise ValueError(
                 f"no {self.field!r} among its fields ({', '.join(field_names(sample))})"
@@ -174,7 +174,7 @@ class TemplatedConversation(Seeing):
     def document(
         self, messages: list[Message], images: list[ImageInput], *, generator: torch.Generator
     ) -> Sequence:
-        """A conversation laid out, with what is learnt of it and what follows."""
+        """Return a conversation as a document: learned answers as targets, ends of text behind."""
         turns = self._turns(messages, images)
         learnt = [n for n, one in enumerate(messages) if one.role == ASSISTANT and one.learnt]
         turns, answers = self._learnt(turns, learnt, generator=generator)
@@ -196,7 +196,7 @@ class TemplatedConversation(Seeing):
     def _taught(
         self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
     ) -> Sequence:
-        """Turns by the template; of an edit, now and then, a branch of its guidance."""
+        """Return turns in the template; of an edit, sometimes a branch of its guidance."""
         if self.conversation.drop_prompt and (edited := self.prompt_template.image_edit(turns)):
             instruction, sources, image = edited
             task_prompt = self.prompt_template.edit_prompt(
@@ -211,7 +211,7 @@ class TemplatedConversation(Seeing):
     def _learnt(
         self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
     ) -> tuple[tuple[Turn, ...], list[int]]:
-        """The turns up to the last that is learnt, and the numbers of those that are.
+        """Return the turns up to the last learned one, and the numbers of the learned ones.
 
         answers  numbers of those that may be learnt
         """
@@ -259,7 +259,7 @@ class TemplatedConversation(Seeing):
         return tuple(turns)
 
     def _bounded(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        """The turns, with no more to tokenize than a row may hold; ValueError where it is more."""
+        """Return the turns; ValueError where a row cannot hold them, before they are tokenized."""
         most = LONGEST_TOKEN * self.length  # characters
         if self.conversation.cut_long_answers:
             parts = (part[:most] if isinstance(part, str) else part for part in turns[-1].parts)
@@ -274,7 +274,7 @@ class TemplatedConversation(Seeing):
         return turns
 
     def images(self, sample: Sample, views: list[CropViews]) -> list[ImageInput]:
-        """The images of a sample as the model sees them; ValueError where it sees none."""
+        """Return the images of a sample as the model sees them; ValueError where it sees none."""
         if self.prompt_template.sees == "features" and views:
             return list(views)
         codes = numbered(sample, CODES)
@@ -317,7 +317,7 @@ def apply_chat_template(
     length: int,
     packed: bool,
 ) -> list[Source]:
-    """The same sources, conversations among them in the layout of the model that is trained.
+    """Return the sources, with conversations in the template of the model that is trained.
 
     length  of a row
 
@@ -341,7 +341,7 @@ def _trailing_targets(sequence: Sequence) -> int:
 
 
 def _cut(sequence: Sequence, length: int) -> Sequence:
-    """The document without what of its last answer lies behind `length`.
+    """Return the document without the part of its last answer that lies behind `length`.
 
     One whose answer begins behind it stays as it is.
     """

@@ -144,7 +144,7 @@ def fully_qualified() -> list[str]:
 
 
 def is_held_out(characters: str) -> bool:
-    """True for the tenth of all emoji with a skin-tone modifier by which composing is measured.
+    """Return whether an emoji is held out, to measure whether a model composes.
 
     The sequence has a skin-tone modifier, and sha256 of it in UTF-8 is divisible by 10.
     """
@@ -202,7 +202,7 @@ def alike_names(images: Iterable[Emoji]) -> dict[str, frozenset[str]]:
 
 
 def find_font() -> Path:
-    """A color emoji font of this machine; ValueError, with the way to get one, where none is."""
+    """Return a color emoji font of this machine; ValueError, with the way to get one, for none."""
     for place in USUAL_FONTS:
         path = Path(place).expanduser()
         if path.is_file():

@@ -186,7 +186,7 @@ CLOCK = (" o\u2019clock", "-thirty")
 
 
 def _other_tones(name: str) -> Iterable[tuple[str, str]]:
-    """The same emoji in each skin tone, and without; only where it has one skin tone or none."""
+    """Yield an emoji of one skin tone, or none, in each other tone, and without."""
     found = TONE_WORDS.findall(name)
     if len(found) > 1:
         return

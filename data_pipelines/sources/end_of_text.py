@@ -21,7 +21,7 @@ class Tail(ABC):
 
     @abstractmethod
     def count(self, *, answer: int, room: int, generator: torch.Generator) -> int:
-        """Ends of text behind an answer; no more than `room` are ever written.
+        """Return how many end-of-text tokens follow an answer; at most `room` are written.
 
         answer  tokens of the answer, with what ends it
         room    tokens that are left of the row behind it
@@ -92,7 +92,7 @@ class RandomTail(Tail):
 
     @staticmethod
     def bound(answer: int) -> int:
-        """The next round number, or the length itself where it is one."""
+        """Return the next round number, or the length itself where it is one."""
         if answer < 16:
             return 1 << max(0, answer - 1).bit_length()
         return -(-answer // 16) * 16

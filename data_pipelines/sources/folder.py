@@ -143,7 +143,7 @@ def source_files(folder: Path) -> list[Path]:
 
 
 def image_field(path: Path) -> str:
-    """The field of an image file: its ending. ValueError for one that shards do not hold."""
+    """Return the field of an image file: its ending. ValueError for one that shards lack."""
     extension = path.suffix.lower().removeprefix(".")
     if extension not in IMAGES:
         raise ValueError(f"its image {path.name!r} is none of {', '.join(IMAGES)}")
@@ -154,7 +154,7 @@ def image_field(path: Path) -> str:
 
 
 def _sample(path: Path, key: str, report: Report, *, by_class: bool) -> Sample:
-    """An image and its text: name.txt and name.json beside it, else of a name."""
+    """Return an image and its text, from name.txt and name.json beside it, else from a name."""
     sample: Sample = {"__key__": key, "__file__": str(path), image_field(path): path.read_bytes()}
     text, notes = path.with_suffix(".txt"), path.with_suffix(".json")
     if text.is_file():
@@ -172,7 +172,7 @@ def _sample(path: Path, key: str, report: Report, *, by_class: bool) -> Sample:
 
 
 def _text_of(path: Path, check: Callable[[str], object] = len) -> str:
-    """The text of a file; ValueError that names the file where it is none, or `check` raises it."""
+    """Read a text file; ValueError that names it where it is no text, or `check` raises it."""
     try:
         text = read_text(path)
         check(text)
@@ -194,7 +194,7 @@ def _is_by_class(folder: Path, images: list[Path]) -> bool:
 
 
 def _metadata_of(folder: Path) -> list[Path]:
-    """The files with metadata; ValueError for two in one folder, or another format."""
+    """Return the files with metadata; ValueError for two in one folder, or another format."""
     if parquet := files_below(folder, ["metadata.parquet"]):
         raise ValueError(f"{parquet[0]} is not read; write it as metadata.jsonl")
     found = [path for path in files_below(folder, METADATA) if path.name in METADATA]
@@ -212,7 +212,7 @@ def _described(
     text: str | None,
     allow_outside: bool,
 ) -> Iterator[Sample]:
-    """The rows of metadata as samples; images that no row names are left out."""
+    """Yield the rows of metadata as samples; images that no row names are left out."""
     named = set()
     rows = chain.from_iterable(
         ((metadata.parent, row) for row in rows_in(metadata)) for metadata in described
@@ -244,7 +244,7 @@ def _described(
 
 
 def captions_of(value: Any) -> list[str]:
-    """A caption or a list of them -> those that are not empty; ValueError for anything else."""
+    """Return the captions that are not empty, of one or a list; ValueError for anything else."""
     given = value if isinstance(value, list) else [value]
     if wrong := [one for one in given if one is not None and not isinstance(one, str)]:
         raise ValueError(f"its caption is no text but {type(wrong[0]).__name__}")

@@ -42,7 +42,7 @@ class Tasks:
             raise ValueError(f"tasks {self}: weights are not negative, and one is positive")
 
     def choose(self, *, generator: torch.Generator) -> str:
-        """The name of one task, by weight."""
+        """Draw the name of one task, by weight."""
         weights = {"draw": self.draw, "caption": self.caption, "joint": self.joint}
         drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
         drawn *= sum(weights.values()) + self.text
@@ -130,7 +130,7 @@ class ImageText(ToSequence):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Tensor:
-        """The text of a sample -> [text_slots] ids, closed and filled up by eos."""
+        """Return the text of a sample as [text_slots] ids, closed and filled up by eos."""
         text = field_text(sample, self.text, generator=generator)
         return slots_of(
             text,
@@ -142,7 +142,9 @@ class ImageText(ToSequence):
 
 
 def expect_codes(sources: Iterable[Source], count: int) -> list[Source]:
-    """The same sources; those of images refuse another number of codes, unless they say their own.
+    """Return the sources, of which those of images refuse another number of codes.
+
+    A source that says its own number keeps it.
 
     count  codes of an image of the model
     """
@@ -168,7 +170,7 @@ def slots_of(
     tokenizer: TextTokenizer,
     cut_long_text: bool,
 ) -> Tensor:
-    """A text -> [text_slots] ids, closed and filled up by eos.
+    """Return a text as [text_slots] ids, closed and filled up by eos.
 
     Raises ValueError for a text that needs more, unless it may be cut.
     """
@@ -188,5 +190,5 @@ def slots_of(
 
 
 def masked_context(segment: Segment, vocabulary: Vocabulary) -> Segment:
-    """A segment whose context tokens are mask ids; targets stay."""
+    """Return a segment whose context tokens are mask ids; targets stay."""
     return replace(segment, ids=segment.ids.masked_fill(~segment.target, vocabulary.mask_id))

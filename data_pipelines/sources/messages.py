@@ -30,13 +30,13 @@ class Message:
     learnt: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The message as `message_of` reads it."""
+        """Return the message as a dict that `message_of` reads."""
         weight = {} if self.learnt else {"weight": 0}
         return {"role": self.role, "content": self.text, **weight}
 
 
 def messages_of(content: Any, *, image: str = IMAGE) -> list[Message]:
-    """A conversation in any of the forms that `Conversation` describes, up to its last answer.
+    """Return a conversation in any of the forms of `Conversation`, up to its last answer.
 
     That is the last which is learnt. Raises ValueError where it is none, starts with the assistant,
     or has no answer to learn.
@@ -45,7 +45,7 @@ def messages_of(content: Any, *, image: str = IMAGE) -> list[Message]:
 
 
 def all_messages(content: Any, *, image: str = IMAGE) -> list[Message]:
-    """The messages of a conversation in any form, the system's first; ValueError for none."""
+    """Return the messages in any form, the system's first; ValueError where there are none."""
     messages = [message_of(one, image=image) for one in _given(content)]
     if (system := system_of(content)) and all(one.role != SYSTEM for one in messages[:1]):
         messages.insert(0, Message(SYSTEM, system))
@@ -53,7 +53,7 @@ def all_messages(content: Any, *, image: str = IMAGE) -> list[Message]:
 
 
 def up_to_answer(messages: list[Message]) -> list[Message]:
-    """The messages up to the last answer that is learnt; see `messages_of`."""
+    """Return the messages up to the last answer that is learned; see `messages_of`."""
     answers = [n for n, one in enumerate(messages) if one.role == ASSISTANT]
     last = max((n for n in answers if messages[n].learnt), default=None)
     if last is None and answers:
@@ -92,7 +92,7 @@ def _given(content: Any) -> list[Any]:
 
 
 def system_of(content: Any) -> str:
-    """The system message beside the others; empty for none."""
+    """Return the system message beside the others; empty for none."""
     for name in SYSTEMS:
         text = content.get(name) if isinstance(content, dict) else None
         if text is not None and not isinstance(text, str):
@@ -103,7 +103,7 @@ def system_of(content: Any) -> str:
 
 
 def message_of(content: Any, *, image: str = IMAGE) -> Message:
-    """A message in any of the forms; ValueError where it is none."""
+    """Return a message of any of the forms; ValueError where it is none."""
     if not isinstance(content, dict):
         raise ValueError(f"a message is no object but {shortened(repr(content))}")
     role = content.get("role", content.get("from"))

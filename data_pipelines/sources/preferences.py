@@ -99,7 +99,7 @@ class SpokenPair(Seeing):
 
 
 def explicit(content: Any, *, image: str = IMAGE) -> dict[str, list[Any]]:
-    """A pair in any form -> its prompt, chosen and rejected answer, as lists of messages as given.
+    """Return prompt, chosen and rejected answer of a pair in any form, as lists of messages.
 
     Raises ValueError where it is none, or prefers nothing.
     """
@@ -120,7 +120,7 @@ def explicit(content: Any, *, image: str = IMAGE) -> dict[str, list[Any]]:
 def _conversation(
     prompt: Any, answer: Any, side: str, image: str, *, system: str = ""
 ) -> list[Any]:
-    """The messages up to an answer, which is a text, or messages with their prompt or without.
+    """Return the messages up to an answer, which is a text, or messages with or without prompt.
 
     system  first message of those that have none
     """
@@ -178,7 +178,7 @@ class PairColumns:
             )
 
     def sample(self, row: Row, key: str, report: Report) -> Sample:
-        """A row as a sample: json, and its images; ValueError where it is no pair."""
+        """Return a row as a sample, json and its images; ValueError where it is no pair."""
         names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
         given = {name: row.values.get(column) for name, column in names.items()}
         given |= {name: row.values.get(name) for name in SYSTEMS}

@@ -51,7 +51,7 @@ class Prompt:
         return [{"role": "user", "content": self.text}]
 
     def whole(self, completion: str) -> str:
-        """The text that is scored."""
+        """Return the text that is scored."""
         places = [completion.find(one) for one in self.stop]
         end = min([place for place in places if place >= 0], default=len(completion))
         return self.lead + self.begun + completion[:end]
@@ -67,7 +67,7 @@ class Problem:
 
 
 def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """The columns of many, as rewards take them."""
+    """Return the columns of problems, as rewards take them."""
     names = list(problems[0].columns) if problems else []
     return {name: [one.columns[name] for one in problems] for name in names}
 

@@ -35,7 +35,7 @@ class Row:
         return self.values[column]
 
     def get(self, *columns: str, default: Any = None) -> Any:
-        """The first of the columns that is there and not empty."""
+        """Return the first of the columns that is present and not empty."""
         found = (self.values.get(one) for one in columns)
         return next((one for one in found if one not in (None, "")), default)
 
@@ -49,7 +49,7 @@ class BrokenRow:
 
 
 def rows_in(path: Path, kind: str | None = None) -> Iterator[Row | BrokenRow]:
-    """The rows of a file, in order.
+    """Yield the rows of a file, in order.
 
     kind  .jsonl, .json or .csv; default: the ending of its name
 
@@ -69,7 +69,7 @@ def rows_in(path: Path, kind: str | None = None) -> Iterator[Row | BrokenRow]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that are all needed.
+    """Return the rows of a file of which none may be broken.
 
     Raises ValueError that names the file, and the line where there is one, for anything else.
     """
@@ -80,7 +80,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def whole(row: Row | BrokenRow) -> Row:
-    """The row; ValueError for a broken one."""
+    """Return the row; ValueError for a broken one."""
     if isinstance(row, BrokenRow):
         raise ValueError(f"{row.where}: {row.reason}")
     return row

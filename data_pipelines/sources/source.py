@@ -44,7 +44,7 @@ class TextTokenizer(Protocol):
 
 
 def letters_of(text: str, tokenizer: TextTokenizer) -> list[int]:
-    """A text that is learnt -> ids; the name of a special token in it is no more than letters."""
+    """Return the ids of a text that is learned; the name of a special token in it is plain text."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
@@ -79,7 +79,7 @@ class ToSequence(ABC):
         tokenizer: TextTokenizer,
         generator: torch.Generator,
     ) -> Sequence:
-        """`generator` is seeded anew for each sample, so that any choice can be repeated."""
+        """Return a sample as a sequence; `generator` is seeded for each sample: choices repeat."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class Source:
             raise ValueError(f"source {self.urls}: weight {self.weight} must be positive")
 
     def shards(self) -> list[str]:
-        """The shards that the urls name; ValueError where they name none."""
+        """Return the shards that the urls name; ValueError where they name none."""
         return expand_urls(self.urls, allow_pipe=self.allow_pipe)
 
 
 def field_text(sample: Sample, field: str, *, generator: torch.Generator) -> str:
-    """The text of a sample: "txt", or a place in a JSON field such as "json.names.de".
+    """Return the text of a sample: "txt", or a place in a JSON field such as "json.names.de".
 
     A list of texts (the captions of one image) gives one of them. Raises ValueError where there
     is no such text.
@@ -206,7 +206,7 @@ def field_codes(
 
 
 def field_image(sample: Sample, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image of a sample, RGB; ValueError where there is none, or one of more pixels."""
+    """Return the image of a sample, RGB; ValueError for none, or one of more pixels."""
     for extension in IMAGES:
         if extension in sample:
             return open_image(sample[extension], max_pixels=max_pixels)
@@ -219,7 +219,7 @@ def field_names(sample: Sample) -> list[str]:
 
 
 def read_array(data: bytes) -> np.ndarray:
-    """A .npy file. The header is parsed once per shape and dtype, which saves most of the time."""
+    """Read a .npy file; the header, which takes most of the time, is parsed once per shape."""
     if data[:6] != b"\x93NUMPY" or len(data) < 12:
         raise ValueError("a .npy field is no numpy array")
     start, size = (10, 2) if data[6] == 1 else (12, 4)
@@ -253,7 +253,7 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def encode_array(array: np.ndarray) -> bytes:
-    """An array as a .npy file."""
+    """Return an array as a .npy file."""
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(array))
     return file.getvalue()

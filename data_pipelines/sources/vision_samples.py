@@ -57,7 +57,7 @@ class Eye:
     max_pixels: int = MAX_PIXELS
 
     def views(self, sample: Sample) -> list[CropViews]:
-        """The images of a sample, in order; none for a sample without.
+        """Return the images of a sample, in order; none for a sample without.
 
         Raises ValueError for fields that do not say which image comes first, and for features of
         another tower.
@@ -94,7 +94,7 @@ OTHER_TOWER = (
 def feature_fields(
     sample: Sample, seen: Iterable[CropViews], *, made_by: str, dtype: np.dtype
 ) -> Sample:
-    """The fields that hold what a tower made of the images of a sample, which `Eye` reads.
+    """Return the fields that hold the tower's features of a sample's images, which `Eye` reads.
 
     made_by  `fingerprint` of the adapter
 
@@ -117,7 +117,7 @@ def feature_fields(
 
 
 def read_layouts(data: bytes) -> tuple[str, list[FeatureLayout]]:
-    """What `feature_fields` writes beside the features -> (fingerprint, layouts)."""
+    """Read what `feature_fields` writes beside the features: (fingerprint, layouts)."""
     try:
         record = parsed(data)
         return str(record["fingerprint"]), [FeatureLayout(**layout) for layout in record["layouts"]]
@@ -255,7 +255,7 @@ class SeenCaption(Seeing):
 
 
 def attach_vision(sources: Iterable[Source], adapter: VisionAdapter | None) -> list[Source]:
-    """The same sources, those of images through the adapter of the model that is trained.
+    """Return the sources, those of images with the adapter of the model that is trained.
 
     Raises ValueError where images meet a model without vision, where features were made by
     another tower, and where a tower is to be trained on features, through which it cannot learn.
@@ -298,7 +298,7 @@ def _looked_at(sources: list[Source], eye: Eye | None) -> list[Source]:
 
 
 def _first_features(source: Source) -> tuple[str, str | None]:
-    """A source's first shard, and the fingerprint of the features that its first sample has."""
+    """Return a source's first shard, and the fingerprint of the features of its first sample."""
     url = source.shards()[0]
     try:
         sample = next(read_shard(url), None)

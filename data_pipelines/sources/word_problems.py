@@ -59,7 +59,7 @@ def gsm8k_problem(row: Row, *, style: Style = "d1", examples: Sequence[Row] = ()
 
 
 def read_math500(path: Path) -> list[Row]:
-    """Rows of a jsonl with `problem` and `answer`, or a `solution` with a `\\boxed` answer."""
+    r"""Read rows of a jsonl: `problem`, and `answer` or a `solution` with a `\boxed` one."""
     rows = read_rows(path)
     for row in rows:
         if not str(row["problem"]).strip() or not math_reference(row):
@@ -68,7 +68,7 @@ def read_math500(path: Path) -> list[Row]:
 
 
 def math_reference(row: Row) -> str:
-    """The right answer: of the column `answer`, or else boxed in the solution."""
+    """Return the right answer: of the column `answer`, or else boxed in the solution."""
     given = row.get("answer")
     return str(given) if given is not None else boxed(str(row["solution"])) or ""
 

@@ -35,7 +35,7 @@ class Asked:
         caption_steps: int | None,
         guidance_scale: float | None,
     ) -> Asked:
-        """Raises ValueError for numbers out of range."""
+        """Check the numbers; ValueError for one out of range."""
         drawing, caption = model.defaults.text_to_image, model.defaults.caption
         given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
         drawing = replace(drawing, **{k: v for k, v in given.items() if v is not None})
@@ -46,7 +46,7 @@ class Asked:
     def draw(
         self, model: Model, names: Sequence[str], *, generator: torch.Generator
     ) -> list[Image.Image]:
-        """An image of each name."""
+        """Draw an image of each name."""
         scale = self.text_to_image.guidance_scale
         assert not isinstance(scale, tuple)  # edits alone have several
         return model.text_to_image(
@@ -59,7 +59,7 @@ class Asked:
     def describe(
         self, model: Model, images: Sequence[Image.Image], *, generator: torch.Generator
     ) -> list[str]:
-        """A caption of each image."""
+        """Return a caption of each image."""
         return model.caption(
             images, num_inference_steps=self.caption.num_inference_steps, generator=generator
         )
@@ -119,7 +119,7 @@ def reconstruct(tokenizer: ImageTokenizer, levels: Tensor, device: torch.device)
 
 
 def batches(places: Sequence[int], size: int, what: str) -> Iterator[Sequence[int]]:
-    """The places, `size` at a time, under a bar with rate and time left."""
+    """Yield the places, `size` at a time, under a bar with rate and time left."""
     with tqdm(total=len(places), desc=f"{what:<24}", unit=" emoji") as bar:
         for start in range(0, len(places), size):
             some = places[start : start + size]
@@ -128,6 +128,7 @@ def batches(places: Sequence[int], size: int, what: str) -> Iterator[Sequence[in
 
 
 def tokenizer_of(model: Model) -> ImageTokenizer:
+    """Return the image tokenizer of a model; ValueError for a model of text only."""
     if model.image_tokenizer is None:
-        raise ValueError("this model knows text alone; name one with an image tokenizer: --model")
+        raise ValueError("this model knows text only; name one with an image tokenizer: --model")
     return model.image_tokenizer

@@ -27,7 +27,7 @@ class Card:
 def sheet_of(
     cards: Sequence[Card], title: str, lines: Sequence[str], *, heads: tuple[str, str]
 ) -> Image.Image:
-    """A page of cards under a title, some lines of text, and heads over the images of a card."""
+    """Draw a page of cards under a title, lines of text, and heads over the images of a card."""
     big, medium, small = (ImageFont.load_default(size) for size in (34, 16, 14))
     notes = max(len(card.notes) for card in cards)
     width, height = 2 * EDGE + 3 * PAD, EDGE + 84 + 19 * notes

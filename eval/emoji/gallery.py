@@ -77,7 +77,7 @@ class Gallery:
         return cls(tuple(emoji), levels, tuple(names[one.name] for one in emoji), source)
 
     def split(self, limit: int | None, *, seed: int) -> dict[str, list[int]]:
-        """The places of each split that is not empty; `limit` of the trained ones, at random."""
+        """Return the places of each split that is not empty; `limit` of the trained, at random."""
         trained = [i for i, one in enumerate(self.emoji) if not one.held_out]
         held_out = [i for i, one in enumerate(self.emoji) if one.held_out]
         if limit is not None:
@@ -86,7 +86,7 @@ class Gallery:
         return {name: places for name, places in splits.items() if places}
 
     def describe(self) -> dict[str, Any]:
-        """What the numbers were measured on."""
+        """Return what the numbers were measured on."""
         return {
             "emoji": len(self.emoji),
             "held_out": sum(one.held_out for one in self.emoji),
@@ -122,13 +122,13 @@ def to_levels(images: Sequence[Image.Image], size: int) -> Tensor:
 
 
 def some_of(count: int, number: int, *, seed: int) -> list[int]:
-    """`number` of 0 .. count - 1 (or all, where there are fewer), at random, in random order."""
+    """Return `number` of 0 .. count - 1 (or all, where there are fewer), in random order."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[:number].tolist()
 
 
 def kind(emoji: Emoji) -> str:
-    """What an emoji is measured with, apart from others: flags, and skin tones by their number."""
+    """Return the kind that an emoji is measured with: flags, or its number of skin tones."""
     points = emoji.code_points
     if any(point in REGIONAL_INDICATORS or point in TAGS for point in points):
         return "flag"

@@ -125,7 +125,7 @@ def _neighbors(images: Tensor, gallery: Gallery, places: list[int]) -> Neighbors
 def likelihood(
     model: Model, gallery: Gallery, places: list[int], asked: Asked, *, title: str
 ) -> Columns:
-    """The negative evidence lower bounds of N emoji, in nats: of names and of images, [N] each.
+    """Return the negative evidence lower bounds of N emoji, in nats: of names and images, [N] each.
 
     Those are of all text slots and of all codes, by logits restricted to the range of the modality,
     as they are when sampled; each is a Monte Carlo estimate, and noisy by itself.
@@ -148,7 +148,7 @@ def likelihood(
 
 
 def document(model: Model, name: str, codes: Tensor, *, target: str) -> Document:
-    """The layout that models are trained on, with the name or the image as target."""
+    """Return the document that models are trained on, with the name or the image as target."""
     vocabulary = model.denoiser.vocabulary
     ids = model.text_tokenizer.encode(name, add_special_tokens=False)
     closing = max(1, (model.text_slots or 0) - len(ids))
@@ -188,7 +188,7 @@ def measure_speed(
 
 
 def summarize(columns: Columns, kinds: Sequence[str]) -> dict[str, Any]:
-    """The measures over all emoji of a split, and over those of each kind."""
+    """Return the measures over all emoji of a split, and over those of each kind."""
     by_kind = {}
     for name in sorted(set(kinds)):
         rows = torch.tensor([one == name for one in kinds])

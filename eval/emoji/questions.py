@@ -36,7 +36,7 @@ class Questions(ABC):
     def answers(
         self, model: Model, *, generator: torch.Generator
     ) -> tuple[list[str] | None, Tensor]:
-        """What the model says, None if it draws, and [N] bool, what of it is right."""
+        """Return what the model says, None if it draws, and what of it is right, [N] bool."""
 
 
 @dataclass(frozen=True)

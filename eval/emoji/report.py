@@ -29,7 +29,7 @@ class Files:
 
     @classmethod
     def of(cls, out: Path, sheet: Path | None) -> Files:
-        """Raises ValueError for a place that cannot take a file, before the slow work begins."""
+        """Check the places; ValueError for one that takes no file, before the slow work begins."""
         sheet = sheet or out.with_suffix(".png")
         for option, path, ending in (("out", out, ".json"), ("sheet", sheet, ".png")):
             if path.suffix != ending:
@@ -67,7 +67,7 @@ class Files:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report for people: means and their standard errors."""
+    """Return the report for people: means and their standard errors."""
     results, speed = report["results"], report["speed"]
     model, hardware = report["model"], report["hardware"]
     lines = [_row("", [f"{found['count']:,} {name}" for name, found in results.items()])]
@@ -190,5 +190,5 @@ def _put(text: str, file: BinaryIO) -> None:
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """An image as PNG, whole or not at all."""
+    """Write an image as PNG, whole or not at all."""
     atomic_write(path, partial(image.save, format="PNG", optimize=True))

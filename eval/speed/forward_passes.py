@@ -50,6 +50,6 @@ class CountedDenoiser(nn.Module):
 
 
 def counted(model: Model) -> tuple[Model, CountedDenoiser]:
-    """The model, and what counts the passes of its denoiser from now on."""
+    """Return the model, and a counter of the passes of its denoiser from now on."""
     counting = CountedDenoiser(model.denoiser)
     return replace(model, denoiser=counting), counting

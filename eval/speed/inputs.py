@@ -59,7 +59,7 @@ def conversations(path: Path, vocabulary: Vocabulary, *, count: int) -> list[Seq
 
 
 def corrupted(batch: Batch, vocabulary: Vocabulary, *, share: float) -> Corruption:
-    """A share of the targets masked, each weighted by one over it."""
+    """Mask a share of the targets, each weighted by one over it."""
     generator = torch.Generator().manual_seed(2)
     draw = torch.rand(batch.ids.shape, generator=generator).to(batch.ids.device)
     masked = batch.target & (draw < share)
@@ -77,7 +77,7 @@ def corrupted(batch: Batch, vocabulary: Vocabulary, *, share: float) -> Corrupti
 
 
 def our_loss(model: MmdlmForMaskedDiffusion, batch: Batch, corruption: Corruption) -> torch.Tensor:
-    """The sum over both modalities, of which the batch has one."""
+    """Sum the loss over both modalities, of which the batch has one."""
     terms = Objective(Absorbing(Linear())).terms(model, batch, corruption)
     return sum(terms.sums.values(), torch.zeros((), device=batch.ids.device))
 

@@ -21,7 +21,7 @@ from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 
 def in_torchs_layers(model: MmdlmForMaskedDiffusion) -> MmdlmForMaskedDiffusion:
-    """The same parameters in linear layers of torch, which published code is made of."""
+    """Return the same parameters in torch's linear layers, which published code is made of."""
     twin = copy.deepcopy(model, {id(one): one for one in model.parameters()})
     ours: list[nn.Module] = [layer for layer in twin.modules() if type(layer) is Linear]
     for layer in ours:

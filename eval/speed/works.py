@@ -72,7 +72,7 @@ class Work:
     model: MmdlmForMaskedDiffusion | None = None
 
     def amount_of(self, name: str) -> float:
-        """What a variant does in one run."""
+        """Return the amount of work of a variant in one run."""
         return self.amount[name] if isinstance(self.amount, Mapping) else self.amount
 
 
@@ -110,7 +110,7 @@ class Bench:
             return MmdlmForMaskedDiffusion(config).to(self.dtype).eval()
 
     def works(self, part: Part, gsm8k: Path | None) -> Iterable[Work]:
-        """The rows of a part, one model at a time."""
+        """Yield the rows of a part, one model at a time."""
         if part == "text":
             yield self.text(self.model(text=self.ids), (1.8, 3.0, 5.0))
         if part == "large_vocabulary":
@@ -183,7 +183,7 @@ class Bench:
         steps: int = 16,
         scale: float = 4.5,
     ) -> Work:
-        """An image from words under guidance, drawn greedily: exact, and with a feature cache."""
+        """Draw an image from words under guidance, greedily: exact, and with a feature cache."""
         batch = image_batch(model.vocabulary, words=words, codes=codes, rows=1).to(self.device)
         costs = Costs(model.config, self.dtype.itemsize)
         length, ids = batch.ids.shape[1], model.vocabulary.image_codes
@@ -329,7 +329,7 @@ class Bench:
         packed: PackedLayers,
         sampler: Sampler,
     ) -> Any:
-        """The ids that a sampler fills in, from layers packed before as a loaded model has them."""
+        """Return the ids that a sampler fills in; the layers were packed before, as on loading."""
         generator = torch.Generator(self.device).manual_seed(0)
         return sampler(model, batch, generator=generator, packed=packed).ids
 

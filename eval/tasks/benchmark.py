@@ -69,7 +69,7 @@ class Faster:
         return ", ".join(given) or "usual"
 
     def applied_to(self, model: Model) -> Model:
-        """The model, so decoded."""
+        """Return the model with this decoding."""
         return model.with_generation(**self._given())
 
     def _given(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Asking:
     generator: torch.Generator
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
-        """What it says to each, as it says it."""
+        """Return the model's completion of each prompt, unchanged."""
         found: dict[int, str] = {}
         for kind in (self._continued, self._answered, self._gone_on):
             chosen = [n for n, one in enumerate(prompts) if self._kind(one) == kind]
@@ -191,7 +191,7 @@ class Asking:
         return "chat" if prompt.begun else "answer"
 
     def _laid_out(self, prompt: Prompt) -> TaskPrompt:
-        """A prompt and room for the answer, whose beginning, if written, stands before the rest."""
+        """Return a prompt with room for the answer, with its given beginning before the rest."""
         model, length = self.model, self.length
         if not prompt.chat:
             return model.fitting(
@@ -215,7 +215,7 @@ class Asking:
         return self.model.defaults.max_new_tokens if given is None else given
 
     def generation_config(self, *, chat: bool) -> GenerationConfig:
-        """The sampler's settings, as the model makes them of what was asked for."""
+        """Return the sampler's settings, as the model derives them from what was asked for."""
         usual = self.model.defaults.answer if chat else self.model.defaults.complete
         return self.model.writing(usual, self.length, **self._steps())
 
@@ -242,7 +242,7 @@ class Scored:
 def ask(
     problems: Sequence[Problem], complete: Completer, *, batch_size: int = 16, title: str = ""
 ) -> tuple[str, ...]:
-    """The completions of all prompts, a batch at a time.
+    """Return the completions of all prompts, computed a batch at a time.
 
     title  of a bar; "": none is drawn
 

@@ -25,7 +25,7 @@ def benchmark(
     sandbox: Sandbox = Sandbox(),
     workers: int = 2,
 ) -> Benchmark:
-    """The code is run in a sandbox, `workers` at a time; why one failed is written beside it."""
+    """Return a benchmark that runs code in a sandbox, `workers` at a time, with its errors."""
     human_eval = sum(is_human_eval(one) for one in rows)
     rewards = {"pass@1": CodeTests(sandbox=sandbox, workers=workers)}
     return Benchmark(

@@ -30,9 +30,10 @@ def benchmark(
     style: Style = "d1",
     made: Mapping[str, Any] = MappingProxyType({}),
 ) -> Benchmark:
-    """`made` says how the puzzles came about, for the report.
+    """Return a benchmark of puzzles; `made` says how they came about, for the report.
 
-    Where a puzzle has several solutions, any is right; how many have is reported."""
+    Where a puzzle has several solutions, any is right; how many have is reported.
+    """
     blanks = Counter(one.blanks for one in puzzles)
     return Benchmark(
         name="sudoku",

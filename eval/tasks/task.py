@@ -86,7 +86,7 @@ def some_examples(
     seed: int,
     read: Callable[[Path], list[Row]],
 ) -> list[Row]:
-    """The examples that stand before each question, drawn by the seed; none for 0 shots.
+    """Return the examples before each question, drawn by the seed; none for 0 shots.
 
     Raises ValueError where there is no file to draw from, or it is the one that is asked.
     """
@@ -157,7 +157,7 @@ def run(
 
 
 def table(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
-    """What was measured, as text."""
+    """Return the measured numbers as text."""
     results = report["results"]
     lines = [f"{benchmark.name}, {results['count']} problems, {report['model']['name']}"]
     for name, one in results["measures"].items():
@@ -193,7 +193,7 @@ def _lines(scored: Scored) -> list[str]:
 
 
 def _check_out(out: Path) -> Path:
-    """The file of answers beside it; ValueError, before the slow work, where it cannot be."""
+    """Return the path of the file of answers; ValueError, before the slow work, for a bad one."""
     if out.suffix != ".json":
         raise ValueError(f"--out {out} does not end in .json; try {out.with_suffix('.json')}")
     if out.is_dir():

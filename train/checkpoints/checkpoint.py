@@ -18,7 +18,7 @@ Write = Callable[[Path], Callable[[], None] | None]
 
 
 def latest(folder: Path) -> tuple[Path, int] | None:
-    """The newest complete checkpoint of a run and its step; None where there is none."""
+    """Return the newest complete checkpoint of a run and its step; None where there is none."""
     found = completed(folder) if folder.is_dir() else []
     if not found:
         return None
@@ -133,7 +133,7 @@ def written_folder(
 
 @contextmanager
 def _failing_whole(part: Path, final: Path) -> Iterator[None]:
-    """A failure to write leaves nothing behind, and is an OSError."""
+    """Remove what a failed write left behind, and raise its error as an OSError."""
     try:
         yield
     except Exception as error:

@@ -60,7 +60,7 @@ class Frozen:
 
 
 def fingerprint(parameters: dict[str, Any]) -> str:
-    """A digest of names, shapes, and the sums of the bits, which no order of adding changes."""
+    """Return a digest of names, shapes and sums of the bits, in which the order does not matter."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(parameters):
         for inner, tensor in _plain(name, parameters[name].detach()):
@@ -71,7 +71,7 @@ def fingerprint(parameters: dict[str, Any]) -> str:
 
 
 def _plain(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
-    """A tensor by its name, or the tensors that a quantized one (torchao) is made of."""
+    """Yield a tensor by its name, or the tensors that a quantized one (torchao) is made of."""
     if not is_traceable_wrapper_subclass(tensor):
         yield name, tensor
         return

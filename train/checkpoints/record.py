@@ -54,7 +54,7 @@ class Record:
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     def check(self, folder: Path, *, finished: bool) -> list[str]:
-        """What of the settings is another than with a checkpoint, and is to be said.
+        """Return sentences about settings that differ from those of the checkpoint.
 
         finished  whether nothing is left to be done, so that other settings would be a claim
 
@@ -115,7 +115,7 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """A value as JSON; what is none of the known kinds by the name of its class and its fields."""
+    """Return a value as JSON; an object of no known kind by its class name and its fields."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):

@@ -136,7 +136,7 @@ class RunState:
         self.logged = int(progress["logged"])
 
     def _write_whole(self, folder: Path) -> None:
-        """What the main process holds as well as any other."""
+        """Write what the main process holds as well as any other."""
         weights = {name: tensor.contiguous() for name, tensor in self._weights().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         if self.frozen is not None:
@@ -174,7 +174,7 @@ class RunState:
             seal(folder)
 
     def _weights(self) -> dict[str, Tensor]:
-        """What the stage holds and does not find elsewhere; a tied tensor under its first name."""
+        """Return the tensors that only the stage holds; a tied tensor under its first name."""
         frozen = self.frozen.names if self.frozen is not None else frozenset()
         found: dict[int, tuple[str, Tensor]] = {}
         for name, tensor in self.stage.state_dict(keep_vars=True).items():
@@ -199,7 +199,7 @@ def _load(path: Path) -> Any:
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and what it says about them."""
+    """Return the tensors of a safetensors file by name, and its metadata."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         return {name: file.get_tensor(name) for name in names}, file.metadata() or {}

@@ -85,7 +85,7 @@ class ShardedState:
         self.average.load_state_dict(state[self._own_average])
 
     def _check_has_no_more(self, folder: Path, state: dict[str, Any]) -> None:
-        """torch complains about what is missing, not about what is there besides."""
+        """Raise for tensors that only the checkpoint has; torch reports only missing ones."""
         stored = _Reader(folder / SHARDED).read_metadata().state_dict_metadata
         own = f"{self._own_average}.averages."
         known = {f"model.{name}" for name in state["model"]}
@@ -114,7 +114,7 @@ class _Reader(FileSystemReader):
     """Reads a description of tensors and nothing else from the file of metadata."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
-        """What lies where."""
+        """Return the file and the place of each tensor."""
         content = io.BytesIO((Path(self.path) / ".metadata").read_bytes())
         found = cast(metadata.Metadata, _Descriptions(content).load())
         found.storage_meta = found.storage_meta or metadata.StorageMeta()
@@ -126,7 +126,7 @@ class _Descriptions(pickle.Unpickler):
     """Knows the records that describe tensors, and refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """A record, or what a record is made of."""
+        """Return a class that a record may be made of; refuse all others."""
         if module == "torch.distributed.checkpoint.metadata":
             found = vars(metadata).get(name)
             known = isinstance(found, type) and found.__module__ == module
@@ -152,7 +152,7 @@ class _Planner(DefaultLoadPlanner):
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What went wrong on any process, as an Exception, which torch's own is not."""
+    """Raise an error of any process as an Exception, which torch's own is not."""
     try:
         yield
     except CheckpointException as error:

@@ -27,7 +27,7 @@ class Answering(ABC):
 
     @abstractmethod
     def task_prompt(self, model: Model, problem: Problem) -> TaskPrompt:
-        """A problem, laid out. Raises ValueError for one that the model cannot be asked."""
+        """Return the prompt of a problem; ValueError for one that the model cannot be asked."""
 
     @abstractmethod
     def generation_run(
@@ -38,7 +38,7 @@ class Answering(ABC):
         *,
         generator: torch.Generator,
     ) -> GenerationRun:
-        """What fills the targets, one row an ask."""
+        """Return the run of the sampler that fills the targets, one row for each prompt."""
 
     @abstractmethod
     def completions(
@@ -48,7 +48,7 @@ class Answering(ABC):
         generation_run: GenerationRun,
         rollout: Rollout,
     ) -> list[Any]:
-        """What rewards are given: a text or an image for each row, whose problems are given."""
+        """Return what rewards are given: a text or an image for each row."""
 
     def scored(
         self,

@@ -34,7 +34,7 @@ class CompletionsTable:
         rewards: Breakdown,
         advantage: Tensor,
     ) -> None:
-        """The files of a round, unless it is not its turn; those of a killed run are replaced."""
+        """Write the files of a round, if it is its turn; those of a killed run are replaced."""
         if number % self.every:
             return
         step = number * self.num_iterations + 1

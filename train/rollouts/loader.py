@@ -188,7 +188,7 @@ class Rollouts:
     # ---- rollouts -------------------------------------------------------------------------------
 
     def _micro_batch(self, number: int, micro: int) -> MicroBatch:
-        """The rollouts of one micro-batch of a round."""
+        """Return the rollouts of one micro-batch of a round."""
         plan = self.plan
         place = (number * plan.micro + micro) * plan.of + plan.process  # among all of the run
         sampling, looking = (
@@ -243,7 +243,7 @@ class Rollouts:
     def _judged(
         self, problems: list[Problem], completions: list[Any], ids: list[list[int]], *, step: int
     ) -> Breakdown:
-        """What completions are worth; texts that answer a message are messages, as TRL has them.
+        """Return the rewards of completions; answers to messages are messages, as in TRL.
 
         Raises ValueError where no reward has said anything for long.
         """
@@ -302,7 +302,7 @@ class Rollouts:
         undrawable: tuple[int, ...],
         generator: torch.Generator,
     ) -> tuple[ScoredViews, ...]:
-        """Views for all inner iterations; policy, old policy and reference share them."""
+        """Return views for all inner iterations; policy, old policy and reference share them."""
         batch, denoiser = rollout.batch, self.model.denoiser
         known: dict[int, ScoredViews] = {}  # of views that several iterations share
         rounds = self.estimator.draw(
@@ -368,7 +368,7 @@ class Rollouts:
             )
 
     def _asked(self, position: int) -> tuple[Problem, TaskPrompt]:
-        """The problem at a place of the endless shuffled list; the next where it cannot be asked.
+        """Return the problem at a position of the endless shuffled list, or the next usable one.
 
         Raises ValueError where no problem can be.
         """

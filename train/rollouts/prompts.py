@@ -84,7 +84,7 @@ class Lines(Prompts):
         return tuple(made)
 
     def _image(self, name: Any, row: Row) -> str:
-        """The path of an image that a row names."""
+        """Return the path of an image that a row names."""
         folder = Path(self.path).parent
         try:
             return str(path_inside(folder, name, allow_outside=self.allow_outside))
@@ -143,7 +143,7 @@ class Names(Prompts):
         )
 
     def _asked(self, text: str) -> list[str]:
-        """The orders of a text, each once."""
+        """Return the instructions of a text, each once."""
         if not self.orders:
             return [text]
         draw = random.Random(f"{self.seed} {text}")
@@ -238,7 +238,7 @@ def _samples(url: str) -> list[Sample]:
 
 
 def _said(prompt: Any, where: str) -> str:
-    """A text, or the content of one message of the user."""
+    """Return a prompt that is a text, or the content of its only message."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], Mapping):
         prompt = prompt[0].get("content")
     if not isinstance(prompt, str) or not prompt.strip():

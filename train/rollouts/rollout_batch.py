@@ -82,7 +82,7 @@ class MicroBatch:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> MicroBatch:
-        """The inverse of `state_dict`."""
+        """Return the micro-batch that `state_dict` wrote."""
 
         def scores(found: Mapping[str, Any] | None) -> TokenScores | None:
             return None if found is None else TokenScores(**found)
@@ -104,7 +104,7 @@ class MicroBatch:
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A dataclass with each tensor in it replaced."""
+    """Return a dataclass with each tensor in it replaced."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):

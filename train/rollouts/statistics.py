@@ -39,12 +39,12 @@ def statistics_of(
 
 
 def _sum(name: str, value: float) -> Statistics:
-    """A number that adds up."""
+    """Return a statistic that adds up."""
     return Statistics(sums={name: torch.tensor(float(value))}, counts={name: torch.tensor(1)})
 
 
 def logged(statistics: Statistics) -> dict[str, float]:
-    """What to write: means, but deviations from means of squares, and sums of what was skipped."""
+    """Return what is logged: means, standard deviations, and sums of what was skipped."""
     values = statistics.values()
     for name in list(values):
         if name.startswith("rewards/") and name.endswith("/std"):

@@ -127,7 +127,7 @@ class DenoisingStage(Stage):
         self.step = step
 
     def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
-        """Times and noise, then what annealing and dropout draw."""
+        """Draw times and noise, then what annealing and dropout need."""
         corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
         lookahead = None
         if self.annealing is not None:
@@ -164,7 +164,7 @@ class DenoisingStage(Stage):
 
 
 def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
-    """What a step on a batch works on.
+    """Return the tokens and operations of a step on a batch.
 
     read  [B, L] bool, the tokens whose logits are wanted; [K B, L] for K copies of the batch
     """
@@ -204,7 +204,7 @@ def _nothing(module: nn.Module) -> Tensor | float:
 
 
 def dropout_seed(denoiser: nn.Module, *, generator: torch.Generator) -> int | None:
-    """A seed for `dropout`; None, and nothing is drawn, where a model has none."""
+    """Draw a seed for `dropout`; return None, and draw nothing, where a model has none."""
     if not any(isinstance(one, nn.Dropout) and one.p > 0 for one in denoiser.modules()):
         return None
     return int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
@@ -228,7 +228,7 @@ def dropout(seed: int | None, device: torch.device) -> Iterator[None]:
 def prompt_template_for_denoiser(
     denoiser: PretrainedDenoiser, *, asked: bool = False
 ) -> PromptTemplate:
-    """The layout of the tasks of a model: that of its family, where it was published.
+    """Return the prompt template of a model: that of its family, where it was published.
 
     asked  of those alone that it was trained for; to be trained for, there are all
     """
@@ -249,7 +249,7 @@ def words_for(
     tokenizer: PreTrainedTokenizerFast,
     images: ImageTokenizer | None = None,
 ) -> TextCodec:
-    """The tokenizer over the vocabulary of a model, just as where the model is asked with it.
+    """Return the tokenizer over the vocabulary of a model, the same as in inference.
 
     Raises ValueError where they do not fit.
     """
@@ -268,7 +268,7 @@ def words_for(
 def read_sources(
     data: Data, denoiser: PretrainedDenoiser, codec: TextCodec, prompt_template: PromptTemplate
 ) -> list[Source]:
-    """The sources of a data section, seen and spoken as the model does.
+    """Return the sources of a data section with the vision and the template of the model.
 
     Raises ValueError for what the model cannot see, and for rows that it has no positions or no
     memory for. Documents that share a row have positions each: of those, one that is too long is no

@@ -172,7 +172,7 @@ def _first_samples(source: Source) -> tuple[list[Sample], bool]:
 
 
 def _texts(sample: Sample, field: str) -> Iterator[tuple[str, str]]:
-    """The texts that a sample may give, each with the name of the sample; none where it is bad."""
+    """Yield the texts that a sample may give, each with the sample's name; none for a bad one."""
     try:
         value = field_value(sample, field)
         for text in value if isinstance(value, list) else [value]:

@@ -32,7 +32,7 @@ def show_examples(
     folder: Path,
     terminal: TextIO = sys.stderr,
 ) -> None:
-    """The first documents of each source, on the terminal and in folder/examples.txt.
+    """Show the first documents of each source, on the terminal and in folder/examples.txt.
 
     Targets are in color where a person looks, and in brackets in the file and in a log.
 
@@ -58,7 +58,7 @@ def show_examples(
 def described(
     sequence: Sequence, codec: TextCodec, *, opened: str = OPEN, closed: str = CLOSE
 ) -> str:
-    """A document as text: each run of targets in marks, what is no text by its kind and number."""
+    """Return a document as text: marks around targets, kind and number for what is no text."""
     tokens = [
         (bool(target), segment.modality, int(i))
         for segment in sequence.segments

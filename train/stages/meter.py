@@ -73,7 +73,7 @@ class Meter:
             self.load = load if self.load is None else self.load + load
 
     def read(self) -> dict[str, float]:
-        """What to log, over the steps since the last time.
+        """Return what to log, over the steps since the last call.
 
         data_share        of the time, spent waiting for data
         tokens_per_second, target_tokens_per_second  over all processes

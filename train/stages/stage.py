@@ -42,7 +42,7 @@ class Stage(nn.Module, ABC):
         """Sum of each loss term, scalars with gradient."""
 
     def load(self, batch: Any, noise: Any) -> Load | None:
-        """What a step on this batch works on, for the log; None: nobody counts."""
+        """Return the tokens and operations of a step on this batch; None: they are not counted."""
         return None
 
     def rates(self) -> Rates:
@@ -50,7 +50,7 @@ class Stage(nn.Module, ABC):
         return NO_RATES
 
     def statistics(self) -> dict[str, float]:
-        """What else to log of the step just done; asked on every process, written on the main."""
+        """Return what else to log of the last step; all processes call it, the main one writes."""
         return {}
 
     @property
@@ -71,4 +71,4 @@ class Loader(Protocol):
         """Position after the batch that was yielded last."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next batch is the one that followed that position."""
+        """Continue with the batch that followed that position."""

@@ -138,7 +138,7 @@ def start(
     needs_images: bool = True,
     base: FrozenBase | None = None,
 ) -> PretrainedDenoiser:
-    """The denoiser of a folder, ours or of a published family, to be trained further.
+    """Return the denoiser of a folder, ours or of a published family, to be trained further.
 
     dtype           of its weights, whatever was stored; in half precision small steps are lost
     needs_images  whether a model of image codes needs their tokenizer
@@ -232,7 +232,7 @@ def _check_same_eyes(
 
 
 def image_tokenizer_of(folder: Path | None, given: Path | None) -> Path | None:
-    """The folder of an image tokenizer: the given one, or that of the model in `folder`."""
+    """Return the folder of an image tokenizer: the given one, or that of the model in `folder`."""
     own = None if folder is None else parts_of(folder) / "image_tokenizer"
     return own if given is None and own is not None and own.is_dir() else given
 
