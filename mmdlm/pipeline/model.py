@@ -14,13 +14,14 @@ from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.models.lora import has_adapter
 from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.pipeline.images import ImageTasks
+from mmdlm.pipeline.likelihood import Scoring
 from mmdlm.pipeline.sampler_names import CacheName
 from mmdlm.pipeline.text import TextTasks
 from mmdlm.templates.auto import prompt_template_for
 
 
 @dataclass(frozen=True, eq=False)
-class Model(ImageTasks, TextTasks):
+class Model(ImageTasks, TextTasks, Scoring):
     """A denoiser with the tokenizers that lead into its vocabulary and out of it.
 
     A task that the family was not trained for raises ValueError, which says what it is for.

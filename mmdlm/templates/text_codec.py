@@ -137,16 +137,16 @@ class TextCodec:
         hole: list[bool] = []
         before, after = split_at_holes(text)
         for outside, length in before:
-            added = self._follows(without_blank(outside), ids)
+            added = self.follows(without_blank(outside), ids)
             length = min(length, self.longest + 1)  # enough to be refused below
             ids += [*added, *[self.vocabulary.mask_id] * length]
             hole += [*[False] * len(added), *[True] * length]
-        added = self._follows(after, ids)
+        added = self.follows(after, ids)
         ids, hole = [*ids, *added], [*hole, *[False] * len(added)]
         return torch.tensor(self.checked(ids, text)), torch.tensor(hole)
 
-    def _follows(self, piece: str, before: list[int]) -> list[int]:
-        """Encode a piece of a text; in its middle a tokenizer must not put a space first."""
+    def follows(self, piece: str, before: list[int]) -> list[int]:
+        """Encode what follows the ids `before`; a tokenizer must not put a space before it."""
         if not piece or not before:
             return self.encode(piece) if piece else []
         for anchor in ("\n", "a"):  # one of them is no part of a token with what follows it

@@ -7,6 +7,7 @@ from mmdlm.core.likelihood.base import LikelihoodEstimator
 from mmdlm.core.likelihood.blockwise import BlockRandom
 from mmdlm.core.likelihood.coupled import Coupled
 from mmdlm.core.likelihood.elbo import Elbo, Nelbo
+from mmdlm.core.likelihood.enumeration import EnumeratedElbo
 from mmdlm.core.likelihood.mean_field import OneStepMeanField
 from mmdlm.core.likelihood.structured import StructuredNoise
 from mmdlm.core.likelihood.trajectory import TrajectoryReplay
@@ -15,6 +16,7 @@ __all__ = [
     "BlockRandom",
     "Coupled",
     "Elbo",
+    "EnumeratedElbo",
     "LikelihoodEstimator",
     "Nelbo",
     "OneStepMeanField",
