@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOCK := requirements.lock
+# Apart from the rest: it brings a docstring_parser of its own over the one that jsonargparse needs.
+PYDOCLINT := $(VENV)/pydoclint
 # make install LOCKED=1: the versions that were tested; otherwise the newest above the floors
 CONSTRAINTS := $(if $(LOCKED),--constraint $(LOCK))
 
@@ -17,7 +19,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make test-fast    run nine tenths of them in a minute and a half, on two cores"
 	@echo "make coverage     run the tests and show which branches of mmdlm they do not reach"
-	@echo "make check        ruff and mypy"
+	@echo "make check        ruff, pydoclint and mypy"
 	@echo "make docs         build the documentation into build/site, strictly"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make train-emoji  train the bundled model from nothing into runs/emoji"
@@ -69,10 +71,15 @@ coverage: $(INSTALLED)
 	@mkdir -p build/coverage
 	$(BIN)/python -m pytest --cov --cov-report term-missing:skip-covered
 
-check: $(INSTALLED)
+check: $(INSTALLED) $(PYDOCLINT)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	PYTHONPATH=$(PYDOCLINT) $(BIN)/python -m pydoclint.main mmdlm data_pipelines train eval
 	$(BIN)/python -m mypy
+
+$(PYDOCLINT): | $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --target $@.new 'pydoclint>=0.12'
+	mv $@.new $@
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .

@@ -383,7 +383,13 @@ def write_splits(
 ) -> None:
     """Write the samples of each split to out/split, and an index that says of what they are made.
 
-    notes  more to record in the index
+    Args:
+        splits: Samples of each split, by its name.
+        out: Folder for the splits and their index.
+        settings: Of the job, recorded in the index.
+        given: Files that the samples are made of.
+        report: What was left out; it is filled while samples are read.
+        notes: More to record in the index.
     """
     if settings["samples_per_shard"] < 1:
         raise ValueError(f"samples_per_shard is {settings['samples_per_shard']}; 1 is the least")

@@ -94,7 +94,8 @@ DESCRIBED = (
 class Hole:
     """An image by name, the outline of a hole in it, and what it is to become.
 
-    outline  corners (x, y) in parts of the width and the height
+    Attributes:
+        outline: Corners (x, y) in parts of the width and the height.
     """
 
     name: str
@@ -209,8 +210,9 @@ def origin_of(prompt: str) -> Origin:
 class Demo:
     """The parts of the page; each starts from the seed, so that none depends on the others.
 
-    known  name -> real image
-    out    folder in which images are written
+    Attributes:
+        known: name -> real image.
+        out: Folder in which images are written.
     """
 
     model: Model

@@ -39,11 +39,12 @@ class Comparison:
 class Outcome:
     """What came of one way to decode a task.
 
-    forwards  passes an answer
-    tokens    that were computed in these, in thousands an answer
-    right     share
-    error     its standard error
-    repeats   share of answers in which a word stands twice in a row; None: they are no texts
+    Attributes:
+        forwards: Passes an answer.
+        tokens: That were computed in these, in thousands an answer.
+        right: Share.
+        error: Its standard error.
+        repeats: Share of answers in which a word stands twice in a row; None: they are no texts.
     """
 
     task: str

@@ -21,10 +21,11 @@ PERFECT_PSNR = 100.0  # dB, in place of infinity
 class Estimate:
     """A mean over items.
 
-    value           the mean
-    standard_error  of it, as the items are a sample of all that could have been asked: the standard
-                    deviation over sqrt(count); for hits and misses this is the binomial one
-    count           number of items
+    Attributes:
+        value: The mean.
+        standard_error: Of it, as the items are a sample of all that could have been asked: the
+            standard deviation over sqrt(count); for hits and misses this is the binomial one.
+        count: Number of items.
     """
 
     value: float

@@ -20,7 +20,12 @@ def describe_model(name: str, model: Model) -> dict[str, Any]:
     It is where the model was read from, not looked up again: a run that goes on has a newer step by
     now, and may have dropped that one.
 
-    name  that was asked for; a run's stands for one of its checkpoints
+    Args:
+        name: As it was asked for; that of a run stands for one of its checkpoints.
+        model: As it was loaded.
+
+    Returns:
+        Name, step, size and digests, as JSON can hold them.
     """
     origin = model.origin
     if origin is None:

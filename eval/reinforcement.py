@@ -27,14 +27,15 @@ SEED = "{seed}"  # stands in a path for the seeds of a comparison
 class Comparison:
     """Runs that differ in their seed alone, and the model that they all started from.
 
-    name      what the table calls it
-    measure   keys of a number in a benchmark's JSON, with slashes between them
-    before    the JSON of the model that the runs started from
-    after     the JSON of a run; `{seed}` stands for its seed
-    log       the log of a run, for its curve and what it cost; "": it has none
-    reward    key of the log that is plotted
-    plot      runs of one plot are drawn together; default: each comparison has its own
-    against   what the reward is plotted against
+    Attributes:
+        name: What the table calls it.
+        measure: Keys of a number in a benchmark's JSON, with slashes between them.
+        before: The JSON of the model that the runs started from.
+        after: The JSON of a run; `{seed}` stands for its seed.
+        log: The log of a run, for its curve and what it cost; "": it has none.
+        reward: Key of the log that is plotted.
+        plot: Runs of one plot are drawn together; default: each comparison has its own.
+        against: What the reward is plotted against.
     """
 
     name: str
@@ -52,8 +53,9 @@ class Comparison:
 class Outcome:
     """What came of a comparison: shares in [0, 1], one a seed; the others are means over seeds.
 
-    rollouts  share of a run's time that went into sampling and rewards
-    scores    and into what the old policy and the reference hold of it
+    Attributes:
+        rollouts: Share of a run's time that went into sampling and rewards.
+        scores: And into what the old policy and the reference hold of it.
     """
 
     name: str

@@ -78,6 +78,12 @@ def task_of(configs: Sequence[str]) -> str | None:
 def named(name: str | None) -> type[Task]:
     """Return the task of a name.
 
+    Args:
+        name: Name of a task; None: none was given.
+
+    Returns:
+        The class of the task.
+
     Raises:
         ValueError: There is none; the message names the nearest.
     """

@@ -43,9 +43,11 @@ SHOWN = 16  # images on a sample sheet
 class PixelLoss:
     """Weights of the terms of the reconstruction loss, on pixels in [-1, 1].
 
-    l1        mean absolute error
-    l2        mean squared error
-    gradient  mean absolute error of the differences between neighbouring pixels: edges stay sharp
+    Attributes:
+        l1: Mean absolute error.
+        l2: Mean squared error.
+        gradient: Mean absolute error of the differences between neighbouring pixels: edges stay
+            sharp.
     """
 
     l1: float = 1.0
@@ -108,10 +110,11 @@ def forward_flops(tokenizer: ImageTokenizer) -> int:
 class Images:
     """Shards of images, and how they become batches; see `image_loader`.
 
-    num_workers      as in `Data` of the other recipes
-    sampling_weight  as in `Source` of the other recipes
-    max_pixels       of an image; larger ones count as broken
-    allow_pipe       run the commands of shards that are given as pipe:COMMAND
+    Attributes:
+        num_workers: As in `Data` of the other recipes.
+        sampling_weight: As in `Source` of the other recipes.
+        max_pixels: Of an image; larger ones count as broken.
+        allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
     """
 
     urls: str | list[str]

@@ -78,7 +78,8 @@ def _check_schedule(*, warmup: int, **shares: float) -> None:
 class Optimizer(ABC):
     """How parameters move; YAML names one by class path.
 
-    state_bytes  that are kept of each number that learns, at least
+    Attributes:
+        state_bytes: That are kept of each number that learns, at least.
     """
 
     state_bytes: ClassVar[int] = 0

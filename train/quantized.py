@@ -23,8 +23,9 @@ from train.stages.low_rank import Adapted
 class FrozenBase:
     """How weights that stay as they are lie in memory.
 
-    quantization  one of `mmdlm.models.quantization.TRAINABLE`; None: as they are stored
-    device        that they are trained on, where they are quantized as they are read
+    Attributes:
+        quantization: One of `mmdlm.models.quantization.TRAINABLE`; None: as they are stored.
+        device: That they are trained on, where they are quantized as they are read.
     """
 
     quantization: str | None
@@ -32,6 +33,13 @@ class FrozenBase:
 
     def options(self, config: Any, *, dtype: torch.dtype) -> dict[str, Any]:
         """Return options of `load_denoiser` for a model of this config.
+
+        Args:
+            config: Of transformers.
+            dtype: Of the computation.
+
+        Returns:
+            Keyword arguments.
 
         Raises:
             ValueError: The weights cannot be quantized on this device.

@@ -41,6 +41,9 @@ def setup_of(
         generation: What is written as generation_config.json.
         adapted: The denoiser with matrices of low rank in it, where it has any.
         base: Name and folder of the model that the run starts from; None: it starts from nothing.
+
+    Returns:
+        A function of the folder.
     """
 
     def write(folder: Path) -> None:
@@ -118,10 +121,16 @@ def finish(
 
     Beside a quantized base the matrices are all that is written: added to it they would be rounded.
 
-    trained     state dict of a stage whose denoiser is called so
-    adapted     the denoiser with the matrices in it, where it has any
-    base        name of the model that they belong to
-    generation  what `out`/final and `out`/adapter hold as generation_config.json
+    Args:
+        denoiser: That was trained.
+        trained: State dict of a stage whose denoiser is called so.
+        words: The text tokenizer, with its chat template.
+        image_tokenizer: Folder of the image tokenizer, if any.
+        out: Folder of the run.
+        adapted: The denoiser with the matrices in it, where it has any.
+        base: Name of the model that they belong to.
+        dtype: Of the weights in `out`/final.
+        generation: What `out`/final and `out`/adapter hold as generation_config.json.
     """
     weights = {name.removeprefix("denoiser."): value for name, value in trained.items()}
     if adapted is not None:

@@ -24,8 +24,9 @@ State = dict[str, Any]  # of a file or folder, as JSON can hold it
 class Given:
     """What a job reads.
 
-    files    paths or URLs by their names; nothing is known of what a server or a command gives
-    folders  images by the folder that they are in
+    Attributes:
+        files: Paths or URLs by their names; nothing is known of what a server or a command gives.
+        folders: Images by the folder that they are in.
     """
 
     files: Mapping[str, str]
@@ -63,9 +64,17 @@ def is_done(
 ) -> bool:
     """Return whether `target` was already made, with these settings, of the given data.
 
-    index  that says of what `target` was made; default: itself
+    Args:
+        target: File or folder that the job writes.
+        settings: Of the job.
+        given: Files that the job reads.
+        index: File that says of what `target` was made; default: itself.
 
-    Raises ValueError where it was made otherwise, or of data that has changed since.
+    Returns:
+        True where nothing is left to be done.
+
+    Raises:
+        ValueError: Where it was made otherwise, or of data that has changed since.
     """
     if not target.is_file():
         return False

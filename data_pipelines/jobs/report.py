@@ -39,10 +39,12 @@ class Cases:
 class Report:
     """Counts of one job; its index records them.
 
-    max_broken  share of broken samples above which `add_broken` raises ValueError with the list
-    before      counts of the same job that the share is judged with
-    broken      of those that were left out, how many were damaged
-    unused      columns of rows that have no place in a sample, and how many rows had them
+    Attributes:
+        max_broken: Share of broken samples above which `add_broken` raises ValueError with the
+            list.
+        before: Counts of the same job that the share is judged with.
+        broken: Of those that were left out, how many were damaged.
+        unused: Columns of rows that have no place in a sample, and how many rows had them.
     """
 
     max_broken: float = 1.0

@@ -62,13 +62,19 @@ def rewrite_shards(
     Each process of `accelerate launch` takes every n-th shard. What is there already stays: beside
     each shard a NAME_stats.json says of what it was made and what became of its samples.
 
-    record      file name and content of what all shards of `out` have in common; the process that
-                finishes last adds what became of all samples
-    build       makes the rewriter, where there is anything left to do
-    max_broken  share of samples that may be left out as broken
+    Args:
+        shards: Paths or urls, with braces for ranges.
+        out: Folder of the new shards.
+        record: File name and content of what all shards of `out` have in common; the process that
+            finishes last adds what became of all samples.
+        build: Makes the rewriter, where there is anything left to do.
+        threads: Of the pool that decodes images.
+        max_broken: Share of samples that may be left out as broken.
+        allow_pipe: Whether `pipe:` commands among the urls may run.
 
-    Raises ValueError where the folder was written with another record, or of shards that have
-    changed since; and, once the others are done, for shards that are damaged or without any sample.
+    Raises:
+        ValueError: Where the folder was written with another record, or of shards that have changed
+            since; and, once the others are done, for shards that are damaged or without any sample.
     """
     process = Reader(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     urls = expand_urls(shards, allow_pipe=allow_pipe)
@@ -97,10 +103,15 @@ def _rewrite_all(
 ) -> None:
     """Shards one after another.
 
-    total  what became of the samples of those that are done
-    done   their number, so that the time left in the bar is right
+    Args:
+        rewriter: Makes the samples of each shard.
+        todo: (url, path to write) of each shard.
+        total: What became of the samples of those that are done.
+        done: Their number, so that the time left in the bar is right.
+        threads: Of the pool that decodes images.
 
-    Raises ValueError, once the others are written, for those that are damaged.
+    Raises:
+        ValueError: Once the others are written, for those that are damaged.
     """
     damaged: list[str] = []
     process = int(os.environ.get("RANK", 0))

@@ -26,7 +26,12 @@ ATTEMPTS, PAUSE = 5, 0.1  # a process that only looks whether a lock is held, ho
 def sole_writer(job: Callable[..., None], *, is_file: bool = False) -> Callable[..., None]:
     """Let a function that has a parameter `out` run only where no other process writes there.
 
-    is_file  whether `out` is a file; otherwise a folder
+    Args:
+        job: The function.
+        is_file: Whether `out` is a file; otherwise a folder.
+
+    Returns:
+        The function, which holds a lock while it runs.
     """
     parameters = inspect.signature(job)
 

@@ -37,26 +37,36 @@ def build_loader(
     cache_bytes: int = 1 << 28,
     pin_memory: bool = False,
 ) -> Loader:
-    """Batches [batch_size, length] of this process, mixed from `sources` by weight.
+    """Return a loader of batches [batch_size, length], mixed from `sources` by weight.
 
     No sample goes to two processes or workers in an epoch, and all go to one. The samples follow
     from the arguments alone, and after `load_state_dict` the very same ones follow that would have.
 
-    tokenizer       of texts; its ids are those of `vocabulary.text`
-    batch_size      rows of a batch of this process
-    packed          several documents in a row, as many as fit; otherwise one, padded to `length`
-    num_workers     processes that read ahead; 0 reads in this one. None: two if pin_memory
-    rank, world_size  this process among all that train
-    shuffle_buffer  samples that are shuffled together, per worker and source; 0 keeps the order
-                    of samples and shards, though not that of packed rows
-    repeat          epoch after epoch without end; otherwise one pass, whose last batch may have
-                    fewer rows (and processes may differ in their number of batches)
-    max_broken      share of broken samples that are skipped and listed; more stop the run
-    cache_bytes     a data set that fits in so much memory, per worker, is read only once
-    pin_memory      give out batches in page-locked memory, where workers read ahead
+    Args:
+        sources: Shards, how their samples become sequences, and their weights.
+        vocabulary: Of the denoiser.
+        tokenizer: Of texts; its ids are those of `vocabulary.text`.
+        batch_size: Rows of a batch of this process.
+        length: Tokens of a row.
+        packed: Several documents in a row, as many as fit; otherwise one, padded to `length`.
+        seed: Of shuffling and of all random choices of the sources.
+        num_workers: Processes that read ahead; 0 reads in this one. None: two if pin_memory.
+        rank: Number of this process among all that train.
+        world_size: Number of processes that train.
+        shuffle_buffer: Samples that are shuffled together, per worker and source; 0 keeps the order
+            of samples and shards, though not that of packed rows.
+        repeat: Epoch after epoch without end; otherwise one pass, whose last batch may have fewer
+            rows (and processes may differ in their number of batches).
+        max_broken: Share of broken samples that are skipped and listed; more stop the run.
+        cache_bytes: A data set that fits in so much memory, per worker, is read only once.
+        pin_memory: Give out batches in page-locked memory, where workers read ahead.
 
-    Raises ValueError for an empty list of sources or shards, a number out of its range, and a batch
-    that no memory holds.
+    Returns:
+        The loader of this process, whose state can be stored and loaded.
+
+    Raises:
+        ValueError: For an empty list of sources or shards, a number out of its range, and a batch
+            that no memory holds.
     """
     sources = list(sources)
     if not sources:

@@ -29,8 +29,9 @@ class BrokenSample:
 class SampleStats:
     """Counts what was usable and what was not; stops the run when too much was not.
 
-    max_share  share of broken samples above which `add_broken` raises ValueError with the list;
-               the first `JUDGED_AFTER` samples may hold as many as a full hundred may
+    Attributes:
+        max_share: Share of broken samples above which `add_broken` raises ValueError with the list;
+            the first `JUDGED_AFTER` samples may hold as many as a full hundred may.
     """
 
     max_share: float

@@ -66,10 +66,15 @@ class ShardStream(Iterator[Sample | BrokenSample]):
 
     With fewer shards than readers every reader reads all of them and keeps every count-th sample.
 
-    repeat           epoch after epoch without end; otherwise one pass
-    fields           extensions to keep; None keeps all
-    sampling_weight  field with the probability that an epoch contains a sample; None: always
-    cache_bytes      keep the samples in memory if all that this reader reads fits in so much
+    Args:
+        urls: Of the shards.
+        reader: Which of all readers this is.
+        seed: Of shuffling.
+        shuffle_buffer: Samples that are shuffled together; 0 keeps the order.
+        repeat: Epoch after epoch without end; otherwise one pass.
+        fields: Extensions to keep; None keeps all.
+        sampling_weight: Field with the probability that an epoch contains a sample; None: always.
+        cache_bytes: Keep the samples in memory if all that this reader reads fits in so much.
     """
 
     def __init__(

@@ -59,15 +59,16 @@ def check_numbers(numbers: Mapping[str, Any]) -> None:
 class Loader:
     """An iterable of batches whose state says which one comes next.
 
-    make        batches of a worker, by which of all readers it is
-    settings    what the samples follow from: a state is good where they are the same. They hold
-                the number of "shards" of each source, "rank" and "world_size", and "num_workers"
-                that read ahead; with 0 this process reads
-    pin_memory  whether workers give out batches in page-locked memory
-
     `state_dict()` covers the batches that were given out, not those that workers hold ready. It
     belongs to one process (rank): each saves and loads its own. Iterating again goes on from the
     state; after the end of a single pass it starts over.
+
+    Args:
+        make: Batches of a worker, by which of all readers it is.
+        settings: What the samples follow from: a state is good where they are the same. They hold
+            the number of "shards" of each source, "rank" and "world_size", and "num_workers" that
+            read ahead; with 0 this process reads.
+        pin_memory: Whether workers give out batches in page-locked memory.
     """
 
     def __init__(self, make: MakeBatches, settings: State, *, pin_memory: bool) -> None:

@@ -21,7 +21,12 @@ def coco_entries(
 ) -> list[tuple[Id, str, list[str]]]:
     """Return (id, file name, captions) of each image of a captions file.
 
-    report  counts the captions of images that the file does not list
+    Args:
+        captions: The JSON file.
+        report: Counts the captions of images that the file does not list.
+
+    Returns:
+        Entries in the order of the file.
 
     Source: the format that cocodataset.org describes, "Data format", sections 1 and 5.
     """

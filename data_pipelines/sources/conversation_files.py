@@ -45,9 +45,10 @@ IMAGES = ("images", "image")
 class Images:
     """Where a row has its images.
 
-    folder         that their paths begin in
-    mark           of an image in a text
-    allow_outside  whether a path may lead out of the folder
+    Attributes:
+        folder: That their paths begin in.
+        mark: Of an image in a text.
+        allow_outside: Whether a path may lead out of the folder.
     """
 
     folder: Path | None = None
@@ -81,10 +82,14 @@ class Images:
 class Columns:
     """Where a row has its conversation.
 
-    prompt, completion  columns, or templates over columns ("{question} Think first.",
-                        "{steps[0]} So: {answer}") that make a question and its answer; both None:
-                        messages, conversations, or prompt and completion as the row has them
-    system              first message of rows that have none, in their messages or in a column
+    Attributes:
+        prompt: Columns, or templates over columns ("{question} Think first.", "{steps[0]} So:
+            {answer}") that make a question and its answer; both None: messages, conversations, or
+            prompt and completion as the row has them.
+        completion: Columns, or templates over columns ("{question} Think first.", "{steps[0]} So:
+            {answer}") that make a question and its answer; both None: messages, conversations, or
+            prompt and completion as the row has them.
+        system: First message of rows that have none, in their messages or in a column.
     """
 
     prompt: str | None = None
@@ -165,11 +170,21 @@ def packed(
     where: str,
     report: Report,
 ) -> Sample:
-    """Messages by name, and the images that they mention in this order -> json and image files.
+    """Return a sample of messages by name: its json, and the images that they mention.
 
-    where  a report names it, where an image is changed
+    Args:
+        said: Messages by name.
+        mentioned: Images, in the order in which the messages mention them.
+        key: Of the sample.
+        images: Reads and encodes an image.
+        where: Names the sample in a report.
+        report: Counts the images that are changed.
 
-    Raises ValueError where they do not fit together.
+    Returns:
+        The sample, images as files beside the json.
+
+    Raises:
+        ValueError: Where they do not fit together.
     """
     marks = sum(message.text.count(images.mark) for part in said.values() for message in part)
     if marks != len(mentioned):

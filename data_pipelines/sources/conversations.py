@@ -51,24 +51,25 @@ class Conversation(Seeing):
     `data_pipelines.write_shards conversations` writes such shards. What follows the last answer
     that is learnt is left out.
 
-    answers   "every" answer at once, under full attention, as LLaDA-V trains them
-              (arXiv:2505.16933, section 3.2); "one" at random, with all that was said before it, as
-              LaViDa (arXiv:2505.16839, section 3.3; its code forgets what was said before); or the
-              "last" alone
-    tail      what follows the last answer
-    system    first message of conversations that have no system message; empty for none but what
-              the layout has
-    thinking  an answer in words that begins with <think> is asked for in the way in which the
-              layout asks to think; otherwise questions stay as they are
-    cut_long_answers  cut the last answer where the row ends, without what ends it; otherwise a
-              conversation that needs a longer row counts as broken and is skipped
-    drop_prompt  share of answers that are an image alone whose prompt is left out, for
-              classifier-free guidance
-    template  false: a question and its answer are learned as a task without conversation: a text
-              that goes on as `Model.complete` asks, a prompt and its image as `text_to_image` does,
-              an image and its caption as `caption` does
-    image   the mark of an image in a text
-    field     of the JSON
+    Attributes:
+        answers: "every" answer at once, under full attention, as LLaDA-V trains them
+            (arXiv:2505.16933, section 3.2); "one" at random, with all that was said before it, as
+            LaViDa (arXiv:2505.16839, section 3.3; its code forgets what was said before); or the
+            "last" alone.
+        tail: What follows the last answer.
+        system: First message of conversations that have no system message; empty for none but what
+            the layout has.
+        thinking: An answer in words that begins with <think> is asked for in the way in which the
+            layout asks to think; otherwise questions stay as they are.
+        cut_long_answers: Cut the last answer where the row ends, without what ends it; otherwise a
+            conversation that needs a longer row counts as broken and is skipped.
+        drop_prompt: Share of answers that are an image alone whose prompt is left out, for
+            classifier-free guidance.
+        template: False: a question and its answer are learned as a task without conversation: a
+            text that goes on as `Model.complete` asks, a prompt and its image as `text_to_image`
+            does, an image and its caption as `caption` does.
+        image: The mark of an image in a text.
+        field: Of the JSON.
     """
 
     answers: Literal["every", "one", "last"] = "every"
@@ -213,7 +214,10 @@ class TemplatedConversation(Seeing):
     ) -> tuple[tuple[Turn, ...], list[int]]:
         """Return the turns up to the last learned one, and the numbers of the learned ones.
 
-        answers  numbers of those that may be learnt
+        Args:
+            turns: The conversation.
+            answers: Numbers of the turns that may be learned.
+            generator: Chooses among the answers.
         """
         match self.conversation.answers:
             case "one":
@@ -319,9 +323,18 @@ def apply_chat_template(
 ) -> list[Source]:
     """Return the sources, with conversations in the template of the model that is trained.
 
-    length  of a row
+    Args:
+        sources: Of one model.
+        prompt_template: Of the model.
+        codec: Text tokenizer of the model.
+        length: Tokens of a row.
+        packed: Whether several documents share a row.
 
-    Raises ValueError for a tail that the rows have no room for.
+    Returns:
+        As many sources, in the same order.
+
+    Raises:
+        ValueError: For a tail that the rows have no room for.
     """
     templated = []
     for source in sources:

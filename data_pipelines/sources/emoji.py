@@ -40,15 +40,16 @@ USUAL_FONTS = (
 class Emoji:
     """One emoji, drawn in one style.
 
-    name        English, with spaces for underscores: "woman firefighter medium-dark skin tone"
-    names       language (ISO 639-1) -> name, English among them
-    aliases     short names in use elsewhere ("grinning")
-    characters  the code points as a string
-    image       RGB on white, square
-    held_out    kept away from training in all styles: see `is_held_out`
-    style       of the image: "noto" for the font, else that of an icon set
-    held_out_style  kept away from training in this style alone: see `held_out_styles`
-    facts       what Unicode data says; None where it was not read or does not know the emoji
+    Attributes:
+        name: English, with spaces for underscores: "woman firefighter medium-dark skin tone".
+        names: Language (ISO 639-1) -> name, English among them.
+        aliases: Short names in use elsewhere ("grinning").
+        characters: The code points as a string.
+        image: RGB on white, square.
+        held_out: Kept away from training in all styles: see `is_held_out`.
+        style: Of the image: "noto" for the font, else that of an icon set.
+        held_out_style: Kept away from training in this style alone: see `held_out_styles`.
+        facts: What Unicode data says; None where it was not read or does not know the emoji.
     """
 
     name: str

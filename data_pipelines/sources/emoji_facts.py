@@ -74,10 +74,15 @@ def without_skin_tones(name: str) -> str:
 def read_facts(folder: Path, names: Mapping[str, str]) -> dict[str, Facts]:
     """Read the facts of emoji, by their characters, from the folder where npm has put the data.
 
-    names  characters -> English name of each emoji that is wanted
-
     Emoji that the data does not know (it follows Unicode with some delay) are absent. Raises
     ValueError where the data is missing or has another form.
+
+    Args:
+        folder: Where npm has put the data.
+        names: English name of each wanted emoji, by its characters.
+
+    Returns:
+        Facts by characters.
     """
     root = folder if folder.name == "node_modules" else folder / "node_modules"
     path = root / PACKAGE / "en" / "data.json"
@@ -132,8 +137,10 @@ def _people(name: str, group: int, subgroup: int) -> int | None:
 class Edit:
     """From one emoji to another that differs in one thing.
 
-    source, target  names
-    instruction     what to do with the image of the source
+    Attributes:
+        source: Names.
+        target: Names.
+        instruction: What to do with the image of the source.
     """
 
     source: str

@@ -30,9 +30,10 @@ STYLE_EDIT = "in {style} style"
 class Task:
     """One conversation about one image or from one image to another.
 
-    kind    "edit/tone", "question/animal", "chat" and so on
-    images  keys of the images that the messages mention, in order
-    turns   what user and assistant say in turn; `IMAGE` stands for an image
+    Attributes:
+        kind: "edit/tone", "question/animal", "chat" and so on.
+        images: Keys of the images that the messages mention, in order.
+        turns: What user and assistant say in turn; `IMAGE` stands for an image.
     """
 
     kind: str
@@ -76,7 +77,12 @@ def questions(emoji: Iterable[Emoji], *, at_most: int) -> list[Task]:
 
     Answers that are rarer than the others come as often as they can; yes and no come equally often.
 
-    at_most  tasks of one kind
+    Args:
+        emoji: To ask about.
+        at_most: Tasks of one kind.
+
+    Returns:
+        Tasks of all kinds.
     """
     found: dict[str, dict[str, list[Task]]] = defaultdict(lambda: defaultdict(list))
     for one in emoji:
@@ -173,7 +179,12 @@ def _digest(*parts: str) -> bytes:
 def samples_of(tasks: Iterable[Task], images: dict[str, bytes]) -> Iterator[dict[str, Any]]:
     """Yield each task as a sample of a shard.
 
-    images  PNG of each key
+    Args:
+        tasks: To write.
+        images: PNG of each key.
+
+    Yields:
+        A sample of each task, with its image.
     """
     for number, task in enumerate(tasks):
         shown = {f"{n}.png": images[key] for n, key in enumerate(task.images)}

@@ -23,8 +23,13 @@ class Tail(ABC):
     def count(self, *, answer: int, room: int, generator: torch.Generator) -> int:
         """Return how many end-of-text tokens follow an answer; at most `room` are written.
 
-        answer  tokens of the answer, with what ends it
-        room    tokens that are left of the row behind it
+        Args:
+            answer: Tokens of the answer, with what ends it.
+            room: Tokens that are left of the row behind it.
+            generator: Random numbers.
+
+        Returns:
+            At least 0.
         """
 
 
@@ -54,7 +59,8 @@ class FixedTail(Tail):
 class FilledTail(Tail):
     """Ends of text to the end of the row: padding that is learnt, and counts as answer.
 
-    longest  most of them; None: as many as fit
+    Attributes:
+        longest: Most of them; None: as many as fit.
 
     Source: arXiv:2502.09992, section 2.3 and appendix B.1, which fills up to the longest document
     of a batch; here rows have one length, as in d1's fine-tuning (arXiv:2504.12216).

@@ -61,7 +61,13 @@ def _refuse(error: OSError) -> None:
 def path_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
     """Return the path that data names; ValueError where it leads out of the folder.
 
-    allow_outside  also where the name, or a link, leads out of it
+    Args:
+        folder: That the name is relative to.
+        name: As it stands in the data.
+        allow_outside: Whether the name, or a link, may lead out of the folder.
+
+    Returns:
+        The path of a file.
     """
     if not isinstance(name, str):
         raise ValueError(f"the path of its image is no text but {type(name).__name__}")

@@ -22,13 +22,14 @@ PACKAGES = {"twemoji": "@iconify-json/twemoji", "fluent": "@iconify-json/fluent-
 class IconSet:
     """The icons of one style.
 
-    style    name of the style, as prompts say it
-    keys     code points in hexadecimal, joined by "-", without variation selectors -> icon name
-    icons    icon name -> SVG body and, where it has its own, left, top, width and height
-    box      left, top, width and height of the other icons
-    license  SPDX name
-    author   who drew them
-    version  of the package
+    Attributes:
+        style: Name of the style, as prompts say it.
+        keys: Code points in hexadecimal, joined by "-", without variation selectors -> icon name.
+        icons: Icon name -> SVG body and, where it has its own, left, top, width and height.
+        box: Left, top, width and height of the other icons.
+        license: SPDX name.
+        author: Who drew them.
+        version: Of the package.
     """
 
     style: str

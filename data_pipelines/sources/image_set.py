@@ -207,6 +207,9 @@ def split(scaled: Path, out: Path, *, share: float = 0.05) -> Summary:
         out: Folder for train and held_out.
         share: Of the images that is held out.
 
+    Returns:
+        What is in both parts, as their index has it.
+
     Raises:
         ValueError: For too few images, and for captions that are all the same.
     """

@@ -26,10 +26,11 @@ from mmdlm.core.vocabulary import Vocabulary
 class Tasks:
     """How often, relative to each other, a sample becomes each task.
 
-    draw     text -> image
-    caption  image -> text
-    joint    both are targets
-    text     the text alone, without an image
+    Attributes:
+        draw: text -> image.
+        caption: image -> text.
+        joint: Both are targets.
+        text: The text alone, without an image.
     """
 
     draw: float = 1.0
@@ -61,17 +62,18 @@ class ImageText(ToSequence):
     fills a fixed number of slots (its tokens, then eos to the end), so that a captioning model
     decides itself where a text ends. An empty text is all eos.
 
-    tasks           which of the two is target
-    text_slots      tokens of text, the closing eos included; None: `train.pretrain` computes it
-                    from the data
-    drop_condition  share of drawing and captioning samples whose context is masked, as
-                    `Batch.without_context` masks it for classifier-free guidance
-    text            field of the text: "txt", or a place in a JSON field such as "json.names.de"
-    codes           field of the codes
-    codes_per_image  of every image; None: as the image tokenizer of the model makes them, where
-                    that is known
-    cut_long_text   cut a text that needs more than text_slots; otherwise such a sample counts as
-                    broken and is skipped
+    Attributes:
+        tasks: Which of the two is target.
+        text_slots: Tokens of text, the closing eos included; None: `train.pretrain` computes it
+            from the data.
+        drop_condition: Share of drawing and captioning samples whose context is masked, as
+            `Batch.without_context` masks it for classifier-free guidance.
+        text: Field of the text: "txt", or a place in a JSON field such as "json.names.de".
+        codes: Field of the codes.
+        codes_per_image: Of every image; None: as the image tokenizer of the model makes them, where
+            that is known.
+        cut_long_text: Cut a text that needs more than text_slots; otherwise such a sample counts as
+            broken and is skipped.
     """
 
     tasks: Tasks = Tasks()
@@ -146,7 +148,12 @@ def expect_codes(sources: Iterable[Source], count: int) -> list[Source]:
 
     A source that says its own number keeps it.
 
-    count  codes of an image of the model
+    Args:
+        sources: Of any kind.
+        count: Codes of an image of the model.
+
+    Returns:
+        As many sources, in the same order.
     """
     return [
         replace(source, to_sequence=replace(source.to_sequence, codes_per_image=count))

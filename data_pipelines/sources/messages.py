@@ -22,7 +22,8 @@ MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT)
 class Message:
     """One turn of a conversation; `text` says with a mark where its images stand.
 
-    learnt  false for an answer that is context, and no target
+    Attributes:
+        learnt: False for an answer that is context, and no target.
     """
 
     role: str

@@ -122,7 +122,12 @@ def _conversation(
 ) -> list[Any]:
     """Return the messages up to an answer, which is a text, or messages with or without prompt.
 
-    system  first message of those that have none
+    Args:
+        prompt: A text, or messages; not read where the answer holds it.
+        answer: A text, or messages, which may begin with the prompt.
+        side: Name of the answer, for error messages.
+        image: Text that stands for an image.
+        system: First message of conversations that have none.
     """
     messages = _up_to_answer(prompt, answer, side, image)
     if not message_of(messages[-1], image=image).learnt:
@@ -153,7 +158,10 @@ def _up_to_answer(prompt: Any, answer: Any, side: str, image: str) -> list[Any]:
 class PairColumns:
     """Where a row has its pair.
 
-    prompt, chosen, rejected  columns; none of `prompt` is needed where the others are conversations
+    Attributes:
+        prompt: Columns; none of `prompt` is needed where the others are conversations.
+        chosen: Columns; none of `prompt` is needed where the others are conversations.
+        rejected: Columns; none of `prompt` is needed where the others are conversations.
     """
 
     prompt: str = "prompt"

@@ -32,11 +32,12 @@ D1_BEGUN = "<reasoning>"  # what its evaluation writes at the start of each answ
 class Prompt:
     """What a model is asked.
 
-    text   a message that is to be answered, or the beginning of a text that is to go on
-    chat   which of the two
-    begun  what the answer to a message begins with, already written
-    lead   what belongs before the completion when it is scored: the head of a function
-    stop   texts that end a completion
+    Attributes:
+        text: A message that is to be answered, or the beginning of a text that is to go on.
+        chat: Which of the two.
+        begun: What the answer to a message begins with, already written.
+        lead: What belongs before the completion when it is scored: the head of a function.
+        stop: Texts that end a completion.
     """
 
     text: str

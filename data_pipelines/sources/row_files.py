@@ -51,9 +51,15 @@ class BrokenRow:
 def rows_in(path: Path, kind: str | None = None) -> Iterator[Row | BrokenRow]:
     """Yield the rows of a file, in order.
 
-    kind  .jsonl, .json or .csv; default: the ending of its name
+    Args:
+        path: The file.
+        kind: .jsonl, .json or .csv; default: the ending of its name.
 
-    Raises ValueError that names the file where it cannot be read as a whole.
+    Yields:
+        Each row, or what is wrong with it.
+
+    Raises:
+        ValueError: That names the file where it cannot be read as a whole.
     """
     read = {".jsonl": _lines, ".json": _entries, ".csv": _csv_rows}.get(kind or path.suffix)
     if read is None:

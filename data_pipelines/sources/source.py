@@ -67,6 +67,9 @@ class ToSequence(ABC):
 
         Args:
             samples: Some of the data, which are read where they tell.
+
+        Returns:
+            Names of tasks; None where the data does not tell.
         """
         return None
 
@@ -118,10 +121,11 @@ class NoLonger(ToSequence):
 class Source:
     """Shards (see `expand_urls`), how to read them, and how often relative to other sources.
 
-    sampling_weight  field with the probability that an epoch contains a sample, such as
-                     "json.sampling_weight"; it balances sets in which some subjects have many
-                     samples. Without it, every epoch contains every sample
-    allow_pipe       run the commands of shards that are given as pipe:COMMAND
+    Attributes:
+        sampling_weight: Field with the probability that an epoch contains a sample, such as
+            "json.sampling_weight"; it balances sets in which some subjects have many samples.
+            Without it, every epoch contains every sample.
+        allow_pipe: Run the commands of shards that are given as pipe:COMMAND.
     """
 
     urls: str | list[str]
@@ -184,9 +188,16 @@ def field_value(sample: Sample, field: str) -> Any:
 def field_codes(
     sample: Sample, vocabulary: Vocabulary, *, field: str = "codes.npy", count: int | None = None
 ) -> Tensor:
-    """Image codes of a sample -> [K] int64 in raster order; ValueError where they do not fit.
+    """Return the image codes of a sample, [K] int64 in raster order.
 
-    count  K; None: any
+    Args:
+        sample: Of a code shard.
+        vocabulary: Gives the number of codes that there are.
+        field: A .npy file of any shape.
+        count: K; None: any number.
+
+    Returns:
+        [K] int64, counted from 0.
     """
     if field not in sample:
         raise ValueError(

@@ -29,9 +29,10 @@ LONG_TEXT = 1 << 18  # characters; of texts up to here all is tokenized
 class Text(ToSequence):
     """A text and its closing eos, all of it target.
 
-    max_tokens  a longer text gives a window of so many tokens, from a random place, so that all
-                of it is seen over the epochs; of a very long one, a part is tokenized
-    text        field of the text: "txt", or a place in a JSON field such as "json.text"
+    Attributes:
+        max_tokens: A longer text gives a window of so many tokens, from a random place, so that all
+            of it is seen over the epochs; of a very long one, a part is tokenized.
+        text: Field of the text: "txt", or a place in a JSON field such as "json.text".
     """
 
     max_tokens: int

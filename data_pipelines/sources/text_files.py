@@ -44,7 +44,12 @@ def read_text(path: Path) -> str:
 def open_text(path: Path, *, newline: str | None = None) -> TextIO:
     """Open a file whose text is read line by line; `checked` says of each line whether it is text.
 
-    newline  as `open` takes it
+    Args:
+        path: The file.
+        newline: As `open` takes it.
+
+    Returns:
+        The file, in the encoding that its first bytes tell.
     """
     with open(path, "rb") as file:
         encoding = _encoding(file.read(4))

@@ -47,9 +47,10 @@ FEATURE_FIELD = re.compile(rf"(?:(\d+)\.)?{re.escape(FEATURES)}")
 class Eye:
     """What a data worker knows of a vision adapter: enough to cut images, without its weights.
 
-    tiling       how images are cut
-    fingerprint  of the tower whose features are taken; None where no shard holds any
-    max_pixels   of the largest image that is decoded
+    Attributes:
+        tiling: How images are cut.
+        fingerprint: Of the tower whose features are taken; None where no shard holds any.
+        max_pixels: Of the largest image that is decoded.
     """
 
     tiling: Tiling
@@ -96,9 +97,17 @@ def feature_fields(
 ) -> Sample:
     """Return the fields that hold the tower's features of a sample's images, which `Eye` reads.
 
-    made_by  `fingerprint` of the adapter
+    Args:
+        sample: That the images are of.
+        seen: Features of each image, in order.
+        made_by: `fingerprint` of the adapter.
+        dtype: That the features are stored in.
 
-    Raises ValueError where a feature is too large for `dtype`.
+    Returns:
+        Fields to add to the sample.
+
+    Raises:
+        ValueError: Where a feature is too large for `dtype`.
     """
     fields: Sample = {}
     layouts = []
@@ -157,7 +166,8 @@ def fingerprint(adapter: VisionAdapter) -> str:
 class Seeing(ToSequence):
     """Makes one document of a sample with images that a vision adapter looks at.
 
-    needs_eyes  whether a model without a vision adapter can make nothing of it
+    Attributes:
+        needs_eyes: Whether a model without a vision adapter can make nothing of it.
     """
 
     needs_eyes: ClassVar[bool] = True
@@ -214,11 +224,12 @@ class Through(ToSequence):
 class SeenCaption(Seeing):
     """`images, text_slots tokens of text`; the text is target, closed and filled up by eos.
 
-    text_slots     tokens of text, the closing eos included; None: `train.pretrain` computes it from
-                   the data
-    text           field of the text: "txt", or a place in a JSON field such as "json.captions"
-    cut_long_text  cut a text that needs more than text_slots; otherwise such a sample counts as
-                   broken and is skipped
+    Attributes:
+        text_slots: Tokens of text, the closing eos included; None: `train.pretrain` computes it
+            from the data.
+        text: Field of the text: "txt", or a place in a JSON field such as "json.captions".
+        cut_long_text: Cut a text that needs more than text_slots; otherwise such a sample counts as
+            broken and is skipped.
     """
 
     text_slots: int | None = None

@@ -13,7 +13,6 @@ from typing import Any
 
 import docstring_parser
 
-from docs._generate.columns import fields_of
 from docs._generate.files_page import cell
 from docs._generate.tree import CODE, modules
 
@@ -116,12 +115,9 @@ def _default(field: Field[Any]) -> str:
 
 
 def told(kind: type) -> dict[str, str]:
-    """Return what the docstring says of each field: in sections, or in columns."""
-    text = inspect.getdoc(kind) or ""
-    found = {one.arg_name: one.description or "" for one in docstring_parser.parse(text).params}
-    for paragraph in text.split("\n\n"):
-        found |= fields_of(paragraph) or {}
-    return found
+    """Return what the docstring says of each field."""
+    params = docstring_parser.parse(inspect.getdoc(kind) or "").params
+    return {one.arg_name: one.description or "" for one in params}
 
 
 def _code(text: str) -> str:

@@ -69,10 +69,11 @@ class Asked:
 class Answers:
     """What the model made of N emoji.
 
-    captions         of their images
-    drawings         of their names, K times [N, 3, SIZE, SIZE] uint8
-    originals        their images at the tokenizer's size, [N, 3, H, H] uint8
-    reconstructions  of those by the tokenizer, [N, 3, H, H] uint8
+    Attributes:
+        captions: Of their images.
+        drawings: Of their names, K times [N, 3, SIZE, SIZE] uint8.
+        originals: Their images at the tokenizer's size, [N, 3, H, H] uint8.
+        reconstructions: Of those by the tokenizer, [N, 3, H, H] uint8.
     """
 
     captions: list[str]

@@ -35,8 +35,9 @@ TAGS = range(0xE0020, 0xE007F + 1)  # they spell the region in the flags of Engl
 class Gallery:
     """All emoji there are; a place is an index into them.
 
-    levels  [G, 3, SIZE, SIZE] uint8
-    right   the names that are right for each: of those drawn pixel for pixel alike, all
+    Attributes:
+        levels: [G, 3, SIZE, SIZE] uint8.
+        right: The names that are right for each: of those drawn pixel for pixel alike, all.
     """
 
     emoji: tuple[Emoji, ...]

@@ -51,11 +51,12 @@ Columns = dict[str, Tensor]  # measure -> [N], one value for each emoji
 class Split:
     """N emoji and all that is known of them.
 
-    places   into the gallery
-    answers  what the model made of them
-    columns  the measures of each, but for likelihood
-    drawn    what the drawings look like most
-    results  means, over all of them and by kind
+    Attributes:
+        places: Into the gallery.
+        answers: What the model made of them.
+        columns: The measures of each, but for likelihood.
+        drawn: What the drawings look like most.
+        results: Means, over all of them and by kind.
     """
 
     places: list[int]

@@ -26,7 +26,8 @@ from mmdlm.tasks.sudoku import make_puzzles
 class Questions(ABC):
     """Questions whose answers are right or wrong.
 
-    steps  denoising steps of an answer; of a text they commit one token each
+    Attributes:
+        steps: Denoising steps of an answer; of a text they commit one token each.
     """
 
     model: str
@@ -83,7 +84,8 @@ class Countdown(Solve):
 class WithImage(Questions):
     """Emoji: the held-out ones, and `trained` of the others, at random.
 
-    shards  with their images, from `data_pipelines.write_shards emoji`
+    Attributes:
+        shards: With their images, from `data_pipelines.write_shards emoji`.
     """
 
     shards: str

@@ -39,12 +39,13 @@ NEAREST_OF_STYLE = 20
 class Known:
     """All images of all styles.
 
-    keys      key -> place
-    styles    of each
-    captions  of each
-    images    of each
-    levels    [G, 3, SIZE, SIZE] uint8
-    held_out  places of the images that are held out in one style alone
+    Attributes:
+        keys: key -> place.
+        styles: Of each.
+        captions: Of each.
+        images: Of each.
+        levels: [G, 3, SIZE, SIZE] uint8.
+        held_out: Places of the images that are held out in one style alone.
     """
 
     keys: dict[str, int]
@@ -85,8 +86,9 @@ class Known:
 class TaskSet:
     """The tasks to be measured.
 
-    edits      (place of the source, place of the target, instruction)
-    questions  (kind, question, right answer, image)
+    Attributes:
+        edits: (place of the source, place of the target, instruction).
+        questions: (kind, question, right answer, image).
     """
 
     edits: list[tuple[int, int, str]]

@@ -15,9 +15,8 @@ from mmdlm.pipeline.model import Model
 class CountedDenoiser(nn.Module):
     """A denoiser that counts, and is in all else the one it was given.
 
-    rows    that went through it, one for each row of each pass, be it over a few of its places;
-            each branch of guidance is a row
-    tokens  of these rows that were computed, padding included
+    `rows` counts the rows of all passes, even of those over a few of their places; each branch of
+    guidance is a row. `tokens` counts the tokens of these rows that were computed, with padding.
     """
 
     def __init__(self, denoiser: Any) -> None:

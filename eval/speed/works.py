@@ -42,10 +42,11 @@ PLAIN = "plain"
 class Variant:
     """One way to do a piece of work.
 
-    run     does it once; what it returns is compared with what `plain` returns
-    floor   passes of which the machine says how long they take at least; None: not known
-    target  how many times as fast as plain it is to be: the aim; None: there is none
-    exact   whether it must give what plain gives
+    Attributes:
+        run: Does it once; what it returns is compared with what `plain` returns.
+        floor: Passes of which the machine says how long they take at least; None: not known.
+        target: How many times as fast as plain it is to be: the aim; None: there is none.
+        exact: Whether it must give what plain gives.
     """
 
     run: Callable[[], Any]
@@ -58,10 +59,11 @@ class Variant:
 class Work:
     """One row of the table: the same work done in several ways, the plain one among them.
 
-    unit    what `amount` counts
-    amount  done in one run, of all variants alike, or of each
-    same    whether two results are the same
-    model   that is trained, whose gradients count to the memory of a run; None: none is
+    Attributes:
+        unit: What `amount` counts.
+        amount: Done in one run, of all variants alike, or of each.
+        same: Whether two results are the same.
+        model: That is trained, whose gradients count to the memory of a run; None: none is.
     """
 
     name: str
@@ -80,8 +82,9 @@ class Work:
 class Bench:
     """Models of one shape on one device, and how often each work is timed.
 
-    ids       of the text of a small vocabulary
-    many_ids  of the text of a large one, which has `codes` besides: MMaDA's sizes
+    Attributes:
+        ids: Of the text of a small vocabulary.
+        many_ids: Of the text of a large one, which has `codes` besides: MMaDA's sizes.
     """
 
     shape: str

@@ -244,9 +244,17 @@ def ask(
 ) -> tuple[str, ...]:
     """Return the completions of all prompts, computed a batch at a time.
 
-    title  of a bar; "": none is drawn
+    Args:
+        problems: To ask.
+        complete: Completes some prompts.
+        batch_size: Prompts at a time.
+        title: Of a progress bar; "": none is drawn.
 
-    Raises ValueError for the wrong number of completions.
+    Returns:
+        A completion of each problem, in order.
+
+    Raises:
+        ValueError: For the wrong number of completions.
     """
     completions: list[str] = []
     with tqdm(total=len(problems), desc=title, unit=" problems", disable=not title) as bar:

@@ -106,8 +106,15 @@ def run(
 ) -> dict[str, Any]:
     """Load a model, ask it, score it, print the table, and write the report and every answer.
 
-    make  the benchmark, all of it: `asked` says how many of its problems are asked
-    data  the file that it was read from; None: it was made here
+    Args:
+        make: Returns the benchmark with all its problems; `asked` says how many are asked.
+        model: Name or folder of the model.
+        asked: What the command line asks for.
+        out: JSON file of the report; every answer goes into a file beside it.
+        data: The file that it was read from; None: it was made here.
+
+    Returns:
+        The report.
     """
     answers = _check_out(out)
     whole = make()  # a file that cannot be read is found before a model is loaded

@@ -65,6 +65,12 @@ class Conversation:
     def run(self, lines: Iterable[str]) -> Iterator[str | None]:
         """Yield the answer to each line that is not empty, or None for a command.
 
+        Args:
+            lines: What the user types.
+
+        Yields:
+            An answer, or None.
+
         Raises:
             ValueError: For a command that is not known, an image that cannot be read and what the
                 model refuses; `say` goes on after that.

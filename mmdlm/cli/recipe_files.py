@@ -15,6 +15,9 @@ MOST_VALUES = 10**5  # with those that anchors repeat
 def check_recipes(arguments: Sequence[str]) -> None:
     """Check the files that `--config` names among the arguments of a command line.
 
+    Args:
+        arguments: Of the command line, without the program.
+
     Raises:
         ValueError: Names a file that is no text, that is too large, or whose anchors (&, *) unfold
             to more values than a recipe has: a few lines can stand for billions.

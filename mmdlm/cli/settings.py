@@ -45,6 +45,9 @@ def checked(settings: Mapping[str, Any], *, of: inspect.Signature | None = None)
         settings: By name.
         of: The signature of the function that they are for, whose defaults may be empty texts.
 
+    Returns:
+        The settings, unchanged.
+
     Raises:
         ValueError: For a value that is NaN, infinite or far too large, a weight of the loss below
             zero, a number of threads that no machine has, an empty value where a class needs one,

@@ -57,12 +57,16 @@ class Denoiser(Protocol):
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
-        """Logits of x_0 at M = positions.sum() places, in row-major order.
+        """Return the logits of x_0 at M = positions.sum() places, in row-major order.
 
-        hidden     [B, L, D]
-        positions  [B, L] bool
-        ids        half-open id range; the result is [M, stop - start], its column 0 is id `start`.
-                   None: the whole vocabulary, [M, V]
+        Args:
+            hidden: [B, L, D] hidden states.
+            positions: [B, L] bool, where logits are wanted.
+            ids: Half-open id range; the result is [M, stop - start], its column 0 is id `start`.
+                None: the whole vocabulary, [M, V].
+
+        Returns:
+            [M, V], or [M, stop - start].
         """
         ...
 
@@ -79,8 +83,14 @@ class SharingDenoiser(Denoiser, Protocol):
     """One that can compute once what noisy copies of a batch have in common."""
 
     def hidden_of_copies(self, x_t: Tensor, batch: Batch, *, query_mask: Tensor) -> Tensor:
-        """K copies of the ids [K B, L] of a batch of B rows, copy after copy -> [K B, L, D].
+        """Compute the hidden states of K copies of the ids of a batch of B rows, copy after copy.
 
-        query_mask  [K B, L] bool, the only places whose states will be read
+        Args:
+            x_t: [K B, L] int64, noisy ids.
+            batch: Layout of the B rows.
+            query_mask: [K B, L] bool, the only places whose states will be read.
+
+        Returns:
+            [K B, L, D].
         """
         ...

@@ -30,11 +30,13 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 class HostMasks:
     """The layout of a batch on the CPU.
 
-    target    [B, L] bool
-    suffix_mask    [B, L] bool, context that does not stand before the first target of its document
-    modality  [B, L] int64
-    whole     [B] bool, rows that are one document from end to end
-    length    [B] int64, tokens of a row without the padding at its end
+    Attributes:
+        target: [B, L] bool.
+        suffix_mask: [B, L] bool, context that does not stand before the first target of its
+            document.
+        modality: [B, L] int64.
+        whole: [B] bool, rows that are one document from end to end.
+        length: [B] int64, tokens of a row without the padding at its end.
     """
 
     target: Tensor

@@ -14,8 +14,10 @@ class KVCache:
 
     The one thing here that is written to: a denoiser that is given a memory changes it.
 
-    keys, values  one [N, L, H, d] for each layer; empty before the first pass
-    hidden        [N, L, D], the states after the last layer; None before the first pass
+    Attributes:
+        keys: One [N, L, H, d] for each layer; empty before the first pass.
+        values: One [N, L, H, d] for each layer; empty before the first pass.
+        hidden: [N, L, D], the states after the last layer; None before the first pass.
     """
 
     keys: list[Tensor] = field(default_factory=list)

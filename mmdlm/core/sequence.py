@@ -45,10 +45,11 @@ class Views(Protocol):
 class Segment:
     """A run of tokens of one modality; `target` marks the ones a model is to produce.
 
-    ids       [n] int64
-    target    [n] bool; part of a segment may be target (a hole in the middle)
-    features  [n, D], or
-    views     what an adapter makes n features of; FEATURE segments have one of the two
+    Attributes:
+        ids: [n] int64.
+        target: [n] bool; part of a segment may be target (a hole in the middle).
+        features: [n, D], or.
+        views: What an adapter makes n features of; FEATURE segments have one of the two.
     """
 
     modality: Modality
@@ -121,8 +122,9 @@ def _segment(modality: Modality, ids: Iterable[int] | Tensor, target: bool | Ten
 class Sequence:
     """One document: segments in reading order.
 
-    partner  a document that goes where this one goes, and stands behind it in its row without
-             seeing it: what it is compared with, such as the answer that was not preferred
+    Attributes:
+        partner: A document that goes where this one goes, and stands behind it in its row without
+            seeing it: what it is compared with, such as the answer that was not preferred.
     """
 
     segments: tuple[Segment, ...]
@@ -145,18 +147,19 @@ class Sequence:
 class Batch:
     """Rows of one or several documents, clean (x_0); everything a task says is in `target`.
 
-    ids       [B, L] int64
-    modality  [B, L] int64, values of `Modality`; CONTROL at padding
-    target    [B, L] bool
-    document  [B, L] int64, number of the document within its row; -1 at padding
-    segment   [B, L] int64, number of the segment within its row; -1 at padding
-    position  [B, L] int64, counts from 0 in each document
-    features  [F, D] in the order of the FEATURE slots (row by row), or
-    views     images in that order, whose features are yet to be computed; both None: no slots
-    lookahead     [B] int64, tokens to its right that a token sees, 0 being causal; None: all of
-                  them
-    axes      [B, L, A] int64, position on each axis of a rotary embedding that has several; None:
-              `position` on all of them
+    Attributes:
+        ids: [B, L] int64.
+        modality: [B, L] int64, values of `Modality`; CONTROL at padding.
+        target: [B, L] bool.
+        document: [B, L] int64, number of the document within its row; -1 at padding.
+        segment: [B, L] int64, number of the segment within its row; -1 at padding.
+        position: [B, L] int64, counts from 0 in each document.
+        features: [F, D] in the order of the FEATURE slots (row by row), or.
+        views: Images in that order, whose features are yet to be computed; both None: no slots.
+        lookahead: [B] int64, tokens to its right that a token sees, 0 being causal; None: all of
+            them.
+        axes: [B, L, A] int64, position on each axis of a rotary embedding that has several; None:
+            `position` on all of them.
     """
 
     ids: Tensor

@@ -44,14 +44,20 @@ def visible(
     local_window: int | None = None,
     prefix: Tensor | None = None,
 ) -> MaskFunction:
-    """`same_document`, and of it what lies near enough; distances are counted in tokens.
+    """Return `same_document`, restricted to tokens that are near enough, as tokens count.
 
-    lookahead   [B] tokens that are seen to the right: 0 is causal, None all. Turning an
-                autoregressive
-            model bidirectional, one lets it grow (arXiv:2410.17891, attention mask annealing)
-    local_window  tokens that are seen on either side: ModernBERT's local layers; None all
-    prefix  [B, L] tokens that see only each other, though all see them: what is computed of them
-            holds whatever follows. None: there are none (arXiv:2505.16839, LaViDa's prefix mask)
+    Args:
+        document: [B, L] int64, number of each token's document, -1 at padding.
+        lookahead: [B] tokens that are seen to the right: 0 is causal, None all. Turning an
+            autoregressive model bidirectional, one lets it grow (arXiv:2410.17891, attention mask
+            annealing).
+        local_window: Tokens that are seen on either side: ModernBERT's local layers; None all.
+        prefix: [B, L] tokens that see only each other, though all see them: what is computed of
+            them holds whatever follows. None: there are none (arXiv:2505.16839, LaViDa's prefix
+            mask).
+
+    Returns:
+        Whether a query sees a key, as FlexAttention asks.
     """
     functions = [same_document(document)]
     if lookahead is not None:
@@ -67,8 +73,12 @@ def visible(
 class WideMask:
     """A mask of too many pairs to be kept, made for some of its queries at a time.
 
-    document, lookahead, local_window, prefix  as `visible` takes them, of all keys
-    column                           [B, A] int64, places of the queries; None: all of the row
+    Attributes:
+        document: As `visible` takes them, of all keys.
+        lookahead: As `visible` takes them, of all keys.
+        local_window: As `visible` takes them, of all keys.
+        prefix: As `visible` takes them, of all keys.
+        column: [B, A] int64, places of the queries; None: all of the row.
     """
 
     document: Tensor
@@ -119,9 +129,10 @@ class WideMask:
 class AttentionPattern:
     """A mask function in the form that the kernel wants; all None: everybody sees everybody.
 
-    dense  [B, 1, L, L] bool, True where attention is allowed (SDPA)
-    block  torch's BlockMask (FlexAttention)
-    wide   the same as dense, where it would be large: above 4,096 tokens
+    Attributes:
+        dense: [B, 1, L, L] bool, True where attention is allowed (SDPA).
+        block: torch's BlockMask (FlexAttention).
+        wide: The same as dense, where it would be large: above 4,096 tokens.
     """
 
     dense: Tensor | None = None
@@ -141,7 +152,16 @@ class AttentionPattern:
     ) -> AttentionPattern:
         """Return the pattern of `visible`, or the empty one if each row is one full document.
 
-        undivided  whether that is so; None: the device is asked, which a compiler does not do
+        Args:
+            document: [B, L] int64, number of each token's document, -1 at padding.
+            flex: Whether to build a block mask of FlexAttention instead of a dense one.
+            lookahead: See `visible`.
+            local_window: See `visible`.
+            prefix: See `visible`.
+            undivided: Whether that is so; None: the device is asked, which a compiler does not do.
+
+        Returns:
+            The pattern, on the device of `document`.
         """
         rows, length = document.shape
         if local_window is not None and local_window >= length - 1:

@@ -17,10 +17,16 @@ PretrainedDenoiser = MmdlmForMaskedDiffusion | MmdlmEncoder
 def load_denoiser(folder: str | PathLike[str], **options: Any) -> PretrainedDenoiser:
     """Load the denoiser of a local folder: ours, a published family's, or a step of a run.
 
-    options  of transformers' `from_pretrained`: dtype, attn_implementation ...
+    Args:
+        folder: With config.json and weights.
+        **options: Of transformers' `from_pretrained`: dtype, attn_implementation ...
 
-    Raises ValueError for a file that is missing or damaged, a model that is none of these, and
-    tensors that do not fit.
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: For a file that is missing or damaged, a model that is none of these, and
+            tensors that do not fit.
     """
     config = read_json(parts_of(Path(folder)) / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None

@@ -22,9 +22,12 @@ logger = logging.getLogger(__name__)
 def compile_layers(denoiser: nn.Module, *, mode: Mode = "default") -> None:
     """Compile the repeated layers where they stand; the first calls say so, and take minutes.
 
-    mode  of torch.compile: "reduce-overhead" records CUDA graphs, for shapes that do not change
-
     Raises torch's limit of graphs, which holds for the whole process, where it is below `GRAPHS`.
+
+    Args:
+        denoiser: The model; it is changed.
+        mode: Of torch.compile: "reduce-overhead" records CUDA graphs, for shapes that do not
+            change.
     """
     layers = [one for one in denoiser.modules() if isinstance(one, GradientCheckpointingLayer)]
     for layer in layers:

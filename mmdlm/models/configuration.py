@@ -31,22 +31,23 @@ SIZES = (
 class MmdlmConfig(PreTrainedConfig):
     """Shape of the Transformer, and the vocabulary that its ids live in.
 
-    vocabulary             fields of `Vocabulary`
-    attention_bias         bias on the query, key and value projections (Qwen2, Dream)
-    qk_norm                RMSNorm on every query and key head (Qwen3)
-    rope_scaling           stretched rotary positions, in the words of a Llama config.json
-    rope_sections          pairs of channels of a head that turn with each axis of the position
-                           (Qwen2-VL, Dimple); None: positions have one axis
-    shift                  each hidden state predicts the next token, as that of an autoregressive
-                           model does (Dream)
-    full_vocabulary        trained over all ids, not those of the position's modality; sampling
-                           keeps to the modality all the same
-    prefix_attention       what stands before the first target of a document sees only itself
-    vision                 fields of `VisionConfig`, for a model that sees; None: it does not
-    published              the family and the config.json that the weights were published with
-    text_slots             text positions of the layout it was trained on; None: any length
-    trained_tasks          what it was trained for, see `mmdlm.templates.native.Native`; None: not
-                           recorded
+    Attributes:
+        vocabulary: Fields of `Vocabulary`.
+        attention_bias: Bias on the query, key and value projections (Qwen2, Dream).
+        qk_norm: RMSNorm on every query and key head (Qwen3).
+        rope_scaling: Stretched rotary positions, in the words of a Llama config.json.
+        rope_sections: Pairs of channels of a head that turn with each axis of the position
+            (Qwen2-VL, Dimple); None: positions have one axis.
+        shift: Each hidden state predicts the next token, as that of an autoregressive model does
+            (Dream).
+        full_vocabulary: Trained over all ids, not those of the position's modality; sampling keeps
+            to the modality all the same.
+        prefix_attention: What stands before the first target of a document sees only itself.
+        vision: Fields of `VisionConfig`, for a model that sees; None: it does not.
+        published: The family and the config.json that the weights were published with.
+        text_slots: Text positions of the layout it was trained on; None: any length.
+        trained_tasks: What it was trained for, see `mmdlm.templates.native.Native`; None: not
+            recorded.
     """
 
     model_type = "mmdlm"

@@ -20,10 +20,11 @@ Pass = tuple[float, float]  # floating-point operations, and bytes that are read
 class Machine:
     """What this machine reaches.
 
-    flops          per second, a product of large matrices, as torch's `@` makes it
-    bandwidth      bytes per second, read and written in a copy
-    fastest_flops  as `flops`, by the faster of `@` and `linear`, which our layers call: what is so
-                   fast may beat a floor that `flops` sets
+    Attributes:
+        flops: Per second, a product of large matrices, as torch's `@` makes it.
+        bandwidth: Bytes per second, read and written in a copy.
+        fastest_flops: As `flops`, by the faster of `@` and `linear`, which our layers call: what is
+            so fast may beat a floor that `flops` sets.
     """
 
     flops: float
@@ -87,7 +88,8 @@ def synchronize(device: torch.device) -> None:
 class Costs:
     """What passes through a Transformer cost: matrix products and attention, nothing else.
 
-    bytes_each  of a stored weight
+    Attributes:
+        bytes_each: Of a stored weight.
     """
 
     config: MmdlmConfig
@@ -117,12 +119,18 @@ class Costs:
         return tokens * self.config.hidden_size * self.config.num_hidden_layers
 
     def forward(self, *, rows: int, length: int, computed: int, read: int, ids: int) -> Pass:
-        """Of a forward pass: operations, and bytes of the weights, which are read once.
+        """Count the operations of a forward pass, and the bytes of the weights, read once.
 
-        rows      sequences of `length` tokens
-        computed  tokens of each that go through the layers
-        read      of these, the tokens whose logits are wanted, of `ids` ids; the last layer serves
-                  them alone where the whole row is computed
+        Args:
+            rows: Sequences of `length` tokens.
+            length: Tokens of a sequence.
+            computed: Tokens of each that go through the layers.
+            read: Of these, the tokens whose logits are wanted, of `ids` ids; the last layer serves
+                them alone where the whole row is computed.
+            ids: Number of ids that there are logits of.
+
+        Returns:
+            Operations and bytes.
         """
         kv, own = self.layer
         layers, d = self.config.num_hidden_layers, self.config.hidden_size
@@ -142,16 +150,20 @@ class Costs:
         learning: float = 1.0,
         head_learns: bool = True,
     ) -> Tensor:
-        """Floating-point operations of a forward and a backward pass, a scalar.
+        """Count the floating-point operations of a forward and a backward pass.
 
         Recomputation is not counted.
 
-        tokens       that go through the layers
-        pairs        of tokens that see each other: the sum of squares of the documents' lengths
-        head         tokens whose logits are wanted, each times the number of ids
-        learning     share of the layers' weights that learn; of others gradients of states are
-                     taken alone
-        head_learns  whether the weights of the head do
+        Args:
+            tokens: That go through the layers.
+            pairs: Of tokens that see each other: the sum of squares of the documents' lengths.
+            head: Tokens whose logits are wanted, each times the number of ids.
+            learning: Share of the layers' weights that learn; of others gradients of states are
+                taken alone.
+            head_learns: Whether the weights of the head do.
+
+        Returns:
+            A scalar.
         """
         d, layers = self.config.hidden_size, self.config.num_hidden_layers
         body = (4 + 2 * learning) * tokens * self.body + 12 * pairs * d * layers

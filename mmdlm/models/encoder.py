@@ -41,12 +41,13 @@ from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 class Anatomy:
     """Where the parts of an encoder's masked-language model lie.
 
-    body           the network below the head
-    transform      what stands between the body and the decoder, module after module; after "gelu"
-                   is the activation, where it is no module
-    decoder        the linear map to the vocabulary
-    padded_start   positions count from pad_token_id + 1 (fairseq's habit)
-    by_layer_type  the body takes a mask for each type of layer
+    Attributes:
+        body: The network below the head.
+        transform: What stands between the body and the decoder, module after module; after "gelu"
+            is the activation, where it is no module.
+        decoder: The linear map to the vocabulary.
+        padded_start: Positions count from pad_token_id + 1 (fairseq's habit).
+        by_layer_type: The body takes a mask for each type of layer.
     """
 
     body: str
@@ -76,12 +77,13 @@ ENCODERS: dict[str, Anatomy] = {
 class MmdlmEncoderConfig(PreTrainedConfig):
     """The encoder's own config, and the vocabulary that its ids live in.
 
-    vocabulary       fields of `Vocabulary`
-    encoder          config of the masked-language model, one of `ENCODERS`
-    full_vocabulary  trained over all ids, not those of the position's modality
-    text_slots       text positions of the layout it was trained on; None: any length
-    trained_tasks    what it was trained for, see `mmdlm.templates.native.Native`; None: not
-                     recorded
+    Attributes:
+        vocabulary: Fields of `Vocabulary`.
+        encoder: Config of the masked-language model, one of `ENCODERS`.
+        full_vocabulary: Trained over all ids, not those of the position's modality.
+        text_slots: Text positions of the layout it was trained on; None: any length.
+        trained_tasks: What it was trained for, see `mmdlm.templates.native.Native`; None: not
+            recorded.
     """
 
     model_type = "mmdlm_encoder"
@@ -326,10 +328,20 @@ class MmdlmEncoder(PreTrainedModel):
     ) -> Any:
         """Load as transformers does, except that no tensor is ever made up.
 
-        checkpoint  the folder's, where it was opened already; a step of a run is one, too
+        Args:
+            pretrained_model_name_or_path: As transformers has it.
+            *args: As transformers has them.
+            config: As transformers has it.
+            output_loading_info: As transformers has it.
+            checkpoint: The folder's, where it was opened already; a step of a run is one, too.
+            **kwargs: As transformers has them.
 
-        Raises ValueError with the names of tensors that the checkpoint lacks, has beyond the model,
-        or has in another shape; transformers would draw them at random and log a warning.
+        Returns:
+            The model; with `output_loading_info`, also what transformers reports of it.
+
+        Raises:
+            ValueError: With the names of tensors that the checkpoint lacks, has beyond the model,
+                or has in another shape; transformers would draw them at random and log a warning.
         """
         if pretrained_model_name_or_path is not None:
             folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")

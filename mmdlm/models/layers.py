@@ -138,11 +138,19 @@ class Attention(nn.Module):
         key_value_hook: KeyValueHook | None = None,
         local_window: tuple[Tensor, Rotation] | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D].
+        """Attend, [B, L, D] -> [B, L, D].
 
-        key_value_hook    told the keys and values of these tokens, and gives those of the whole row
-        local_window  the row [B, L, D] that A tokens [B, A, D] see, and its rotation; None:
-                      themselves
+        Args:
+            x: [B, L, D], normalized hidden states.
+            rotation: Cosine and sine of the tokens' positions.
+            pattern: Which tokens see which.
+            key_value_hook: Told the keys and values of these tokens, and gives those of the whole
+                row.
+            local_window: The row [B, L, D] that A tokens [B, A, D] see, and its rotation; None:
+                themselves.
+
+        Returns:
+            [B, L, D], before the residual is added.
         """
         if local_window is None:
             of_row = rotation
@@ -197,10 +205,18 @@ class Layer(GradientCheckpointingLayer):
         key_value_hook: KeyValueHook | None = None,
         subset: TokenSubset | None = None,
     ) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `key_value_hook` as in `Attention`.
+        """Apply a layer, [B, L, D] -> [B, L, D].
 
-        subset  those of the row that are computed, [B, A, D], all of it bearing on them; `pattern`
-                says what they see
+        Args:
+            x: [B, L, D], hidden states.
+            rotation: Cosine and sine of the tokens' positions.
+            pattern: Which tokens see which.
+            key_value_hook: As in `Attention`.
+            subset: Those of the row that are computed, [B, A, D], all of it bearing on them;
+                `pattern` says what they see.
+
+        Returns:
+            [B, L, D], or [B, A, D] for a subset.
         """
         normed, local_window = self.input_layernorm(x), None
         if subset is not None:

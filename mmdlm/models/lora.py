@@ -55,10 +55,11 @@ IGNORED = (
 class Lora:
     """A LoRA as it was trained.
 
-    config   content of adapter_config.json
-    parts    of low rank: (module, part of it) -> tensor, by the adapter's own names
-    whole    what was trained in full (`modules_to_save`, biases), by the adapter's own names
-    base     weights below the low rank that PEFT wrote too, as it does for heads and embeddings
+    Attributes:
+        config: Content of adapter_config.json.
+        parts: Of low rank: (module, part of it) -> tensor, by the adapter's own names.
+        whole: What was trained in full (`modules_to_save`, biases), by the adapter's own names.
+        base: Weights below the low rank that PEFT wrote too, as it does for heads and embeddings.
     """
 
     folder: Path
@@ -110,6 +111,9 @@ class Lora:
     def chat_template(self) -> str | None:
         """Return the chat template that the adapter was trained with, where it carries one.
 
+        Returns:
+            Its Jinja text, or None.
+
         Raises:
             ValueError: The file is no text, or a link that leads elsewhere.
         """
@@ -126,6 +130,9 @@ class Lora:
 
     def trained_tasks(self) -> list[str] | None:
         """Return what the model is trained for with the adapter, where it says so.
+
+        Returns:
+            Names of tasks, or None.
 
         Raises:
             ValueError: The file holds no names of tasks, or is a link that leads elsewhere.

@@ -228,13 +228,22 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     ) -> Any:
         """Load our checkpoints and those of published families.
 
-        read        told the number of bytes that were read from the files, after each piece
-        checkpoint  the folder's, where it was opened already; a step of a run is one, too
-
         No tensor is ever made up: raises ValueError with the names of tensors that the checkpoint
         lacks, has beyond the model, or has in another shape, before weights are read; transformers
         would draw them at random and log a warning. Memory holds the weights in the dtype that is
         asked for, and one piece of a file.
+
+        Args:
+            pretrained_model_name_or_path: As transformers has it.
+            *args: As transformers has them.
+            config: As transformers has it.
+            output_loading_info: As transformers has it.
+            read: Told the number of bytes that were read from the files, after each piece.
+            checkpoint: The folder's, where it was opened already; a step of a run is one, too.
+            **kwargs: As transformers has them.
+
+        Returns:
+            The model; with `output_loading_info`, also what transformers reports of it.
         """
         if kwargs.pop("variant", None) is not None:
             raise ValueError("variant: files of other names are not read; leave it out")
@@ -307,10 +316,17 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     ) -> nn.Embedding:
         """Resize the embeddings, which the vocabulary in the config follows.
 
-        new_num_tokens  ids of text, specials and image codes together. New ones continue the text:
-                        what stands behind it moves on, rows and ids
+        Args:
+            new_num_tokens: Ids of text, specials and image codes together. New ones continue the
+                text: what stands behind it moves on, rows and ids.
+            pad_to_multiple_of: Rows of the tensors are a multiple of this; None: of 1.
+            mean_resizing: Whether new rows start from the mean of the old ones.
 
-        Raises ValueError where an id that the model uses would be lost.
+        Returns:
+            The embedding.
+
+        Raises:
+            ValueError: Where an id that the model uses would be lost.
         """
         count = self.vocabulary.size if new_num_tokens is None else new_num_tokens
         rows = padded(count, pad_to_multiple_of)

@@ -31,14 +31,18 @@ TRAINABLE = tuple(kind for kind in KINDS if kind != "int4")  # torch's int4 prod
 def quantization_config(kind: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
     """Return what `from_pretrained` takes as `quantization_config`.
 
-    kind    "4bit" (NF4) or "8bit" (LLM.int8) by bitsandbytes; "int8", "int4" or "float8" weights by
-            torchao; or any config object of transformers, which keeps what it says
-    dtype   of the computation
-    device  that the weights will be on
-
     The head and the vision adapter stay as they are, unless a config object names other modules.
     Raises ValueError for an unknown kind, a package that is not installed, or a device on which the
     kind does not run.
+
+    Args:
+        kind: "4bit" (NF4) or "8bit" (LLM.int8) by bitsandbytes; "int8", "int4" or "float8" weights
+            by torchao; or any config object of transformers, which keeps what it says.
+        dtype: Of the computation.
+        device: That the weights will be on.
+
+    Returns:
+        A config object of transformers.
     """
     if not isinstance(kind, str):
         return _with_kept(kind)
@@ -80,6 +84,9 @@ def offer_layers(model: nn.Module) -> None:
 
 def take_back_layers(model: nn.Module) -> None:
     """Make the layers that were offered and not replaced ours again.
+
+    Args:
+        model: That transformers has quantized; it is changed.
 
     Raises:
         ValueError: Weights should be in fewer bits by now, and none are.

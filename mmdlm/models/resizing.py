@@ -17,8 +17,9 @@ SPECIALS = ("mask_id", "pad_id", "eos_id", "begin_image_id", "end_image_id")
 class Resized:
     """A vocabulary of another size.
 
-    vocabulary  with new ids at the end of the text; what stood behind the text has moved on
-    order       [V] rows of tensors that have grown at their end -> the rows of the vocabulary
+    Attributes:
+        vocabulary: With new ids at the end of the text; what stood behind the text has moved on.
+        order: [V] rows of tensors that have grown at their end -> the rows of the vocabulary.
     """
 
     vocabulary: Vocabulary
@@ -34,10 +35,16 @@ class Resized:
 def resized(vocabulary: Vocabulary, count: int, *, rows: int) -> Resized:
     """Make room for new text ids, or drop ids at the end that nothing has.
 
-    count  ids that are wanted: of text, specials and image codes together
-    rows   of the tensors, which may be padded beyond `count`
+    Args:
+        vocabulary: Before.
+        count: Ids that are wanted: of text, specials and image codes together.
+        rows: Of the tensors, which may be padded beyond `count`.
 
-    Raises ValueError where an id that the model uses would be lost.
+    Returns:
+        The new vocabulary and the order of its rows.
+
+    Raises:
+        ValueError: Where an id that the model uses would be lost.
     """
     size, end = vocabulary.size, vocabulary.text[1]
     ids = {name: getattr(vocabulary, name) for name in SPECIALS}

@@ -14,12 +14,13 @@ from mmdlm.core.host_masks import numbers_of, on_host, sent
 class TokenSubset:
     """The marked places of R of B rows, at most A of them in a row.
 
-    rows    [R] int64; None: all B
-    column  [R, A] int64, from left to right; rows with fewer go on with any others. None: A is L,
-            all places of these rows are marked
-    filled  [M] int64, row * A + column of what does not stand for those others; None: every row has
-            A
-    flat    [M] int64, row * L + column of all that are marked
+    Attributes:
+        rows: [R] int64; None: all B.
+        column: [R, A] int64, from left to right; rows with fewer go on with any others. None: A is
+            L, all places of these rows are marked.
+        filled: [M] int64, row * A + column of what does not stand for those others; None: every row
+            has A.
+        flat: [M] int64, row * L + column of all that are marked.
     """
 
     rows: Tensor | None
@@ -35,9 +36,16 @@ class TokenSubset:
         *,
         device: torch.device | None = None,
     ) -> TokenSubset:
-        """Those marked in [B, L] bool, of the rows [B] bool.
+        """Return the tokens marked in [B, L] bool, of the rows marked in [B] bool.
 
-        device  where they are put; default: where the marks lie. They are worked out on the host
+        Args:
+            with_host_masks: [B, L] bool, tokens to compute.
+            rows: [B] bool, rows to compute; None: all.
+            device: Where they are put; default: where the marks lie. They are worked out on the
+                host.
+
+        Returns:
+            Their places, as the layers need them.
         """
         device = with_host_masks.device if device is None else device
         marks = on_host(with_host_masks).numpy()

@@ -109,12 +109,21 @@ class MmdlmModel(MmdlmPreTrainedModel):
         whole: Tensor,
         kv_cache: KVCache,
     ) -> Tensor:
-        """`forward` with a memory, in which the places `query_mask` are brought up to date.
+        """Run `forward` with a cache, in which the places `query_mask` are brought up to date.
 
-        query_mask     [B, L] bool on the host, as are the other two
-        read   [B, L] bool, places that are ever read: of rows that are computed as a whole the last
-               layer is computed only there
-        whole  [B] bool, rows that are one document from end to end
+        Args:
+            embeddings: [B, L, D].
+            position: [B, L], for the rotary embedding.
+            document: [B, L] int64, number of each token's document, -1 at padding.
+            prefix: [B, L] bool, tokens that see only each other; None: there are none.
+            query_mask: [B, L] bool on the host, as are the other two.
+            read: [B, L] bool, places that are ever read: of rows that are computed as a whole the
+                last layer is computed only there.
+            whole: [B] bool, rows that are one document from end to end.
+            kv_cache: Keys, values and last states; it is changed.
+
+        Returns:
+            [B, L, D] hidden states, from the cache where nothing was computed.
         """
         if query_mask is None or kv_cache.hidden is None:
             query_mask = torch.ones(document.shape, dtype=torch.bool)
@@ -157,9 +166,16 @@ class MmdlmModel(MmdlmPreTrainedModel):
         *,
         prefix: Tensor,
     ) -> Tensor:
-        """K copies [K B, L, D] of rows that share a prefix, which goes through once.
+        """Return K copies [K B, L, D] of rows that share a prefix, which is computed once.
 
-        position, document, prefix  [B, L], alike for all copies
+        Args:
+            embeddings: [K B, L, D].
+            position: [B, L], alike for all copies.
+            document: [B, L], alike for all copies.
+            prefix: [B, L], alike for all copies.
+
+        Returns:
+            [K B, L, D] hidden states.
         """
         rows, more = len(document), len(embeddings) // len(document) - 1
         first, others = embeddings[:rows], embeddings[rows:]

@@ -59,6 +59,9 @@ def convert(
         out: A folder that does not exist yet; it appears whole or not at all.
         to: "mmdlm", or the family to write: "llada", "mmada", "dream", ...
 
+    Yields:
+        (shards written, shards) after each.
+
     Raises:
         ValueError: For a folder that cannot be read, an `out` that exists, and a model that the
             family cannot express.

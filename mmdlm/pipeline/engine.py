@@ -125,6 +125,9 @@ class Engine:
             generator: Random numbers; None: a fresh generator of seed 0.
             grid: (rows, columns) of the results, if they are images.
             suppress_tokens: Further ids that are never generated.
+
+        Returns:
+            Batches, sampler and generators, ready to run.
         """
         vocabulary = self.denoiser.vocabulary
         documents = [task_prompt.sequence for task_prompt in task_prompts]
@@ -160,6 +163,9 @@ class Engine:
         Args:
             given: For all outputs, or a list of one for each; None: a fresh one of seed 0.
             count: Number of outputs.
+
+        Returns:
+            One generator, or a list of `count`.
 
         Raises:
             ValueError: If they are not generators, or not `count`.
@@ -247,6 +253,9 @@ class Engine:
             task_prompt: To check.
             length: Tokens of it that are new text.
 
+        Returns:
+            `task_prompt`, unchanged.
+
         Raises:
             ValueError: If it is longer than the longest document of the model.
         """
@@ -275,6 +284,9 @@ class Engine:
             generation_config: Of the task, for `max_new_tokens` of the defaults.
             length: Tokens to write.
             **given: What the caller gave; None leaves what is there.
+
+        Returns:
+            A new config; the given one stays as it is.
         """
         if given.get("num_inference_steps") is None:
             usual = self.defaults.max_new_tokens
@@ -285,6 +297,12 @@ class Engine:
 
     def new_tokens(self, max_new_tokens: int | None) -> int:
         """Return the room for a text in tokens; None: the default.
+
+        Args:
+            max_new_tokens: As the caller gave it.
+
+        Returns:
+            At least 1.
 
         Raises:
             ValueError: If it is not a whole number of at least 1.
@@ -301,6 +319,9 @@ class Engine:
 
     def need_images(self) -> ImageTokenizer:
         """Return the image tokenizer.
+
+        Returns:
+            The one that `load` has found.
 
         Raises:
             ValueError: If the model has none.
@@ -329,6 +350,9 @@ class Engine:
         Args:
             images: Those of each document.
             task: Name of the task.
+
+        Returns:
+            An input for each image of each document.
 
         Raises:
             ValueError: If the model cannot look at images, or if an image is too small.
@@ -360,6 +384,13 @@ class Engine:
 
     def encode(self, images: list[Image.Image], task: str) -> list[Codes]:
         """Encode images as codes; images of one size go through the tokenizer together.
+
+        Args:
+            images: Of any sizes.
+            task: Name of the task, for the prompt template.
+
+        Returns:
+            Codes and grid of each image.
 
         Raises:
             ValueError: If the model has no image tokenizer, or if an image is too small.

@@ -224,6 +224,9 @@ class GenerationConfig:
 
         Args:
             suppress_tokens: Further ids that are never generated.
+
+        Returns:
+            A sampler without any reference to this config.
         """
         preset = self._preset()
         return Sampler(
@@ -333,6 +336,12 @@ class Defaults:
     def updated(self, generation: Mapping[str, Any]) -> Defaults:
         """Return them with the entries of a generation_config.json.
 
+        Args:
+            generation: Values by key.
+
+        Returns:
+            New defaults; these stay as they are.
+
         Raises:
             ValueError: For an unknown key or a bad value.
         """
@@ -341,6 +350,9 @@ class Defaults:
 
     def to_json(self) -> str:
         """Return the text of a generation_config.json.
+
+        Returns:
+            JSON that `from_json` reads.
 
         Raises:
             ValueError: For an order, schedule or cache of one's own, which has no name there.
@@ -368,6 +380,9 @@ class Defaults:
 
         Args:
             **values: Fields of `GenerationConfig`; None leaves what is there.
+
+        Returns:
+            New defaults; these stay as they are.
         """
         given = {name: value for name, value in values.items() if value is not None}
         parallel = [name for name in PARALLEL if name in given]
@@ -402,6 +417,9 @@ class Defaults:
             path: The file.
             generation: What the defaults are before the file is read: the sampling of a published
                 family.
+
+        Returns:
+            The defaults of each task.
 
         Raises:
             ValueError: If the file is not JSON, has an unknown key or a bad value; the message

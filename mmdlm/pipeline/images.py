@@ -90,6 +90,9 @@ class ImageTasks(Engine):
                 guidance_scale, negative_prompt, num_images_per_prompt, height, width, think,
                 generator.
 
+        Returns:
+            `num_images_per_prompt` images for each prompt.
+
         Raises:
             ValueError: For an empty or too long prompt, or a number out of range.
         """
@@ -107,6 +110,9 @@ class ImageTasks(Engine):
         Args:
             prompt: What to draw.
             **options: Those of `text_to_image`.
+
+        Returns:
+            An iterator; each element is as many images as `text_to_image` returns.
 
         Raises:
             ValueError: As `text_to_image`, and at the call.
@@ -139,6 +145,9 @@ class ImageTasks(Engine):
             num_inference_steps: Denoising steps; None: the model's own.
             guidance_scale: How strongly to follow the prompt; 1 is off; None: the model's own.
             generator: Random numbers.
+
+        Returns:
+            An image of the same size.
 
         Raises:
             ValueError: For a mask without a hole or of another size.
@@ -191,6 +200,9 @@ class ImageTasks(Engine):
             image_guidance_scale: How strongly to stay with the image; 1 is off; None: the model's
                 own.
             generator: Random numbers.
+
+        Returns:
+            The edited image.
 
         Raises:
             ValueError: If the instruction is empty or there is no image.
@@ -324,6 +336,9 @@ class ImageTasks(Engine):
             grid: (rows, columns) of K codes.
             alone: Decode one after the other, so that each is to the last bit what it is without
                 the others.
+
+        Returns:
+            Images at the size of the image tokenizer.
         """
         tokenizer = self.need_images()
         parts = codes.split(1) if alone else [codes]

@@ -58,6 +58,10 @@ def load_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
 def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     """Read a mask for an image of `size` (width, height).
 
+    Args:
+        mask: White, 1 or True where the image is to be repainted.
+        size: (width, height) of the image, in pixels.
+
     Returns:
         [H, W] bool, True where the image is repainted.
 

@@ -90,6 +90,9 @@ def load(
         task: A method of `Model` that is wanted; a family that lacks it is refused before its
             weights are read.
 
+    Returns:
+        The model in evaluation mode, with tokenizers, template and defaults of generation.
+
     Raises:
         ValueError: If it is not found, a file is missing or damaged, a tensor is missing,
             unexpected or misshapen, the tokenizers or the adapter do not fit, or a package is
@@ -219,6 +222,12 @@ def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
 
 def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load the text tokenizer in the folder of a model; code that lies there is not run.
+
+    Args:
+        folder: Of the model.
+
+    Returns:
+        A fast tokenizer of transformers.
 
     Raises:
         ValueError: If a file is missing or damaged; the message names it.

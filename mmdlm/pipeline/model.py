@@ -76,6 +76,9 @@ class Model(ImageTasks, TextTasks, Scoring):
                 appear twice.
             compile: Hand the layers to torch.compile, those of this model too: the first calls say
                 so, and take minutes. Or a mode of it: "reduce-overhead" records CUDA graphs.
+
+        Returns:
+            A model that shares its weights with this one.
         """
         defaults = self.defaults.in_each_task(
             cache=cache,
@@ -98,6 +101,9 @@ class Model(ImageTasks, TextTasks, Scoring):
 
         That is weights and config.json, the text tokenizer, the image tokenizer and the defaults of
         generation.
+
+        Args:
+            folder: That does not exist yet.
 
         Raises:
             ValueError: If the folder exists, or for what a folder cannot hold: an adapter beside

@@ -61,9 +61,15 @@ class PolicyLoss(ABC):
         return {"policy": 1.0}
 
     def prepare(self, advantage: Tensor, *, group: Tensor, known: Tensor | None = None) -> Tensor:
-        """[N] what `__call__` is to be given as advantages; once, on complete groups.
+        """Turn advantages into those that `__call__` is given; once, on complete groups.
 
-        known  [N] bool, answers that have a reward; default: all
+        Args:
+            advantage: [N] advantages.
+            group: [N] int64, number of the prompt that each answer belongs to.
+            known: [N] bool, answers that have a reward; default: all.
+
+        Returns:
+            [N] advantages.
         """
         return advantage
 
@@ -80,9 +86,16 @@ class PolicyLoss(ABC):
         old: TokenScores | None = None,
         reference: TokenScores | None = None,
     ) -> PolicyTerms:
-        """Scores, and advantages [B] -> the terms; all scores are of the same views.
+        """Compute the terms of the loss; all scores are of the same views.
 
-        old  None: the policy as it is, with ratio 1
+        Args:
+            policy: Scores of the current policy, with gradient.
+            advantage: [B] as `prepare` returned them.
+            old: Scores of the policy that sampled; None: the policy as it is, with ratio 1.
+            reference: Scores of the reference model, for the KL term; None: without it.
+
+        Returns:
+            Sums of the terms, and statistics.
         """
 
 
@@ -101,24 +114,23 @@ class ClippedSurrogate(PolicyLoss):
     where l_i is the estimate token by token (`TokenScores.total`). The bound (`Elbo`) gives l_i no
     meaning of its own, only their sum: take a ratio of the row for it.
 
-    kl          "k3": exp(d) - d - 1, d = log p_anchor - log p, never negative. "k1": -d, unbiased
-                as a number, while its gradient is none of the KL's: zero on average where the
-                tokens are the policy's own. Of each view by itself; a token's is the mean over its
-                views, by their weights
-    anchor      what the KL is to: the reference model, or the old policy (TraceRL)
-    loss_normalization  "token"     the covered tokens of all rows (d1, DAPO)
-                "sequence"  each row's own covered tokens, then the rows that have any (GRPO,
-                            UniGRPO, TraceRL)
-                "constant"  the rows that have any, times `length` (Dr. GRPO)
-    kl_normalization  what the KL is divided by
-                "policy"    as the surrogate, by the normalization
-                "view"      its sum over the covered tokens of a view of a row by the number of such
-                            views that cover any (TraceRL's code, in which each view is a sample):
-                            beta counts as much more as there are tokens in a view
-
     As published: d1 epsilon 0.5, beta 0.04, "token"; TraceRL epsilon 0.2, beta 0.01 to the old
     policy, "sequence" with the KL by "view"; UniGRPO "sequence", its epsilon and beta are not
     given.
+
+    Attributes:
+        kl: "k3": exp(d) - d - 1, d = log p_anchor - log p, never negative. "k1": -d, unbiased as a
+            number, while its gradient is none of the KL's: zero on average where the tokens are the
+            policy's own. Of each view by itself; a token's is the mean over its views, by their
+            weights.
+        anchor: What the KL is to: the reference model, or the old policy (TraceRL).
+        loss_normalization: "token"     the covered tokens of all rows (d1, DAPO) "sequence"  each
+            row's own covered tokens, then the rows that have any (GRPO, UniGRPO, TraceRL)
+            "constant"  the rows that have any, times `length` (Dr. GRPO).
+        kl_normalization: What the KL is divided by "policy"    as the surrogate, by the
+            normalization "view"      its sum over the covered tokens of a view of a row by the
+            number of such views that cover any (TraceRL's code, in which each view is a sample):
+            beta counts as much more as there are tokens in a view.
 
     Source: arXiv:1707.06347, equation 7 (PPO); arXiv:2402.03300, section 4.1 (GRPO: groups, k3);
     arXiv:2507.18071 (GSPO: "sequence"); arXiv:2503.20783 (Dr. GRPO: "constant"); with views of
@@ -341,11 +353,12 @@ class Spg(PolicyLoss):
     over the tokens that some view covers, c of them. Rows are averaged by their lengths n, the sum
     of all weights of a row, so that L and U enter as sums. No ratio, old policy or reference.
 
-    eubo_beta  beta; 1.5 as published, 1 to 2 tried
-    mix        0.5 as published; 1 is only the upper bound
-
     U bounds log p only up to a constant, and from above only in the mean over views: the logarithm
     of few of them lies below. Weights must be those of a bound: take `Elbo` or `BlockRandom`.
+
+    Attributes:
+        eubo_beta: Beta; 1.5 as published, 1 to 2 tried.
+        mix: 0.5 as published; 1 is only the upper bound.
 
     Source: arXiv:2510.09541 (SPG) and its published code. Departure: p^beta is summed by
     logarithms; there, tokens whose power underflows drop out.

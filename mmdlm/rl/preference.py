@@ -27,9 +27,10 @@ class PreferenceTerms(LossTerms):
 class Answers:
     """What is said of N answers, the chosen or the rejected ones; all [N].
 
-    policy     log-likelihood, or its bound, under the policy, in nats
-    reference  the same under the reference, of the same views
-    tokens     number of tokens
+    Attributes:
+        policy: Log-likelihood, or its bound, under the policy, in nats.
+        reference: The same under the reference, of the same views.
+        tokens: Number of tokens.
     """
 
     policy: Tensor

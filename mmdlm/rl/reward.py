@@ -54,13 +54,14 @@ class Skipped:
 class Breakdown:
     """What N completions are worth, and what that is made of.
 
-    total    [N] float64, the weighted sum of the rewards that had something to say; NaN where none
-             had, or where one failed: such a completion is to be left out of the update
-    rewards  name -> [N] float64, before weighing; NaN for None and for failures
-    weights  name -> weight
-    skipped  name -> failures, for rewards that had any
-    extras   column -> [N] values for the table of completions
-    metrics  name -> mean over what rewards logged under it
+    Attributes:
+        total: [N] float64, the weighted sum of the rewards that had something to say; NaN where
+            none had, or where one failed: such a completion is to be left out of the update.
+        rewards: name -> [N] float64, before weighing; NaN for None and for failures.
+        weights: name -> weight.
+        skipped: name -> failures, for rewards that had any.
+        extras: column -> [N] values for the table of completions.
+        metrics: name -> mean over what rewards logged under it.
     """
 
     total: Tensor
@@ -80,12 +81,13 @@ class Breakdown:
 class Rubric:
     """A weighted sum of rewards that keeps its parts.
 
-    rewards   name in logs -> reward; in YAML a class path with `init_args`, or the import path of a
-              function with TRL's signature
-    weights   name -> weight; 1 for what is not named
-    on_error  what becomes of a reward that raises, returns the wrong number of scores or a score
-              that is not finite: "skip" counts it in the `Breakdown` and the run goes on, "raise"
-              is a ValueError that names it
+    Attributes:
+        rewards: Name in logs -> reward; in YAML a class path with `init_args`, or the import path
+            of a function with TRL's signature.
+        weights: name -> weight; 1 for what is not named.
+        on_error: What becomes of a reward that raises, returns the wrong number of scores or a
+            score that is not finite: "skip" counts it in the `Breakdown` and the run goes on,
+            "raise" is a ValueError that names it.
     """
 
     rewards: Mapping[str, Reward]
@@ -155,11 +157,19 @@ class Rubric:
     ) -> Breakdown:
         """Score N completions.
 
-        columns  of the data set, [N] values each
-        context  what else rewards may ask for by name, such as `describe` (a model's captioning)
-        completion_ids, trainer_state  as in `Reward`
-
         Async rewards run together; the sync ones before them, one after the other.
+
+        Args:
+            prompts: Texts, or lists of messages.
+            completions: Texts, lists of messages, or images.
+            columns: Of the data set, [N] values each.
+            context: What else rewards may ask for by name, such as `describe` (a model's
+                captioning).
+            completion_ids: As in `Reward`.
+            trainer_state: As in `Reward`.
+
+        Returns:
+            The reward of each completion, and its parts.
         """
         count = len(completions)
         for column, values in {"prompts": prompts, **columns}.items():

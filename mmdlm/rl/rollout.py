@@ -18,13 +18,15 @@ from mmdlm.rl.statistics import Statistics
 class Rollout:
     """A batch whose targets a sampler filled, one rollout a row.
 
-    batch     the prompts with the answers' ids filled in; targets are all places of an answer.
-              What a text has behind its end and was never committed holds the end of a text
-    steps     [B, L] int64, the step at which each target was committed, -1 elsewhere
-    log_prob  [B, L] of the committed token when it was committed, see `SampleStep`; 0 elsewhere
-    scored    [B, L] bool, the targets that a loss is about: committed, and of a text nothing behind
-              the end of its segment
-    ended     [B] bool, whether the last text of the row came to its end; true without a text
+    Attributes:
+        batch: The prompts with the answers' ids filled in; targets are all places of an answer.
+            What a text has behind its end and was never committed holds the end of a text.
+        steps: [B, L] int64, the step at which each target was committed, -1 elsewhere.
+        log_prob: [B, L] of the committed token when it was committed, see `SampleStep`; 0
+            elsewhere.
+        scored: [B, L] bool, the targets that a loss is about: committed, and of a text nothing
+            behind the end of its segment.
+        ended: [B] bool, whether the last text of the row came to its end; true without a text.
     """
 
     batch: Batch
@@ -49,10 +51,19 @@ class Rollout:
 
         Images are to be looked at before, so that they are features.
 
-        ends  ids that end a text, themselves scored. Default: the sampler's `stop_ids`, at which it
-              stops early as well, or else the end of a text, at which it does not
-        tail  so many committed tokens behind an end are scored, too (TraceRL's post_num), so that a
-              model goes on knowing what stands there
+        Args:
+            sampler: Fills the targets.
+            denoiser: The policy.
+            batch: Prompts as context, completions as targets.
+            generator: Random numbers.
+            ends: Ids that end a text, themselves scored. Default: the sampler's `stop_ids`, at
+                which it stops early as well, or else the end of a text, at which it does not.
+            tail: So many committed tokens behind an end are scored, too (TraceRL's post_num), so
+                that a model goes on knowing what stands there.
+            unconditional: Batches without the prompt, for guidance; None: made of `batch`.
+
+        Returns:
+            One rollout a row.
         """
         vocabulary = denoiser.vocabulary
         out = sampler(denoiser, batch, generator=generator, unconditional=unconditional)

@@ -13,8 +13,11 @@ from torch import Tensor
 class Statistics:
     """Scalars by name, without gradient; what is divided is divided at the end, in `values`.
 
-    sums, counts  of means, the same names in both
-    least, most   of which the smallest and the largest is kept
+    Attributes:
+        sums: Of means, the same names in both.
+        counts: Of means, the same names in both.
+        least: Of which the smallest and the largest is kept.
+        most: Of which the smallest and the largest is kept.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)

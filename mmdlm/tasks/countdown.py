@@ -96,8 +96,13 @@ def solves(expression: str, numbers: Sequence[int], target: int) -> bool:
 def expression_of(completion: str, *, equation: bool = False, loose: bool = False) -> str | None:
     r"""Return the content of the last `<answer>`, its `\boxed` first, or the last `\boxed`.
 
-    equation  of `a + b = c`, take `a + b`, if all sides are worth the same
-    loose     where no answer is marked, the last line that is an expression (or equation)
+    Args:
+        completion: What a model has written.
+        equation: Of `a + b = c`, take `a + b`, if all sides are worth the same.
+        loose: Where no answer is marked, the last line that is an expression (or equation).
+
+    Returns:
+        An expression, or None.
     """
     inside = tagged(completion)
     found = boxed(completion if inside is None else inside)
@@ -149,9 +154,11 @@ def _joined(left: _Made, operation: str, right: _Made) -> _Made:
 
 @lru_cache(maxsize=1 << 14)
 def _reach(numbers: tuple[int, ...], whole: bool) -> dict[Fraction, _Made]:
-    """All values that the sorted numbers make, each used once -> the shortest expression.
+    """Return all values of the sorted numbers, each used once, and the shortest expression of each.
 
-    whole  every step is a whole number
+    Args:
+        numbers: Sorted.
+        whole: Every step is a whole number.
     """
     if len(numbers) == 1:
         return {Fraction(numbers[0]): _Made(str(numbers[0]), 0)}
@@ -183,9 +190,14 @@ def _reach(numbers: tuple[int, ...], whole: bool) -> dict[Fraction, _Made]:
 
 
 def reachable(numbers: Sequence[int], *, whole: bool = False) -> dict[Fraction, str]:
-    """Every value that the numbers make with + - * / and parentheses, each number used once.
+    """Return every value that the numbers make, each used once, with + - * / and parentheses.
 
-    whole  with whole numbers at every step alone
+    Args:
+        numbers: Whole numbers.
+        whole: With whole numbers at every step alone.
+
+    Returns:
+        An expression for each value.
     """
     if not 1 <= len(numbers) <= MOST_NUMBERS or min(numbers) < 0:
         raise ValueError(f"numbers {list(numbers)}: give 1 to {MOST_NUMBERS}, none below 0")
@@ -206,12 +218,21 @@ def make_problems(
     targets: tuple[int, int] = (10, 100),
     generator: torch.Generator,
 ) -> list[Countdown]:
-    """Different problems, all of which can be solved with whole numbers at every step.
+    """Make different problems, each with a solution by whole numbers at every step.
 
-    numbers  how many of them, drawn at random from 1 .. largest
-    targets  least and largest; drawn at random of those that the numbers make
+    Args:
+        count: Number of problems.
+        split: The part of all problems to draw from; parts do not overlap.
+        numbers: How many of them, drawn at random from 1 .. largest.
+        largest: The largest number.
+        targets: Least and largest; drawn at random of those that the numbers make.
+        generator: Random numbers.
 
-    Raises ValueError where there are not as many.
+    Returns:
+        `count` problems, no two alike.
+
+    Raises:
+        ValueError: Where there are not as many.
     """
     if not 2 <= numbers <= MOST_NUMBERS or largest < 1 or count < 0:
         raise ValueError(

@@ -83,7 +83,13 @@ def grid_of(completion: str, *, loose: bool = False) -> str | None:
 
     Every digit counts, whatever separates them.
 
-    loose  where no answer is marked, the last 16 of 1-4 in a row, but for spaces, commas and bars
+    Args:
+        completion: What a model has written.
+        loose: Where no answer is marked, the last 16 of 1-4 in a row, but for spaces, commas and
+            bars.
+
+    Returns:
+        The digits, or None.
     """
     inside = tagged(completion)
     if inside is None:
@@ -133,11 +139,19 @@ def make_puzzles(
     blanks: int | tuple[int, int] = 8,
     generator: torch.Generator,
 ) -> list[Puzzle]:
-    """Different puzzles with one solution each; a grid and its empty cells are drawn at random.
+    """Make different puzzles with one solution each; grids and empty cells are drawn at random.
 
-    blanks  empty cells, or the least and the most of them: the difficulty
+    Args:
+        count: Number of puzzles.
+        split: The part of all grids to draw from; parts do not overlap.
+        blanks: Empty cells, or the least and the most of them: the difficulty.
+        generator: Random numbers.
 
-    Raises ValueError where there are not as many, or none with that many empty cells.
+    Returns:
+        `count` puzzles, no two alike.
+
+    Raises:
+        ValueError: Where there are not as many, or none with that many empty cells.
     """
     least, most = (blanks, blanks) if isinstance(blanks, int) else blanks
     if not 1 <= least <= most <= CELLS - FEWEST_GIVENS:

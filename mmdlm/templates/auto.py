@@ -54,6 +54,9 @@ def prompt_template_for(
         seeing: Whether the model has a vision adapter.
         tasks: Those that a model which was trained here records; None: it records none.
 
+    Returns:
+        The template, for the tasks that the model knows.
+
     Raises:
         ValueError: If `tasks` are not a list of names.
     """

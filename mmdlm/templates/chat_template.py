@@ -69,6 +69,9 @@ class ChatTemplate:
         Args:
             answers: Numbers of the turns that are learned.
 
+        Returns:
+            (piece, is learned) in order.
+
         Raises:
             ValueError: If the template shows the model another prompt than the one that asks for an
                 answer, or does not end an answer with a special token.

@@ -73,6 +73,9 @@ class Dream(PromptTemplate):
             codec: The text tokenizer.
             turns: The conversation.
             answers: Numbers of the turns that are learned, each with its end.
+
+        Returns:
+            (piece, is learned) in order.
         """
         special = self.ids(codec, "im_start", "im_end")
         numbered = list(enumerate(turns))

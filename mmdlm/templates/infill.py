@@ -17,6 +17,12 @@ def split_at_holes(text: str) -> tuple[list[tuple[str, int]], str]:
 
     Holes side by side are one.
 
+    Args:
+        text: With holes such as [MASK] or [MASK:5].
+
+    Returns:
+        The pieces before the holes, each with the tokens of its hole, and the last piece.
+
     Raises:
         ValueError: For a text without a hole, and for a hole of no tokens.
     """
@@ -50,6 +56,9 @@ def filled_text(text: str, ids: Tensor, *, decode: Callable[[Tensor], str]) -> s
         text: With holes.
         ids: That fill them.
         decode: Decodes ids that follow a text, with the space that they bring.
+
+    Returns:
+        The text without holes.
     """
     before, after = split_at_holes(text)
     said = [decode(filling) for filling in ids.split([length for _, length in before])]

@@ -70,6 +70,9 @@ class Llada(PromptTemplate):
             codec: The text tokenizer.
             turns: The conversation.
             answers: Numbers of the turns that are learned, each with its end.
+
+        Returns:
+            (piece, is learned) in order.
         """
         special = self.ids(codec, *Llada.specials)  # those of drawing are not needed to talk
         numbered = list(enumerate(turns))

@@ -151,6 +151,9 @@ class PromptTemplate:
             prompt: What to draw; "": whatever fits the rest of the image.
             image: Its codes.
             negative: Takes the place of the absent prompt in guidance; "": no words at all.
+
+        Returns:
+            The document, and what stands for it in guidance.
         """
         self.unsupported("text_to_image")
 
@@ -202,6 +205,9 @@ class PromptTemplate:
             turns: The conversation.
             answers: Numbers of the turns that are learned, each with what ends it.
 
+        Returns:
+            A sequence whose targets are the learned answers.
+
         Raises:
             ValueError: For a conversation that is never asked for in this way.
         """
@@ -233,6 +239,13 @@ class PromptTemplate:
 
         A text and what follows it is learned as `complete` asks for it, a prompt and an image as
         `text_to_image` does.
+
+        Args:
+            codec: The text tokenizer.
+            turns: A question and its answer.
+
+        Returns:
+            A sequence whose target is the answer.
 
         Raises:
             ValueError: For anything else.
@@ -277,6 +290,12 @@ class PromptTemplate:
         """Return (prompt, words before it, image to be learned) of an answer that is an image.
 
         None for an answer in words.
+
+        Args:
+            turns: A conversation that ends with the answer.
+
+        Returns:
+            None where the answer is words.
 
         Raises:
             ValueError: If there is more than a prompt and one image.
@@ -323,6 +342,9 @@ class PromptTemplate:
         Args:
             turns: The conversation.
             think: Whether to give reasons; None: as the conversation has it.
+
+        Returns:
+            The turns, with the family's words for thinking.
         """
         if think is not None:
             raise ValueError(
@@ -368,6 +390,9 @@ class PromptTemplate:
             size: Of the image, (width, height).
             edge: Of the images that the image tokenizer was trained on, in pixels.
             task: Name of the task.
+
+        Returns:
+            (height, width), whole codes.
         """
         return edge, edge
 
@@ -380,6 +405,9 @@ class PromptTemplate:
             size: (height, width); None: the family's own.
             edge: Of the images that the image tokenizer was trained on, in pixels.
             cell: Pixels of a code along one edge.
+
+        Returns:
+            (height, width), whole codes.
 
         Raises:
             ValueError: For a size that the family does not draw.

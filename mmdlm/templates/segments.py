@@ -59,6 +59,9 @@ def image_segments(
         codec: The text tokenizer.
         image: To lay out.
         markers: Begin and end of an image; default: those of the vocabulary.
+
+    Returns:
+        The segments, markers included.
     """
     assert not isinstance(image, int | str)
     if not isinstance(image, Codes):

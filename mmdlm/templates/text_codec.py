@@ -107,6 +107,12 @@ class TextCodec:
     def prompt(self, text: str) -> Tensor:
         """Encode what a user asks for, without an end: [T].
 
+        Args:
+            text: The prompt.
+
+        Returns:
+            [T] int64 ids.
+
         Raises:
             ValueError: If it is too long.
         """
@@ -126,6 +132,9 @@ class TextCodec:
 
         Everything outside the holes is kept, except one blank before a hole: the tokens that fill
         it bring their own.
+
+        Args:
+            text: With holes such as [MASK] or [MASK:5].
 
         Returns:
             Ids [T], and which of them are holes, [T] bool.

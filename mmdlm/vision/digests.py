@@ -42,6 +42,9 @@ def check_digests(folder: Path) -> None:
 
     Folders of other libraries have none, and nothing of them is compared.
 
+    Args:
+        folder: Of a model.
+
     Raises:
         ValueError: Names a file that is not as it was written.
     """

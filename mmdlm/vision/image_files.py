@@ -82,12 +82,15 @@ def open_image(
 
     Args:
         source: Path of the file, or its content.
-        max_pixels: Most pixels of an image that is decoded; None: MAX_PIXELS. A third of it in
-            WebP files, whose decoder needs three times the memory.
+        max_pixels: Most pixels of an image that is decoded; None: MAX_PIXELS. A third of it in WebP
+            files, whose decoder needs three times the memory.
         whole: Keep the size of every image.
         least: Pixels of the shorter side that are enough: a JPEG file is decoded at a half, a
             quarter or an eighth of its size where so many are left, which is faster.
         paper: Color that transparent pixels show.
+
+    Returns:
+        An image of mode RGB.
 
     Raises:
         ValueError: For what is missing, too large, damaged or of another format; it names the path.

@@ -11,7 +11,6 @@ import pytest
 
 from docs._generate import (
     benchmarks,
-    columns,
     command_line,
     departures,
     files_page,
@@ -100,11 +99,3 @@ def test_what_a_run_logs_has_a_meaning(tmp_path: Path, monkeypatch: pytest.Monke
     patterns = [re.escape(key).replace("NAME", r"\w+") for key in known]
     strays = [key for key in line if not any(re.fullmatch(one, key) for one in patterns)]
     assert not strays, f"docs/_generate/log_keys.yaml says nothing of {strays}"
-
-
-def test_fields_in_columns_become_sections() -> None:
-    text = "What it is.\n\nx, y  two numbers\n      of one kind\nz     another\n\n    a  b  c\n"
-    assert columns.with_sections(text, "Args") == (
-        "What it is.\n\nArgs:\n    x: two numbers of one kind\n    y: two numbers of one kind\n"
-        "    z: another\n\n    a  b  c\n"
-    )

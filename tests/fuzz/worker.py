@@ -23,11 +23,12 @@ FINE = ("done", "refused")
 class Outcome:
     """How an input ended.
 
-    how      "done" (status 0), "refused" (status 2 and one sentence), "traceback", "wordy" (status
-             2 and several lines), "hang", "memory", or "died" by a signal or with another status
-    seconds  of processor time
-    bytes    of resident memory, at its peak
-    said     the end of what was printed
+    Attributes:
+        how: "done" (status 0), "refused" (status 2 and one sentence), "traceback", "wordy" (status
+            2 and several lines), "hang", "memory", or "died" by a signal or with another status.
+        seconds: Of processor time.
+        bytes: Of resident memory, at its peak.
+        said: The end of what was printed.
     """
 
     how: str

@@ -45,6 +45,14 @@ def generation_of(
     The decoding that the layout records, then that of the model started from, then the recipe's:
     later ones win, value by value.
 
+    Args:
+        prompt_template: Of the model.
+        start_from: Folder of the model that the run starts from, if any.
+        generation_config: The recipe's.
+
+    Returns:
+        Values by key.
+
     Raises:
         ValueError: For an unknown key, a bad value, and a class of one's own.
     """

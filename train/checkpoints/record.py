@@ -56,9 +56,15 @@ class Record:
     def check(self, folder: Path, *, finished: bool) -> list[str]:
         """Return sentences about settings that differ from those of the checkpoint.
 
-        finished  whether nothing is left to be done, so that other settings would be a claim
+        Args:
+            folder: The checkpoint.
+            finished: Whether nothing is left to be done, so that other settings would be a claim.
 
-        Raises ValueError for what a run cannot go on with.
+        Returns:
+            One sentence for each setting that may differ.
+
+        Raises:
+            ValueError: For what a run cannot go on with.
         """
         try:
             before = json.loads((folder / FILE).read_text(encoding="utf-8"))

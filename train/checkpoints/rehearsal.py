@@ -75,6 +75,11 @@ def rehearse_saving(
 ) -> None:
     """Write what a run will write in the end, and load it; then remove it.
 
+    Args:
+        save: Writes into a folder.
+        load: Loads from it.
+        out: Folder of the run; a folder in it is written and removed.
+
     Raises:
         ValueError: Where it cannot be loaded.
         OSError: Where there is no room to write.

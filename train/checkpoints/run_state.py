@@ -77,11 +77,14 @@ class RunState:
         return None
 
     def read(self, folder: Path, *, step: int) -> None:
-        """Everything but the options of the optimizers, which stay as they were set.
+        """Read everything but the options of the optimizers, which stay as they were set.
 
-        step  that the folder is named after
+        Args:
+            folder: The checkpoint.
+            step: That the folder is named after.
 
-        Raises ValueError where the files are of another run, or of another step.
+        Raises:
+            ValueError: Where the files are of another run, or of another step.
         """
         self._read_progress(folder, step)
         number, processes = self.accelerator.process_index, self.accelerator.num_processes

@@ -194,6 +194,9 @@ def choose(
         seconds: For all of the run.
         device: To train on.
 
+    Returns:
+        The start, and why.
+
     Raises:
         ValueError: For a start from a bundled model that does not fit.
     """
@@ -243,8 +246,9 @@ def speed(device: torch.device) -> float:
 class Pace:
     """Speed of a stage in its first steps.
 
-    step  seconds of one
-    look  seconds of one look at what it has learned
+    Attributes:
+        step: Seconds of one.
+        look: Seconds of one look at what it has learned.
     """
 
     step: float
@@ -256,7 +260,16 @@ def settings_for(
 ) -> dict[str, Any]:
     """Return how many steps a stage has in the time, and when it is looked at and saved.
 
-    learned  whether it starts from weights that have learned already: at half the learning rates
+    Args:
+        stage: Which one.
+        pace: Seconds of a step, and of a look.
+        seconds: For the stage.
+        images: To train on.
+        learned: Whether it starts from weights that have learned already: at half the learning
+            rates.
+
+    Returns:
+        Numbers of steps by name, and the share of the learning rates.
     """
     batch = TOKENIZER_BATCH if stage == "image_tokenizer" else BATCH
     most = max(LEAST[stage], math.ceil(EPOCHS[stage] * images / batch))

@@ -52,7 +52,8 @@ Figures = dict[str, float]
 class Shown:
     """Caption that is drawn at each look, and its real image where there is one.
 
-    kind  what it is to the model: trained, held out, or a prompt of one's own
+    Attributes:
+        kind: What it is to the model: trained, held out, or a prompt of one's own.
     """
 
     caption: str
@@ -73,9 +74,10 @@ class Look:
 class RunPage:
     """Page of a run.
 
-    out    folder of the run, which has a folder of each stage
-    facts  what the page says of the data and the plan: heading -> lines
-    shown  by stage, what is looked at
+    Attributes:
+        out: Folder of the run, which has a folder of each stage.
+        facts: What the page says of the data and the plan: heading -> lines.
+        shown: By stage, what is looked at.
     """
 
     out: Path

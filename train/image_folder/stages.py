@@ -81,10 +81,11 @@ LOOKED_AT = 256  # held-out images whose reconstruction is measured, at most
 class OwnRun:
     """A run in the folder `out`, where its images lie in data/ already, see `image_set.split`.
 
-    title    of its page and of the model
-    hours    for all of it
-    start    what was asked for to start from
-    prompts  what is drawn beside captions of the images
+    Attributes:
+        title: Of its page and of the model.
+        hours: For all of it.
+        start: What was asked for to start from.
+        prompts: What is drawn beside captions of the images.
     """
 
     out: Path

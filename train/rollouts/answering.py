@@ -69,9 +69,10 @@ class Answering(ABC):
 class Write(Answering):
     """An answer in words; what is not given is the model's own, as in `Model.chat`.
 
-    max_new_tokens  room for an answer: the budget of its length
-    early_stop      a row whose text has ended takes no more part in forward passes
-    sampler         all of the sampler's settings, in place of the four before
+    Attributes:
+        max_new_tokens: Room for an answer: the budget of its length.
+        early_stop: A row whose text has ended takes no more part in forward passes.
+        sampler: All of the sampler's settings, in place of the four before.
     """
 
     max_new_tokens: int = 128
@@ -200,7 +201,8 @@ class Draw(Answering):
 
     Rewards are of the image under guidance; what is learnt is the conditional branch.
 
-    sampler  all of the sampler's settings, in place of those before
+    Attributes:
+        sampler: All of the sampler's settings, in place of those before.
     """
 
     num_inference_steps: int | None = None

@@ -22,10 +22,11 @@ from mmdlm.vision.pixels import to_pixels
 class Shown:
     """Images of shards by their names; of those that are alike to the last bit, all names hold.
 
-    urls   shards, see `data_pipelines.shards.shards.expand_urls`: all there is, the held-out ones
-           as well
-    field  of a sample that holds the name
-    size   at which images are compared
+    Attributes:
+        urls: Shards, see `data_pipelines.shards.shards.expand_urls`: all there is, the held-out
+            ones as well.
+        field: Of a sample that holds the name.
+        size: At which images are compared.
     """
 
     urls: str | list[str]

@@ -52,13 +52,14 @@ class Lines(Prompts):
 
     Every column but the prompt's is for the rewards.
 
-    prompt  column of the prompt: a text, or messages whose last is the user's
-    chat    the text is a message that is to be answered, not the beginning of one to go on with
-    images  column of a path, or a list of paths, relative to the file; "" for none
-    split   of a Hub data set
-    allow_outside  whether a path of an image may lead out of the folder of the file
-
     Columns that some rows lack are left out.
+
+    Attributes:
+        prompt: Column of the prompt: a text, or messages whose last is the user's.
+        chat: The text is a message that is to be answered, not the beginning of one to go on with.
+        images: Column of a path, or a list of paths, relative to the file; "" for none.
+        split: Of a Hub data set.
+        allow_outside: Whether a path of an image may lead out of the folder of the file.
     """
 
     path: str
@@ -104,13 +105,15 @@ class Lines(Prompts):
 class Names(Prompts):
     """Texts of shards, as prompts for images; rewards find them in the column `name`.
 
-    urls      shards, see `data_pipelines.shards.shards.expand_urls`
-    field     of a sample that holds the text
-    held_out  whether to ask for what is marked `held_out` in the JSON of a sample; None: for all
-    matching  a regular expression that is found in the texts asked for; "": any
-    orders    ask for each text in so many random orders of its words, its own perhaps among them: a
-              model that knows a text by heart has to compose it then. 0: as it stands
-    seed      of these orders
+    Attributes:
+        urls: Shards, see `data_pipelines.shards.shards.expand_urls`.
+        field: Of a sample that holds the text.
+        held_out: Whether to ask for what is marked `held_out` in the JSON of a sample; None: for
+            all.
+        matching: A regular expression that is found in the texts asked for; "": any.
+        orders: Ask for each text in so many random orders of its words, its own perhaps among them:
+            a model that knows a text by heart has to compose it then. 0: as it stands.
+        seed: Of these orders.
     """
 
     urls: str | list[str]
@@ -190,7 +193,8 @@ class Sudoku(Prompts):
 class Countdown(Prompts):
     """Countdown problems of the training split, made by the seed; or those of a jsonl.
 
-    limits  largest number, least and largest target of problems that are made
+    Attributes:
+        limits: Largest number, least and largest target of problems that are made.
     """
 
     count: int = 10_000

@@ -13,14 +13,15 @@ from mmdlm.models.auto import PretrainedDenoiser
 
 
 class Reference:
-    """The model before training: a frozen copy, or the policy itself without its adapter."""
+    """The model before training: a frozen copy, or the policy itself without its adapter.
+
+    Args:
+        denoiser: The policy, before its first update.
+        adapted: Whether the policy has an adapter, beside weights that stay.
+        needed: Whether anything asks for the reference.
+    """
 
     def __init__(self, denoiser: PretrainedDenoiser, *, adapted: bool, needed: bool) -> None:
-        """Made before the first update.
-
-        adapted  the policy has an adapter, beside weights that stay
-        needed   whether anything asks for it
-        """
         self.copy: PretrainedDenoiser | None = None
         if needed and not adapted:
             self.copy = deepcopy(denoiser).requires_grad_(False).eval()

@@ -19,8 +19,9 @@ from mmdlm.rl.statistics import Statistics
 class ScoredViews:
     """The views of one inner iteration, and what others than the policy say of them.
 
-    old        scores of the policy before its first update; None: it is the policy as it is
-    reference  scores of the reference; None where no loss asks for them
+    Attributes:
+        old: Scores of the policy before its first update; None: it is the policy as it is.
+        reference: Scores of the reference; None where no loss asks for them.
     """
 
     views: tuple[NoisyView, ...]
@@ -32,10 +33,11 @@ class ScoredViews:
 class RolloutBatch:
     """A micro-batch of rollouts, whole groups of them, for one inner iteration.
 
-    batch       answers filled in; one rollout a row
-    advantage   [B], as `PolicyLoss.prepare` made it
-    statistics  to log of the rollouts
-    undrawable  ids that the sampler could not draw
+    Attributes:
+        batch: Answers filled in; one rollout a row.
+        advantage: [B], as `PolicyLoss.prepare` made it.
+        statistics: To log of the rollouts.
+        undrawable: Ids that the sampler could not draw.
     """
 
     batch: Batch

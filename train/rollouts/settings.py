@@ -14,9 +14,10 @@ from mmdlm.rl.reward import Breakdown, Rubric
 class Budget:
     """What a run may cost; it ends as it would at its last step, after the step that spends it.
 
-    tokens   scored tokens of rollouts, of all processes: as many as one has, times their number
-    seconds  of rollouts and training, of all starts of the run together; what a kill undoes is
-             not counted
+    Attributes:
+        tokens: Scored tokens of rollouts, of all processes: as many as one has, times their number.
+        seconds: Of rollouts and training, of all starts of the run together; what a kill undoes is
+            not counted.
     """
 
     tokens: int | None = None
@@ -33,11 +34,12 @@ class Budget:
 class RewardConfig:
     """What rollouts are worth.
 
-    rubric     weighted rewards
-    advantage  from rewards to advantages, in groups
-    keep       which groups have something to teach; None: all
-    right      the reward by which `keep` tells right from wrong, which lies in [0, 1]; "": the one
-               that there is
+    Attributes:
+        rubric: Weighted rewards.
+        advantage: From rewards to advantages, in groups.
+        keep: Which groups have something to teach; None: all.
+        right: The reward by which `keep` tells right from wrong, which lies in [0, 1]; "": the one
+            that there is.
     """
 
     rubric: Rubric
@@ -83,11 +85,13 @@ class RewardConfig:
 class Plan:
     """How many of what.
 
-    prompts           a micro-batch
-    num_generations   completions of each prompt
-    micro             micro-batches a step, on each process
-    num_iterations    steps of training that each set of rollouts serves
-    process, of       number of this process, and of how many
+    Attributes:
+        prompts: A micro-batch.
+        num_generations: Completions of each prompt.
+        micro: Micro-batches a step, on each process.
+        num_iterations: Steps of training that each set of rollouts serves.
+        process: Number of this process, and of how many.
+        of: Number of this process, and of how many.
     """
 
     prompts: int

@@ -44,16 +44,17 @@ from train.stages.stage import Stage
 class Data:
     """Where the samples come from and how they make a batch; see `build_loader`.
 
-    batch_size   rows a batch, per process
-    length       tokens a row; None: as many as the longest document has, see
-                 `train.stages.row_lengths`; conversations, which are cut or left out by it, need
-                 a number
-    packed       several documents a row
-    num_workers  processes that read ahead; None: two on a GPU, for which they pin their batches,
-                 and none elsewhere. A run goes on with as many as it was begun with, and each
-                 needs a sample of every source
-    urls         shards in place of those of the only source, which is read as before: a recipe
-                 for data of one's own
+    Attributes:
+        batch_size: Rows a batch, per process.
+        length: Tokens a row; None: as many as the longest document has, see
+            `train.stages.row_lengths`; conversations, which are cut or left out by it, need a
+            number.
+        packed: Several documents a row.
+        num_workers: Processes that read ahead; None: two on a GPU, for which they pin their
+            batches, and none elsewhere. A run goes on with as many as it was begun with, and each
+            needs a sample of every source.
+        urls: Shards in place of those of the only source, which is read as before: a recipe for
+            data of one's own.
     """
 
     sources: list[Source]
@@ -94,8 +95,9 @@ class Coefficients:
 class Noise:
     """What is drawn for a batch.
 
-    lookahead  how far to the right each row sees
-    seed   of the dropout, where there is any
+    Attributes:
+        lookahead: How far to the right each row sees.
+        seed: Of the dropout, where there is any.
     """
 
     corruption: Corruption
@@ -166,7 +168,13 @@ class DenoisingStage(Stage):
 def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
     """Return the tokens and operations of a step on a batch.
 
-    read  [B, L] bool, the tokens whose logits are wanted; [K B, L] for K copies of the batch
+    Args:
+        denoiser: The model.
+        batch: Of the step.
+        read: [B, L] bool, the tokens whose logits are wanted; [K B, L] for K copies of the batch.
+
+    Returns:
+        The tokens of all copies; operations only of a model of ours.
     """
     copies = len(read) // len(batch)
     tokens = copies * int((~batch.is_padding).sum())
@@ -230,7 +238,12 @@ def prompt_template_for_denoiser(
 ) -> PromptTemplate:
     """Return the prompt template of a model: that of its family, where it was published.
 
-    asked  of those alone that it was trained for; to be trained for, there are all
+    Args:
+        denoiser: The model.
+        asked: Restrict it to tasks that the model was trained for, as in inference.
+
+    Returns:
+        The template.
     """
     family = (getattr(denoiser.config, "published", None) or {}).get("family")
     tasks = denoiser.config.trained_tasks if asked else None

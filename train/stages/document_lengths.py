@@ -37,14 +37,15 @@ LONGEST = 512  # tokens of a text up to which all of it is counted
 class Measured:
     """Lengths of the documents of a source that were laid out.
 
-    name       of the source among the settings
-    slots      text slots as given; None: not given
-    has_slots  whether its texts fill a fixed number of slots
-    cut        whether texts are cut that need more
-    texts      tokens of each text with its end
-    longest    which text is the longest, for an error
-    beside     tokens of each document, but for its text slots
-    is_whole   whether all documents of the source were laid out
+    Attributes:
+        name: Of the source among the settings.
+        slots: Text slots as given; None: not given.
+        has_slots: Whether its texts fill a fixed number of slots.
+        cut: Whether texts are cut that need more.
+        texts: Tokens of each text with its end.
+        longest: Which text is the longest, for an error.
+        beside: Tokens of each document, but for its text slots.
+        is_whole: Whether all documents of the source were laid out.
     """
 
     name: str

@@ -36,11 +36,17 @@ def show_examples(
 
     Targets are in color where a person looks, and in brackets in the file and in a log.
 
-    length      of a row
-    count       documents of each source
-    max_broken  share of samples that are passed over
+    Args:
+        sources: Of the run.
+        codec: The text tokenizer.
+        length: Tokens of a row.
+        count: Documents of each source.
+        max_broken: Share of samples that are passed over.
+        folder: Of the run.
+        terminal: Where people look.
 
-    Raises ValueError where a source has no document that can be used, or too many that cannot.
+    Raises:
+        ValueError: Where a source has no document that can be used, or too many that cannot.
     """
     shown = [
         (source, sequence)

@@ -25,11 +25,12 @@ DOWN, UP = f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
 class LowRank:
     """W + alpha / rank * B A, of which A and B are trained.
 
-    rank     columns of B, rows of A
-    alpha    scale of the product, times the rank
-    dropout  share of inputs of A that are dropped
-    targets  linear layers of the denoiser by the last part of their names: q_proj, k_proj, v_proj,
-             o_proj, gate_proj, up_proj, down_proj; those of a vision tower stay as they are
+    Attributes:
+        rank: Columns of B, rows of A.
+        alpha: Scale of the product, times the rank.
+        dropout: Share of inputs of A that are dropped.
+        targets: Linear layers of the denoiser by the last part of their names: q_proj, k_proj,
+            v_proj, o_proj, gate_proj, up_proj, down_proj; those of a vision tower stay as they are.
 
     Source: arXiv:2106.09685.
     """
@@ -148,7 +149,10 @@ class Adapted:
     def save(self, weights: Mapping[str, Tensor], folder: Path, *, base: str) -> None:
         """Write the matrices alone, as PEFT does, under our names of the layers.
 
-        base  folder or repository of the model that they belong to
+        Args:
+            weights: The matrices, by our names.
+            folder: To write into.
+            base: Folder or repository of the model that they belong to.
         """
         folder.mkdir(parents=True, exist_ok=True)
         low_rank = self.low_rank

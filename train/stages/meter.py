@@ -23,11 +23,12 @@ MEASURED = (
 class Load:
     """What a step works on.
 
-    tokens   that go through the model, padding left out
-    targets  of these, the tokens that are to be learnt, masked in this step or not; once, however
-             many copies are masked
-    flops    a scalar, of forward and backward over all tokens of all copies, the head where tokens
-             are masked, see `Costs`; None: not known
+    Attributes:
+        tokens: That go through the model, padding left out.
+        targets: Of these, the tokens that are to be learnt, masked in this step or not; once,
+            however many copies are masked.
+        flops: A scalar, of forward and backward over all tokens of all copies, the head where
+            tokens are masked, see `Costs`; None: not known.
     """
 
     tokens: int
@@ -75,10 +76,11 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Return what to log, over the steps since the last call.
 
-        data_share        of the time, spent waiting for data
-        tokens_per_second, target_tokens_per_second  over all processes
-        mfu               share of the measured rate of matrix products that useful work took
-        peak_memory_gb    of a GPU since the run began, else of the process
+        Returns:
+            `data_share` of the time, spent waiting for data; `tokens_per_second` and
+            `target_tokens_per_second` over all processes; `mfu`, the share of the measured rate of
+            matrix products that useful work took; `peak_memory_gb` of a GPU since the run began,
+            else of the process.
         """
         seconds = max(self.seconds, 1e-9)
         found = {

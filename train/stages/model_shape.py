@@ -23,10 +23,11 @@ USUAL_POSITIONS = 2048
 class Shape:
     """Shape of a new Transformer; the fields are those of `MmdlmConfig`.
 
-    text_slots               None: as many as the sources have, where each of them has some, and
-                             otherwise any number; see `train.stages.row_lengths`
-    max_position_embeddings  None: as many as a row of the data has tokens; `USUAL_POSITIONS` at
-                             least where texts have any length, since more is learned later
+    Attributes:
+        text_slots: None: as many as the sources have, where each of them has some, and otherwise
+            any number; see `train.stages.row_lengths`.
+        max_position_embeddings: None: as many as a row of the data has tokens; `USUAL_POSITIONS` at
+            least where texts have any length, since more is learned later.
     """
 
     hidden_size: int = 256

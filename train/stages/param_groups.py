@@ -16,11 +16,13 @@ Part = Literal["vision_tower", "projector", "denoiser"]
 class Parts:
     """What learns: the vision tower, the projector from it to the denoiser, and the rest.
 
-    vision_tower_lr, projector_lr  peak learning rate of the part; None: the optimizer's own
-    frozen              parts that stay as they are: no gradient, no optimizer state, no average
-
     A new projector is best trained alone before all is (LLaDA-V: frozen [vision_tower, denoiser] at
     1e-3, then all at 1e-5 with vision_tower_lr 2e-6; arXiv:2505.16933, section 3.3).
+
+    Attributes:
+        vision_tower_lr: Peak learning rate of the part; None: the optimizer's own.
+        projector_lr: Peak learning rate of the part; None: the optimizer's own.
+        frozen: Parts that stay as they are: no gradient, no optimizer state, no average.
     """
 
     vision_tower_lr: float | None = None

@@ -33,6 +33,9 @@ def slots_for(longest: int, *, cut: bool) -> int:
     Args:
         longest: Tokens of the longest text with its end.
         cut: Whether longer texts are cut.
+
+    Returns:
+        The slots of a text.
     """
     return min(MOST_SLOTS[cut], max(LEAST_SLOTS, longest))
 
@@ -112,10 +115,11 @@ def settle(
 class _Numbers:
     """Numbers of a run.
 
-    text_slots  of the sources that leave them out; None: there are none
-    of_model    text slots of the model; None: texts have any length
-    length      tokens of a row
-    positions   tokens of the longest document that the model takes
+    Attributes:
+        text_slots: Of the sources that leave them out; None: there are none.
+        of_model: Text slots of the model; None: texts have any length.
+        length: Tokens of a row.
+        positions: Tokens of the longest document that the model takes.
     """
 
     text_slots: int | None
@@ -141,6 +145,9 @@ class _Asked:
 
     def numbers(self) -> _Numbers:
         """Return what is given, and beside it what fits it and the data.
+
+        Returns:
+            The numbers of the run, not yet checked.
 
         Raises:
             ValueError: For rows whose length does not follow from the data.

@@ -32,10 +32,16 @@ OnSample = Callable[[int, Model], None]
 class SampleSheet:
     """Draws prompts, captions what it drew and images of the data, and writes a PNG a step.
 
-    defaults   how the model is asked: as its final weights will be
-    prompts    what to draw
-    shown      images of the data with their texts
-    on_sample  called with the step and the model in place of writing
+    Args:
+        denoiser: The model, as it is trained.
+        words: Its text tokenizer.
+        images: Its image tokenizer, if any.
+        folder: For the PNG files.
+        prompt_template: Of the model.
+        defaults: How the model is asked: as its final weights will be.
+        prompts: What to draw.
+        shown: Images of the data with their texts.
+        on_sample: Called with the step and the model in place of writing.
     """
 
     def __init__(
@@ -103,6 +109,9 @@ def first_captions(sources: Iterable[Source], count: int) -> list[tuple[Image.Im
     Args:
         sources: Those of `SeenCaption` are looked at, and samples that hold images.
         count: How many of each source, at most. Broken samples are left to the loader to report.
+
+    Returns:
+        Images, each with its caption.
     """
     found = []
     for source in sources:

@@ -64,6 +64,9 @@ def start_model(
         device: That the run trains on; only quantized weights are placed there.
         needs_images: Whether a model of image codes needs its image tokenizer.
 
+    Returns:
+        The denoiser and what belongs to it.
+
     Raises:
         ValueError: Something is missing, damaged, or does not belong together.
     """
@@ -140,11 +143,20 @@ def start(
 ) -> PretrainedDenoiser:
     """Return the denoiser of a folder, ours or of a published family, to be trained further.
 
-    dtype           of its weights, whatever was stored; in half precision small steps are lost
-    needs_images  whether a model of image codes needs their tokenizer
-    base            for weights that stay as they are, beside an adapter: they may be quantized
+    Args:
+        folder: Of the model.
+        tokenizer: Of the text, as the run has it.
+        images: The image tokenizer, if the run has one.
+        attention: Implementation of attention.
+        dtype: Of its weights, whatever was stored; in half precision small steps are lost.
+        needs_images: Whether a model of image codes needs their tokenizer.
+        base: For weights that stay as they are, beside an adapter: they may be quantized.
 
-    Raises ValueError where it is missing, damaged, or was trained with other tokenizers.
+    Returns:
+        The denoiser, its weights in `dtype`.
+
+    Raises:
+        ValueError: Where it is missing, damaged, or was trained with other tokenizers.
     """
     parts = parts_of(folder)
     if not (parts / "config.json").is_file():

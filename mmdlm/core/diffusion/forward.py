@@ -26,13 +26,14 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 class Corruption:
     """x_t and what a loss needs to know about it; all [B, L].
 
-    x_t     int64, noisy ids; equal to the clean ids wherever nothing was noised
-    is_noised  bool, positions whose token was noised
-    loss_mask  bool, positions that the loss covers: those, or all targets
-    t       time in [0, 1] of each position
-    p_mask  share of noised targets at that time: the probability, or the exact share
-    slope   p_mask'(t), the rate at which tokens are noised at that time
-    weight  slope / p_mask, the factor of a covered token's cross-entropy in the bound
+    Attributes:
+        x_t: int64, noisy ids; equal to the clean ids wherever nothing was noised.
+        is_noised: bool, positions whose token was noised.
+        loss_mask: bool, positions that the loss covers: those, or all targets.
+        t: Time in [0, 1] of each position.
+        p_mask: Share of noised targets at that time: the probability, or the exact share.
+        slope: p_mask'(t), the rate at which tokens are noised at that time.
+        weight: slope / p_mask, the factor of a covered token's cross-entropy in the bound.
     """
 
     x_t: Tensor
@@ -331,13 +332,20 @@ def _document_and_modality(batch: Batch) -> Tensor:
 def exact_count(
     target: Tensor, p_mask: Tensor, draw: Tensor, *, group: Tensor, t: Tensor, nearest: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Choose k of the n targets in each group that share a time t -> chosen, share k / n; [B, L].
-
-    draw     U(0, 1), the order in which the targets of a group are chosen
-    group    int64, not negative at targets
-    nearest  k = max(1, round(n p_mask)) instead of ceil(n p_mask)
+    """Choose k of the n targets in each group that share a time t; all [B, L].
 
     One sort puts the groups side by side, each in random order; the first k of a group are chosen.
+
+    Args:
+        target: Bool, the positions to choose from.
+        p_mask: Probability that a target is masked at its time.
+        draw: U(0, 1), the order in which the targets of a group are chosen.
+        group: int64, not negative at targets.
+        t: Time of each position, in [0, 1].
+        nearest: k = max(1, round(n p_mask)) instead of ceil(n p_mask).
+
+    Returns:
+        The chosen positions, bool, and their share k / n of their group.
     """
     group = group.masked_fill(~target, -1).flatten()
     order = draw.flatten().argsort()

@@ -26,9 +26,18 @@ class Noise(ABC):
         vocabulary: Vocabulary,
         generator: torch.Generator,
     ) -> Tensor:
-        """x_0 with noise at the positions `where`; all [B, L].
+        """Return x_0 with noise at the positions `where`; all [B, L].
 
-        p_mask  how far the process has gone at each position; at 1 nothing of x_0 is left
+        Args:
+            x_0: int64, clean ids.
+            where: Bool, positions to noise.
+            p_mask: How far the process has gone at each position; at 1 nothing of x_0 is left.
+            modality: int64, whose range of ids a position's noise is drawn from.
+            vocabulary: Ranges of ids, and the mask token.
+            generator: Random numbers.
+
+        Returns:
+            int64, noisy ids.
         """
 
 
@@ -116,7 +125,8 @@ class BitNeighborhood(Neighborhood):
 class EmbeddingNeighborhood(Neighborhood):
     """Tokens with near embeddings are similar: a step to a mutual k-nearest neighbor.
 
-    neighbors  [K, k] int64; where a token has fewer than k mutual neighbors, itself
+    Attributes:
+        neighbors: [K, k] int64; where a token has fewer than k mutual neighbors, itself.
 
     Source: arXiv:2107.03006, section 3.1 (token embedding distance). There one direction is enough;
     here both must agree, which bounds a token's neighbors by k and so keeps hubs from slowing all
@@ -162,8 +172,9 @@ class NeighborNoise(Noise):
     This is D3PM's exp(sigma R) with R = (1 - uniform) (P - 1) + uniform (1/K - 1), P a step of the
     walk; it is drawn exactly, without any K x K matrix.
 
-    neighborhood  what is similar in the range of a position's modality
-    uniform        share of restarts, in (0, 1]; 1 is `UniformNoise`
+    Attributes:
+        neighborhood: What is similar in the range of a position's modality.
+        uniform: Share of restarts, in (0, 1]; 1 is `UniformNoise`.
 
     Source: arXiv:2107.03006, section 3.1; the restarts are ours: without them p_mask would have to
     tend to 1 long before the walk has mixed.

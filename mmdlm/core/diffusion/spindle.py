@@ -29,12 +29,13 @@ class Spindle(FillingProcess):
     where H(v) = -log f(v) is the information of token v, of relative frequency f(v) (one is added
     to every count), and H its mean over the corpus. Ids without a count have h = 0: p_mask = t.
 
-    frequencies  file that data_pipelines.token_frequencies wrote: counts [V] of the text ids
-    strength     lambda; 0 is the linear schedule
-
     The weight of a token is its own p_mask' / p_mask. As it differs from token to token,
     `WeightedCrossEntropy` is no longer the bound, and teaches p(x_0 | x_t) times that weight;
     `SpindleBound` is the bound.
+
+    Attributes:
+        frequencies: File that data_pipelines.token_frequencies wrote: counts [V] of the text ids.
+        strength: lambda; 0 is the linear schedule.
 
     Source: arXiv:2211.15029, section on the spindle noise schedule. Two departures: the mean is
     over the corpus and not over the sentence, so that what happens to a token follows only from

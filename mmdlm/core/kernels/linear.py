@@ -103,6 +103,9 @@ def onednn_is_used() -> bool:
 
     Read once in a process; `onednn_is_used.cache_clear()` makes it look again.
 
+    Returns:
+        False also where the processor or torch lacks the kernel.
+
     Raises:
         ValueError: If `MMDLM_ONEDNN` is neither 0 nor 1.
     """

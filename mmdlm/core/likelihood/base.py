@@ -43,12 +43,14 @@ from mmdlm.core.vocabulary import Vocabulary
 class LikelihoodEstimator(ABC):
     """An estimate of log p(target tokens | context), token by token.
 
-    at_once          views a forward pass takes
-    kept_passes      forward passes whose activations are kept for the gradient, at least 1. Those
-                     of all others are computed once more while it is taken, one pass at a time, so
-                     that memory does not grow with the number of views; it takes up to a third
-                     longer. Raise it where all fit into memory
-    full_vocabulary  log-probabilities over all ids, not over the range of the position's modality
+    Attributes:
+        at_once: Views a forward pass takes.
+        kept_passes: Forward passes whose activations are kept for the gradient, at least 1. Those
+            of all others are computed once more while it is taken, one pass at a time, so that
+            memory does not grow with the number of views; it takes up to a third longer. Raise it
+            where all fit into memory.
+        full_vocabulary: Log-probabilities over all ids, not over the range of the position's
+            modality.
     """
 
     at_once: int = field(default=1, kw_only=True)
@@ -71,9 +73,17 @@ class LikelihoodEstimator(ABC):
     ) -> tuple[tuple[NoisyView, ...], ...]:
         """Draw the views of each of several passes over one batch (inner iterations).
 
-        scored  [B, L] bool, targets to be covered; the others, which stand behind an answer's end,
-                stay masked, so that no view gives its length away. Default: all targets
-        steps   [B, L] int64, the step at which a sampler committed each target, -1 for never
+        Args:
+            batch: Clean ids and targets.
+            vocabulary: Gives the mask token.
+            generator: Random numbers.
+            iterations: Number of passes.
+            scored: [B, L] bool, targets to be covered; the others, which stand behind an answer's
+                end, stay masked, so that no view gives its length away. Default: all targets.
+            steps: [B, L] int64, the step at which a sampler committed each target, -1 for never.
+
+        Returns:
+            The views of each pass, [iterations][views].
         """
 
     def check(self, sampler: Sampler) -> None:
@@ -98,6 +108,9 @@ class LikelihoodEstimator(ABC):
             entropy: Whether to compute the entropies as well.
             undrawable: Ids that have no probability: those of `Sampler.undrawable`, so that
                 log-probabilities are of the distribution that a policy's tokens were drawn from.
+
+        Returns:
+            Log-probabilities, coverage and weights, [views, B, L] each.
         """
         passes = [views[i : i + self.at_once] for i in range(0, len(views), self.at_once)]
         again = len(passes) - self.kept_passes if torch.is_grad_enabled() else 0

@@ -25,9 +25,10 @@ from mmdlm.core.vocabulary import Vocabulary
 class Nelbo:
     """The negative evidence lower bound of each document, in nats; all [B, L], by document number.
 
-    value           0 where a row has no such document
-    standard_error  of the Monte Carlo estimate
-    tokens          int64, number of target tokens, for nats per token: value / tokens
+    Attributes:
+        value: 0 where a row has no such document.
+        standard_error: Of the Monte Carlo estimate.
+        tokens: int64, number of target tokens, for nats per token: value / tokens.
     """
 
     value: Tensor

@@ -15,12 +15,13 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 class NoisyView:
     """One noisy look at a batch; all [B, L].
 
-    x_t        int64, noisy ids
-    covered    bool, the targets whose log-probability this view gives
-    weight     float32, how much that counts in the estimate; 0 where nothing is covered
-    committed  bool, where the view is a step of a sampler whose order counts: the targets that the
-               step committed. What is covered besides was open, and was passed over. None: the
-               order does not count
+    Attributes:
+        x_t: int64, noisy ids.
+        covered: bool, the targets whose log-probability this view gives.
+        weight: float32, how much that counts in the estimate; 0 where nothing is covered.
+        committed: bool, where the view is a step of a sampler whose order counts: the targets that
+            the step committed. What is covered besides was open, and was passed over. None: the
+            order does not count.
     """
 
     x_t: Tensor
@@ -48,6 +49,9 @@ def masked_view(
             covered.
         weight: [B, L], how much each covered target counts.
         hidden: [B, L] bool, what else is masked and not covered, such as context.
+
+    Returns:
+        Its x_t has the mask token at `masked`, `hidden` and the targets outside `scored`.
     """
     gone = masked | (batch.target & ~scored)
     if hidden is not None:

@@ -25,7 +25,7 @@ def step_scores(
     threshold: float | None,
     entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Score a step that commits the tokens of highest probability, [B, L] float32; entropies.
+    """Score a step that commits the tokens of highest probability.
 
     A token is drawn at each open position, all independently, and those of highest probability are
     committed, a number of them that does not depend on the draw. So the step commits the tokens
@@ -51,6 +51,9 @@ def step_scores(
         undrawable: Ids that are never drawn.
         threshold: That of `Threshold`; None: there is none.
         entropy: Whether to give the entropies of q.
+
+    Returns:
+        Scores [B, L] float32, in nats, and entropies of q, or None where they are not asked for.
     """
     vocabulary, where = denoiser.vocabulary, covered | committed
     hidden = denoiser.hidden(x_t, batch, query_mask=where)

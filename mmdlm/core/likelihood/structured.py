@@ -42,7 +42,8 @@ class StructuredNoise(LikelihoodEstimator):
     least one. Each covered token counts 1, so that the mean over the covered tokens, which the
     paper takes for a sequence, is a mean of log p(x_i | x without the masked) at that noise level.
 
-    schedule  of the mask: linear for the paper; `Cosine()` masks images as MaskGIT does
+    Attributes:
+        schedule: Of the mask: linear for the paper; `Cosine()` masks images as MaskGIT does.
 
     Source: arXiv:2505.15809 (MMaDA), section on UniGRPO; no code was released. Departure: the
     number of masked tokens is the expected one, not drawn, so that no view is empty.

@@ -18,10 +18,12 @@ from mmdlm.core.vocabulary import GENERATED
 class TokenScores:
     """What a denoiser says of the covered tokens of K views; all [K, B, L], 0 where not covered.
 
-    log_prob  of the clean token, in nats, differentiable; not weighted
-    covered   bool, as in `NoisyView`
-    weight    as in `NoisyView`
-    entropy   of the distribution that the clean token was looked up in, without gradient; or None
+    Attributes:
+        log_prob: Of the clean token, in nats, differentiable; not weighted.
+        covered: bool, as in `NoisyView`.
+        weight: As in `NoisyView`.
+        entropy: Of the distribution that the clean token was looked up in, without gradient; or
+            None.
     """
 
     log_prob: Tensor
@@ -64,9 +66,19 @@ def token_scores(
     entropy: bool = False,
     without: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor | None]:
-    """`token_log_prob`, and where asked the entropy at the same positions, without gradient.
+    """Return `token_log_prob`, and where asked the entropy at the same positions.
 
-    without  ids that have no probability
+    Args:
+        denoiser: The policy, or another model.
+        x_t: [B, L] int64, noisy ids.
+        batch: Clean ids and layout.
+        where: [B, L] bool, the tokens to score.
+        full_vocabulary: Normalize over all ids, not over the range of the position's modality.
+        entropy: Whether to compute the entropies.
+        without: Ids that have no probability.
+
+    Returns:
+        Log-probabilities [B, L], 0 elsewhere, and entropies [B, L] without gradient, or None.
     """
     hidden = denoiser.hidden(x_t, batch, query_mask=where)
     head, something = denoiser.head_weight(), bool(where.any())

@@ -42,15 +42,16 @@ class TrajectoryReplay(LikelihoodEstimator):
     they are likely, so that each rollout has a lower probability than this sum says, by what was
     drawn elsewhere and passed over. `with_order` counts that.
 
-    views         so many of the merged steps an iteration, drawn without replacement, until all of
-                  them have had their turn; None: all of them, each iteration
-    with_order    the exact log-probability of a rollout with `Confidence` without noise, under a
-                  commit rule that fixes the number of tokens, or `Threshold` over such a rule: see
-                  `step_scores`. What was open and passed over is covered as well, so that logits
-                  of all open positions of a block exist at once; take the ratio of the row
-                  (`ClippedSurrogate(level="product")`) where it is to be exact
-    block_length  with_order: that of the sampler, outside whose blocks nothing is passed over
-    threshold     with_order: that of the sampler's `Threshold`; None: it has none
+    Attributes:
+        views: So many of the merged steps an iteration, drawn without replacement, until all of
+            them have had their turn; None: all of them, each iteration.
+        with_order: The exact log-probability of a rollout with `Confidence` without noise, under a
+            commit rule that fixes the number of tokens, or `Threshold` over such a rule: see
+            `step_scores`. What was open and passed over is covered as well, so that logits of all
+            open positions of a block exist at once; take the ratio of the row
+            (`ClippedSurrogate(level="product")`) where it is to be exact.
+        block_length: with_order: that of the sampler, outside whose blocks nothing is passed over.
+        threshold: with_order: that of the sampler's `Threshold`; None: it has none.
 
     Source: arXiv:2509.06949 (TraceRL); its code merges 8 steps for LLaDA. Departures: as
     many views as the longest row has steps, there each step is a training sample; `views` and

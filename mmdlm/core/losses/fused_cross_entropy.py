@@ -22,17 +22,21 @@ def linear_cross_entropy(
     *,
     ids: Ids | None = None,
 ) -> Tensor:
-    """sum_i factor_i * -log softmax(head states_i)[label_i], a float32 scalar.
-
-    states  [M, D]
-    head    [V, D]
-    label   [M] int64, counted from the first of the rows `ids`
-    factor  [M], without gradient
-    ids     half-open range of the head's rows that there are logits of; None: all
+    """Compute sum_i factor_i * -log softmax(head states_i)[label_i] without all logits at once.
 
     The gradients of states and head are taken along the way, while the logits of a chunk are there:
     three matrix products as with all logits at once, and the memory of one chunk. Under autocast
     the products are in its dtype; softmax and sums are in float32.
+
+    Args:
+        states: [M, D].
+        head: [V, D].
+        label: [M] int64, counted from the first of the rows `ids`.
+        factor: [M], without gradient.
+        ids: Half-open range of the head's rows that there are logits of; None: all.
+
+    Returns:
+        A float32 scalar.
 
     Source: the order of computation is that of Liger Kernel (arXiv:2410.10989), where token losses
     have no factor. It serves GPUs too: cut-cross-entropy (arXiv:2411.09009) saves the chunk, but
@@ -188,7 +192,16 @@ def _summed(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """sum_i factor_i * -log p_i, and its gradients by the states and by the head; None: not asked.
 
-    dtype  of the products
+    Args:
+        states: [M, D].
+        head: [V, D].
+        label: [M] int64, counted from the first of the rows `ids`.
+        factor: [M].
+        ids: Half-open range of the head's rows.
+        dtype: Of the products.
+        for_states: Whether the gradient by the states is wanted.
+        for_head: Whether the gradient by the head is wanted.
+        without: Columns that have no probability, if any.
     """
     of_states = torch.empty_like(states) if for_states else None
     # As large as the head, so there is one of it, from the first sum to the optimizer.

@@ -71,12 +71,14 @@ class LossTerms:
 class Objective:
     """What a training step minimizes.
 
-    process          the forward process, one for all or `PerModality`
-    text, image      token loss and normalization of each modality
-    times            how times are drawn
-    complementary    every document twice, the second copy with the complementary mask, so that each
-                     target is covered once; twice the rows
-    full_vocabulary  logits over all ids, not over the range of the position's modality
+    Attributes:
+        process: The forward process, one for all or `PerModality`.
+        text: Token loss and normalization of each modality.
+        image: Token loss and normalization of each modality.
+        times: How times are drawn.
+        complementary: Every document twice, the second copy with the complementary mask, so that
+            each target is covered once; twice the rows.
+        full_vocabulary: Logits over all ids, not over the range of the position's modality.
     """
 
     process: ForwardProcess

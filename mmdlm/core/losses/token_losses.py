@@ -19,11 +19,14 @@ from mmdlm.core.diffusion.spindle import Spindle
 class Tokens:
     """The M covered tokens of one modality; ids count from the first column of the logits.
 
-    x_0, x_t        [M] int64; x_t of a masked token lies outside the logits
-    p_mask, slope   [M], see `Corruption`
-    weight          [M], that of a `Weighting`
-    rates           gives [M, R], the weight that each token would have in place of x_0
-                    (`ForwardProcess.rates`), on demand; None: all the same
+    Attributes:
+        x_0: [M] int64; x_t of a masked token lies outside the logits.
+        x_t: [M] int64; x_t of a masked token lies outside the logits.
+        p_mask: [M], see `Corruption`.
+        slope: [M], see `Corruption`.
+        weight: [M], that of a `Weighting`.
+        rates: Gives [M, R], the weight that each token would have in place of x_0
+            (`ForwardProcess.rates`), on demand; None: all the same.
     """
 
     x_0: Tensor

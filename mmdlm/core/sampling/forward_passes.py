@@ -91,6 +91,9 @@ class ForwardPasses:
             x_t: [B, L] noisy ids of all rows.
             query_mask: [B, L] bool on the host. Without a cache: what will be read; with one: what
                 is computed again.
+
+        Returns:
+            [R, L, D], in the order of the rows.
         """
         return self.guided.hidden(
             x_t[self.live],

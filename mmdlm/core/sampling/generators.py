@@ -61,6 +61,9 @@ class RowGenerators:
             given: One for all rows, or a list of one for each.
             lengths: [B] on the host, tokens of each row.
 
+        Returns:
+            One generator, or one for each row with the tokens of the row.
+
         Raises:
             ValueError: See `check_generators`.
         """

@@ -51,6 +51,9 @@ class ClassifierFreeGuidance:
             cond: [M, V] logits under the condition; it is left as it is.
             unconditional: Logits [M, V] of each branch whose scale is not 1, one at a time, so that
                 only two of them exist at once; they are left as they are.
+
+        Returns:
+            [M, V] guided logits.
         """
         first, *rest = (scale for scale in self.scales if scale != 1.0)
         without = next(unconditional)
@@ -75,6 +78,9 @@ class ClassifierFreeGuidance:
             unconditional: The other branch, or one for each scale, with the same targets in the
                 same order; the context before them may be of another length, or be a negative
                 prompt. Default: `batch` without its context.
+
+        Returns:
+            A denoiser of `batch`; `denoiser` itself where no scale differs from 1.
 
         Raises:
             ValueError: If there are not as many branches as scales, or not as many targets.
@@ -107,6 +113,12 @@ class GuidedDenoiser:
 
     A target has its own position in each branch; ids and masks are carried over from branch to
     branch in reading order.
+
+    Args:
+        guidance: Combines the logits.
+        denoiser: To guide.
+        batch: The branch under the condition.
+        unconditional: The other branches whose scale is not 1.
     """
 
     def __init__(
@@ -117,14 +129,6 @@ class GuidedDenoiser:
         *,
         unconditional: tuple[Batch, ...],
     ) -> None:
-        """Lay the branches out as one batch.
-
-        Args:
-            guidance: Combines the logits.
-            denoiser: To guide.
-            batch: The branch under the condition.
-            unconditional: The other branches whose scale is not 1.
-        """
         self._guidance = guidance
         self._denoiser = denoiser
         self._batch = batch

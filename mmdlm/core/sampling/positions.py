@@ -107,6 +107,9 @@ def ranges_of(
         full_vocabulary: Whether a text position may become any id.
         allow_mask_token: Whether the mask token may be drawn.
         device: Where the logits lie.
+
+    Returns:
+        Ranges by modality, with the columns of ids that are excluded.
     """
     ranges = {}
     for modality in GENERATED:
@@ -129,6 +132,10 @@ def ranges_of(
 
 def check_ranges(host_masks: HostMasks, vocabulary: Vocabulary) -> None:
     """Refuse targets of a modality that the vocabulary lacks.
+
+    Args:
+        host_masks: Layout of the batch.
+        vocabulary: Of the denoiser.
 
     Raises:
         ValueError: If there is one.

@@ -43,6 +43,9 @@ class Blocks:
             block_length: Targets of a block; None: one block.
             steps: Denoising steps of a row.
 
+        Returns:
+            The block of each target, and the number of blocks of each row.
+
         Raises:
             ValueError: If there are fewer steps than blocks.
         """
@@ -136,6 +139,9 @@ class RowState:
             passes: Forward passes of all rows.
             x_t: [B, L] int64, ids with noise at the targets.
             block: [B] int64 zeros.
+
+        Returns:
+            The state of all rows, none of them finished.
         """
         nothing = torch.zeros(x_t.shape, dtype=torch.bool, device=x_t.device)
         zero = torch.zeros(x_t.shape, device=x_t.device)

@@ -88,6 +88,9 @@ class TokenSampler:
             ranges: Ids that a target of each modality may become.
             progress: Of all rows.
             generators: Of all rows.
+
+        Returns:
+            Tokens and their scores, [R, L]; meaningful only at open positions.
         """
         rows, batch = len(still_open), passes.batch
         still_open, progress = still_open[list(passes.rows)], progress.rows(passes.live)

@@ -417,6 +417,11 @@ def highest(score: Tensor, among: Tensor, count: Tensor) -> Tensor:
 def check_shape(found: Tensor, wanted: Tensor, *, of: str) -> None:
     """Refuse a tensor of another shape, which a part of a user's own may give.
 
+    Args:
+        found: What the part gave.
+        wanted: A tensor of the right shape.
+        of: Name of the part, for the message.
+
     Raises:
         ValueError: If the shapes differ.
     """

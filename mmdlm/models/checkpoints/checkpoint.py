@@ -28,9 +28,10 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Checkpoint:
     """What lies in a folder.
 
-    config   content of config.json
-    shards   safetensors files, in the order of their names
-    tensors  by name
+    Attributes:
+        config: Content of config.json.
+        shards: Safetensors files, in the order of their names.
+        tensors: By name.
     """
 
     folder: Path
@@ -86,11 +87,13 @@ class Checkpoint:
     ) -> None:
         """Compare the headers with a model, before any weights are read.
 
-        wanted  shapes of the model's tensors, by our names
-        names   the files' names -> ours
+        Args:
+            wanted: Shapes of the model's tensors, by our names.
+            names: The files' names -> ours.
 
-        Raises ValueError that names tensors which have another shape, hold whole numbers, are
-        missing, or are too many.
+        Raises:
+            ValueError: That names tensors which have another shape, hold whole numbers, are
+                missing, or are too many.
         """
         theirs = {ours: name for name, ours in names.items()}
         found = {names[name]: tensor.shape for name, tensor in self.tensors.items()}
@@ -122,10 +125,12 @@ class Checkpoint:
     def check_tied(self, pairs: Mapping[str, str], *, names: Mapping[str, str]) -> None:
         """Compare tensors that config.json calls the same, where both are in the files.
 
-        pairs  our names of the one and the other
-        names  the files' names -> ours
+        Args:
+            pairs: Our names of the one and the other.
+            names: The files' names -> ours.
 
-        Raises ValueError for two that differ.
+        Raises:
+            ValueError: For two that differ.
         """
         theirs = {ours: name for name, ours in names.items()}
         for one, other in pairs.items():
@@ -148,9 +153,14 @@ class Checkpoint:
     ) -> Iterator[tuple[int, int]]:
         """Write the weights again, one shard at a time -> (shards done, shards) after each.
 
-        names     the files' names -> those to write; tensors that are not in it are left out
-        change    a tensor by the name to write -> what is written; None: the same bits
-        metadata  of the files; None: what they have. They keep their own names
+        Args:
+            out: Folder for the files.
+            names: The files' names -> those to write; tensors that are not in it are left out.
+            change: A tensor by the name to write -> what is written; None: the same bits.
+            metadata: Of the files; None: what they have. They keep their own names.
+
+        Yields:
+            (shards done, shards) after each.
         """
         where: dict[str, str] = {}
         size = 0
@@ -178,9 +188,10 @@ class Checkpoint:
 class Origin:
     """Where the weights of a model were read from.
 
-    folder  of the checkpoint
-    step    of its run; None for a checkpoint that is no step
-    files   of weights, and the sha256 of those that were compared with it as they were read
+    Attributes:
+        folder: Of the checkpoint.
+        step: Of its run; None for a checkpoint that is no step.
+        files: Of weights, and the sha256 of those that were compared with it as they were read.
     """
 
     folder: Path
@@ -191,7 +202,12 @@ class Origin:
 def local_folder(name_or_path: str | PathLike[str], **options: Any) -> Path:
     """Return a checkpoint's folder, downloaded from the Hugging Face Hub if it is not local.
 
-    options  of `huggingface_hub.snapshot_download`: revision, token, cache_dir ...
+    Args:
+        name_or_path: A folder, or a repository OWNER/NAME.
+        **options: Of `huggingface_hub.snapshot_download`: revision, token, cache_dir ...
+
+    Returns:
+        A local folder.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -254,6 +270,12 @@ def _shards(folder: Path) -> tuple[list[Path], set[str]]:
 
 def tensors_of(shard: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name, from its header.
+
+    Args:
+        shard: The file.
+
+    Returns:
+        Where each tensor lies in the file; no data is read.
 
     Raises:
         ValueError: For a file that is damaged.

@@ -47,7 +47,14 @@ def give_mask(
 ) -> Vocabulary:
     """Return the denoiser's vocabulary; adds a missing mask or end token to the tokenizer.
 
-    rows  of the embedding
+    Args:
+        tokenizer: Of the text; it is changed.
+        rows: Of the embedding.
+        mask_token: What the tokenizer gets as its mask, unless it has one.
+        image_codes: Ids of an image tokenizer, behind the text.
+
+    Returns:
+        Ranges of ids of text, images and specials.
     """
     if tokenizer.eos_token is None:
         if tokenizer.sep_token is None:
@@ -82,8 +89,9 @@ def give_mask(
 class Growth:
     """New rows of tensors that have one for each id.
 
-    mean_rows  rows up to here are the mean of the old ones, later ones have noise
-    generator  of the noise
+    Attributes:
+        mean_rows: Rows up to here are the mean of the old ones, later ones have noise.
+        generator: Of the noise.
     """
 
     mean_rows: int

@@ -50,6 +50,12 @@ def find_in_run(path: Path) -> Path | None:
     own images for the model in it. `step_100` is the step of that number, however many zeros its
     folder's name has.
 
+    Args:
+        path: A run, a step of it, or any other path.
+
+    Returns:
+        A folder with weights, or None.
+
     Raises:
         ValueError: For a run without weights yet, a step that is not there, and one that was not
             written to its end.
@@ -98,6 +104,12 @@ def parts_of(folder: Path) -> Path:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Return the checkpoint in a folder, a step of a run included.
 
+    Args:
+        folder: Of a model, or a step of a run.
+
+    Returns:
+        Its config and where its tensors lie.
+
     Raises:
         ValueError: See `Checkpoint.open` and `RunStep.checkpoint`.
     """
@@ -109,8 +121,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 class RunStep:
     """One step of a run.
 
-    folder  of the step, in that of its run
-    number  of optimizer steps that were done
+    Attributes:
+        folder: Of the step, in that of its run.
+        number: Of optimizer steps that were done.
     """
 
     folder: Path
@@ -170,6 +183,9 @@ class RunStep:
         Weights that the run leaves as they are come from the model that it started from, with the
         products of matrices of low rank added to them.
 
+        Returns:
+            A checkpoint whose tensors are read on demand.
+
         Raises:
             ValueError: For a step that is damaged, sharded, or whose frozen weights are not there.
         """
@@ -205,11 +221,12 @@ class RunStep:
 class Base:
     """The model that a run started from, whose frozen weights no step holds.
 
-    name         as the run was told it; empty for a run from nothing
-    folder       where it was found
-    fingerprint  of its weights, see `fingerprint`
-    scale        of the products of matrices of low rank; None: there are none
-    lacks        a tensor that was not trained and is not there either; empty: all are
+    Attributes:
+        name: As the run was told it; empty for a run from nothing.
+        folder: Where it was found.
+        fingerprint: Of its weights, see `fingerprint`.
+        scale: Of the products of matrices of low rank; None: there are none.
+        lacks: A tensor that was not trained and is not there either; empty: all are.
     """
 
     name: str
@@ -229,6 +246,9 @@ class Base:
             folder: Where it lies; None for a run from nothing.
             frozen: Our names of the tensors that are not trained.
             scale: Of the products of matrices of low rank, if any.
+
+        Returns:
+            The description, which the run stores beside its steps.
         """
         checkpoint = None if folder is None else open_checkpoint(folder)
         there = set() if checkpoint is None else _ours(checkpoint).keys()
@@ -244,6 +264,12 @@ class Base:
     @classmethod
     def read(cls, setup: Path) -> Base | None:
         """Read it from the setup of a run; None for a run that trains all weights.
+
+        Args:
+            setup: Folder of the run's setup.
+
+        Returns:
+            What the run started from, or None.
 
         Raises:
             ValueError: For a file that does not describe one.
@@ -265,6 +291,12 @@ class Base:
 
     def checkpoint(self, step: RunStep) -> Checkpoint:
         """Return its checkpoint.
+
+        Args:
+            step: That was written on top of it.
+
+        Returns:
+            The checkpoint that the run started from.
 
         Raises:
             ValueError: Where it is not there, or is another one by now.
@@ -337,6 +369,9 @@ def damage_of(folder: Path, *, digested: Collection[str] | None = None) -> str |
     Args:
         folder: Of the step.
         digested: Names of files whose content is compared; None: all. Of others the size is.
+
+    Returns:
+        One sentence, or None.
     """
     if not folder.is_dir():
         return "it is no folder"

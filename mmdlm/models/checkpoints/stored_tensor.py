@@ -34,14 +34,15 @@ DTYPES = {
 class StoredTensor:
     """A tensor of a safetensors file, in the place of a tensor where transformers loads one.
 
-    dtype   as it is stored
-    target  as it is wanted; None: as stored
-    read    told the number of bytes of the file after each piece
-
     In its own dtype a tensor is a view of the file, which the operating system pages in and out; it
     takes no memory of its own. In another it is converted piece by piece, and the file is unmapped
     after each: memory holds the result and one piece. (transformers keeps all files mapped while it
     converts, so that what the process holds grows to the size of both.)
+
+    Attributes:
+        dtype: As it is stored.
+        target: As it is wanted; None: as stored.
+        read: Told the number of bytes of the file after each piece.
     """
 
     shard: Path

@@ -51,19 +51,23 @@ def convert_to_diffusion(
 ) -> Iterator[tuple[int, int]]:
     """Write an autoregressive model or an encoder as a denoiser -> (shards written, shards).
 
-    source       a folder or a repository of the Hugging Face Hub, with safetensors and a tokenizer
-    out          a folder that does not exist yet; it appears whole or not at all
-    mask_token   what the tokenizer gets as its mask, unless it has one; a token that it knows is
-                 taken over
-    shift        each state goes on predicting the next token, as Dream's do; False is refused for
-                 encoders, whose states predict their own
-    image_codes  ids of an image tokenizer, appended with a begin and an end marker
-    seed         of the noise in rows that are appended for images
-
     A new mask takes the first free row where the embedding has more rows than the tokenizer ids (as
     Dream's does), and is left as it is. Otherwise embedding and head grow by one row, the mean of
     the others. Rows for images are that mean with a tenth of the others' spread. All else is copied
     bit for bit, in its dtype, with one shard in memory at a time.
+
+    Args:
+        source: A folder or a repository of the Hugging Face Hub, with safetensors and a tokenizer.
+        out: A folder that does not exist yet; it appears whole or not at all.
+        mask_token: What the tokenizer gets as its mask, unless it has one; a token that it knows is
+            taken over.
+        shift: Each state goes on predicting the next token, as Dream's do; False is refused for
+            encoders, whose states predict their own.
+        image_codes: Ids of an image tokenizer, appended with a begin and an end marker.
+        seed: Of the noise in rows that are appended for images.
+
+    Yields:
+        (shards written, shards) after each.
 
     Source: arXiv:2508.15487, section 3 (weights and shift of Qwen2.5 are kept).
 

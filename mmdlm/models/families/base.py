@@ -15,10 +15,11 @@ Json = dict[str, Any]  # the content of a config.json
 class Family(ABC):
     """A published family as a reading of the one Transformer.
 
-    name             what a checkpoint of ours stores about where it came from
-    model_types      what config.json says in `model_type`; several families may say the same
-    image_tokenizer  where the Hugging Face Hub has it, OWNER/NAME or OWNER/NAME/FOLDER; None: the
-                     family draws no images
+    Attributes:
+        name: What a checkpoint of ours stores about where it came from.
+        model_types: What config.json says in `model_type`; several families may say the same.
+        image_tokenizer: Where the Hugging Face Hub has it, OWNER/NAME or OWNER/NAME/FOLDER; None:
+            the family draws no images.
     """
 
     name: ClassVar[str]
@@ -39,9 +40,14 @@ class Family(ABC):
 
     @abstractmethod
     def vocabulary(self, config: Json, *, tokenizer_size: int | None = None) -> Vocabulary:
-        """Ids of text, specials and image codes.
+        """Return the ids of text, specials and image codes.
 
-        tokenizer_size  ids of the text tokenizer; MMaDA's image codes begin there
+        Args:
+            config: The published config.json.
+            tokenizer_size: Ids of the text tokenizer; MMaDA's image codes begin there.
+
+        Returns:
+            Half-open ranges of ids.
         """
 
     @abstractmethod

@@ -29,12 +29,14 @@ LIBRARIES = ("transformers", "open_clip")
 class VisionConfig:
     """Everything that makes a `VisionAdapter`, but for the width of its language model.
 
-    tower         fields of the tower's own config; see `build_tower`
-    tiling        how images are cut into crops, with the pooling of their features
-    library       of the tower: "transformers" or "open_clip"
-    select_layer  whose features are taken; see `Tower`
-    projector     see `build_projector`
-    mean, std     of each channel, subtracted from and divided out of pixels in [0, 1]
+    Attributes:
+        tower: Fields of the tower's own config; see `build_tower`.
+        tiling: How images are cut into crops, with the pooling of their features.
+        library: Of the tower: "transformers" or "open_clip".
+        select_layer: Whose features are taken; see `Tower`.
+        projector: See `build_projector`.
+        mean: Of each channel, subtracted from and divided out of pixels in [0, 1].
+        std: Of each channel, subtracted from and divided out of pixels in [0, 1].
     """
 
     tower: Mapping[str, Any]
@@ -102,8 +104,10 @@ class VisionAdapter(nn.Module):
 
     Freeze a part by `requires_grad_(False)` on it; a frozen tower keeps no activations.
 
-    width           of the language model
-    crops_per_pass  crops that go through the tower at a time; None: all of them
+    Args:
+        config: Tower, tiling, pooling and projector.
+        width: Of the language model.
+        crops_per_pass: Crops that go through the tower at a time; None: all of them.
 
     Source: arXiv:2310.03744 (projector); arXiv:2408.03326, section 3.2 (newlines).
     """

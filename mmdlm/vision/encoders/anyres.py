@@ -24,13 +24,14 @@ class Anyres(Tiling):
     pixels, then the one that wastes fewest of its own, then the first. The image is resized into
     it and padded with black; features that show only padding are dropped.
 
-    size          pixels of a tile's side
-    grid          patches of a tile's side
-    shapes        (columns, rows) that the mosaic may have, in order of preference
-    max_tiles     a mosaic of more features than this many tiles have (by 1.1 a side) is shrunk to
-                  as many; None: never
-    tile_several  tile each image of a conversation that has several, too; otherwise each of them
-                  is padded to a square of `background`, and is one crop
+    Attributes:
+        size: Pixels of a tile's side.
+        grid: Patches of a tile's side.
+        shapes: (columns, rows) that the mosaic may have, in order of preference.
+        max_tiles: A mosaic of more features than this many tiles have (by 1.1 a side) is shrunk to
+            as many; None: never.
+        tile_several: Tile each image of a conversation that has several, too; otherwise each of
+            them is padded to a square of `background`, and is one crop.
 
     Source: arXiv:2408.03326, section 3.2 (max_tiles); LLaVA-NeXT's published code, which LLaDA-V
     and LaViDa run, for the arithmetic. Where an image covers not one whole row or column of

@@ -46,6 +46,9 @@ def tiling_from_dict(content: Mapping[str, Any]) -> Tiling:
     Args:
         content: What `Tiling.to_dict` gave: the kind and the fields.
 
+    Returns:
+        The tiling of that kind.
+
     Raises:
         ValueError: If the kind or a field is unknown.
     """

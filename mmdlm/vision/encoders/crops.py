@@ -19,14 +19,15 @@ class FeatureLayout:
     The first crop shows the whole image; its features come first, row by row. Then come those of
     the tiles, put together to one mosaic, row by row. All sizes are (rows, columns).
 
-    patches  of one crop, as the tower sees it
-    pooled   features of one crop, after pooling
-    tiles    after the first crop; None: the first crop is all there is
-    window   (top, bottom, left, right) of the mosaic that holds the image and not its padding
-    shrunk   size to which the window is then resized (bilinear, in the dtype of the features)
-    newline  a learned feature ends each row of the mosaic, or, without one, the first crop
-    axes     slots have a row and a column among the positions, too (`Views.places`); for a first
-             crop without newline
+    Attributes:
+        patches: Of one crop, as the tower sees it.
+        pooled: Features of one crop, after pooling.
+        tiles: After the first crop; None: the first crop is all there is.
+        window: (top, bottom, left, right) of the mosaic that holds the image and not its padding.
+        shrunk: Size to which the window is then resized (bilinear, in the dtype of the features).
+        newline: A learned feature ends each row of the mosaic, or, without one, the first crop.
+        axes: Slots have a row and a column among the positions, too (`Views.places`); for a first
+            crop without newline.
     """
 
     patches: tuple[int, int]
@@ -101,9 +102,10 @@ class FeatureLayout:
 class CropViews:
     """The `Views` (mmdlm.core) of a vision adapter.
 
-    crops   [C, 3, H, W] pixels, uint8 levels or floats that are normalized already; or
-            [C, P, D_tower] features, where the tower has seen them (feature shards)
-    layout  what becomes of their features
+    Attributes:
+        crops: [C, 3, H, W] pixels, uint8 levels or floats that are normalized already; or [C, P,
+            D_tower] features, where the tower has seen them (feature shards).
+        layout: What becomes of their features.
     """
 
     crops: Tensor

@@ -19,7 +19,8 @@ class Natural(Tiling):
 
     Each side is rounded up to whole patches, and the image stretched to them.
 
-    patch  pixels of a patch's side
+    Attributes:
+        patch: Pixels of a patch's side.
 
     Source: arXiv:2502.14786, section 2.4 (NaFlex); the scale is found by the bisection of the
     published processor, from 1e-6 to 100, so that sizes agree at the edges too.
@@ -70,9 +71,10 @@ class Rounded(Tiling):
     Each side is rounded to whole patches. An image of too many or too few pixels is scaled first,
     and its sides then rounded towards what is allowed.
 
-    patch       pixels of a patch's side
-    min_pixels  that a crop has at least
-    max_pixels  that a crop has at most
+    Attributes:
+        patch: Pixels of a patch's side.
+        min_pixels: That a crop has at least.
+        max_pixels: That a crop has at most.
 
     Source: arXiv:2409.12191, section 2.1; the arithmetic of the published processor, in which a
     side of less than half a patch is none at all: here it is one patch.

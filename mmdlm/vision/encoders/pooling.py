@@ -17,8 +17,10 @@ MODES = ("bilinear", "average", "max")
 class Pooling:
     """Shrinks each side of a crop's grid `stride` times.
 
-    mode  "bilinear" rounds the new side up (27 patches become 14) and samples it without
-          antialiasing; "average" and "max" pool whole windows and drop what is left over (27 -> 13)
+    Attributes:
+        mode: "bilinear" rounds the new side up (27 patches become 14) and samples it without
+            antialiasing; "average" and "max" pool whole windows and drop what is left over (27 ->
+            13).
 
     Source: LaViDa's published code (arXiv:2505.16839, section 3.1, speaks of average pooling).
     """

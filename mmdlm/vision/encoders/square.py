@@ -18,9 +18,10 @@ _BAND = 256  # rows of a padded square that are in memory at a time
 class Square(Tiling):
     """One square crop an image: squashed into it, or padded to it.
 
-    size        pixels of its side
-    grid        patches of its side
-    background  (R, G, B) that pads an image to a square; None: the image is squashed
+    Attributes:
+        size: Pixels of its side.
+        grid: Patches of its side.
+        background: (R, G, B) that pads an image to a square; None: the image is squashed.
     """
 
     kind: ClassVar[str] = "square"

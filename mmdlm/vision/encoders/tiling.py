@@ -26,9 +26,10 @@ RESAMPLING = ("nearest", "bilinear", "bicubic", "lanczos")
 class Tiling(ABC):
     """How images become crops.
 
-    pooling     what the adapter does to the features of each crop
-    newline     see `FeatureLayout`
-    resampling  the filter that resizes images, always with antialiasing
+    Attributes:
+        pooling: What the adapter does to the features of each crop.
+        newline: See `FeatureLayout`.
+        resampling: The filter that resizes images, always with antialiasing.
     """
 
     kind: ClassVar[str]

@@ -20,7 +20,8 @@ class Tower(nn.Module, ABC):
     -1 behind the closing LayerNorm. Blocks behind the selected one do not run. They stay, with
     whatever else is not asked for, so that every tensor of a checkpoint has its place.
 
-    width  D_tower
+    Attributes:
+        width: D_tower.
     """
 
     width: int

@@ -26,11 +26,12 @@ def whole_numbers(given: str | Sequence[int | str]) -> list[int]:
 class Countdown:
     r"""1 for an expression that solves the columns `numbers` and `target`, `wrong` for another.
 
-    wrong     of an answer in its tags (or box) that is not right
-    equation  an answer may be written `a + b = c`, where both sides are looked at
-    loose     an answer need not be marked, see `expression_of`
-
     A completion without an answer gets 0.
+
+    Attributes:
+        wrong: Of an answer in its tags (or box) that is not right.
+        equation: An answer may be written `a + b = c`, where both sides are looked at.
+        loose: An answer need not be marked, see `expression_of`.
 
     Source: d1's Countdown reward. Departures: the sum is exact (theirs is right to 1e-5), an answer
     may stand in `\\boxed`, and only + - * / and parentheses are known, where theirs, which runs the

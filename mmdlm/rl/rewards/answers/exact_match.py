@@ -17,14 +17,15 @@ Where = Literal["answer", "last_number", "text"]
 class ExactMatch:
     r"""1 where the answer equals the column `answer`, 0 elsewhere.
 
-    where  "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": the one
-           number that is stated there, or else the last of the completion (see `stated_number`),
-           and what is no number as by "answer"; "text": the whole completion, stripped
-
     The column may be a bare answer, a GSM8K solution (`#### 72`) or one with a `\boxed`. White
     space counts as one space, and commas between thousands, a leading `$` and a final full stop do
     not count; nothing else is mended: for that there is `MathEquivalence`. An empty answer is
     wrong.
+
+    Attributes:
+        where: "answer": in `<answer>` or `\boxed` (see `answer.answer_of`); "last_number": the one
+            number that is stated there, or else the last of the completion (see `stated_number`),
+            and what is no number as by "answer"; "text": the whole completion, stripped.
 
     Source: d1's correctness reward (arXiv:2504.12216, appendix), which is 2.0 of this. Departures:
     an answer is found in `\boxed` as well, and a text without an answer is wrong, where d1 compares

@@ -15,12 +15,13 @@ from mmdlm.tasks.answers import boxed, tagged
 class Tagged:
     r"""1 where the completion is `<reasoning>...</reasoning>` and then `<answer>...</answer>`.
 
-    tags    in their order; ("think",) asks for `<think>...</think>` and an answer after it
-    strict  each tag on a line of its own, and nothing before or after
-    opened  the prompt ended with the first tag, so that the completion starts inside it
-
     Each tag stands once. Without `strict`, white space between the parts is free, and so is what
     follows the last; where the last tag is "think", something has to follow.
+
+    Attributes:
+        tags: In their order; ("think",) asks for `<think>...</think>` and an answer after it.
+        strict: Each tag on a line of its own, and nothing before or after.
+        opened: The prompt ended with the first tag, so that the completion starts inside it.
 
     Source: d1's strict and soft format rewards, .5 of this each. Departures: reasoning may have
     many lines, where their expressions stop at the first; a tag twice is wrong; the line break at
@@ -92,7 +93,8 @@ class TagCount:
 class BoxedAnswer:
     r"""The mean of 1 for an `<answer>`, and 1 for a `\boxed` in it (without one: anywhere).
 
-    unboxed  in place of the second where there is no `\boxed`
+    Attributes:
+        unboxed: In place of the second where there is no `\boxed`.
 
     Source: d1's format reward for MATH, which is this. Departure: theirs never sees a `\boxed`, as
     its "\b" is a backspace: it gives .75 with tags and .25 without, whatever they hold.

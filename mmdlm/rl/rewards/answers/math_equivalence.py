@@ -37,11 +37,12 @@ class MathEquivalence:
     equal; anything else is compared by `math-verify` (the extra `math`) in a process of its own. An
     answer that is hedged, negated or a false equation is wrong, unless the column is like that.
 
-    seconds    of processor time that one comparison may take; after it the process ends and the
-               score is 0. The same holds after `PATIENCE` times as long on the clock
-    megabytes  of memory that it may take
-
     How many comparisons ran out of time is logged as `math/timed_out`.
+
+    Attributes:
+        seconds: Of processor time that one comparison may take; after it the process ends and the
+            score is 0. The same holds after `PATIENCE` times as long on the clock.
+        megabytes: Of memory that it may take.
 
     Source: d1's MATH reward, which is 2.0 of this by string comparison (Hendrycks' normalization).
     """

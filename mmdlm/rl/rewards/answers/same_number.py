@@ -16,11 +16,12 @@ from mmdlm.tasks.math_answers import concluded_number, stated_number, value_of
 class SameNumber:
     r"""1 where the answer is the number in the column `answer`: 18, 18.00 and $18 dollars are one.
 
-    last  where no answer is marked, the last number of the completion is it
-
     An answer is marked by `<answer>`, `\boxed` or `####`, and states one number: what it hedges,
     negates or computes with is wrong (see `stated_number`). A row whose column has no number is
     None.
+
+    Attributes:
+        last: Where no answer is marked, the last number of the completion is it.
     """
 
     last: bool = False

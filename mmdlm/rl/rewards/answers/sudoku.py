@@ -14,13 +14,14 @@ from mmdlm.tasks.sudoku import CELLS, grid_of, solutions
 class Sudoku:
     """How much of a puzzle (the column `puzzle`, 16 characters, 0 is empty) is right.
 
-    score  "cells": the share of the empty cells that are; "grid": 1 if all are and the givens are
-           kept, else 0
-    loose  an answer need not be marked, see `grid_of`
-
     Where a puzzle has several solutions any of them is right, and the cells are compared with the
     one that the answer is nearest to. An answer of more digits than 16 is cut off, one of fewer has
     the rest wrong. A puzzle without an empty cell or without a solution is None.
+
+    Attributes:
+        score: "cells": the share of the empty cells that are; "grid": 1 if all are and the givens
+            are kept, else 0.
+        loose: An answer need not be marked, see `grid_of`.
 
     Source: d1's Sudoku reward, which is "cells"; departure: it knows one solution of each puzzle.
     """

@@ -24,7 +24,7 @@ Read = Callable[[int], bytes]
 class Tests(remote.Peer):
     """The end of the tests. What it reads was written by code that nobody has read.
 
-    lost  why the code cannot be asked any more, or ""
+    `lost` says why the code cannot be asked any more, or is "".
     """
 
     def __init__(self, send: Send, read: Read) -> None:

@@ -35,10 +35,7 @@ class Stopped(BaseException):
 
 
 class Peer:
-    """One end of the connection.
-
-    kept  objects that the other end knows by their numbers here
-    """
+    """One end of the connection; the other end knows the objects in `kept` by their numbers."""
 
     def __init__(self, send: Send, read: Read) -> None:
         self.send, self.receive = send, read

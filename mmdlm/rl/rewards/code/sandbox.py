@@ -49,9 +49,10 @@ GLANCE = 0.05  # seconds between two looks at the processor time
 class Outcome:
     """What became of a run.
 
-    passed  for each test; all false where the code was stopped
-    reason  why not all passed, in one sentence; "" where they did
-    layers  the guards that were in force
+    Attributes:
+        passed: For each test; all false where the code was stopped.
+        reason: Why not all passed, in one sentence; "" where they did.
+        layers: The guards that were in force.
     """
 
     passed: tuple[bool, ...]
@@ -68,12 +69,13 @@ class Outcome:
 class Sandbox:
     """Where code is run, and what it may use.
 
-    seconds    of processor time, from the first line of the code to the end of the last test; the
-               same result is then found on a busy machine. On the clock it is `PATIENCE` times that
-    megabytes  of memory (address space), for the code and for its tests each
-    file_megabytes  a file that it writes may have
-    layers     guards to use, where the system has them
-    required   guards without which nothing is run
+    Attributes:
+        seconds: Of processor time, from the first line of the code to the end of the last test; the
+            same result is then found on a busy machine. On the clock it is `PATIENCE` times that.
+        megabytes: Of memory (address space), for the code and for its tests each.
+        file_megabytes: A file that it writes may have.
+        layers: Guards to use, where the system has them.
+        required: Guards without which nothing is run.
     """
 
     seconds: float = 5.0

@@ -165,7 +165,14 @@ def attempt(
 ) -> str:
     """Run a source, and say why it failed, in one sentence, or "".
 
-    prepare  the names that it needs beside `names`
+    Args:
+        source: Python code.
+        names: Its global names; they are changed.
+        where: Name of the file in tracebacks.
+        prepare: The names that it needs beside `names`.
+
+    Returns:
+        The reason, or "" where it succeeded.
     """
     try:
         tree = ast.parse(source, f"<{where}>")

@@ -16,18 +16,19 @@ from mmdlm.tasks.code_problems import code_of, separate_tests
 class CodeTests:
     """How many of the column `tests` the code of a completion passes, in a sandbox.
 
-    tests     one text with a `check(candidate)` (HumanEval), one of `def test_...` functions
-              (KodCode), any other text, or a list of texts (MBPP's asserts): each is one test
-    score     "all": 1 if all tests pass, else 0; "share": the share of them that does
-    workers   runs at a time
-    sandbox   what the code may use
-
-    The tests run in another process than the code, and compare plain values there (see `sandbox`).
+    `tests` is one text with a `check(candidate)` (HumanEval), one of `def test_...` functions
+    (KodCode), any other text, or a list of texts (MBPP's asserts): each is one test. They run in
+    another process than the code, and compare plain values there (see `sandbox`).
 
     Columns that are looked at where the data set has them: `entry_point`, the function that
     `check` is called with, and `setup`, which runs before the code. Code that is stopped - an
     endless loop, too much memory, a process, the network, a file elsewhere - gets 0. Why a
     completion did not pass is logged as the column `code/reason`. A row without tests is None.
+
+    Attributes:
+        score: "all": 1 if all tests pass, else 0; "share": the share of them that does.
+        workers: Runs at a time.
+        sandbox: What the code may use.
     """
 
     score: Literal["all", "share"] = "all"

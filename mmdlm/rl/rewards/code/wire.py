@@ -53,8 +53,9 @@ class Broken(Exception):
 class Writer:
     """Values -> children and their nodes.
 
-    other  makes nodes of what is not plain
-    sent   id of an object that the reader knows already -> its number there
+    Args:
+        other: Makes nodes of what is not plain.
+        sent: Id of an object that the reader knows already -> its number there.
     """
 
     def __init__(self, other: Other, sent: Mapping[int, int] | None = None) -> None:
@@ -186,8 +187,10 @@ def _array(value: Any, numpy: Any) -> Node | None:
 class Reader:
     """Nodes -> values.
 
-    other  makes values of nodes that are not plain
-    sent   objects of this end that the other end may name by their numbers
+    Args:
+        nodes: As `Writer.nodes` has them.
+        other: Makes values of nodes that are not plain.
+        sent: Objects of this end that the other end may name by their numbers.
     """
 
     def __init__(self, nodes: Sequence[Any], other: Unknown, sent: Sequence[Any] = ()) -> None:

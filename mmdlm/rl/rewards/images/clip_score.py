@@ -41,8 +41,13 @@ class Judge:
 def load_judge(model: str, pretrained: str | None, device: str) -> Judge:
     """Load an open_clip model once, in evaluation mode. Needs the extra `open_clip`.
 
-    model       a name that open_clip knows, "hf-hub:..." or "local-dir:..."
-    pretrained  its tag of open_clip, or a file of weights; None where the name has them
+    Args:
+        model: A name that open_clip knows, "hf-hub:..." or "local-dir:...".
+        pretrained: Its tag of open_clip, or a file of weights; None where the name has them.
+        device: That the model is put on.
+
+    Returns:
+        The network with its transform of images and its tokenizer.
     """
     try:
         import open_clip
@@ -68,10 +73,12 @@ def load_judge(model: str, pretrained: str | None, device: str) -> Judge:
 class ClipScore:
     """`scale` times the cosine of image and prompt in CLIP's space, and not below 0.
 
-    model, pretrained  see `load_judge`
-    scale              2.5 is the published CLIPScore; 100 is what some repositories print
-    batch_size         images at a time
-    column             of the data set that says what is drawn; "": the prompt itself
+    Attributes:
+        model: See `load_judge`.
+        pretrained: See `load_judge`.
+        scale: 2.5 is the published CLIPScore; 100 is what some repositories print.
+        batch_size: Images at a time.
+        column: Of the data set that says what is drawn; "": the prompt itself.
 
     Source: arXiv:2104.08718, section 3.
     """
@@ -109,11 +116,12 @@ class ClipScore:
 class Hps:
     """Human Preference Score v2.1: a CLIP ViT-H/14 trained on what people prefer; about .2 to .35.
 
-    weights  the published file (4 GB); None: from the Hub, xswu/HPSv2
-    column   as in `ClipScore`
-
     It is the cosine of that model, so that open_clip runs it, and the package of the authors, which
     asks for old libraries, is not needed. Source: arXiv:2306.09341.
+
+    Attributes:
+        weights: The published file (4 GB); None: from the Hub, xswu/HPSv2.
+        column: As in `ClipScore`.
     """
 
     weights: Path | None = None

@@ -166,11 +166,12 @@ def load_image_reward(weights: Path | None, device: str) -> Judge:
 class ImageRewardScore:
     """ImageReward's score of image and prompt: about -2 to 2, with mean 0 over its own data.
 
-    weights  the published file (1.8 GB); None: from the Hub, THUDM/ImageReward
-    column   as in `ClipScore`
-
     Its parts are those of BLIP, which transformers has: the package of the authors, which asks for
     old libraries, is not needed.
+
+    Attributes:
+        weights: The published file (1.8 GB); None: from the Hub, THUDM/ImageReward.
+        column: As in `ClipScore`.
 
     Source: arXiv:2304.05977. MMaDA's UniGRPO weighs it by .1 (arXiv:2505.15809, section 5.2).
     """

@@ -26,9 +26,10 @@ def levels_of(images: Sequence[Image.Image]) -> Tensor:
 class Gallery:
     """All that an image may show.
 
-    names    [G] names that are right for each image
-    levels   [G, 3, H, W] uint8
-    prepare  images of any size -> [N, 3, H, W] uint8, as the gallery was made
+    Attributes:
+        names: [G] names that are right for each image.
+        levels: [G, 3, H, W] uint8.
+        prepare: Images of any size -> [N, 3, H, W] uint8, as the gallery was made.
     """
 
     names: tuple[frozenset[str], ...]

@@ -13,16 +13,17 @@ from torch import Tensor
 class Neighbors:
     """Where the right image stands among all images of a gallery, nearest first.
 
-    rank     [N] int64, how many distinct images of the gallery are strictly nearer than the right
-             one: 0 where it is the nearest, or ties with it
-    nearest  [N, k] int64, places in the gallery of the k nearest; of alike images the first
-    margin   [N] float64 in [-1, 1], (other - right) / max(other, right) of the distances to the
-             right image and to the nearest other one: 1 where the right one is met exactly, 0
-             where both are as near, below 0 where another is nearer. It tells a good image from
-             a better one where the rank is 0 for both; 0 in a gallery of one image
-
     Source of the margin: Rousseeuw (1987), the silhouette of a point, with single images for
     clusters.
+
+    Attributes:
+        rank: [N] int64, how many distinct images of the gallery are strictly nearer than the right
+            one: 0 where it is the nearest, or ties with it.
+        nearest: [N, k] int64, places in the gallery of the k nearest; of alike images the first.
+        margin: [N] float64 in [-1, 1], (other - right) / max(other, right) of the distances to the
+            right image and to the nearest other one: 1 where the right one is met exactly, 0 where
+            both are as near, below 0 where another is nearer. It tells a good image from a better
+            one where the rank is 0 for both; 0 in a gallery of one image.
     """
 
     rank: Tensor
@@ -40,15 +41,20 @@ def nearest_neighbors(
 ) -> Neighbors:
     """Rank the images of a gallery by their L2 distance to each image, pixel by pixel.
 
-    images   [N, ...] pixels, uint8 levels or floats
-    gallery  [G, ...] pixels of the same size and range
-    right    [N] place in the gallery of the image that each image should show
-    chunk    images and gallery images that are compared at a time
-
     Gallery images that are alike to the last bit count as one, whichever of them is `right`, and
     a tie is decided for the right one. Distances come from one matrix product,
     |a|^2 - 2 ab + |b|^2, in float64: for 8-bit levels every sum is then an exact integer, so that
     near ties are decided by pixels and not by rounding, as they would be in float32.
+
+    Args:
+        images: [N, ...] pixels, uint8 levels or floats.
+        gallery: [G, ...] pixels of the same size and range.
+        right: [N] place in the gallery of the image that each image should show.
+        k: Nearest images to return of each.
+        chunk: Images and gallery images that are compared at a time.
+
+    Returns:
+        Ranks, nearest places and margins of all images.
     """
     if images.shape[1:] != gallery.shape[1:]:
         raise ValueError(

@@ -18,12 +18,14 @@ Describe = Callable[[Sequence[Image.Image]], Sequence[str]]
 class RoundTrip:
     """How well the model's caption of the image agrees with the column `name`.
 
-    score  "words": the F1 of their words, in any order; "exact": 1 if they are the same, else 0
-
     `describe`, images -> captions, is given by the recipe: the model that drew them, so that it
     is its own judge; a model that draws and reads the same wrong thing is rewarded, which is why a
     image's own reward or a held-out score belongs beside it. Captions are logged as the column
     `round_trip/caption`.
+
+    Attributes:
+        score: "words": the F1 of their words, in any order; "exact": 1 if they are the same, else
+            0.
 
     Source: the self-reward of Lumina-DiMOO (arXiv:2510.06308), by words here, where it asks
     questions.
