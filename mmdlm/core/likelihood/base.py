@@ -83,7 +83,7 @@ class LikelihoodEstimator(ABC):
             steps: [B, L] int64, the step at which a sampler committed each target, -1 for never.
 
         Returns:
-            The views of each pass, [iterations][views].
+            For each pass its views.
         """
 
     def check(self, sampler: Sampler) -> None:
