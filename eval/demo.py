@@ -29,9 +29,9 @@ from eval.demo_page import (
     Origin,
     page,
 )
+from mmdlm import load
 from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.image_files import open_image
 

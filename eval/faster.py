@@ -21,9 +21,9 @@ from eval.metrics import estimate
 from eval.provenance import describe_hardware, describe_model
 from eval.speed.forward_passes import counted
 from eval.tasks.benchmark import Faster
+from mmdlm import load
 from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 
 

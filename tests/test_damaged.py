@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 
 from data_pipelines.text_tokenizer import train_text_tokenizer
+from mmdlm import load
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.checkpoints.checkpoint import INDEX
 from mmdlm.models.configuration import read_config
@@ -23,7 +24,6 @@ from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
 from mmdlm.pipeline.generation_config import Defaults
-from mmdlm.pipeline.loading import load
 from mmdlm.vision.encoders.open_clip_tower import _open_clip_model
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from tests.models.test_families import CONFIGS

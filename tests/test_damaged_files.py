@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmdlm.pipeline.loading import load
+from mmdlm import load
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.digests import FILE as DIGESTS
 from mmdlm.vision.digests import write_digests

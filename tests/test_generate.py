@@ -22,13 +22,13 @@ from transformers.utils import logging as transformers_logging
 
 import mmdlm
 from data_pipelines.sources.image_text import ImageText, Tasks
+from mmdlm import load
 from mmdlm.core.kernels import linear
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
-from mmdlm.pipeline import loading
+from mmdlm.pipeline import hub
 from mmdlm.pipeline.generation_config import GenerationConfig
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.pixels import to_image, to_pixels
 from mmdlm.vision.tiles import GAP, TILE
@@ -591,7 +591,7 @@ def test_a_bundled_name_comes_before_a_folder(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "BUNDLED", tiny_checkpoint.parent)
+    monkeypatch.setattr(hub, "BUNDLED", tiny_checkpoint.parent)
     (tmp_path / tiny_checkpoint.name).mkdir()
     assert load(tiny_checkpoint.name).text_slots == 64
     with pytest.raises(ValueError, match="config.json is missing"):

@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 import mmdlm
 from data_pipelines.text_tokenizer import train_text_tokenizer
+from mmdlm import load
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.models.checkpoints import stored_tensor
 from mmdlm.models.checkpoints.checkpoint import INDEX, Checkpoint
@@ -26,8 +27,8 @@ from mmdlm.models.configuration import read_config
 from mmdlm.models.families.auto import family_of
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import quantization_config, take_back_layers
-from mmdlm.pipeline import loading
-from mmdlm.pipeline.loading import load, load_text_tokenizer
+from mmdlm.pipeline import hub, loading
+from mmdlm.pipeline.loading import load_text_tokenizer
 from mmdlm.templates.mmada import Mmada
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from tests.models.tiny import tiny_config
@@ -246,11 +247,11 @@ def test_a_repository_is_fetched_without_its_code(
     folder, _ = publish("llada")
     asked = []
 
-    def download(name: str, *, allow_patterns: list[str]) -> str:
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
         asked.append((name, set(allow_patterns)))
         return str(folder)
 
-    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     load("GSAI-ML/LLaDA-8B-Instruct")
     assert asked == [("GSAI-ML/LLaDA-8B-Instruct", {"*.json", "*.safetensors", "*.txt", "*.jinja"})]
 
@@ -322,11 +323,11 @@ def test_the_familys_image_tokenizer_is_fetched(
     six_bits().save_pretrained(tmp_path / "hub" / inside)
     asked = []
 
-    def download(name: str, *, allow_patterns: list[str]) -> str:
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
         asked.append((name, allow_patterns[0]))
         return str(tmp_path / "hub")
 
-    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert isinstance(load(folder).image_tokenizer, Magvit2Tokenizer)
     assert asked == [(repository, f"{inside}/*.json".lstrip("/"))]
 

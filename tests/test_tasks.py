@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdlm import load
 from mmdlm.core.sequence import Batch, collate, pack, text_segment
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.pipeline.convert import convert
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.llada import Llada
@@ -376,7 +376,7 @@ class Bad:
         Bad(LladaV(), lambda m: m.caption(image(1, 1)), "1x1 pixels is too small to be seen"),
         Bad(LladaV(), lambda m: m.answer("a", image(20000, 10)), "20000x10 pixels is too narrow"),
         Bad(LladaV(), lambda m: m.caption(3), "int is no image"),
-        Bad(LladaV(), lambda m: m.caption(b"..."), "bytes is no image"),
+        Bad(LladaV(), lambda m: m.caption(b"..."), "cannot read the image as an image"),
         Bad(Mmada(), lambda m: m.text_to_image("a", height=8), "images of 16 x 16 pixels only"),
         Bad(Lumina(), lambda m: m.text_to_image("a", think=True), "not trained to think before it"),
         Bad(

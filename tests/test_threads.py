@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mmdlm import load
 from mmdlm.core.kernels.linear import Linear, PackedLayers
-from mmdlm.pipeline.loading import load
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import words_of
 

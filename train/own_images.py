@@ -22,9 +22,9 @@ from data_pipelines import write_shards
 from data_pipelines.jobs.sole_writer import sole_writer
 from data_pipelines.shards.shards import INDEX, expand_urls
 from data_pipelines.sources.image_set import HELD_OUT, TRAIN, part_captions, split, spread
+from mmdlm import load
 from mmdlm.atomic_files import atomic_write
 from mmdlm.cli.recipe import run
-from mmdlm.pipeline.loading import load
 from train.image_folder.plan import MODEL_SHARE, Grid, Start
 from train.image_folder.run_page import NEAREST, model_card, psnr, share_near
 from train.image_folder.stages import OwnRun

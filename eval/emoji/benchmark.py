@@ -20,8 +20,8 @@ from eval.emoji.gallery import Gallery, some_of
 from eval.emoji.measures import ELBO, measure, measure_speed
 from eval.emoji.report import Files, drawing_sheet, table, tokenizer_sheet, write_image
 from eval.provenance import describe_hardware, describe_model
+from mmdlm import load
 from mmdlm.cli import recipe as command_line
-from mmdlm.pipeline.loading import load
 
 
 def main(

@@ -24,9 +24,9 @@ from eval.emoji.gallery import SIZE, to_levels
 from eval.emoji.measures import summary
 from eval.metrics import exact_match
 from eval.provenance import describe_hardware, describe_model
+from mmdlm import load
 from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rewards.images.neighbors import nearest_neighbors
 from mmdlm.vision.image_files import open_image

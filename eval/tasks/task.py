@@ -20,8 +20,8 @@ from data_pipelines.sources.row_files import Row
 from eval.provenance import describe_hardware, describe_model, sha256_of
 from eval.speed.forward_passes import counted
 from eval.tasks.benchmark import Asked, Asking, Benchmark, Scored, ask, rate, summarize
+from mmdlm import load
 from mmdlm.atomic_files import atomic_write
-from mmdlm.pipeline.loading import load
 from mmdlm.rl.reward import Breakdown
 
 FOLDER = Path("runs/eval")  # of reports, by default

@@ -236,7 +236,7 @@ def convert(options: argparse.Namespace) -> None:
     from mmdlm.models.checkpoints.grown_vocabulary import MASK_TOKEN
     from mmdlm.models.checkpoints.to_diffusion import convert_to_diffusion
     from mmdlm.pipeline import convert as formats
-    from mmdlm.pipeline.loading import find_checkpoint
+    from mmdlm.pipeline.hub import find_checkpoint
 
     if start:
         if options.to is not None:

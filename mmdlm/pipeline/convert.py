@@ -19,7 +19,8 @@ from mmdlm.models.configuration import MmdlmConfig, read_config
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.families.auto import family_named, family_of
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.pipeline.hub import find_checkpoint
+from mmdlm.pipeline.loading import load_text_tokenizer
 from mmdlm.vision.checkpoint_files import check_stays
 from mmdlm.vision.digests import FILE as DIGESTS
 from mmdlm.vision.digests import write_digests

@@ -1,4 +1,4 @@
-"""Caption, draw, inpaint and edit: the tasks of a model that end or begin with an image.
+"""Caption and draw: the tasks of a model that end or begin with an image.
 
 All are one loop: a task is only the choice of which tokens of a document are targets. How a family
 of models lays that document out is up to its `PromptTemplate`; nothing here depends on the family.
@@ -7,7 +7,7 @@ of models lays that document out is up to its `PromptTemplate`; nothing here dep
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Unpack, overload
 
 import torch
@@ -20,15 +20,13 @@ from mmdlm.pipeline.generation_run import GenerationRun, with_generated
 from mmdlm.pipeline.inputs import (
     ImageLike,
     generation_config_with,
-    hole_of,
     images_of,
-    load_image,
     negatives_of,
+    pillow_image,
 )
 from mmdlm.pipeline.limits import MOST_IMAGES
 from mmdlm.pipeline.options import ImageOptions, StepOptions, check_options, sampling_options
 from mmdlm.templates.prompt_template import Codes, TaskPrompt
-from mmdlm.vision.frame import Frame
 from mmdlm.vision.image_files import WHITE
 from mmdlm.vision.pixels import to_image, to_pixels
 from mmdlm.vision.tiles import tiled
@@ -36,7 +34,7 @@ from mmdlm.vision.tiles import tiled
 
 @dataclass(frozen=True, eq=False)
 class ImageTasks(Engine):
-    """The tasks of a model that end or begin with an image."""
+    """Tasks from images to words and back."""
 
     @overload
     def caption(  # type: ignore[overload-overlap]  # a path is a string, and so a sequence of paths
@@ -72,7 +70,7 @@ class ImageTasks(Engine):
         length = self.text_slots or min(self.defaults.max_text_tokens, self.longest_text + 1)
         task_prompts = [
             self.fitting(self.prompt_template.caption_prompt(codec, seen, length=length), length)
-            for (seen,) in self.look([[load_image(one)] for one in images], "caption")
+            for (seen,) in self.look([[pillow_image(one)] for one in images], "caption")
         ]
         texts = self.written(task_prompts, config, options.get("generator"))
         captions = [text.strip() for text in texts]
@@ -97,7 +95,7 @@ class ImageTasks(Engine):
             ValueError: For an empty or too long prompt, or a number out of range.
         """
         check_options(options, ImageOptions, task="text_to_image")
-        run = self._drawing(prompt, options)
+        run = self.drawing(prompt, options)
         return self.decode(self.codes(run, run.run()), run.grid, alone=run.alone)
 
     def draw_trajectory(
@@ -118,133 +116,11 @@ class ImageTasks(Engine):
             ValueError: As `text_to_image`, and at the call.
         """
         check_options(options, ImageOptions, task="draw_trajectory")
-        return self.frames(self._drawing(prompt, options))
-
-    @torch.no_grad()
-    def inpaint(
-        self,
-        image: ImageLike,
-        mask: Image.Image | Tensor,
-        prompt: str = "",
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        generator: Generators | None = None,
-    ) -> Image.Image:
-        """Draw a part of an image again, so that the whole shows the prompt.
-
-        A code is drawn again if any pixel of its cell is masked; pixels outside the mask come back
-        exactly as they were, at the image's own size. An image of another shape than the model's
-        is set on white.
-
-        Args:
-            image: To repaint.
-            mask: White (a tensor: 1, or True) where the image is to be repainted, of its size, and
-                nowhere transparent.
-            prompt: What the whole shows; "": whatever fits the rest of the image.
-            num_inference_steps: Denoising steps; None: the model's own.
-            guidance_scale: How strongly to follow the prompt; 1 is off; None: the model's own.
-            generator: Random numbers.
-
-        Returns:
-            An image of the same size.
-
-        Raises:
-            ValueError: For a mask without a hole or of another size.
-        """
-        self.prompt_template.require("inpaint", self.text_tokenizer)
-        original = load_image(image, whole=True)
-        hole = hole_of(mask, original.size)  # [H, W] bool
-        generation_config = generation_config_with(
-            self.defaults.inpaint,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale if prompt.strip() else 1.0,  # there is nothing to follow
-        )
-        tokenizer = self.need_images()
-        canvas = self.prompt_template.canvas(
-            original.size, edge=tokenizer.image_size, task="inpaint"
-        )
-        frame = Frame.within(canvas, original.size)
-        known = self.encode([frame.place(original)], "inpaint")[0]
-        open_ = frame.cells(hole, tokenizer.downsampling).flatten()
-        codes = replace(known, open=open_)
-        generation_run = self.generation_run(
-            [self.prompt_template.image_prompt(self.codec, prompt, image=codes)],
-            generation_config=generation_config,
-            generator=generator,
-            grid=codes.grid,
-        )
-        drawn = self.decode(self.codes(generation_run, generation_run.run()), codes.grid)[0]
-        return Image.composite(frame.take(drawn), original, Image.fromarray(hole.numpy()))
-
-    @torch.no_grad()
-    def edit(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        instruction: str,
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        image_guidance_scale: float | None = None,
-        generator: Generators | None = None,
-    ) -> Image.Image:
-        """Draw an image again as an instruction says: "make it night".
-
-        The result has the size at which the model sees the (last) image.
-
-        Args:
-            image: One image, or several where the model edits one by the others.
-            instruction: What is to change.
-            num_inference_steps: Denoising steps; None: the model's own.
-            guidance_scale: How strongly to follow the instruction; 1 is off; None: the model's own.
-            image_guidance_scale: How strongly to stay with the image; 1 is off; None: the model's
-                own.
-            generator: Random numbers.
-
-        Returns:
-            The edited image.
-
-        Raises:
-            ValueError: If the instruction is empty or there is no image.
-        """
-        self.prompt_template.require("edit", self.text_tokenizer)
-        if not instruction.strip():
-            raise ValueError(f"instruction {instruction!r} is empty; say what is to change")
-        generation_config = generation_config_with(
-            self.defaults.edit, num_inference_steps=num_inference_steps
-        )
-        scales = generation_config.guidance_scale
-        words, image_scale = scales if isinstance(scales, tuple) else (scales, 1.0)
-        generation_config = replace(
-            generation_config,
-            guidance_scale=(
-                words if guidance_scale is None else guidance_scale,
-                image_scale if image_guidance_scale is None else image_guidance_scale,
-            ),
-        )
-        opened = [load_image(one) for one in images_of(image)[0]]
-        if not opened:
-            raise ValueError("there is no image to edit; give one")
-        sources = self.encode(opened, "edit")
-        grid = sources[-1].grid
-        blank = Codes.blank(self.codec, grid, drawn=True)
-        generation_run = self.generation_run(
-            [
-                self.fitting(
-                    self.prompt_template.edit_prompt(
-                        self.codec, instruction, sources=tuple(sources), image=blank
-                    )
-                )
-            ],
-            generation_config=generation_config,
-            generator=generator,
-            grid=grid,
-        )
-        return self.decode(self.codes(generation_run, generation_run.run()), grid)[0]
+        return self.frames(self.drawing(prompt, options))
 
     # --- drawing ---
 
-    def _drawing(self, prompt: str | Sequence[str], options: ImageOptions) -> GenerationRun:
+    def drawing(self, prompt: str | Sequence[str], options: ImageOptions) -> GenerationRun:
         """Prepare the run of a drawing: text is context, all codes are targets."""
         self.prompt_template.require("text_to_image", self.text_tokenizer)
         tokenizer = self.need_images()

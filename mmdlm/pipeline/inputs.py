@@ -19,23 +19,38 @@ from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.options import SamplingOptions
 from mmdlm.templates.conversation import IMAGE
 from mmdlm.vision.image_files import open_image, open_mask, to_rgb
+from mmdlm.vision.image_urls import data_of, is_url
 from mmdlm.vision.pixels import to_image
 
 Part = TypeVar("Part")
-ImageLike = Image.Image | str | PathLike[str] | Tensor
+Array = np.ndarray[Any, np.dtype[Any]]
+ImageLike = Image.Image | str | PathLike[str] | bytes | Tensor | Array
+MaskLike = Image.Image | Tensor | Array
 
 
 def images_of(image: ImageLike | abc.Sequence[ImageLike]) -> tuple[list[ImageLike], bool]:
     """Return all images of one image or several, and whether it was one."""
-    if isinstance(image, Tensor) and image.ndim == 4:
+    if isinstance(image, Tensor | np.ndarray) and image.ndim == 4:
         return list(image), False
-    if isinstance(image, Image.Image | str | PathLike | Tensor | bytes):
-        return [image], True  # bytes, too, are no images: `load_image` says so
+    if isinstance(image, Image.Image | str | PathLike | bytes | Tensor | np.ndarray):
+        return [image], True
     return (list(image), False) if isinstance(image, abc.Iterable) else ([image], True)
 
 
-def load_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
-    """Open an image in any accepted form as RGB; `whole` as in `open_image`."""
+def pillow_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
+    """Open an image in any accepted form as RGB.
+
+    Args:
+        image: To open.
+        whole: Keep the size of every image, as in `open_image`.
+
+    Returns:
+        An upright image on white.
+
+    Raises:
+        ValueError: For a URL, which `mmdlm.load_image` fetches; for pixels out of their range; for
+            what is no image.
+    """
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, Tensor):
@@ -47,15 +62,42 @@ def load_image(image: ImageLike, *, whole: bool = False) -> Image.Image:
         if not image.is_floating_point():
             raise ValueError(f"an image's tensor is {image.dtype}; pixels are floats in [-1, 1]")
         return to_image(image)
-    if isinstance(image, str | PathLike):
+    if isinstance(image, np.ndarray):
+        return to_rgb(Image.fromarray(_levels(image)))
+    if isinstance(image, str) and image[:5].lower() == "data:":
+        return open_image(data_of(image), whole=whole)
+    if is_url(image):
+        raise ValueError(
+            f"{str(image)[:80]!r} is a URL; fetch it by mmdlm.load_image(URL), and give the result"
+        )
+    if isinstance(image, str | PathLike | bytes):
         return open_image(image, whole=whole)
     raise ValueError(
-        f"{type(image).__name__} is no image; give a Pillow image, a path, or a tensor "
-        "[3, H, W] in [-1, 1]"
+        f"{type(image).__name__} is no image; give a Pillow image, a path, the bytes of a file, a "
+        "numpy array [H, W, 3], or a tensor [3, H, W] in [-1, 1]"
     )
 
 
-def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
+def _levels(image: Array) -> Array:
+    """Turn an array of pixels into uint8 levels that Pillow reads."""
+    shown = f"an image's array of shape {list(image.shape)} and {image.dtype}"
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"{shown} is no image; give [H, W, 3], [H, W, 4] or [H, W]")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.dtype == np.uint8:
+        return image
+    if not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"{shown} has neither uint8 levels nor floats in [0, 1]; convert it")
+    if image.size and not bool((image >= -0.001).all() and (image <= 1.001).all()):
+        raise ValueError(
+            f"{shown} has values from {image.min():.3g} to {image.max():.3g}; floats of an array "
+            "lie in [0, 1], levels are uint8"
+        )
+    return np.asarray(np.rint(np.clip(image, 0, 1) * 255), np.uint8)
+
+
+def hole_of(mask: MaskLike, size: tuple[int, int]) -> Tensor:
     """Read a mask for an image of `size` (width, height).
 
     Args:
@@ -68,14 +110,17 @@ def hole_of(mask: Image.Image | Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: If it is not a mask, has another size, or has no hole.
     """
+    if isinstance(mask, np.ndarray):
+        level = mask > 127 if mask.dtype == np.uint8 else mask
+        mask = torch.from_numpy(np.ascontiguousarray(level[..., 0] if mask.ndim == 3 else level))
     if isinstance(mask, Image.Image):
         hole = torch.from_numpy(np.asarray(open_mask(mask)) > 0)
     elif isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
         hole = (mask if mask.ndim == 2 else mask.squeeze(0)).cpu() >= 0.5
     else:
         raise ValueError(
-            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor [H, W] of bool or "
-            "of floats in [0, 1]"
+            f"{type(mask).__name__} is no mask; give a Pillow image, or a tensor or array [H, W] "
+            "of bool or of floats in [0, 1]"
         )
     width, height = size
     if hole.shape != (height, width):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -26,7 +24,6 @@ from mmdlm.models.checkpoints.checkpoint import Checkpoint, Origin
 from mmdlm.models.checkpoints.run_steps import (
     FINAL,
     RunStep,
-    find_in_run,
     open_checkpoint,
     parts_of,
 )
@@ -36,20 +33,19 @@ from mmdlm.models.families.auto import family_named
 from mmdlm.models.lora import Lora
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import check_widths, quantization_config
+from mmdlm.pipeline.devices import device_named
+from mmdlm.pipeline.engine import Engine
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
-from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.hub import Hub
 from mmdlm.templates.auto import prompt_template_for
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.checkpoint_files import reason_of
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 
-BUNDLED = Path(__file__).parents[1] / "checkpoints"
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # never code
 LARGE = 10**9  # parameters, from which on the dtype that is stored is kept; bytes to show a bar for
 
 
-def load(
+def load_engine(
     name_or_path: str | PathLike[str] = "emoji",
     *,
     device: torch.device | str | None = None,
@@ -60,8 +56,12 @@ def load(
     image_tokenizer: str | PathLike[str] | None = None,
     prompt_template: PromptTemplate | None = None,
     task: str | None = None,
-) -> Model:
-    """Load a model: a bundled name ("emoji"), a folder, or a repository of the Hugging Face Hub.
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Engine:
+    """Load the parts of a model: of a bundled name ("emoji"), a folder, or a repository of the Hub.
 
     The folder of a training run stands for its final weights, or else for its newest step; one of
     its steps can be named as well: RUN/step_100. A step answers with its averaged weights, or with
@@ -89,6 +89,10 @@ def load(
             `Mmada(attend_pads=True)`, `Lumina(editing="style")`.
         task: A method of `Model` that is wanted; a family that lacks it is refused before its
             weights are read.
+        revision: Branch, tag or commit of the model's repository.
+        token: Of an account of the Hub; default: the stored one.
+        cache_dir: Where the Hub's files are kept; default: its usual place.
+        local_files_only: Take what was downloaded before; ask nothing of the Hub.
 
     Returns:
         The model in evaluation mode, with tokenizers, template and defaults of generation.
@@ -100,10 +104,11 @@ def load(
     """
     if merge_adapter and adapter is None:
         raise ValueError("merge_adapter=True has no adapter to merge; name one: adapter=FOLDER")
-    folder = find_checkpoint(name_or_path)
-    where = _device(device)
+    hub = Hub(revision, token, cache_dir, local_files_only)
+    folder = hub.checkpoint(name_or_path)
+    where = device_named(device)
     checkpoint = open_checkpoint(folder)
-    lora = None if adapter is None else Lora.open(_find(adapter, "adapter"))
+    lora = None if adapter is None else Lora.open(hub.part(adapter, "adapter"))
     parts = parts_of(folder)
     text_tokenizer = load_text_tokenizer(parts)
     if lora is not None and text_tokenizer.chat_template is None:
@@ -140,10 +145,10 @@ def load(
         lora.onto(denoiser, merge=merge_adapter)
     images = None
     if vocabulary.image_codes:
-        images = load_image_tokenizer(_find_image_tokenizer(parts, config, image_tokenizer))
+        images = load_image_tokenizer(_find_image_tokenizer(parts, config, image_tokenizer, hub))
         images = images.to(where)
     try:
-        return Model(
+        return Engine(
             denoiser=denoiser.eval(),
             text_tokenizer=text_tokenizer,
             image_tokenizer=images,
@@ -156,47 +161,6 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {reason_of(error)}") from error
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    """Return the device to load to; ValueError for one that is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch's, for unknown and for absent ones
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here ({_reason(error)}); take 'cpu', or leave "
-            "it out"
-        ) from error
-
-
-def find_checkpoint(name_or_path: str | PathLike[str]) -> Path:
-    """Find the folder behind a bundled name, a path, a run or the name of a repository."""
-    name = str(name_or_path)
-    bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
-    if name in bundled:
-        return BUNDLED / name
-    path = Path(name_or_path).expanduser()
-    if name.strip() and (in_run := find_in_run(path)):  # Path("") is the current folder
-        return in_run
-    if name.strip() and path.is_dir():
-        return path
-    choice = (
-        f"give a bundled name ({', '.join(bundled) or 'none is installed'}), the folder of a "
-        "checkpoint or of a run, or OWNER/NAME of the Hugging Face Hub"
-    )
-    if path.is_file():
-        raise ValueError(f"{name!r} is a file, not a model; {choice}")
-    if not HUB_NAME.fullmatch(name):
-        raise ValueError(f"no model {name!r}; {choice}")
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
-        raise ValueError(
-            f"no folder {name!r}, and the Hugging Face Hub does not give it ({_reason(error)}); "
-            f"{choice}"
-        ) from error
 
 
 def _say_which(asked: str | PathLike[str], folder: Path) -> None:
@@ -341,14 +305,14 @@ def _load_denoiser(
 
 
 def _find_image_tokenizer(
-    folder: Path, config: PreTrainedConfig, given: str | PathLike[str] | None
+    folder: Path, config: PreTrainedConfig, given: str | PathLike[str] | None, hub: Hub
 ) -> Path:
     """Find the image tokenizer: the given one, the model's own, or that of its family.
 
     A published family keeps it in another repository, or in a folder of its own.
     """
     if given is not None:
-        return _find(given, "image_tokenizer")
+        return hub.part(given, "image_tokenizer")
     own = folder / "image_tokenizer"
     if own.is_dir():
         return own
@@ -359,28 +323,7 @@ def _find_image_tokenizer(
     inside = folder.joinpath(*source.split("/")[2:])
     if inside != folder and inside.is_dir():
         return inside
-    return _find(source, "image_tokenizer")
-
-
-def _find(name_or_path: str | PathLike[str], what: str) -> Path:
-    """Find a folder, or one of the Hugging Face Hub: OWNER/NAME, OWNER/NAME/FOLDER."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    name = str(name_or_path)
-    owner_and_name, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    if not HUB_NAME.fullmatch(owner_and_name) or path.is_absolute():
-        raise ValueError(
-            f"{what}: no folder {name!r}; give a folder, or OWNER/NAME of the Hugging Face Hub"
-        )
-    patterns = [f"{inside}/{pattern}" if inside else pattern for pattern in HUB_FILES]
-    try:
-        return Path(snapshot_download(owner_and_name, allow_patterns=patterns)) / inside
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{what}: no folder {name!r}, and the Hugging Face Hub does not give it "
-            f"({_reason(error)}); name a folder: {what}=FOLDER"
-        ) from error
+    return hub.part(source, "image_tokenizer")
 
 
 @contextmanager
@@ -429,8 +372,3 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first sentence of an error of the hub."""
-    return reason_of(error).split(". ")[0]

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Unpack
 
+import torch
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import PreTrainedModel
 
 from mmdlm.atomic_files import atomic_folder
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.models.lora import has_adapter
+from mmdlm.pipeline.devices import device_named
 from mmdlm.pipeline.generation_config import GENERATION
-from mmdlm.pipeline.images import ImageTasks
+from mmdlm.pipeline.hub import first_sentence
+from mmdlm.pipeline.image_pipeline import ImagePipeline
 from mmdlm.pipeline.likelihood import Scoring
+from mmdlm.pipeline.loading import load_engine
+from mmdlm.pipeline.model_card import CARD, ModelCard
+from mmdlm.pipeline.options import LoadOptions, check_options
 from mmdlm.pipeline.sampler_names import CacheName
 from mmdlm.pipeline.text import TextTasks
 from mmdlm.templates.auto import prompt_template_for
 
 
 @dataclass(frozen=True, eq=False)
-class Model(ImageTasks, TextTasks, Scoring):
+class Model(ImagePipeline, TextTasks, Scoring):
     """A denoiser with the tokenizers that lead into its vocabulary and out of it.
 
     A task that the family was not trained for raises ValueError, which says what it is for.
 
-    Images are Pillow images, paths of image files, or tensors [3, H, W] in [-1, 1]. Without a
+    Called, it draws as a pipeline of diffusers does: `model("red heart").images[0]`.
+
+    Images are Pillow images, paths or bytes of image files, arrays [H, W, 3] (uint8, or floats in
+    [0, 1]), or tensors [3, H, W] in [-1, 1]; `mmdlm.load_image` fetches a URL. Without a
     generator each call uses a fresh one of seed 0: the same inputs give the same output. With a
     list of generators, one for each output of a call, each output is the one that its inputs give
     in a call of their own. A generator of another device seeds one on the device of the model.
@@ -45,6 +57,84 @@ class Model(ImageTasks, TextTasks, Scoring):
             fastest on a CPU; None: it is made, and takes as much memory as they do.
         origin: Where the weights were read from; None: from no folder.
     """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> Model:
+        """Load a model: `mmdlm.load` under the name that it has in transformers and diffusers.
+
+        Args:
+            pretrained_model_name_or_path: A bundled name, a folder, a run, or a repository of the
+                Hugging Face Hub.
+            torch_dtype: As `dtype`; a name of one, such as "bfloat16", does as well.
+            **options: See `mmdlm.pipeline.loading.load_engine`: revision, token, cache_dir,
+                local_files_only, device, dtype, quantization, adapter, merge_adapter,
+                image_tokenizer, prompt_template, task.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: As `mmdlm.load`, and if both dtypes are given.
+        """
+        check_options(options, LoadOptions, task="from_pretrained")
+        if torch_dtype is not None and torch_dtype != "auto":
+            if options.get("dtype") is not None:
+                raise ValueError(
+                    f"torch_dtype {torch_dtype} and dtype {options['dtype']} are the same option; "
+                    "give one of them"
+                )
+            options["dtype"] = _dtype(torch_dtype)
+        engine = load_engine(pretrained_model_name_or_path, **options)
+        return cls(**{part.name: getattr(engine, part.name) for part in fields(engine)})
+
+    def to(
+        self,
+        *to: torch.device | torch.dtype | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Model:
+        """Move this model to a device, or let its denoiser compute in another dtype.
+
+        As in torch and diffusers it is this model that moves; it is returned as well.
+
+        Args:
+            *to: A device, a dtype or both, in any order.
+            device: The same by name.
+            dtype: The same by name; image tokenizers keep theirs.
+
+        Returns:
+            This model.
+
+        Raises:
+            ValueError: For a device that is not there, and for another dtype of quantized weights.
+        """
+        for one in to:
+            if isinstance(one, torch.dtype):
+                dtype = one
+            else:
+                device = one
+        denoiser = self.denoiser
+        assert isinstance(denoiser, nn.Module)
+        if dtype is not None:
+            if getattr(denoiser, "quantization_method", None) is not None:
+                raise ValueError(
+                    f"the weights are quantized and cannot become {dtype}; load the model with "
+                    f"dtype={dtype}"
+                )
+            denoiser.to(dtype)
+        if device is not None:
+            where = device_named(device)
+            denoiser.to(where)
+            if isinstance(self.image_tokenizer, nn.Module):
+                self.image_tokenizer.to(where)
+            object.__setattr__(self, "device", where)
+        return self
 
     def with_generation(
         self,
@@ -99,8 +189,8 @@ class Model(ImageTasks, TextTasks, Scoring):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write all that `mmdlm.load` reads into a new folder, which appears whole or not at all.
 
-        That is weights and config.json, the text tokenizer, the image tokenizer and the defaults of
-        generation.
+        That is weights and config.json, the text tokenizer, the image tokenizer, the defaults of
+        generation, and a model card that says what these files say.
 
         Args:
             folder: That does not exist yet.
@@ -132,3 +222,77 @@ class Model(ImageTasks, TextTasks, Scoring):
             if self.image_tokenizer is not None:
                 self.image_tokenizer.save_pretrained(part / "image_tokenizer")
             (part / GENERATION).write_text(generation, encoding="utf-8")
+            (part / CARD).write_text(self.card().text(Path(folder).name), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload model",
+        create_pr: bool = False,
+    ) -> str:
+        """Write the model into a repository of the Hugging Face Hub, which is made if need be.
+
+        A model card that the repository has stays as it is.
+
+        Args:
+            repo_id: OWNER/NAME.
+            private: Whether a new repository is private; None: as the account has it.
+            token: Of an account; None: the one that was stored by `hf auth login`.
+            revision: Branch; None: main.
+            commit_message: Of the commit.
+            create_pr: Open a pull request in place of a commit to the branch.
+
+        Returns:
+            Address of the commit, or of the pull request.
+
+        Raises:
+            ValueError: For what `save_pretrained` refuses, and if the Hub refuses it.
+        """
+        with TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            self.save_pretrained(folder)
+            (folder / CARD).write_text(self.card().text(repo_id), encoding="utf-8")
+            api = HfApi(token=token)
+            try:
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                kept = api.file_exists(repo_id, CARD, revision=revision)
+                done = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                    create_pr=create_pr,
+                    ignore_patterns=[CARD] if kept else None,
+                )
+            except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
+                raise ValueError(
+                    f"the Hugging Face Hub does not take {repo_id!r} ({first_sentence(error)}); "
+                    "log in by `hf auth login`, or give a token that may write there"
+                ) from error
+        return str(done.pr_url or done.commit_url)
+
+    def card(self) -> ModelCard:
+        """Return what the model card of this model says."""
+        denoiser, images = self.denoiser, self.image_tokenizer
+        assert isinstance(denoiser, nn.Module)
+        start, stop = denoiser.vocabulary.text
+        return ModelCard(
+            family=self.prompt_template.family,
+            tasks=self.prompt_template.tasks_with(self.text_tokenizer),
+            parameters=sum(one.numel() for one in denoiser.parameters()),
+            text_ids=stop - start,
+            image_codes=denoiser.vocabulary.image_codes,
+            image_size=None if images is None else images.image_size,
+        )
+
+
+def _dtype(name: torch.dtype | str) -> torch.dtype:
+    """Return a dtype, or the one of a name."""
+    found = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"torch_dtype {name!r} is no dtype of torch; give torch.bfloat16, say")
+    return found

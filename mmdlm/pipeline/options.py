@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, TypedDict
 
+import torch
+
 from mmdlm.core.sampling.generators import Generators
+from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.known_names import suggestion
+
+
+class LoadOptions(TypedDict, total=False):
+    """Options of loading a model; see `mmdlm.pipeline.loading.load_engine`.
+
+    Attributes:
+        device: Where its tensors are put.
+        dtype: Of the denoiser's computation.
+        quantization: Weights in fewer bits.
+        adapter: A LoRA.
+        merge_adapter: Add the adapter to the weights.
+        image_tokenizer: Its image tokenizer.
+        prompt_template: How documents are laid out.
+        task: A method of `Model` that is wanted.
+        revision: Branch, tag or commit of the model's repository.
+        token: Of an account of the Hub.
+        cache_dir: Where the Hub's files are kept.
+        local_files_only: Ask nothing of the Hub.
+    """
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    quantization: Any
+    adapter: str | PathLike[str] | None
+    merge_adapter: bool
+    image_tokenizer: str | PathLike[str] | None
+    prompt_template: PromptTemplate | None
+    task: str | None
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | PathLike[str] | None
+    local_files_only: bool
 
 
 class SamplingOptions(TypedDict, total=False):

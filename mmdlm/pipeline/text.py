@@ -14,7 +14,7 @@ from mmdlm.pipeline.inputs import (
     ImageLike,
     generation_config_with,
     images_of_each,
-    load_image,
+    pillow_image,
     with_places,
 )
 from mmdlm.pipeline.options import (
@@ -228,7 +228,7 @@ class TextTasks(Engine):
         if image is None:
             config = replace(config, guidance_scale=1.0)  # there is nothing to follow
         else:
-            seen = self.look([[load_image(image)]], "infill")[0][0]
+            seen = self.look([[pillow_image(image)]], "infill")[0][0]
         task_prompts = [
             self.fitting(self.prompt_template.infill_prompt(codec, one, image=seen))
             for one in texts
@@ -261,7 +261,7 @@ class TextTasks(Engine):
             return []
         for conversation, some in zip(conversations, given, strict=True):
             check_messages(conversation, len(some))
-        opened = [[load_image(one) for one in some] for some in given]
+        opened = [[pillow_image(one) for one in some] for some in given]
         images = self.look(opened, "answer")
         codec = self.codec
         template, think = self.prompt_template, options.get("think")

@@ -19,7 +19,7 @@ from eval import run as evaluate
 from eval.tasks import countdown, gsm8k, math500, sudoku
 from eval.tasks.benchmark import Asked, Asking, Benchmark, ask, rate, summarize
 from eval.tasks.task import some_examples
-from mmdlm.pipeline.loading import load
+from mmdlm import load
 from mmdlm.rl.rewards.answers import math_equivalence
 from mmdlm.tasks.countdown import Countdown
 from mmdlm.tasks.sudoku import Puzzle, grids, make_puzzles, solutions

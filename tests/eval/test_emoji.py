@@ -28,9 +28,9 @@ from eval.emoji.answers import Asked
 from eval.emoji.benchmark import main
 from eval.emoji.gallery import Gallery, kind
 from eval.emoji.measures import Split, document, likelihood, measure
+from mmdlm import load
 from mmdlm.cli import recipe as command_line
 from mmdlm.pipeline.generation_config import Defaults
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from eval.emoji.questions import Captions, Countdown, Drawings, Questions, Sudok
 from eval.faster import Comparison, has_repeats, main, outcome, table
 from eval.speed.forward_passes import counted
 from eval.tasks.benchmark import Faster
-from mmdlm.pipeline.loading import load
+from mmdlm import load
 from mmdlm.pipeline.model import Model
 
 

@@ -28,7 +28,7 @@ import mmdlm
 from data_pipelines import text_tokenizer, tokenize_images, write_shards
 from mmdlm.cli import main as command
 from mmdlm.cli.recipe import run
-from mmdlm.pipeline.loading import BUNDLED
+from mmdlm.pipeline.hub import BUNDLED
 from tests.data_pipelines.test_damage import row
 from tests.fuzz.damage import damaged
 from tests.test_damaged import ODD, damaged_header, damaged_json

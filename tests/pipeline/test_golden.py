@@ -47,7 +47,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def codes(model: Model) -> torch.Tensor:
     """[B, K] codes of the drawings, before the image tokenizer decodes them."""
-    run = model._drawing([*CODES], {"generator": seeds(len(CODES))})
+    run = model.drawing([*CODES], {"generator": seeds(len(CODES))})
     return model.codes(run, run.run())
 
 

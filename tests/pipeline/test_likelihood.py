@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdlm import load
 from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.likelihood.enumeration import EnumeratedElbo
 from mmdlm.core.likelihood.greedy import is_greedy
@@ -17,7 +18,6 @@ from mmdlm.core.likelihood.mean_field import OneStepMeanField
 from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Sequence, collate
-from mmdlm.pipeline.loading import load
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.chat_template import PLAIN
 

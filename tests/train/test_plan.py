@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdlm.pipeline.loading import load
+from mmdlm import load
 from train.image_folder.plan import (
     BATCH,
     BUNDLED_SHAPE,

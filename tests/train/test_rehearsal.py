@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from mmdlm.cli.recipe import run
-from mmdlm.pipeline import loading
 from mmdlm.pipeline.model import Model
 from tests.train.test_image_tokenizer import images  # noqa: F401
 from tests.train.test_odd_settings import settings_of
@@ -246,7 +245,7 @@ def test_what_every_recipe_saves_is_loaded_as_a_model(
     asked: list[Any] = []
 
     def load(folder: Path, **options: Any) -> Model:
-        model = loading.load(folder, **options)
+        model = Model.from_pretrained(folder, **options)
         asked.append(model)
         raise ValueError("it is enough")
 

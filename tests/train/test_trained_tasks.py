@@ -23,7 +23,7 @@ from data_pipelines.sources.text import Text
 from data_pipelines.sources.vision_samples import SeenCaption
 from mmdlm.cli import main as cli
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.pipeline.inputs import load_image
+from mmdlm.pipeline.inputs import pillow_image
 from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.chat_template import PLAIN
 from mmdlm.templates.native import ABOUT_IMAGES, DESCRIBE
@@ -255,7 +255,7 @@ def test_captions_are_asked_for_as_they_were_learned(
     question = [{"role": "user", "content": f"<image>{DESCRIBE}"}]
     room = {"max_new_tokens": 64, "num_inference_steps": 64}
     assert said == [model.chat(question, file, **room) for file in files]
-    ((codes,),) = model.look([[load_image(files[0])]], "caption")
+    ((codes,),) = model.look([[pillow_image(files[0])]], "caption")
     ours, others, theirs = (
         ids_of(prompt_template.caption_prompt(model.codec, codes, length=8).sequence)
         for prompt_template in (

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
+from mmdlm import load
 from mmdlm.models.checkpoints.run_steps import SETUP, SHARDED, Base, open_checkpoint
-from mmdlm.pipeline.loading import load
 from train.checkpoints.checkpoint import written_folder
 from train.checkpoints.run_state import RunState, unmoved_generators
 

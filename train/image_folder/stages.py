@@ -36,7 +36,7 @@ from data_pipelines.sources.image_set import (
 from data_pipelines.sources.image_text import ImageText
 from data_pipelines.sources.source import Source
 from data_pipelines.text_tokenizer import shortened, token_counts
-from mmdlm.pipeline.loading import find_checkpoint
+from mmdlm.pipeline.hub import find_checkpoint
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.pixels import to_image, to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer

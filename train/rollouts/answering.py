@@ -15,7 +15,7 @@ from mmdlm.core.sequence import Sequence as Document
 from mmdlm.core.sequence import text_segment
 from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun
-from mmdlm.pipeline.inputs import generation_config_with, load_image, with_places
+from mmdlm.pipeline.inputs import generation_config_with, pillow_image, with_places
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rollout import Rollout
 from mmdlm.templates.conversation import turns_of
@@ -97,7 +97,7 @@ class Write(Answering):
             )
             return model.fitting(task_prompt, length)
         paths = problem.columns.get("images") or []
-        images = model.look([[load_image(one) for one in paths]], "answer")[0]
+        images = model.look([[pillow_image(one) for one in paths]], "answer")[0]
         message = {"role": "user", "content": with_places(prompt.text, len(images))}
         turns = model.prompt_template.thinking(turns_of([message], images), self.think)
         task_prompt = model.prompt_template.chat_prompt(model.codec, turns, length=length)

@@ -18,7 +18,8 @@ from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.configuration import read_config
 from mmdlm.models.encoder import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.pipeline.loading import find_checkpoint, load_text_tokenizer
+from mmdlm.pipeline.hub import find_checkpoint
+from mmdlm.pipeline.loading import load_text_tokenizer
 from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.checkpoint_files import read_json
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
