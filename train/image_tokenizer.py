@@ -135,7 +135,9 @@ class TokenizerConfig:
     Args:
         start_from: Folder of a tokenizer to start from, of any family, in place of a new one.
         family: PatchTokenizer or MAGVITv2.
-        options: Of a new tokenizer of the family; an unknown one is an error.
+        options: Of a new tokenizer of the family; an unknown one is an error. Beside `start_from`
+            only encoder_depth and decoder_depth of a PatchTokenizer: blocks that change nothing at
+            first are added to its stacks.
     """
 
     start_from: Path | None = None
@@ -151,7 +153,7 @@ class TokenizerConfig:
     def build(self) -> ImageTokenizer:
         """Read the tokenizer to start from, or make a new one."""
         if self.start_from is not None:
-            return load_image_tokenizer(self.start_from)
+            return self._deeper(load_image_tokenizer(self.start_from))
         try:
             return FAMILIES[self.family].from_config(self.options or {})
         except (AttributeError, TypeError, LookupError, ArithmeticError) as error:
@@ -159,6 +161,20 @@ class TokenizerConfig:
                 f"model.options {self.options} describe no {self.family} ({reason_of(error)}); "
                 "correct them"
             ) from error
+
+    def _deeper(self, tokenizer: ImageTokenizer) -> ImageTokenizer:
+        if not self.options:
+            return tokenizer
+        depths = {"encoder_depth", "decoder_depth"}
+        if not isinstance(tokenizer, PatchTokenizer) or self.options.keys() - depths:
+            raise ValueError(
+                f"model.options {self.options} beside model.start_from {self.start_from}: only "
+                "encoder_depth and decoder_depth of a PatchTokenizer can change; leave the others "
+                "out, or leave out start_from"
+            )
+        return tokenizer.deeper(
+            **{**{name: tokenizer.config[name] for name in depths}, **self.options}
+        )
 
 
 @sole_writer

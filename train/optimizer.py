@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mmdlm.core.kernels.precision import fast_dtype
+
 NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 Rates = Mapping[nn.Parameter, float]  # peak learning rates of some parameters
 NO_RATES: Rates = MappingProxyType({})
@@ -140,8 +142,9 @@ class Muon(Optimizer):
 
     An update is the momentum with its singular values pushed to one by a Newton-Schulz iteration,
     times sqrt(max(1, rows / columns)). Source: arXiv:2502.16982, section 2.1 (the method, and its
-    coefficients); the factor is the method's first, not that paper's. In float32, where
-    torch.optim.Muon iterates in bfloat16: a CPU does bfloat16 products many times slower.
+    coefficients); the factor is the method's first, not that paper's. It iterates in bfloat16 where
+    the hardware multiplies it, else in float32, where torch.optim.Muon always takes bfloat16: other
+    CPUs do such products many times slower.
 
     What has a learning rate of its own is left to AdamW, whose rates mean another size of step: a
     vision tower, trained by AdamW before, stays with it.
@@ -231,11 +234,12 @@ def orthogonalise(matrices: Tensor, *, iterations: int) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).to(fast_dtype(matrices.device))
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.to(matrices.dtype)
     return x.mT if tall else x
 
 

@@ -8,7 +8,6 @@ from functools import cache
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import (
     BlockMask,
@@ -18,6 +17,7 @@ from torch.nn.attention.flex_attention import (
 )
 from torch.utils.checkpoint import checkpoint
 
+from mmdlm.core.kernels.attention import attention
 from mmdlm.models.token_subset import TokenSubset
 
 _MOST_PAIRS = 4096 * 4096  # of queries and keys whose mask is made at once
@@ -223,9 +223,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern)
         )
     if pattern.wide is not None:
         return _attend_in_parts(query, key, value, pattern.wide)
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=pattern.dense, enable_gqa=grouped
-    )
+    return attention(query, key, value, attn_mask=pattern.dense, enable_gqa=grouped)
 
 
 def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: WideMask) -> Tensor:
@@ -233,9 +231,7 @@ def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: WideMask) 
 
     def some(part: Tensor, key: Tensor, value: Tensor, queries: slice) -> Tensor:
         grouped = part.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(
-            part, key, value, attn_mask=mask.of(queries), enable_gqa=grouped
-        )
+        return attention(part, key, value, attn_mask=mask.of(queries), enable_gqa=grouped)
 
     parts = []
     for start in range(0, query.shape[2], mask.step):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmdlm.core.kernels.attention import attention
 from mmdlm.vision.pixels import check_finite
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
@@ -81,7 +82,7 @@ class Block(nn.Module):
             three=3,
             h=self.heads,
         )
-        attended = F.scaled_dot_product_attention(*qkv.unbind(0))
+        attended = attention(*qkv.unbind(0))
         x = x + self.attention_out(rearrange(attended, "n h k d -> n k (h d)"))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
 
@@ -152,6 +153,25 @@ class PatchTokenizer(ImageTokenizer):
     def config(self) -> dict[str, Any]:
         """See `ImageTokenizer.config`."""
         return dict(self._config)
+
+    def deeper(self, *, encoder_depth: int, decoder_depth: int) -> PatchTokenizer:
+        """Return a copy with blocks added at the end of its stacks, which makes the same images.
+
+        Args:
+            encoder_depth: Blocks of its encoder, at least as many as there are.
+            decoder_depth: Blocks of its decoder, at least as many as there are.
+        """
+        depths = {"encoder_depth": encoder_depth, "decoder_depth": decoder_depth}
+        for name, depth in depths.items():
+            if depth < self._config[name]:
+                raise ValueError(
+                    f"{name} {depth}: blocks can be added to the {self._config[name]} of the "
+                    "tokenizer to start from, not taken away"
+                )
+        grown = PatchTokenizer(**{**self._config, **depths})
+        known = self.state_dict()
+        grown.load_state_dict({**grown.state_dict(), **known})
+        return grown.to(self.decoder_position)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See `ImageTokenizer.encode`; images are `image_size` square."""
