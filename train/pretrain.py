@@ -16,7 +16,7 @@ from data_pipelines.jobs.sole_writer import sole_writer
 from mmdlm.cli.recipe import run
 from mmdlm.cli.settings import checked
 from mmdlm.core.losses.objective import Objective
-from train.checkpoints.carried import defaults_of, generation_of
+from train.checkpoints.carried import defaults_of, generation_of, with_chat_template
 from train.loop import fit, launched
 from train.saving import finish, setup_of
 from train.stages.annealing import AttentionAnnealing
@@ -90,12 +90,13 @@ def main(
     make_trainable(denoiser, model, seed=training.seed)
 
     prompt_template = prompt_template_for_denoiser(denoiser)
+    text_tokenizer = with_chat_template(started.text_tokenizer, prompt_template, data.sources)
     prompts = prompts if images is not None else None
     data, shape, said = settle(
         data,
         model.shape,
         denoiser,
-        started.text_tokenizer,
+        text_tokenizer,
         images,
         prompt_template,
         prompts=prompts or (),
@@ -103,14 +104,14 @@ def main(
     told["data"], told["model"] = data, replace(model, shape=shape)
     if said and state.is_main_process:
         print(said)
-    known = words_for(denoiser, started.text_tokenizer, images)
+    known = words_for(denoiser, text_tokenizer, images)
     generation = generation_of(prompt_template, started.folder, generation_config)
     sources = read_sources(data, denoiser, known, prompt_template)
     if state.is_main_process:
         record_tasks(
             denoiser,
             prompt_template,
-            started.text_tokenizer,
+            text_tokenizer,
             data.sources,
             is_new=started.folder is None,
         )
@@ -120,7 +121,7 @@ def main(
     if prompts or shown or on_sample:
         sheet = SampleSheet(
             denoiser,
-            started.text_tokenizer,
+            text_tokenizer,
             images,
             out / "samples",
             prompt_template=prompt_template,
@@ -134,7 +135,7 @@ def main(
     )
     setup = setup_of(
         denoiser,
-        started.text_tokenizer,
+        text_tokenizer,
         started.image_tokenizer,
         generation=generation,
         base=None if started.folder is None else (str(model.start_from), started.folder),
@@ -146,7 +147,7 @@ def main(
         finish(
             denoiser,
             trained,
-            started.text_tokenizer,
+            text_tokenizer,
             started.image_tokenizer,
             out,
             dtype=model.save_dtype,

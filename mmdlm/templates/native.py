@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -204,7 +204,7 @@ class Native(PromptTemplate):
 
     def _template(self, codec: TextCodec, turns: tuple[Turn, ...]) -> ChatTemplate:
         self._need_template("chat", codec.tokenizer)
-        return ChatTemplate.of(codec, turns)
+        return ChatTemplate.of(codec, tuple(map(_tight, turns)))
 
     def completion_sequence(self, codec: TextCodec, beginning: str, rest: str) -> Sequence:
         """Lay out a text to be learned from its beginning; ends that fill the slots are learned."""
@@ -228,6 +228,14 @@ class Native(PromptTemplate):
     def decode(self, codec: TextCodec, ids: Tensor) -> str:
         """Decode generated ids [T]; special tokens that a text names are part of it."""
         return str(codec.tokenizer.decode(self.written(codec, ids).tolist()))
+
+
+def _tight(turn: Turn) -> Turn:
+    """Drop the blanks around images: a question is the same tokens however it names its image."""
+    if all(isinstance(part, str) for part in turn.parts):
+        return turn
+    parts = (part.strip() if isinstance(part, str) else part for part in turn.parts)
+    return replace(turn, parts=tuple(part for part in parts if part != ""))
 
 
 def _write(codec: TextCodec, text: Tensor, hole: Tensor, image: Codes | None) -> TaskPrompt:

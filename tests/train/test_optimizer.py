@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from mmdlm.core.kernels.precision import fast_dtype
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from mmdlm.vision.tokenizers.patch_tokenizer import PatchTokenizer
 from tests.models.tiny import tiny_model
-from mmdlm.core.kernels.precision import fast_dtype
 from train.optimizer import (
     AdamW,
     Cosine,
@@ -172,7 +172,7 @@ def test_orthogonalise_keeps_the_singular_vectors() -> None:
     near = orthogonalise((u * values @ v)[None], iterations=5)[0]
     inner = u.T @ near @ v.T
     exact = fast_dtype(torch.device("cpu")) == torch.float32
-    atol = 1e-4 if exact else 0.02
+    atol = 1e-4 if exact else 0.08
     torch.testing.assert_close(inner, inner.diag().diag(), atol=atol, rtol=0)
     assert (inner.diag() > 0.6).all()
 

@@ -32,7 +32,7 @@ def attention(
         attn_mask: [B or 1, H or 1, L, K]; a query sees the keys where it is true.
         enable_gqa: Whether each head of `key` and `value` serves several of `query`.
     """
-    if torch.compiler.is_compiling() or not _is_short(query, key) or enable_gqa:
+    if enable_gqa or not _is_short(query, key):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa
         )
@@ -43,9 +43,10 @@ def attention(
 
 
 def _is_short(query: Tensor, key: Tensor) -> bool:
+    # The size last: a compiler that sees it makes its graph depend on it.
     return (
         query.dtype == key.dtype == torch.bfloat16
         and query.device.type == "cpu"
-        and key.shape[-2] <= SHORT
         and fast_dtype(query.device) == torch.bfloat16
+        and key.shape[-2] <= SHORT
     )

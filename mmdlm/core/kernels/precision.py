@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+# Asked once: a compiler cannot look into the question.
+_CPU = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where products of it are faster than those of float32, else float32.
@@ -12,7 +15,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     100 of float32; CPUs without such instructions take many times longer in bfloat16.
     """
     if device.type == "cpu":
-        native = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        native = _CPU
     else:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32

@@ -70,9 +70,10 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_in = nn.Linear(width, 4 * width)
         self.mlp_out = nn.Linear(4 * width, width)
-        # A fresh block adds next to nothing, so that depth costs nothing at the start of training.
+        # A new block adds nothing, so that depth costs nothing at the start of training.
         nn.init.zeros_(self.attention_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
+        nn.init.zeros_(self.mlp_out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, K, D] -> [N, K, D]."""
@@ -162,13 +163,14 @@ class PatchTokenizer(ImageTokenizer):
             decoder_depth: Blocks of its decoder, at least as many as there are.
         """
         depths = {"encoder_depth": encoder_depth, "decoder_depth": decoder_depth}
+        present = {"encoder_depth": len(self.encoder), "decoder_depth": len(self.decoder)}
         for name, depth in depths.items():
-            if depth < self._config[name]:
+            if depth < present[name]:
                 raise ValueError(
-                    f"{name} {depth}: blocks can be added to the {self._config[name]} of the "
-                    "tokenizer to start from, not taken away"
+                    f"{name} {depth}: blocks can be added to the {present[name]} of the tokenizer "
+                    "to start from, not taken away"
                 )
-        grown = PatchTokenizer(**{**self._config, **depths})
+        grown = PatchTokenizer.from_config({**self.config, **depths})
         known = self.state_dict()
         grown.load_state_dict({**grown.state_dict(), **known})
         return grown.to(self.decoder_position)
