@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdlm.core.diffusion.forward import Absorbing, Uniform
+from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Cosine, Linear
 from mmdlm.core.diffusion.spindle import Spindle
 from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.losses.objective import ModalityLoss, Objective
-from mmdlm.core.losses.token_losses import SpindleBound, UniformScoreEntropy
+from mmdlm.core.losses.token_losses import SpindleBound
 from mmdlm.core.sequence import collate
+from mmdlm.experimental.score_entropy import UniformScoreEntropy
+from mmdlm.experimental.uniform import Uniform
 from tests.core.fakes import VOCABULARY, Factorized, TinyDenoiser, copies, document, rng
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdlm.core.diffusion.forward import (
-    Absorbing,
-    ForwardProcess,
-    PerModality,
-    TokenNeighbor,
-    Uniform,
-)
-from mmdlm.core.diffusion.schedule import Cosine, Linear, Polynomial
+from mmdlm.core.diffusion.forward import Absorbing, ForwardProcess, PerModality
+from mmdlm.core.diffusion.schedule import Cosine, Linear
 from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality
+from mmdlm.experimental.neighbor_noise import TokenNeighbor
+from mmdlm.experimental.schedules import Polynomial
+from mmdlm.experimental.uniform import Uniform
 from tests.core.fakes import VOCABULARY, copies, document, ragged, rng
 
 PROCESSES: list[ForwardProcess] = [

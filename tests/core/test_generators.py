@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.diffusion.noise import IdNeighborhood, NeighborNoise
 from mmdlm.core.diffusion.schedule import Shifted
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Dual, Stable
@@ -26,6 +25,7 @@ from mmdlm.core.sampling.unmasking import (
     Threshold,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate
+from mmdlm.experimental.neighbor_noise import IdNeighborhood, NeighborNoise
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, rng
 from tests.core.test_sampler import SAMPLERS
 from tests.models.tiny import tiny_model

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mmdlm.core.likelihood.base import LikelihoodEstimator
-from mmdlm.core.likelihood.blockwise import BlockRandom
 from mmdlm.core.likelihood.coupled import Coupled
 from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.likelihood.mean_field import OneStepMeanField
@@ -20,6 +19,7 @@ from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, collate, pack
 from mmdlm.core.vocabulary import Modality
+from mmdlm.experimental.block_random import BlockRandom
 from tests.core.fakes import (
     VOCABULARY,
     Factorized,

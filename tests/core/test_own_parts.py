@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mmdlm.core.diffusion.forward import TokenNeighbor
-from mmdlm.core.diffusion.noise import Neighborhood
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.likelihood import base as likelihood
 from mmdlm.core.likelihood.base import LikelihoodEstimator
@@ -21,6 +19,7 @@ from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Progress, UniformTransfer, UnmaskingRule, highest
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.experimental.neighbor_noise import Neighborhood, TokenNeighbor
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmdlm.core.diffusion.noise import IdNeighborhood, MaskNoise, NeighborNoise, UniformNoise
+from mmdlm.core.diffusion.noise import MaskNoise
 from mmdlm.core.diffusion.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
 from mmdlm.core.sampling.order import (
@@ -38,6 +38,8 @@ from mmdlm.core.sampling.unmasking import (
 )
 from mmdlm.core.sequence import Batch, Sequence, collate, image_segments, text_segment
 from mmdlm.core.vocabulary import Modality, Vocabulary
+from mmdlm.experimental.neighbor_noise import IdNeighborhood, NeighborNoise
+from mmdlm.experimental.uniform import UniformNoise
 from tests.core.fakes import (
     TEXT,
     VOCABULARY,

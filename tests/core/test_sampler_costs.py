@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdlm.core.diffusion import noise
-from mmdlm.core.diffusion.noise import IdNeighborhood, NeighborNoise
 from mmdlm.core.diffusion.schedule import Shifted
 from mmdlm.core.host_masks import HostMasks
 from mmdlm.core.sampling import forward_passes as passes
@@ -26,6 +24,8 @@ from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import CatchUpTransfer, PlannedTransfer, Threshold
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.experimental import neighbor_noise
+from mmdlm.experimental.neighbor_noise import IdNeighborhood, NeighborNoise
 from tests.core.fakes import VOCABULARY, document, rng
 from tests.models.tiny import tiny_model
 
@@ -60,12 +60,8 @@ def waits_of(sampler: Sampler, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
 
         return asks
 
-    for room in (
-        row_state,
-        unmasking,
-        noise,
-        passes,
-    ):  # who else calls it gives it what lies on the host
+    # who else calls it gives it what lies on the host
+    for room in (row_state, unmasking, neighbor_noise, passes):
         monkeypatch.setattr(room, "on_host", told(room.on_host))
     monkeypatch.setattr(HostMasks, "of", told(HostMasks.of))
     for name in ("cpu", "tolist", "item", "__bool__", "__int__", "__float__"):

@@ -7,14 +7,8 @@ import math
 import pytest
 import torch
 
-from mmdlm.core.diffusion.schedule import (
-    Cosine,
-    Linear,
-    LogLinear,
-    MaskSchedule,
-    Polynomial,
-    Shifted,
-)
+from mmdlm.core.diffusion.schedule import Cosine, Linear, MaskSchedule, Shifted
+from mmdlm.experimental.schedules import LogLinear, Polynomial
 
 SCHEDULES = [
     Linear(),

@@ -7,14 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmdlm.core.diffusion.schedule import (
-    Cosine,
-    Linear,
-    LogLinear,
-    MaskSchedule,
-    Polynomial,
-    Shifted,
-)
+from mmdlm.core.diffusion.schedule import Cosine, Linear, MaskSchedule, Shifted
+from mmdlm.experimental.schedules import LogLinear, Polynomial
 from tests import properties  # noqa: F401 (its settings)
 
 SHARES = st.floats(0, 0.9)

@@ -13,15 +13,10 @@ from mmdlm.core.diffusion.forward import Absorbing, PerModality
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.diffusion.spindle import Spindle
 from mmdlm.core.losses.objective import ModalityLoss, Objective
-from mmdlm.core.losses.token_losses import (
-    ScoreEntropy,
-    SpindleBound,
-    TokenLoss,
-    Tokens,
-    WeightedCrossEntropy,
-)
+from mmdlm.core.losses.token_losses import SpindleBound, TokenLoss, Tokens, WeightedCrossEntropy
 from mmdlm.core.sequence import Sequence, collate, text_segment
 from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.experimental.score_entropy import ScoreEntropy
 from tests.core.fakes import TEXT, VOCABULARY, TinyDenoiser, copies, document, ragged, rng
 
 V = 3

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmdlm.core.diffusion.schedule import Cosine, Linear, LogLinear, Polynomial, Shifted
+from mmdlm.core.diffusion.schedule import Cosine, Linear, Shifted
 from mmdlm.core.sampling.order import Entropy
 from mmdlm.core.sampling.remasking import Remasking
 from mmdlm.core.sampling.sampler import Sampler
@@ -29,6 +29,7 @@ from mmdlm.core.sampling.unmasking import (
     highest,
 )
 from mmdlm.core.sequence import Batch, Sequence, collate, text_segment
+from mmdlm.experimental.schedules import LogLinear, Polynomial
 from tests import properties  # noqa: F401 (its settings)
 from tests.core.fakes import TEXT, VOCABULARY, TinyDenoiser, document, rng
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmdlm.core.diffusion.forward import Absorbing, Uniform
+from mmdlm.core.diffusion.forward import Absorbing
 from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.losses.token_losses import CrossEntropy, WeightedCrossEntropy
 from mmdlm.core.losses.weighting import Bound, ContextAdaptive
 from mmdlm.core.sequence import Batch, pack
+from mmdlm.experimental.uniform import Uniform
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, rng
 
 

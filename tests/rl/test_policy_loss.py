@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.likelihood.base import LikelihoodEstimator
-from mmdlm.core.likelihood.blockwise import BlockRandom
 from mmdlm.core.likelihood.coupled import Coupled
 from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.likelihood.mean_field import OneStepMeanField
@@ -21,14 +20,10 @@ from mmdlm.core.likelihood.trajectory import TrajectoryReplay
 from mmdlm.core.sampling.order import Random
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import collate
+from mmdlm.experimental.block_random import BlockRandom
+from mmdlm.experimental.spg import Spg
 from mmdlm.rl.advantage import MeanBaseline, Standardized
-from mmdlm.rl.policy_loss import (
-    ClippedSurrogate,
-    PolicyLoss,
-    PolicyTerms,
-    Spg,
-    Wd1,
-)
+from mmdlm.rl.policy_loss import ClippedSurrogate, PolicyLoss, PolicyTerms, Wd1
 from mmdlm.rl.rollout import Rollout
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, ragged, rng
 

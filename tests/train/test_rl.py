@@ -467,7 +467,10 @@ def test_deviations_are_of_all_completions_together() -> None:
             surrogate(level="product"),
         ),
         (MEAN_FIELD, {"class_path": "mmdlm.rl.policy_loss.Wd1"}),
-        ({"class_path": "BlockRandom"}, {"class_path": "mmdlm.rl.policy_loss.Spg"}),
+        (
+            {"class_path": "mmdlm.experimental.block_random.BlockRandom"},
+            {"class_path": "mmdlm.experimental.spg.Spg"},
+        ),
         ({"class_path": "Elbo", "init_args": {"repeats": 2, "strata": 2}}, surrogate()),
     ],
 )

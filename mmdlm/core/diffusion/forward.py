@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mmdlm.core.diffusion.noise import (
-    IdNeighborhood,
-    MaskNoise,
-    Neighborhood,
-    NeighborNoise,
-    Noise,
-    UniformNoise,
-)
+from mmdlm.core.diffusion.noise import MaskNoise, Noise
 from mmdlm.core.diffusion.schedule import MaskSchedule
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Modality, Vocabulary
@@ -144,7 +137,7 @@ class FillingProcess(ForwardProcess):
 
 
 @dataclass(frozen=True)
-class _TokenNoising(FillingProcess):
+class TokenNoising(FillingProcess):
     """Choose which targets to noise, then fill them with noise.
 
     By default each target is noised with probability p_mask(t), independently (LLaDA's text).
@@ -203,66 +196,12 @@ class _TokenNoising(FillingProcess):
 
 
 @dataclass(frozen=True)
-class Absorbing(_TokenNoising):
+class Absorbing(TokenNoising):
     """Noised tokens become the mask token. Source: arXiv:2107.03006, section 3.1 (absorbing)."""
 
     @property
     def noise(self) -> Noise:
         return MaskNoise()
-
-
-@dataclass(frozen=True)
-class Uniform(_TokenNoising):
-    """Noised tokens become any token of their modality, by chance the same one.
-
-    By default the loss covers the noised positions: a noised token says nothing of x_0, so there
-    the network learns p(x_0 | all other tokens), which is what the sampler asks for at open
-    positions. Weighted cross-entropy is then a reweighted x_0-prediction loss, not the bound.
-
-    With `cover_all` the loss covers every target, noised or not: what `UniformScoreEntropy`, which
-    is the bound, needs, and D3PM's auxiliary loss.
-
-    Source: arXiv:2107.03006, section 3.1 (uniform) and 3.4 (auxiliary loss).
-    """
-
-    cover_all: bool = False
-
-    @property
-    def noise(self) -> Noise:
-        return UniformNoise()
-
-    def corrupt(
-        self, batch: Batch, t: Tensor, vocabulary: Vocabulary, *, generator: torch.Generator
-    ) -> Corruption:
-        corruption = super().corrupt(batch, t, vocabulary, generator=generator)
-        return replace(corruption, loss_mask=batch.target) if self.cover_all else corruption
-
-    def complement(
-        self,
-        batch: Batch,
-        corruption: Corruption,
-        vocabulary: Vocabulary,
-        *,
-        generator: torch.Generator,
-    ) -> Corruption:
-        if self.cover_all:
-            raise ValueError("Uniform: complementary masks need cover_all=False")
-        return super().complement(batch, corruption, vocabulary, generator=generator)
-
-
-@dataclass(frozen=True)
-class TokenNeighbor(_TokenNoising):
-    """Noised tokens drift to similar ones first and are forgotten in the end (`NeighborNoise`).
-
-    Sample from a model of it with the same noise. Source: arXiv:2107.03006, section 3.1.
-    """
-
-    neighborhood: Neighborhood = IdNeighborhood()
-    uniform: float = 0.25
-
-    @property
-    def noise(self) -> Noise:
-        return NeighborNoise(self.neighborhood, uniform=self.uniform)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Linear(MaskSchedule):
     eps: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_eps(self)
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"Linear: eps must lie in [0, 1), got {self.eps}")
 
     def p_mask(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * t + self.eps
@@ -72,49 +73,6 @@ class Cosine(MaskSchedule):
 
     def slope(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * torch.cos(0.5 * math.pi * t).clamp_min(0.0)  # pi / 2 is rounded up
-
-
-@dataclass(frozen=True)
-class Polynomial(MaskSchedule):
-    """p_mask(t) = t ** power. Source: arXiv:2406.04329, section 3 (polynomial schedules of MD4)."""
-
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.power <= 0:
-            raise ValueError(f"Polynomial: power must be above 0, got {self.power}")
-
-    def p_mask(self, t: Tensor) -> Tensor:
-        return t**self.power
-
-    def slope(self, t: Tensor) -> Tensor:
-        tiny = torch.finfo(t.dtype).tiny  # a power below 1 is vertical at 0
-        return self.power * t.clamp_min(tiny) ** (self.power - 1)
-
-    def weight(self, t: Tensor) -> Tensor:
-        """Return power / t, written out because t ** power underflows long before t does."""
-        tiny = max(self.power, 1.0) * torch.finfo(t.dtype).tiny  # power / tiny may overflow
-        return self.power / t.clamp_min(tiny)
-
-
-@dataclass(frozen=True)
-class LogLinear(MaskSchedule):
-    """p_mask(t) = 1 - exp(-sigma(t)) with sigma(t) = -log(1 - (1 - eps) t), that is (1 - eps) t.
-
-    The total noise sigma stays finite: a share eps of the tokens is clean even at t = 1.
-    Source: arXiv:2310.16834, section 5.1.
-    """
-
-    eps: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_eps(self)
-
-    def p_mask(self, t: Tensor) -> Tensor:
-        return (1 - self.eps) * t
-
-    def slope(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, 1 - self.eps)
 
 
 @dataclass(frozen=True)
@@ -140,8 +98,3 @@ class Shifted(MaskSchedule):
     def weight(self, t: Tensor) -> Tensor:
         """1 / (t (1 + (shift - 1) t)); written out, because p_mask underflows before t does."""
         return 1 / (t.clamp_min(torch.finfo(t.dtype).tiny) * (1 + (self.shift - 1) * t))
-
-
-def _check_eps(schedule: Linear | LogLinear) -> None:
-    if not 0 <= schedule.eps < 1:
-        raise ValueError(f"{type(schedule).__name__}: eps must lie in [0, 1), got {schedule.eps}")

@@ -4,7 +4,6 @@ The package imports every estimator, so that a recipe can name one by its class 
 """
 
 from mmdlm.core.likelihood.base import LikelihoodEstimator
-from mmdlm.core.likelihood.blockwise import BlockRandom
 from mmdlm.core.likelihood.coupled import Coupled
 from mmdlm.core.likelihood.elbo import Elbo, Nelbo
 from mmdlm.core.likelihood.enumeration import EnumeratedElbo
@@ -13,7 +12,6 @@ from mmdlm.core.likelihood.structured import StructuredNoise
 from mmdlm.core.likelihood.trajectory import TrajectoryReplay
 
 __all__ = [
-    "BlockRandom",
     "Coupled",
     "Elbo",
     "EnumeratedElbo",

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmdlm.experimental.hps import Hps, load_hps
 from mmdlm.rl.reward import RewardUnavailable, Rubric
 from mmdlm.rl.rewards.images import clip_score
-from mmdlm.rl.rewards.images.clip_score import ClipScore, Hps, load_hps
+from mmdlm.rl.rewards.images.clip_score import ClipScore
 from mmdlm.rl.rewards.images.nearest_name import Gallery, NearestName, levels_of
 from mmdlm.rl.rewards.images.round_trip import RoundTrip, word_f1
 

@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdlm.core.diffusion.noise import (
+from mmdlm.core.diffusion.noise import MaskNoise, Noise
+from mmdlm.core.vocabulary import Modality
+from mmdlm.experimental.neighbor_noise import (
     BitNeighborhood,
     EmbeddingNeighborhood,
     IdNeighborhood,
-    MaskNoise,
     Neighborhood,
     NeighborNoise,
-    Noise,
-    UniformNoise,
 )
-from mmdlm.core.vocabulary import Modality
+from mmdlm.experimental.uniform import UniformNoise
 from tests.core.fakes import CODES, VOCABULARY, ragged, rng
 
 NEIGHBORHOODS = [
