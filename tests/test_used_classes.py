@@ -62,10 +62,11 @@ def test_choices_are_in_a_recipe_or_have_a_reason(project_files: list[Path]) -> 
     }
     assert len(choices) > 40
     reasons = stated((ROOT / "docs/explanation/design.md").read_text())
+    assert reasons <= choices, f"no longer there: {sorted(reasons - choices)}"
     idle = {name for name in choices if not is_named(name, recipes)}
-    assert idle == reasons, (
-        "without a recipe or a reason in docs/explanation/design.md: "
-        f"{sorted(idle - reasons)}; with a reason that is not needed: {sorted(reasons - idle)}"
+    assert idle <= reasons, (
+        f"move to mmdlm.experimental {sorted(idle - reasons)}, name them in a recipe, or give a "
+        "reason in docs/explanation/design.md"
     )
 
 

@@ -31,6 +31,9 @@ def attention(
         value: [B, H_kv, K, d].
         attn_mask: [B or 1, H or 1, L, K]; a query sees the keys where it is true.
         enable_gqa: Whether each head of `key` and `value` serves several of `query`.
+
+    Returns:
+        [B, H, L, d].
     """
     if enable_gqa or not _is_short(query, key):
         return F.scaled_dot_product_attention(

@@ -161,6 +161,9 @@ class PatchTokenizer(ImageTokenizer):
         Args:
             encoder_depth: Blocks of its encoder, at least as many as there are.
             decoder_depth: Blocks of its decoder, at least as many as there are.
+
+        Returns:
+            A tokenizer on the same device; this one stays as it is.
         """
         depths = {"encoder_depth": encoder_depth, "decoder_depth": decoder_depth}
         present = {"encoder_depth": len(self.encoder), "decoder_depth": len(self.decoder)}
