@@ -11,7 +11,7 @@ PYDOCLINT := $(VENV)/pydoclint
 # make install LOCKED=1: the versions that were tested; otherwise the newest above the floors
 CONSTRAINTS := $(if $(LOCKED),--constraint $(LOCK))
 
-.PHONY: help install lock demo test test-fast coverage check docs format train-emoji rl rl-sudoku \
+.PHONY: help install lock demo test test-fast coverage check docs format train-emoji train-emoji-styles rl rl-sudoku \
   rl-countdown rl-emoji rl-methods rl-table clean
 
 help:
@@ -89,14 +89,29 @@ format: $(INSTALLED)
 # same command.
 EMOJI := runs/emoji
 train-emoji: $(INSTALLED)
-	$(BIN)/python -m data_pipelines.write_shards emoji --out $(EMOJI)/images
-	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(EMOJI)/images/train --out $(EMOJI)/text_tokenizer
+	$(BIN)/python -m data_pipelines.write_shards emoji --out $(EMOJI)/noto
+	$(BIN)/python -m data_pipelines.text_tokenizer --shards $(EMOJI)/noto/train --out $(EMOJI)/text_tokenizer
 	$(BIN)/python -m train.image_tokenizer --config configs/image_tokenizer/emoji.yaml
-	$(BIN)/python -m data_pipelines.tokenize_images --shards $(EMOJI)/images/train \
+	$(BIN)/python -m data_pipelines.tokenize_images --shards $(EMOJI)/noto/train \
 	  --tokenizer $(EMOJI)/image_tokenizer/final --out $(EMOJI)/codes/train
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji.yaml
 	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji_balanced.yaml
 	$(BIN)/python -m eval.emoji --model $(EMOJI)/balanced/final --out $(EMOJI)/eval/emoji.json
+
+# The same in three styles, with edits, questions and chats. ICONS is a folder in which npm has installed
+# @iconify-json/twemoji, @iconify-json/fluent-emoji-flat and emojibase-data.
+STYLES := runs/emoji_styles
+ICONS := $(STYLES)/icons
+train-emoji-styles: $(INSTALLED)
+	$(BIN)/python -m data_pipelines.emoji_set --icons $(ICONS) --out $(STYLES)/images
+	$(BIN)/python -m data_pipelines.text_tokenizer --size 4096 --out $(STYLES)/text_tokenizer \
+	  --shards '["$(STYLES)/images/train", "$(STYLES)/images/tasks/train"]'
+	$(BIN)/python -m train.image_tokenizer --config configs/image_tokenizer/emoji_styles.yaml
+	for split in train tasks/train; do \
+	  $(BIN)/python -m data_pipelines.tokenize_images --shards $(STYLES)/images/$$split \
+	    --tokenizer $(STYLES)/image_tokenizer/final --out $(STYLES)/codes/$$split || exit; done
+	$(BIN)/python -m train.pretrain --config configs/pretrain/emoji_styles.yaml
+	$(BIN)/python -m eval.emoji.tasks --model $(STYLES)/model/final --images $(STYLES)/images
 
 # What reinforcement learning gains. Each file is a target, so that each row can be made alone
 # (make rl-sudoku), two runs can go on side by side (make -j2 rl: each takes one core), and what was

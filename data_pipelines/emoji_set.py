@@ -1,8 +1,8 @@
 r"""Job: emoji in three styles, with edits, questions and chats about them -> webdataset shards.
 
-npm install --prefix runs/emoji/icons @iconify-json/twemoji @iconify-json/fluent-emoji-flat \
+npm install --prefix runs/emoji_styles/icons @iconify-json/twemoji @iconify-json/fluent-emoji-flat \
     emojibase-data
-python -m data_pipelines.emoji_set --icons runs/emoji/icons --out runs/emoji/images
+python -m data_pipelines.emoji_set --icons runs/emoji_styles/icons --out runs/emoji_styles/images
 """
 
 from __future__ import annotations

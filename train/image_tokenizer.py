@@ -138,13 +138,18 @@ class TokenizerConfig:
         options: Of a new tokenizer of the family; an unknown one is an error. Beside `start_from`
             only encoder_depth and decoder_depth of a PatchTokenizer: blocks that change nothing at
             first are added to its stacks.
+        decoder_only: Leave the encoder of `start_from` as it is, and with it the codes of images:
+            a Transformer that was trained on them draws with the new decoder.
     """
 
     start_from: Path | None = None
     family: str = PatchTokenizer.family
     options: dict[str, Any] | None = None
+    decoder_only: bool = False
 
     def __post_init__(self) -> None:
+        if self.decoder_only and self.start_from is None:
+            raise ValueError("model.decoder_only is true, and no encoder is given: set start_from")
         if self.family not in FAMILIES:
             raise ValueError(
                 f"model.family {self.family!r} cannot be trained; choose {' or '.join(FAMILIES)}"
@@ -153,7 +158,10 @@ class TokenizerConfig:
     def build(self) -> ImageTokenizer:
         """Read the tokenizer to start from, or make a new one."""
         if self.start_from is not None:
-            return self._deeper(load_image_tokenizer(self.start_from))
+            tokenizer = self._deeper(load_image_tokenizer(self.start_from))
+            if self.decoder_only:
+                freeze_encoder(tokenizer)
+            return tokenizer
         try:
             return FAMILIES[self.family].from_config(self.options or {})
         except (AttributeError, TypeError, LookupError, ArithmeticError) as error:
@@ -175,6 +183,16 @@ class TokenizerConfig:
         return tokenizer.deeper(
             **{**{name: tokenizer.config[name] for name in depths}, **self.options}
         )
+
+
+def freeze_encoder(tokenizer: ImageTokenizer) -> None:
+    """Let only those parameters train that `decode` uses."""
+    cells = (tokenizer.image_size // tokenizer.downsampling) ** 2
+    parameters = list(tokenizer.parameters())
+    pixels = tokenizer.decode(torch.zeros(1, cells, dtype=torch.long))
+    reached = torch.autograd.grad(pixels.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, reached, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 @sole_writer

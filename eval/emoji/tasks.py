@@ -1,6 +1,6 @@
 """Benchmark: edits, questions and styles of emoji that were kept away from training.
 
-python -m eval.emoji.tasks --model runs/emoji/model/final --images runs/emoji/images
+python -m eval.emoji.tasks --model runs/emoji_styles/model/final --images runs/emoji_styles/images
 """
 
 from __future__ import annotations

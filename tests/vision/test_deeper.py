@@ -56,3 +56,26 @@ def test_what_cannot_grow(options: dict[str, int], said: str, tmp_path: Path) ->
     small().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=said):
         TokenizerConfig(start_from=tmp_path, options=options).build()
+
+
+def test_decoder_only_leaves_the_codes(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    options = {"decoder_depth": 2, "encoder_depth": 1}
+    tokenizer = TokenizerConfig(start_from=tmp_path, options=options, decoder_only=True).build()
+    frozen = {name for name, one in tokenizer.named_parameters() if not one.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {
+        "encoder",
+        "encoder_position",
+        "patch_in",
+        "to_latent",
+    }
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    codes = tokenizer.encode(pixels)
+    optimizer = torch.optim.SGD([p for p in tokenizer.parameters() if p.requires_grad], lr=0.1)
+    before = tokenizer.decode(codes).detach()
+    tokenizer.reconstruct(pixels)[0].square().sum().backward()
+    optimizer.step()
+    assert torch.equal(tokenizer.encode(pixels), codes)
+    assert not torch.equal(tokenizer.decode(codes), before)
+    with pytest.raises(ValueError, match="decoder_only is true"):
+        TokenizerConfig(decoder_only=True)
