@@ -35,7 +35,7 @@ LEVELS = (7, 5, 5, 5, 5)  # of the codes of an image tokenizer: 4,375
 VOCABULARY = Vocabulary.build(text_size=2048, eos_id=0, image_codes=math.prod(LEVELS))
 FITTING = 0.98  # share of the captions that must fit the bundled model
 MASKED = 0.64  # share of the codes of an image that is masked on average, under a cosine schedule
-# Of a training step, of the speed of large matrix products; in bfloat16 on a CPU, the rest takes most.
+# Of a training step, of the speed of large products; in bfloat16 on a CPU the rest takes most.
 EFFICIENCY, EFFICIENCY_BFLOAT16 = 0.6, 0.35
 ENOUGH = 2000  # steps that a shape needs to be worth its size
 FEWEST = 20  # steps of a stage, however short the time
