@@ -373,7 +373,18 @@ def test_how_fast_to_decode(model: FakeModel) -> None:
     options = ["--cache", "dual", "--cache-refresh", "4", "--threshold", "0.9", "--distinct"]
     assert cli.main([*ANSWER, "what?", *options]) == 0
     given = {"cache": "dual", "cache_refresh": 4, "threshold": 0.9, "distinct": True}
-    assert model.decoded == given
+    assert {name: one for name, one in model.decoded.items() if one is not None} == given
+
+
+def test_how_to_sample_as_published_code_does(model: FakeModel) -> None:
+    options = ["--order", "margin", "--schedule", "cosine", "--reproduce", "dream"]
+    assert cli.main([*ANSWER, "what?", *options, "--published-defects"]) == 0
+    assert {name: one for name, one in model.decoded.items() if one is not None} == {
+        "order": "margin",
+        "schedule": "cosine",
+        "reproduce": "dream",
+        "published_defects": True,
+    }
 
 
 def test_complete_prints_the_whole_text(

@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+import mmdlm
 from mmdlm.core.diffusion.schedule import Cosine, Shifted
 from mmdlm.core.sampling.cache import Delayed, Dual, Prefix, Stable
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
@@ -271,3 +272,20 @@ def test_values_in_each_task():
     bound = sure.in_each_task(entropy_bound=0.1, order="entropy", order_temperature=0.0)
     assert isinstance(bound.answer.sampler().unmasking, EntropyBound)
     assert (faster.fit, faster.max_new_tokens) == (Defaults().fit, Defaults().max_new_tokens)
+
+
+@pytest.mark.slow
+def test_a_model_takes_orders_schedules_and_published_samplers() -> None:
+    model = mmdlm.load("emoji", device="cpu")
+    other = model.with_generation(order=Own(), schedule="cosine")
+    samplers = [getattr(other.defaults, task).sampler() for task in ("caption", "text_to_image")]
+    assert all(one.order == Own() for one in samplers)
+    assert all(one.unmasking == ScheduledTransfer(Cosine()) for one in samplers)
+    published = model.with_generation(reproduce="dream", published_defects=True)
+    assert published.defaults.caption.sampler().allow_mask_token
+    assert not model.defaults.caption.sampler().allow_mask_token
+    assert model.with_generation(entropy_bound=0.1).defaults.caption.order == "entropy"
+    with pytest.raises(ValueError, match="entropy_bound 0.1 needs order 'entropy'"):
+        model.with_generation(entropy_bound=0.1, order="random")
+    with pytest.raises(ValueError, match="published_defects needs a published sampler"):
+        model.with_generation(published_defects=True)

@@ -1,6 +1,6 @@
 """Conversations: messages in turns, with images wherever they are mentioned; answers are learnt.
 
-How they are laid out is the model's own affair: `mmdlm.layouts` asks and teaches by one template.
+How they are laid out is the model's own affair: `mmdlm.templates` asks and teaches by one template.
 """
 
 from __future__ import annotations

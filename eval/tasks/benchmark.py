@@ -48,7 +48,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Faster:
-    """Arguments of `Model.faster`; all None: the usual way."""
+    """Arguments of `Model.with_generation`; all None: the usual way."""
 
     cache: CacheName | None = None
     cache_refresh: int | None = None

@@ -6,7 +6,6 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -280,8 +279,6 @@ def _load(options: argparse.Namespace, task: str) -> Model:
         )
         if given is not None
     }
-    if options.reproduce is not None:
-        chosen["reproduce"] = options.reproduce
     model = mmdlm.load(
         options.model,
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
@@ -290,13 +287,15 @@ def _load(options: argparse.Namespace, task: str) -> Model:
         image_tokenizer=options.image_tokenizer,
         task=task,
     )
-    model = model.with_generation(
+    return model.with_generation(
         cache=options.cache,
         cache_refresh=options.cache_refresh,
         threshold=options.threshold,
         distinct=options.distinct or None,
+        reproduce=options.reproduce,
+        published_defects=options.published_defects or None,
+        **chosen,
     )
-    return replace(model, defaults=model.defaults.in_each_task(**chosen)) if chosen else model
 
 
 def _image(path: Path, options: argparse.Namespace, *, whole: bool = False) -> Image.Image:

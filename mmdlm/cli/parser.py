@@ -301,14 +301,21 @@ def _command(
     command.add_argument(
         "--schedule",
         metavar="NAME",
-        help=f"how many tokens a step commits: {', '.join(SCHEDULES)}, or the class path of a "
-        "UnmaskingRule of your own (default: the model's own)",
+        help=f"how many tokens a step commits: {', '.join(SCHEDULES)} (the same number each; few "
+        "at first; few at first, by LaViDa's shift; each open token on its own), or the class path "
+        "of an UnmaskingRule of your own (default: the model's own)",
     )
     command.add_argument(
         "--reproduce",
         choices=PRESETS,
         help="sample as the published code of this model does: the tokens of a step, top-p before "
         "top-k (default: the model's own way)",
+    )
+    command.add_argument(
+        "--published-defects",
+        action="store_true",
+        help="with --reproduce: also what that code does wrong: a text may get any id, the mask "
+        "token may be drawn, noise in the order may compound",
     )
     command.add_argument(
         "--seed",

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmdlm.atomic_files import atomic_folder
+from mmdlm.core.sampling.order import Order
+from mmdlm.core.sampling.unmasking import UnmaskingRule
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.models.lora import has_adapter
 from mmdlm.pipeline.devices import device_named
@@ -24,7 +26,8 @@ from mmdlm.pipeline.likelihood import Scoring
 from mmdlm.pipeline.loading import load_engine
 from mmdlm.pipeline.model_card import CARD, ModelCard
 from mmdlm.pipeline.options import LoadOptions, check_options
-from mmdlm.pipeline.sampler_names import CacheName
+from mmdlm.pipeline.presets import PresetName
+from mmdlm.pipeline.sampler_names import CacheName, OrderName, ScheduleName
 from mmdlm.pipeline.text import TextTasks
 from mmdlm.templates.auto import prompt_template_for
 
@@ -146,11 +149,15 @@ class Model(ImagePipeline, TextTasks, Scoring):
         entropy_bound: float | None = None,
         in_order: bool | None = None,
         distinct: bool | None = None,
+        order: OrderName | Order | None = None,
+        schedule: ScheduleName | UnmaskingRule | None = None,
+        reproduce: PresetName | None = None,
+        published_defects: bool | None = None,
         compile: bool | Mode = False,
     ) -> Model:
-        """Return this model with all its tasks sampled faster; what is not given stays as it is.
+        """Return this model with other sampling in all its tasks; what is not given stays as it is.
 
-        All but `compile` cost some exactness; see
+        What makes sampling faster, but for `compile`, costs some exactness; see
         `mmdlm.pipeline.generation_config.GenerationConfig`.
 
         Args:
@@ -164,12 +171,23 @@ class Model(ImagePipeline, TextTasks, Scoring):
                 others: for texts that are written from left to right.
             distinct: Of several sure tokens of one word commit only the first, so that fewer words
                 appear twice.
+            order: Which tokens are committed first: "confidence", "probability", "margin",
+                "entropy", "random", "left_to_right", or an `Order` of one's own.
+            schedule: How many tokens a step commits: "linear", "cosine", "shifted", "ancestral", or
+                an `UnmaskingRule` of one's own.
+            reproduce: A published sampler to reproduce: "llada", "mmada", "dream" ...
+            published_defects: Reproduce as well what its code does wrong.
             compile: Hand the layers to torch.compile, those of this model too: the first calls say
                 so, and take minutes. Or a mode of it: "reduce-overhead" records CUDA graphs.
 
         Returns:
             A model that shares its weights with this one.
+
+        Raises:
+            ValueError: For a value out of range, and for values that exclude each other.
         """
+        if order is None and entropy_bound is not None:
+            order = "entropy"
         defaults = self.defaults.in_each_task(
             cache=cache,
             cache_refresh=cache_refresh,
@@ -178,8 +196,11 @@ class Model(ImagePipeline, TextTasks, Scoring):
             entropy_bound=entropy_bound,
             in_order=in_order,
             distinct=distinct,
-            order=None if entropy_bound is None else "entropy",
+            order=order,
             order_temperature=None if entropy_bound is None else 0.0,
+            schedule=schedule,
+            reproduce=reproduce,
+            published_defects=published_defects,
         )
         if compile:
             assert isinstance(self.denoiser, nn.Module)
