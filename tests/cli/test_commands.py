@@ -21,7 +21,7 @@ from mmdlm.cli import commands
 from mmdlm.cli import main as cli
 from mmdlm.cli import names as known
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "mmdlm" / "checkpoints" / "emoji"
 
 

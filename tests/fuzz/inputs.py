@@ -31,7 +31,7 @@ from mmdlm.cli.recipe import run
 from mmdlm.pipeline.hub import BUNDLED
 from tests.data_pipelines.test_damage import row
 from tests.fuzz.damage import damaged
-from tests.test_damaged import ODD, damaged_header, damaged_json
+from tests.models.test_damaged import ODD, damaged_header, damaged_json
 from train import image_tokenizer, preference, pretrain, rl, sft
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from mmdlm import load
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.digests import FILE as DIGESTS
 from mmdlm.vision.digests import write_digests
-from tests.test_damaged import places, whole  # noqa: F401
+from tests.models.test_damaged import places, whole  # noqa: F401
 
 SEEDS = 40
 WEIGHTS = (

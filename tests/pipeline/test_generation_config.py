@@ -72,7 +72,7 @@ def test_a_class_of_ones_own_is_used_and_not_stored(tmp_path: Path) -> None:
         cached.to_json()
     usual = Defaults(caption=GenerationConfig(5, order="margin"))
     assert Defaults.from_json(written(tmp_path, usual.to_json())) == usual
-    path = {"caption": {"order": {"class_path": "tests.test_decoding.Own"}}}
+    path = {"caption": {"order": {"class_path": "tests.pipeline.test_generation_config.Own"}}}
     with pytest.raises(ValueError, match="is not one of 'confidence'"):  # a file imports nothing
         Defaults.from_json(written(tmp_path, path))
     with pytest.raises(ValueError, match=r"which order Own\(\) does not look at"):

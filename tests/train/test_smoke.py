@@ -18,7 +18,7 @@ import yaml
 from tests.train.rewarding import assert_learnt
 from tests.train.tiny import logged
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/*/smoke*.yaml"))
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from itertools import permutations
 
 import pytest
 import torch
 
 from mmdlm.rl.rewards.answers.countdown import Countdown
 from mmdlm.rl.rewards.answers.sudoku import Sudoku
-from mmdlm.tasks.countdown import expression_of, solves, worth
-from mmdlm.tasks.sudoku import fits, grid_of, grids, solutions
+from mmdlm.tasks.sudoku import grids, solutions
 
 PUZZLE, SOLUTION = "1200340021430000", "1234341221434321"
 TWICE = "0034341200434321"  # 1 and 2 can change places
@@ -22,25 +20,6 @@ def answer(text: str) -> str:
 
 
 # ---- Sudoku
-
-
-def test_there_are_288_grids_and_they_are_all_that_keep_the_rules() -> None:
-    assert len(set(grids())) == 288
-    rows = ["".join(one) for one in permutations("1234")]
-    count = sum(
-        fits(a + b + c + d) for a in rows[:1] for b in rows for c in rows for d in rows
-    )  # by brute force, of those with first row 1234
-    assert count == 288 // 24
-    assert all(fits(grid) for grid in grids())
-
-
-def test_solutions_keep_the_givens() -> None:
-    assert solutions(SOLUTION) == (SOLUTION,)
-    assert len(solutions("0" * 16)) == 288
-    assert solutions("11" + "0" * 14) == ()
-    assert SOLUTION in solutions(PUZZLE)
-    with pytest.raises(ValueError, match="16 cells"):
-        solutions("12")
 
 
 def published_sudoku(text: str, solution: str, puzzle: str) -> float:
@@ -103,67 +82,12 @@ def test_puzzles_that_ask_nothing_are_not_scored() -> None:
     assert Sudoku()([""] * 2, [answer(SOLUTION)] * 2, puzzle=puzzles) == [None, None]
 
 
-def test_grids_are_found_without_tags_too() -> None:
-    rows = "1234\n3412\n2143\n4321"
-    assert grid_of(rows, loose=True) == "1234341221434321"
-    assert grid_of("| 1 2 | 3 4 | nothing", loose=True) is None
-    assert grid_of(rows) is None
+def test_grids_without_tags_are_an_option() -> None:
     assert Sudoku()([""], [SOLUTION], puzzle=[PUZZLE]) == [0.0]  # as published
     assert Sudoku(loose=True)([""], [SOLUTION], puzzle=[PUZZLE]) == [1.0]
-    assert grid_of("\\boxed{1234 3412 2143 4321}") == "1234341221434321"
 
 
 # ---- Countdown
-
-
-@pytest.mark.parametrize(
-    "text, value, numbers",
-    [
-        ("2*4-3", 5, (2, 4, 3)),
-        ("(1 + 2) * 3", 9, (1, 2, 3)),
-        ("100/30", None, (100, 30)),
-        ("-3+5", 2, (3, 5)),
-        (r"2 \times 3", 6, (2, 3)),
-        (r"\frac{6}{3}", 2, (6, 3)),
-        ("6\u00f73\u00d72", 4, (6, 3, 2)),
-        ("007", 7, (7,)),
-    ],
-)
-def test_expressions_are_worth(text: str, value: int | None, numbers: tuple[int, ...]) -> None:
-    found = worth(text)
-    assert found is not None
-    assert found.numbers == numbers
-    if value is not None:
-        assert found.value == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "2**3",
-        "7//2",
-        "1/0",
-        "",
-        "1+",
-        "__import__('os')",
-        "1_000",
-        "2.5*2",
-        "a+b",
-        "(" * 150,
-        "9" * 300,
-        "2(3)",
-    ],
-)
-def test_what_is_no_expression(text: str) -> None:
-    assert worth(text) is None
-
-
-def test_each_number_is_used_once() -> None:
-    assert solves("30+93-100", [30, 100, 93], 23)
-    assert not solves("93-100", [30, 100, 93], -7)
-    assert not solves("30+93-100+30-30", [30, 100, 93], 23)
-    assert solves("2*(3/2)", [2, 3, 2], 3)  # 3/2 is exact
-    assert not solves("1/3*3+0", [1, 3, 3], 2)
 
 
 def published_countdown(text: str, numbers: list[int], target: int) -> float:
@@ -213,7 +137,6 @@ def test_equations_are_an_option() -> None:
     text = answer("30+93-100 = 23")
     reward = Countdown(equation=True)
     assert reward([""], [text], numbers=[["30", "100", "93"]], target=["23"]) == [1.0]
-    assert expression_of("\\boxed{1+2=3}", equation=True) == "1+2"
 
 
 @pytest.mark.parametrize(
@@ -246,5 +169,3 @@ def test_bare_expressions_are_an_option() -> None:
     arguments = {"numbers": [[30, 100, 93]], "target": [23]}
     assert Countdown()([""], [text], **arguments) == [0.0]  # as published
     assert Countdown(loose=True)([""], [text], **arguments) == [1.0]
-    assert expression_of("1+2=3\n", equation=True, loose=True) == "1+2"
-    assert expression_of("none", loose=True) is None
