@@ -16,6 +16,7 @@ from tqdm import tqdm
 from data_pipelines.jobs.origin import Given, is_done
 from data_pipelines.jobs.report import Report
 from data_pipelines.jobs.sole_writer import sole_writer
+from data_pipelines.jobs.write_splits import write_splits
 from data_pipelines.shards.shards import INDEX, Sample
 from data_pipelines.sources.emoji import (
     Emoji,
@@ -36,7 +37,6 @@ from data_pipelines.sources.emoji_tasks import (
 from data_pipelines.sources.icon_sets import read_icon_sets
 from data_pipelines.sources.source import png_bytes
 from data_pipelines.sources.text_files import json_bytes
-from data_pipelines.write_shards import write_splits
 from mmdlm.cli import recipe as command_line
 
 MEASURED_EDITS, MEASURED_QUESTIONS = 200, 100  # questions of each kind

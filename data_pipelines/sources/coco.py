@@ -9,7 +9,8 @@ from pathlib import Path
 from data_pipelines.jobs.report import Report
 from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import Sample
-from data_pipelines.sources.folder import captions_of, file_inside, image_field
+from data_pipelines.sources.folder import captions_of
+from data_pipelines.sources.local_files import file_inside, image_field
 from data_pipelines.sources.source import BROKEN_CONTENT
 from data_pipelines.sources.text_files import json_bytes, parsed, read_text
 

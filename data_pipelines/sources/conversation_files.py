@@ -1,4 +1,4 @@
-"""Conversations in files and data sets -> samples: JSON, JSON lines, csv, parquet, the Hub.
+"""Conversations in rows of files and data sets -> samples.
 
 They go through shards, so that any of them is shuffled, dealt to processes and resumed as all data
 is. Where files lie here, nothing is downloaded.
@@ -6,76 +6,31 @@ is. Where files lie here, nothing is downloaded.
 
 from __future__ import annotations
 
-import io
-import re
-import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
-
-from PIL import Image
 
 from data_pipelines.jobs.report import Report
 from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import Sample
-from data_pipelines.sources.folder import file_inside, files_below
+from data_pipelines.sources.column_templates import columns_in, filled
 from data_pipelines.sources.messages import (
     MESSAGE_KEYS,
     SYSTEMS,
     Message,
     all_messages,
+    given_messages,
     up_to_answer,
 )
-from data_pipelines.sources.row_files import ROW_FILES, BrokenRow, Row, rows_in
+from data_pipelines.sources.row_files import BrokenRow, Row
+from data_pipelines.sources.row_images import Images, image_in
 from data_pipelines.sources.source import BROKEN_CONTENT
 from data_pipelines.sources.text_files import json_bytes
-from mmdlm.templates.conversation import IMAGE
-from mmdlm.templates.infill import shortened
-from mmdlm.vision.image_files import image_format, open_image, to_rgb
+from data_pipelines.sources.tools import TOOLS, offered, uses_tools
+from mmdlm.templates.conversation import ASSISTANT, SYSTEM, USER
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what shards keep as it is
-FILES = (*ROW_FILES, ".parquet")
 TEXTS = ("messages", "conversations")
 IMAGES = ("images", "image")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Where a row has its images.
-
-    Attributes:
-        folder: That their paths begin in.
-        mark: Of an image in a text.
-        allow_outside: Whether a path may lead out of the folder.
-    """
-
-    folder: Path | None = None
-    mark: str = IMAGE
-    allow_outside: bool = False
-
-    def read(self, given: Any) -> tuple[bytes, str, bool]:
-        """Return an image in any form as (file, extension, whether the file is another than given).
-
-        What shards do not hold as it is, and what is decoded already, becomes PNG.
-        """
-        if isinstance(given, Mapping):  # of datasets, undecoded
-            given = given.get("bytes") or given.get("path")
-        if isinstance(given, str):
-            if given.startswith(("http://", "https://", "data:")):
-                raise ValueError(f"its image {shortened(given)!r} is no file; download it first")
-            path = file_inside(self.folder or Path(), given, allow_outside=self.allow_outside)
-            given = path.read_bytes()
-        if isinstance(given, bytes):
-            if extension := EXTENSIONS.get(image_format(given)):
-                return given, extension, False
-            given = open_image(given, whole=True)
-        if not isinstance(given, Image.Image):
-            raise ValueError(f"its image is neither file nor path but {type(given).__name__}")
-        file = io.BytesIO()
-        to_rgb(given).save(file, format="PNG")
-        return file.getvalue(), "png", True
 
 
 @dataclass(frozen=True)
@@ -106,7 +61,7 @@ class Columns:
         """The columns that a sample is made of."""
         own = {"prompt", "completion", *TEXTS}
         if self.prompt is not None and self.completion is not None:
-            own = {*_columns_in(self.prompt), *_columns_in(self.completion)}
+            own = {*columns_in(self.prompt), *columns_in(self.completion)}
         return frozenset({*own, *IMAGES})
 
     def check(self, row: Row, *, source: str) -> None:
@@ -122,7 +77,7 @@ class Columns:
             )
         for name in (self.prompt, self.completion):
             try:
-                _filled(name, row.values)
+                filled(name, row.values)
             except (KeyError, IndexError, AttributeError, TypeError) as error:
                 raise ValueError(f"{has}, of which {name!r} cannot be made ({error!r})") from None
             except ValueError as error:
@@ -134,19 +89,22 @@ class Columns:
         content: dict[str, Any]
         shown: set[str]
         if self.prompt is None or self.completion is None:
-            names = (*TEXTS, "prompt", "completion")
+            names = (*TEXTS, "prompt", "completion", *TOOLS)
             content = {name: values[name] for name in names if name in values}
             shown = set()
         else:
             sides = {"prompt": self.prompt, "completion": self.completion}
             try:
-                content = {name: _filled(side, values) for name, side in sides.items()}
+                content = {name: filled(side, values) for name, side in sides.items()}
             except (KeyError, IndexError, AttributeError, TypeError) as error:
                 raise ValueError(f"its prompt or completion cannot be made ({error!r})") from None
-            shown = {*_columns_in(self.prompt), *_columns_in(self.completion)}
+            shown = {*columns_in(self.prompt), *columns_in(self.completion)}
         said = {name: values[name] for name in SYSTEMS if values.get(name) and name not in shown}
         content |= said or {SYSTEMS[0]: self.system}
         every = all_messages(content, image=self.images.mark)
+        if uses_tools(content, given_messages(content)):
+            report.change(row.where, "its tools, their calls and results are written as text")
+        every = _from_question(every, self.images.mark, row.where, report)
         messages = up_to_answer(every)
         sample = packed(
             {"messages": messages},
@@ -187,6 +145,9 @@ def packed(
         ValueError: Where they do not fit together.
     """
     marks = sum(message.text.count(images.mark) for part in said.values() for message in part)
+    if mentioned and not marks and (placed := _images_first(said, len(mentioned) * images.mark)):
+        said, marks = placed, len(mentioned)
+        report.change(where, "its messages do not say where its images are; they come first")
     if marks != len(mentioned):
         raise ValueError(
             f"its messages mention {marks} images by {images.mark!r}, but it has {len(mentioned)}"
@@ -200,6 +161,30 @@ def packed(
     content = {name: [one.to_dict() for one in part] for name, part in said.items()}
     sample["json"] = json_bytes(content)
     return sample
+
+
+def _images_first(said: Mapping[str, list[Message]], marks: str) -> dict[str, list[Message]] | None:
+    """Return messages of which the first of the user begins with images; None where there is none.
+
+    That is where TRL's `prepare_multimodal_messages` puts images that no message mentions.
+    """
+    for name, part in said.items():
+        for number, message in enumerate(part):
+            if message.role == USER:
+                first = replace(message, text=marks + message.text)
+                return {**said, name: [*part[:number], first, *part[number + 1 :]]}
+    return None
+
+
+def _from_question(messages: list[Message], mark: str, where: str, report: Report) -> list[Message]:
+    """Return a conversation without the answers that it begins with, as cut ones of ShareGPT do."""
+    start = next((n for n, one in enumerate(messages) if one.role == SYSTEM), -1) + 1
+    behind = next((n for n, one in enumerate(messages) if n >= start and one.role != ASSISTANT), 0)
+    cut = messages[start:behind]
+    if start > 1 or not cut or any(mark in one.text for one in cut):
+        return messages
+    report.change(where, "it begins with an answer, which is left out")
+    return [*messages[:start], *messages[behind:]]
 
 
 def images_of(content: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:
@@ -258,7 +243,9 @@ def _unused(values: Mapping[str, Any], sample: Sample, used: frozenset[str]) -> 
     """Columns of a row, and keys of its messages, that hold something and are not in its sample."""
     found = {name for name, value in values.items() if name not in used and not _is_nothing(value)}
     found -= {name for name in SYSTEMS if name in found and _is_said(values[name], sample)}
-    for column in used:
+    if offered(values):
+        found -= {*TOOLS}
+    for column in used - {*IMAGES}:
         messages = values.get(column)
         for message in messages if isinstance(messages, list) else []:
             if isinstance(message, Mapping):
@@ -278,92 +265,13 @@ def _is_nothing(value: Any) -> bool:
     return value is None or value in ("", [], {})
 
 
-def local_files(source: str) -> list[Path]:
-    """Return the files that a source names; none for a data set of the Hub."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = files_below(path, FILES)
-        if not files:
-            raise ValueError(f"{source}: none of {', '.join(FILES)} in this folder")
-        return files
-    if path.is_file():
-        if path.suffix not in FILES:
-            raise ValueError(f"{path}: conversations are read from {', '.join(FILES)}")
-        return [path]
-    if path.suffix or path.is_absolute() or source.count("/") > 1:
-        raise ValueError(f"{source}: no such file; correct the path")
-    return []
-
-
-def rows_of(
-    source: str, *, split: str = "train", subset: str | None = None
-) -> Iterator[Row | BrokenRow]:
-    """Yield the rows of a .json, .jsonl, .csv or .parquet file, a folder of them, or a Hub set.
-
-    Raises ValueError, with the file, for what cannot be read as a whole.
-    """
-    if files := local_files(source):
-        return chain.from_iterable(map(_rows_of_file, files))
-    return _streamed(source, subset, split=split)
-
-
-def _rows_of_file(path: Path) -> Iterator[Row | BrokenRow]:
-    if path.suffix == ".parquet":
-        return _streamed("parquet", split="train", data_files=str(path))
-    return rows_in(path)
-
-
-def _streamed(name: str, *arguments: Any, **options: Any) -> Iterator[Row]:
-    """Rows of a data set of the `datasets` library, with images as the files that they are."""
-    place = options.get("data_files", name)
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(f"{place} is read by datasets: pip install datasets") from error
-    try:
-        rows = load_dataset(name, *arguments, streaming=True, **options).decode(False)
-        for number, row in enumerate(rows, 1):
-            yield Row(row, f"{place}, row {number}")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"data set {place} cannot be read ({one_line(error)})") from error
-
-
-def _columns_in(template: str) -> set[str]:
-    """Return the columns that a column name or template needs."""
-    if "{" not in template:
-        return {template}
-    fields = (field for _, field, _, _ in _TEXT.parse(template) if field)
-    return {re.split(r"[.\[]", field)[0] for field in fields}
-
-
-def _filled(template: str, row: Mapping[str, Any]) -> str:
-    """Return a column, or a filled template; KeyError, IndexError ... where the row lacks them."""
-    value = _TEXT.vformat(template, (), row) if "{" in template else row[template]
-    if not isinstance(value, str):
-        raise TypeError(f"{template} is no text but {type(value).__name__}")
-    return value
-
-
-class _Text(string.Formatter):
-    """Templates whose fields are texts or numbers: None or a list would be learnt as its repr."""
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if not isinstance(value, str | int | float):
-            raise TypeError(f"a field of the template is no text but {type(value).__name__}")
-        return str(super().format_field(value, format_spec))
-
-
-_TEXT = _Text()
-
-
 def _of_messages(content: Mapping[str, Any]) -> Iterator[Any]:
     """Images that stand in the pieces of messages themselves."""
     for side in content.values():
         for message in side if isinstance(side, list) else []:
             pieces = message.get("content") if isinstance(message, Mapping) else None
             for piece in pieces if isinstance(pieces, list) else []:
-                given = piece.get("image") or piece.get("path")
-                if given is not None:
+                if (given := image_in(piece)) is not None:
                     yield given
 
 

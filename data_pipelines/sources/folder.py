@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -11,82 +11,17 @@ from typing import Any
 from data_pipelines.jobs.report import Report
 from data_pipelines.shards.sample_stats import one_line
 from data_pipelines.shards.shards import Sample
-from data_pipelines.sources.row_files import BrokenRow, Row, rows_in
+from data_pipelines.sources.local_files import file_inside, files_below, image_field
+from data_pipelines.sources.row_files import BrokenRow, Row
+from data_pipelines.sources.rows import SPLITS, rows_of_file
 from data_pipelines.sources.source import BROKEN_CONTENT, IMAGES
 from data_pipelines.sources.text_files import json_bytes, parsed, read_text
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+NOTES = (".md", ".txt", ".py")  # of a data set, beside the folders of its splits
 OTHER_IMAGES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jxl")
 FILE_NAME = "file_name"  # its column that names the image, from the folder of the metadata on
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "label")  # the first that is there
-
-
-# ---- files of a folder ---------------------------------------------------------------------------
-
-
-def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
-    """Return all files with one of the endings below a folder, in order.
-
-    Hidden files and folders are left out; links are followed, but into no folder twice. A link to
-    what is not there is a file that cannot be read.
-    Raises ValueError where there is no such folder, OSError where one may not be read.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"folder {folder}: no such folder")
-    found: list[Path] = []
-    seen: set[str] = set()
-    starts = [str(folder)]
-    for start in starts:  # links join behind, so that a folder has its own name where it can
-        for place, folders, names in os.walk(start, onerror=_refuse):
-            real = os.path.realpath(place)
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
-            below = (os.path.join(place, name) for name in folders)
-            starts += [path for path in below if os.path.islink(path)]
-            found += [
-                Path(place, name)
-                for name in names
-                if name.lower().endswith(tuple(endings)) and not name.startswith(".")
-            ]
-    return sorted(path for path in found if path.is_file() or not path.exists())
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
-def path_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
-    """Return the path that data names; ValueError where it leads out of the folder.
-
-    Args:
-        folder: That the name is relative to.
-        name: As it stands in the data.
-        allow_outside: Whether the name, or a link, may lead out of the folder.
-
-    Returns:
-        The path of a file.
-    """
-    if not isinstance(name, str):
-        raise ValueError(f"the path of its image is no text but {type(name).__name__}")
-    path = folder / name
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    if not allow_outside and os.path.commonpath([real, root]) != root:
-        raise ValueError(
-            f"its image {name!r} is outside of the folder {str(folder)!r}; name another folder of "
-            "images, or set allow_outside to true for data that you trust"
-        )
-    return path
-
-
-def file_inside(folder: Path, name: Any, *, allow_outside: bool) -> Path:
-    """Return the path of a file that data names, as `path_inside`; ValueError for no file."""
-    path = path_inside(folder, name, allow_outside=allow_outside)
-    if not path.is_file():
-        raise ValueError(f"its image {name!r} is missing: no such file in {str(folder)!r}")
-    return path
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -95,6 +30,36 @@ def image_files(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"folder {folder}: no images in it ({', '.join(IMAGES)})")
     return found
+
+
+def split_folder(folder: Path, split: str | None) -> Path:
+    """Return the folder of one split, where a folder holds nothing but folders of splits.
+
+    Args:
+        folder: Of images.
+        split: Name of a split; "all": read them all; None: there is only one.
+
+    Raises:
+        ValueError: There are several and none is named, or there is none of this name.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder}: no such folder")
+    known = {word for words in SPLITS.values() for word in words}
+    inside = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    parts = {one.name: one for one in inside if one.is_dir() and one.name.lower() in known}
+    others = [one for one in inside if one.name not in parts and one.suffix.lower() not in NOTES]
+    if len(parts) < 2 or others:
+        parts = {}
+    if split == "all" or (split is None and not parts):
+        return folder
+    if split not in parts:
+        named = ", ".join(sorted(parts)) if parts else "no splits"
+        found = f"but not {split!r}" if split else "and none is named"
+        raise ValueError(
+            f"{folder} has {named}, {found}; name one of its splits with --split, or all of them "
+            "with --split all"
+        )
+    return parts[split]
 
 
 # ---- samples -------------------------------------------------------------------------------------
@@ -148,14 +113,6 @@ def source_files(folder: Path) -> list[Path]:
     return files_below(folder, (*(f".{one}" for one in IMAGES), ".txt", ".json", *METADATA))
 
 
-def image_field(path: Path) -> str:
-    """Return the field of an image file: its ending. ValueError for one that shards lack."""
-    extension = path.suffix.lower().removeprefix(".")
-    if extension not in IMAGES:
-        raise ValueError(f"its image {path.name!r} is none of {', '.join(IMAGES)}")
-    return extension
-
-
 # ---- texts beside, or in names -------------------------------------------------------------------
 
 
@@ -201,8 +158,6 @@ def _is_by_class(folder: Path, images: list[Path]) -> bool:
 
 def _metadata_of(folder: Path) -> list[Path]:
     """Return the files with metadata; ValueError for two in one folder, or another format."""
-    if parquet := files_below(folder, ["metadata.parquet"]):
-        raise ValueError(f"{parquet[0]} is not read; write it as metadata.jsonl")
     found = [path for path in files_below(folder, METADATA) if path.name in METADATA]
     for one, other in pairwise(found):
         if one.parent == other.parent:
@@ -221,7 +176,7 @@ def _described(
     """Yield the rows of metadata as samples; images that no row names are left out."""
     named = set()
     rows = chain.from_iterable(
-        ((metadata.parent, row) for row in rows_in(metadata)) for metadata in described
+        ((metadata.parent, row) for row in rows_of_file(metadata)) for metadata in described
     )
     for number, (place, row) in enumerate(rows):
         report.read += 1

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from data_pipelines.sources.tools import CALLS, in_words
 from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER, check_messages
 from mmdlm.templates.infill import shortened
 
 # Names that LLaVA and ShareGPT give the sides of a conversation -> ours.
-ROLES = {"human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT}
+ROLES = {
+    "human": USER,
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bing", "bard", "bot", "claude"), ASSISTANT),
+    "developer": SYSTEM,
+}
 SYSTEMS = ("system", "system_prompt")  # where data sets keep a system message beside the others
 # Where the JSON of a sample has messages, or texts, of a conversation or of a pair of answers.
 SAID = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 LEARNT = ("weight", "train")  # how they say of an answer whether it is learnt
-MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT)
+MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT, *CALLS)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,17 @@ def messages_of(content: Any, *, image: str = IMAGE) -> list[Message]:
 
 def all_messages(content: Any, *, image: str = IMAGE) -> list[Message]:
     """Return the messages in any form, the system's first; ValueError where there are none."""
-    messages = [message_of(one, image=image) for one in _given(content)]
-    if (system := system_of(content)) and all(one.role != SYSTEM for one in messages[:1]):
-        messages.insert(0, Message(SYSTEM, system))
-    return messages
+    given = given_messages(content)
+    if (system := system_of(content)) and not has_system(given):
+        given = [{"role": SYSTEM, "content": system}, *given]
+    return [message_of(one, image=image) for one in in_words(content, given)]
+
+
+def has_system(messages: list[Any]) -> bool:
+    """Return whether the first of some messages, in any form, is the system's."""
+    first = messages[0] if messages else None
+    role = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return ROLES.get(str(role), role) == SYSTEM
 
 
 def up_to_answer(messages: list[Message]) -> list[Message]:
@@ -76,7 +88,8 @@ def up_to_answer(messages: list[Message]) -> list[Message]:
     return [*asked, answer]
 
 
-def _given(content: Any) -> list[Any]:
+def given_messages(content: Any) -> list[Any]:
+    """Return the messages of a conversation as they stand in it; ValueError for none."""
     if isinstance(content, dict):
         if "prompt" in content and "completion" in content:
             sides = ((USER, content["prompt"]), (ASSISTANT, content["completion"]))
@@ -125,8 +138,8 @@ def _is_learnt(message: dict[str, Any], key: str) -> bool:
 
 def _piece(piece: Any, image: str) -> str:
     match piece:
-        case {"type": "text", "text": str(text)}:
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
             return text
-        case {"type": "image" | "image_url"}:
+        case {"type": "image" | "image_url" | "input_image"}:
             return image
     raise ValueError(f"a piece of a message is neither text nor image: {shortened(repr(piece))}")

@@ -10,12 +10,14 @@ import torch
 
 from data_pipelines.jobs.report import Report
 from data_pipelines.shards.shards import Sample
-from data_pipelines.sources.conversation_files import IMAGES, Images, images_of, packed
+from data_pipelines.sources.conversation_files import IMAGES, images_of, packed
 from data_pipelines.sources.conversations import Conversation, TemplatedConversation
 from data_pipelines.sources.end_of_text import NoTail, Tail
 from data_pipelines.sources.messages import SYSTEMS, Message, message_of, messages_of, system_of
 from data_pipelines.sources.row_files import Row
+from data_pipelines.sources.row_images import Images
 from data_pipelines.sources.source import TextTokenizer
+from data_pipelines.sources.tools import TOOLS, in_words, offered, uses_tools
 from data_pipelines.sources.vision_samples import Seeing
 from mmdlm.core.sequence import Sequence
 from mmdlm.core.vocabulary import Vocabulary
@@ -25,6 +27,7 @@ from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.crops import CropViews
 
 SIDES = ("chosen", "rejected")
+OPENAI = frozenset({"input", "preferred_output", "non_preferred_output"})  # its columns of a pair
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,7 @@ def explicit(content: Any, *, image: str = IMAGE) -> dict[str, list[Any]]:
     if not isinstance(content, Mapping) or any(content.get(side) is None for side in SIDES):
         raise ValueError("it has no chosen answer with a rejected one")
     system = system_of(content)
-    chosen, rejected = (
-        _conversation(content.get("prompt"), content[side], side, image, system=system)
-        for side in SIDES
-    )
+    chosen, rejected = (_conversation(content, side, image, system=system) for side in SIDES)
     if chosen[:-1] != rejected[:-1]:
         raise ValueError("its chosen and rejected answers are not to the same prompt")
     if chosen == rejected and image not in message_of(chosen[-1], image=image).text:
@@ -118,29 +118,29 @@ def explicit(content: Any, *, image: str = IMAGE) -> dict[str, list[Any]]:
 
 
 def _conversation(
-    prompt: Any, answer: Any, side: str, image: str, *, system: str = ""
+    content: Mapping[str, Any], side: str, image: str, *, system: str = ""
 ) -> list[Any]:
     """Return the messages up to an answer, which is a text, or messages with or without prompt.
 
     Args:
-        prompt: A text, or messages; not read where the answer holds it.
-        answer: A text, or messages, which may begin with the prompt.
-        side: Name of the answer, for error messages.
+        content: With the prompt, a text or messages; it is not read where the answer holds it.
+        side: Name of the answer, a text or messages, which may begin with the prompt.
         image: Text that stands for an image.
         system: First message of conversations that have none.
     """
-    messages = _up_to_answer(prompt, answer, side, image)
+    messages = _up_to_answer(content.get("prompt"), content[side], side, image)
     if not message_of(messages[-1], image=image).learnt:
         raise ValueError(f"its {side} answer has weight 0, so that there is nothing to compare")
     if system and message_of(messages[0], image=image).role != SYSTEM:
-        return [{"role": SYSTEM, "content": system}, *messages]
-    return messages
+        messages = [{"role": SYSTEM, "content": system}, *messages]
+    return in_words(content, messages)
 
 
 def _up_to_answer(prompt: Any, answer: Any, side: str, image: str) -> list[Any]:
     said = [{"role": ASSISTANT, "content": answer}] if isinstance(answer, str) else answer
     if not isinstance(said, list) or not said:
         raise ValueError(f"its {side} answer is neither a text nor messages")
+    said = in_words({}, said)
     if message_of(said[-1], image=image).role != ASSISTANT:
         raise ValueError(f"its {side} messages do not end with an answer of the assistant")
     if message_of(said[0], image=image).role != ASSISTANT:
@@ -148,7 +148,7 @@ def _up_to_answer(prompt: Any, answer: Any, side: str, image: str) -> list[Any]:
     asked = [{"role": USER, "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(asked, list) or not asked:
         raise ValueError("its prompt is neither a text nor messages")
-    return [*asked, *said]
+    return [*in_words({}, asked), *said]
 
 
 # ---- rows of files -------------------------------------------------------------------------------
@@ -172,10 +172,12 @@ class PairColumns:
     @property
     def used(self) -> frozenset[str]:
         """The columns that a sample is made of."""
-        return frozenset({self.prompt, self.chosen, self.rejected, *IMAGES})
+        return frozenset({self.prompt, self.chosen, self.rejected, *IMAGES, *OPENAI})
 
     def check(self, row: Row, *, source: str) -> None:
         """Raise ValueError that names the columns of a data set without pairs."""
+        if row.values.keys() >= OPENAI:
+            return
         needed = [self.chosen, self.rejected]
         if isinstance(row.get(self.chosen), str):
             needed.insert(0, self.prompt)
@@ -188,13 +190,27 @@ class PairColumns:
     def sample(self, row: Row, key: str, report: Report) -> Sample:
         """Return a row as a sample, json and its images; ValueError where it is no pair."""
         names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
-        given = {name: row.values.get(column) for name, column in names.items()}
-        given |= {name: row.values.get(name) for name in SYSTEMS}
+        values = _of_openai(row.values) if row.values.keys() >= OPENAI else row.values
+        given = {name: values.get(column) for name, column in names.items()}
+        given |= {name: values.get(name) for name in (*SYSTEMS, *TOOLS)}
         mark = self.images.mark
         pair = explicit(given, image=mark)
+        parts = [one for one in given.values() if isinstance(one, list)]
+        if offered(given) or any(uses_tools({}, part) for part in parts):
+            report.change(row.where, "its tools, their calls and results are written as text")
         said = {name: [message_of(one, image=mark) for one in part] for name, part in pair.items()}
         for side in SIDES:  # what training would find wrong
             messages_of({"messages": [*pair["prompt"], *pair[side]]}, image=mark)
         return packed(
             said, images_of(pair, row.values), key, self.images, where=row.where, report=report
         )
+
+
+def _of_openai(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of OpenAI's files for preference tuning with the names of TRL."""
+    asked = values["input"]
+    if not isinstance(asked, Mapping):
+        raise ValueError(f"its 'input' is no object but {type(asked).__name__}")
+    tools = {name: asked.get(name) for name in TOOLS}
+    chosen, rejected = values["preferred_output"], values["non_preferred_output"]
+    return {**tools, "prompt": asked.get("messages"), "chosen": chosen, "rejected": rejected}

@@ -1,13 +1,15 @@
-"""Rows of files: .jsonl (one object a line), .json (a list of objects) and .csv (with heads)."""
+"""Rows of files: .jsonl (one object a line), .json (a list, or lines) and .csv (with heads)."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.sources.compressed import OPENERS, damage_named, inner_suffix
 from data_pipelines.sources.text_files import (
     check_halves,
     checked,
@@ -17,7 +19,8 @@ from data_pipelines.sources.text_files import (
     read_text,
 )
 
-ROW_FILES = (".jsonl", ".json", ".csv")
+PLAIN = (".jsonl", ".json", ".csv")
+ROW_FILES = (*PLAIN, *(f"{one}{packed}" for one in PLAIN for packed in OPENERS))
 LONGEST_FIELD = 1 << 26  # characters of a field of a csv: long reasoning is longer than its usual
 
 
@@ -61,13 +64,12 @@ def rows_in(path: Path, kind: str | None = None) -> Iterator[Row | BrokenRow]:
     Raises:
         ValueError: That names the file where it cannot be read as a whole.
     """
-    read = {".jsonl": _lines, ".json": _entries, ".csv": _csv_rows}.get(kind or path.suffix)
+    read = {".jsonl": _lines, ".json": _entries, ".csv": _csv_rows}.get(kind or inner_suffix(path))
     if read is None:
         raise ValueError(f"{path} is not .jsonl, .json or .csv; write it as one of these")
     try:
-        yield from read(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        with damage_named(path):
+            yield from read(path)
     except UnicodeError as error:
         raise ValueError(f"{path}: no text ({error}); save it as UTF-8") from None
     except csv.Error as error:
@@ -113,6 +115,9 @@ def _object(value: Any, where: str) -> Row | BrokenRow:
 
 
 def _entries(path: Path) -> Iterator[Row | BrokenRow]:
+    if _holds_lines(path):
+        yield from _lines(path)
+        return
     try:
         text = read_text(path)
         found = json_value(text)
@@ -130,6 +135,16 @@ def _entries(path: Path) -> Iterator[Row | BrokenRow]:
             yield BrokenRow(where, str(error))
             continue
         yield _object(entry, where)
+
+
+def _holds_lines(path: Path) -> bool:
+    """Whether the first two lines are objects: JSON lines that are named .json, as C4 has them."""
+    try:
+        with open_text(path) as lines:
+            first = list(islice((one for one in lines if one.strip()), 2))
+        return len(first) == 2 and all(isinstance(json_value(one), dict) for one in first)
+    except ValueError:
+        return False
 
 
 def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from data_pipelines.jobs.report import Report
 from data_pipelines.shards.shards import Sample
-from data_pipelines.sources.row_files import BrokenRow, rows_in
+from data_pipelines.sources.row_files import BrokenRow, Row
 from data_pipelines.sources.source import (
     LONGEST_TOKEN,
     TextTokenizer,
@@ -18,7 +17,7 @@ from data_pipelines.sources.source import (
     field_text,
     letters_of,
 )
-from data_pipelines.sources.text_files import json_bytes
+from data_pipelines.sources.text_files import as_json, json_bytes
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 
@@ -71,12 +70,17 @@ class Text(ToSequence):
         return Sequence((text_segment(ids, target=True),))
 
 
-def jsonl_samples(path: Path, *, report: Report, field: str = "text") -> Iterator[Sample]:
-    """Lines of JSON objects -> samples: txt is their `field`, json the whole object.
+def text_samples(
+    rows: Iterable[Row | BrokenRow], *, source: str, report: Report, field: str = "text"
+) -> Iterator[Sample]:
+    """Yield rows as samples: txt is their `field`, json the whole row.
 
-    A line that is no object or lacks the field is counted in the report.
+    A row that lacks the field is counted in the report, and so is one that JSON does not hold.
+
+    Raises:
+        ValueError: There are no rows, or too many of them are broken.
     """
-    for number, row in enumerate(rows_in(path, ".jsonl"), start=1):
+    for number, row in enumerate(rows, start=1):
         report.read += 1
         if isinstance(row, BrokenRow):
             report.add_broken(row.where, row.reason)
@@ -85,12 +89,9 @@ def jsonl_samples(path: Path, *, report: Report, field: str = "text") -> Iterato
         if not isinstance(text, str):
             report.add_broken(row.where, f"no text in {field!r}; name another field")
             continue
-        yield {"__key__": f"{number:09d}", "txt": text.encode(), "json": json_bytes(row.values)}
-
-
-def count_lines(path: Path) -> int:
-    """Lines of a file; ValueError where there is no such file."""
-    if not path.is_file():
-        raise ValueError(f"text file {path}: no such file")
-    with open(path, "rb") as file:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+        content, unread = as_json(row.values)
+        for name in unread:
+            report.unused[name] = report.unused.get(name, 0) + 1
+        yield {"__key__": f"{number:09d}", "txt": text.encode(), "json": json_bytes(content)}
+    if not report.read:
+        raise ValueError(f"{source} is empty")

@@ -7,9 +7,13 @@ saved it. UTF-8 is read with and without its mark, UTF-16 and UTF-32 with theirs
 from __future__ import annotations
 
 import codecs
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from data_pipelines.sources.compressed import open_binary
 
 MARKS = (  # that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -35,7 +39,8 @@ def decoded(data: bytes) -> str:
 
 def read_text(path: Path) -> str:
     """Return the text of a file; ValueError, OSError where it has none."""
-    text = decoded(path.read_bytes())
+    with open_binary(path) as file:
+        text = decoded(file.read())
     if "\0" in text:
         raise ValueError("no text: it holds zero bytes, as UTF-16 without its mark does")
     return text
@@ -51,10 +56,10 @@ def open_text(path: Path, *, newline: str | None = None) -> TextIO:
     Returns:
         The file, in the encoding that its first bytes tell.
     """
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         encoding = _encoding(file.read(4))
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
-    return open(path, encoding=encoding, errors=errors, newline=newline)
+    return io.TextIOWrapper(open_binary(path), encoding, errors, newline)
 
 
 def checked(text: str) -> str:
@@ -104,6 +109,19 @@ def check_halves(value: Any, text: str) -> None:
 def json_bytes(value: object) -> bytes:
     """Return JSON in UTF-8, as fields of samples hold it."""
     return json.dumps(value, ensure_ascii=False).encode()
+
+
+def as_json(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the columns that JSON holds, and the names of those that hold anything else."""
+    kept, unread = {}, []
+    for name, value in values.items():
+        try:
+            json_bytes(value)
+        except TypeError:
+            unread.append(name)
+        else:
+            kept[name] = value
+    return kept, unread
 
 
 def _encoding(start: bytes) -> str:

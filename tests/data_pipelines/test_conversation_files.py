@@ -15,8 +15,9 @@ from PIL import Image
 
 from data_pipelines.jobs.report import Report
 from data_pipelines.shards.shards import expand_urls, read_shard
-from data_pipelines.sources.conversation_files import Columns, conversation_samples, rows_of
+from data_pipelines.sources.conversation_files import Columns, conversation_samples
 from data_pipelines.sources.row_files import Row
+from data_pipelines.sources.rows import rows_of
 from data_pipelines.sources.source import field_image
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.vision.image_files import open_image

@@ -16,10 +16,10 @@ from data_pipelines.countdown import Style as CountdownStyle
 from data_pipelines.countdown import read_countdown
 from data_pipelines.countdown import to_problem as countdown_problem
 from data_pipelines.shards.shards import BrokenShard, Sample, expand_urls, read_shard
-from data_pipelines.sources.conversation_files import rows_of
-from data_pipelines.sources.folder import path_inside
+from data_pipelines.sources.local_files import path_inside
 from data_pipelines.sources.problems import Problem, Prompt
 from data_pipelines.sources.row_files import ROW_FILES, Row, read_rows, whole
+from data_pipelines.sources.rows import rows_of
 from data_pipelines.sources.text_files import decoded, parsed
 from data_pipelines.sources.word_problems import (
     gsm8k_problem,
@@ -93,7 +93,7 @@ class Lines(Prompts):
             raise ValueError(f"{row.where}: {error}") from None
 
     def _rows(self) -> list[Row]:
-        if Path(self.path).suffix in ROW_FILES:
+        if self.path.lower().endswith(ROW_FILES):
             return read_rows(Path(self.path))
         rows = [whole(row) for row in rows_of(self.path, split=self.split)]
         if not rows:
