@@ -35,8 +35,7 @@ class CaptionedRows:
     def for_columns(self, row: Row, *, source: str) -> CaptionedRows:
         """Return the same with both columns named.
 
-        Raises:
-            ValueError: A data set with the columns of this row lacks one of them.
+        Raises ValueError: a data set with the columns of this row lacks one of them.
         """
         image = self.image or next((one for one in IMAGE_COLUMNS if one in row.values), None)
         text = self.text or next((one for one in TEXT_COLUMNS if one in row.values), None)
@@ -54,8 +53,7 @@ class CaptionedRows:
 
         A row without image or text is left out: the report says why, and None is returned.
 
-        Raises:
-            ValueError: Its image or text cannot be read.
+        Raises ValueError: its image or text cannot be read.
         """
         assert self.image is not None
         assert self.text is not None
@@ -90,8 +88,7 @@ def captioned_samples(
 ) -> Iterator[Sample]:
     """Yield rows as samples; what cannot be used is counted and left out.
 
-    Raises:
-        ValueError: The data set has no such columns, is empty, or too much of it is broken.
+    Raises ValueError: the data set has no such columns, is empty, or too much of it is broken.
     """
     named: CaptionedRows | None = None
     for number, row in enumerate(rows):

@@ -19,9 +19,8 @@ from typing import Any, BinaryIO, cast
 def open_binary(path: Path) -> BinaryIO:
     """Open a file; one that is compressed, by the ending of its name, as it was before.
 
-    Raises:
-        ValueError: The package for its compression is not installed.
-        OSError: It cannot be opened.
+    Raises ValueError: the package for its compression is not installed. Raises OSError: it cannot
+    be opened.
     """
     opener = OPENERS.get(path.suffix.lower())
     return open(path, "rb") if opener is None else cast(BinaryIO, opener(path))

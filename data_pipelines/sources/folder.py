@@ -39,6 +39,9 @@ def split_folder(folder: Path, split: str | None) -> Path:
         folder: Of images.
         split: Name of a split; "all": read them all; None: there is only one.
 
+    Returns:
+        The folder itself, or that of the split in it.
+
     Raises:
         ValueError: There are several and none is named, or there is none of this name.
     """

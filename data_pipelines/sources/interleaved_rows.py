@@ -27,8 +27,7 @@ def pieces_of(values: Mapping[str, Any], *, mark: str) -> list[Piece]:
 
     Source: arXiv:2306.16527 (OBELICS), arXiv:2304.06939 (MMC4), arXiv:2308.01390 (OpenFlamingo).
 
-    Raises:
-        ValueError: The row has none of the forms.
+    Raises ValueError: the row has none of the forms.
     """
     texts, images = values.get("texts"), values.get("images")
     sentences, infos = values.get("text_list"), values.get("image_info")
@@ -87,8 +86,7 @@ class InterleavedRows:
         An image that is not here, or is damaged, leaves its document, which the report counts; a
         document that has lost all of its images is left out, and None is returned.
 
-        Raises:
-            ValueError: The row is no such document.
+        Raises ValueError: the row is no such document.
         """
         content: list[dict[str, str]] = []
         files: list[tuple[str, bytes]] = []
@@ -136,8 +134,7 @@ def interleaved_samples(
 ) -> Iterator[Sample]:
     """Yield documents as samples; what cannot be used is counted and left out.
 
-    Raises:
-        ValueError: The first row is of no known form, there is none, or too many are broken.
+    Raises ValueError: the first row is of no known form, there is none, or too many are broken.
     """
     for number, row in enumerate(rows):
         report.read += 1

@@ -48,8 +48,7 @@ def mds_shards(folder: Path) -> list[dict[str, Any]] | None:
 def mds_files(folder: Path, shards: list[dict[str, Any]]) -> list[Path]:
     """Return the files of shards, the uncompressed one where there are both.
 
-    Raises:
-        ValueError: A file is missing.
+    Raises ValueError: a file is missing.
     """
     found = []
     for shard in shards:
@@ -69,8 +68,7 @@ def mds_files(folder: Path, shards: list[dict[str, Any]]) -> list[Path]:
 def mds_rows(folder: Path, shards: list[dict[str, Any]]) -> Iterator[Row | BrokenRow]:
     """Yield the rows of all shards; images stay the files that they are.
 
-    Raises:
-        ValueError: A shard is missing, damaged or compressed otherwise than by OPENERS.
+    Raises ValueError: a shard is missing, damaged or compressed otherwise than by OPENERS.
     """
     for shard, path in zip(shards, mds_files(folder, shards), strict=True):
         if path.suffix != ".mds" and path.suffix not in OPENERS:

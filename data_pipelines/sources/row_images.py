@@ -48,9 +48,7 @@ class Images:
 
         What shards do not hold as it is, and what is decoded already, becomes PNG.
 
-        Raises:
-            MissingFile: There is no such file.
-            ValueError: It is no image.
+        Raises MissingFile: there is no such file. Raises ValueError: it is no image.
         """
         given = image_in(given)
         if isinstance(given, str):

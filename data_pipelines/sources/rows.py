@@ -38,8 +38,7 @@ SPLITS = {
 def local_files(source: str, *, split: str = "train") -> list[Path]:
     """Return the files that are read of a source: none for a data set of the Hub.
 
-    Raises:
-        ValueError: There is no such source, or it has other splits than this one.
+    Raises ValueError: there is no such source, or it has other splits than this one.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -130,8 +129,7 @@ def files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
 
     A name tells a split where it holds one of the words of `SPLITS`, as for `datasets`.
 
-    Raises:
-        ValueError: There are several splits, and this is none of them.
+    Raises ValueError: there are several splits, and this is none of them.
     """
     by_split: dict[str | None, list[Path]] = {}
     for path in files:

@@ -77,8 +77,7 @@ def text_samples(
 
     A row that lacks the field is counted in the report, and so is one that JSON does not hold.
 
-    Raises:
-        ValueError: There are no rows, or too many of them are broken.
+    Raises ValueError: there are no rows, or too many of them are broken.
     """
     for number, row in enumerate(rows, start=1):
         report.read += 1

@@ -39,19 +39,19 @@ def in_words(content: Any, messages: list[Any]) -> list[Any]:
 
     Results in a row become one message of the user.
 
-    Raises:
-        ValueError: A call or the list of tools cannot be read.
+    Raises ValueError: a call or the list of tools cannot be read.
     """
     said: list[Any] = []
+    results: dict[str, str] = {}  # the last message of results
     for message in messages:
         if not isinstance(message, Mapping):
             said.append(message)
         elif _role(message) in RESULTS:
             text = _marked(RESULT, _text_of(message))
-            if said and said[-1].get("results"):
-                said[-1]["content"] += f"\n{text}"
+            if said and said[-1] is results:
+                results["content"] += f"\n{text}"
             else:
-                said.append({"role": USER, "content": text, "results": True})
+                said.append(results := {"role": USER, "content": text})
         elif _role(message) in CALLING:
             said.append({"role": ASSISTANT, "content": _calls(parsed_json(_text_of(message)))})
         elif calls := next((message[key] for key in CALLS if message.get(key)), None):
@@ -113,8 +113,8 @@ def _with_system(messages: list[Any], text: str) -> list[Any]:
     return [{"role": SYSTEM, "content": text}, *messages]
 
 
-def _role(message: Mapping[str, Any]) -> Any:
-    return message.get("role", message.get("from"))
+def _role(message: Mapping[str, Any]) -> str:
+    return str(message.get("role", message.get("from")))
 
 
 def _text_of(message: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ def test_a_folder_of_images(given: list[str], said: str, shell: Shell, tmp_path:
 def test_a_vocabulary_that_no_tokenizer_has(shell: Shell, tmp_path: Path) -> None:
     """The library would end the process."""
     (tmp_path / "x.jsonl").write_text('{"text": "a b"}\n')
-    write_shards.text(tmp_path / "x.jsonl", tmp_path / "shards")
+    write_shards.text(str(tmp_path / "x.jsonl"), tmp_path / "shards")
     options = ["--shards", tmp_path / "shards", "--out", tmp_path / "out"]
     status, said = shell(text_tokenizer.main, *options, "--size", "1000000000")
     assert status == 2

@@ -397,7 +397,7 @@ def test_an_answer_may_be_cut_where_the_row_ends() -> None:
         ([*PAIR, PAIR[1]], "message 3 is the second of the assistant in a row"),
         ([PAIR[0], {"role": "assistant", "content": " "}], "message 2, of the assistant, is empty"),
         ([{"role": "user", "content": ""}, PAIR[1]], "message 1, of the user, is empty"),
-        ([{"role": "tool", "content": "x"}, *PAIR], "the role 'tool', not one of"),
+        ([{"role": "critic", "content": "x"}, *PAIR], "the role 'critic', not one of"),
         ([{"role": "user", "content": "<image>"}, PAIR[1]], "mention 1 images .* but it has 0"),
     ],
 )

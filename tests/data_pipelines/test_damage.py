@@ -33,6 +33,10 @@ from tests.templates.tiny import words_of
 REFUSALS = (ValueError, OSError)
 pytestmark = pytest.mark.timeout(120)  # nothing hangs
 
+PIXEL = (  # a PNG file of one pixel
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhV"
+    "AAAAAElFTkSuQmCC"
+)
 TALK = [{"role": "user", "content": "1 2"}, {"role": "assistant", "content": "3", "weight": 1}]
 
 
@@ -142,18 +146,20 @@ def value(draw: Random, depth: int = 0) -> Any:
 
 def row(draw: Random) -> Any:
     names = ["messages", "conversations", "prompt", "completion", "chosen", "rejected", "system"]
-    names += ["image", "images", "text", "tools"]
+    names += ["image", "images", "text", "texts", "tools", "text_list", "image_info"]
     if draw.random() < 0.3:
         return {"messages": TALK, "prompt": "1", "chosen": "2", "rejected": "3", "text": "4"}
     return {name: value(draw) for name in draw.sample(names, draw.randrange(1, 6))}
 
 
-@pytest.mark.parametrize("job", ["conversations", "preferences", "text"])
+@pytest.mark.parametrize("job", ["conversations", "preferences", "text", "dataset", "interleaved"])
 def test_rows(job: str, tmp_path: Path) -> None:
     """Every row is written, or left out with a reason."""
     draw = Random(job)
     for case in range(14):
         rows = [{"messages": TALK, "chosen": "1", "rejected": "2", "prompt": "3", "text": "4"}]
+        if job in ("dataset", "interleaved"):
+            rows[0] |= {"image": PIXEL, "images": []}
         rows += [row(draw) for _ in range(30)]
         if case % 3 == 1 and job != "text":
             path, text = tmp_path / f"{case}.json", json.dumps(rows)
@@ -163,7 +169,7 @@ def test_rows(job: str, tmp_path: Path) -> None:
         path.write_bytes(damaged(data, draw) if case % 2 else data)
         out, options = tmp_path / f"out{case}", {"max_broken": 1.0}
         try:
-            getattr(write_shards, job)(path if job == "text" else str(path), out, **options)
+            getattr(write_shards, job)(str(path), out, **options)
         except REFUSALS:
             assert not (out / "index.json").exists()
             continue

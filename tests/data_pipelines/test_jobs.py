@@ -19,7 +19,7 @@ class TestWriteShards:
 
     def test_text(self, shell, jobs, tmp_path):
         (tmp_path / "x.jsonl").write_text("".join(f'{{"q": "text {i}"}}\n' for i in range(25)))
-        options = ["--file", tmp_path / "x.jsonl", "--out", tmp_path / "out", "--field", "q"]
+        options = ["--source", tmp_path / "x.jsonl", "--out", tmp_path / "out", "--field", "q"]
         status, _ = shell(jobs, "text", *options, "--samples_per_shard", "10")
         assert status == 0
         urls = expand_urls(tmp_path / "out")
@@ -63,7 +63,7 @@ class TestWriteShards:
         Image.new("RGB", (4, 4)).save(images / "a.png")
         turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
         options, content = {
-            "text": (["--file", path], {"text": "hi"}),
+            "text": (["--source", path], {"text": "hi"}),
             "conversations": (["--source", path, "--images", images], {"messages": turns}),
             "coco": (
                 ["--captions", path, "--images", images],
@@ -95,7 +95,7 @@ class TestWriteShards:
     )
     def test_an_index_that_does_not_say_of_what_it_is(self, shell, jobs, tmp_path, damage):
         (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
-        job = ["text", "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out"]
+        job = ["text", "--source", tmp_path / "x.jsonl", "--out", tmp_path / "out"]
         assert shell(jobs, *job)[0] == 0
         index = tmp_path / "out/index.json"
         index.write_text(json.dumps(json.loads(index.read_text()) | damage))
@@ -106,7 +106,9 @@ class TestWriteShards:
     def test_the_index_counts_and_names(self, shell, jobs, tmp_path, capsys):
         lines = ['{"text": "a"}', '{"text": "cut \\ud83d"}', '{"text": "b"}']
         (tmp_path / "x.jsonl").write_text("\n".join(lines))
-        assert shell(jobs, "text", "--file", tmp_path / "x.jsonl", "--out", tmp_path / "o")[0] == 0
+        assert (
+            shell(jobs, "text", "--source", tmp_path / "x.jsonl", "--out", tmp_path / "o")[0] == 0
+        )
         report = json.loads((tmp_path / "o/index.json").read_text())["report"]
         assert (report["read"], report["written"], report["broken"]) == (3, 2, 1)
         (cases,) = report["left_out"]
@@ -121,7 +123,7 @@ class TestWriteShards:
         (tmp_path / "out/000001.tar").write_bytes(b"old")
         (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
         assert (
-            shell(jobs, "text", "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out")[0] == 0
+            shell(jobs, "text", "--source", tmp_path / "x.jsonl", "--out", tmp_path / "out")[0] == 0
         )
         assert expand_urls(tmp_path / "out") == [f"{tmp_path}/out/000000.tar"]
         assert (tmp_path / "out/000001.tar.leftover").read_bytes() == b"old"
@@ -167,8 +169,8 @@ class TestWriteShards:
         [
             (["folder", "--images", "no/where", "--out", "x"], "no/where"),
             (["emojis"], "emojis"),
-            (["text", "--out", "x"], "file"),
-            (["text", "--file", "nothing.jsonl", "--out", "x"], "nothing.jsonl"),
+            (["text", "--out", "x"], "source"),
+            (["text", "--source", "nothing.jsonl", "--out", "x"], "nothing.jsonl"),
             (["emoji", "--font", "nothing.ttf", "--out", "x"], "nothing.ttf"),
             (["emoji", "--out", "x", "--siz", "3"], "--siz"),
         ],

@@ -279,7 +279,7 @@ def rows(chance: Random, folder: Path) -> Work:
     path.write_bytes(content)
     lenient = ("--max_broken", chance.choice(["0.01", "1", "1"]), "--out", out)
     if name == "text":
-        return job(JOBS, "text", "--file", path, *lenient)
+        return job(JOBS, "text", "--source", path, *lenient)
     if name in ("coco", "folder"):
         (folder / "images").mkdir()
         Image.new("RGB", (8, 8)).save(folder / "images" / "0.png")
