@@ -27,7 +27,7 @@ from mmdlm.core.sampling.unmasking import (
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.experimental.neighbor_noise import IdNeighborhood, NeighborNoise
 from tests.core.fakes import VOCABULARY, TinyDenoiser, document, rng
-from tests.core.test_sampler import SAMPLERS
+from tests.core.sampling.test_sampler import SAMPLERS
 from tests.models.tiny import tiny_model
 
 
