@@ -33,9 +33,9 @@ class Denoiser(Protocol):
     ) -> Tensor:
         """Compute the hidden states [B, L, D] of noisy ids [B, L].
 
-        `batch` says which tokens see each other (`document`, `lookahead`), where they stand
-        (`position`) and what fills the feature slots (`features`); its `ids` are clean and must not
-        be read.
+        `batch` says which tokens see each other (`document`, `lookahead`, `block`), where they
+        stand (`position`) and what fills the feature slots (`features`); its `ids` are clean and
+        must not be read.
 
         Args:
             x_t: Noisy ids, [B, L] int64.

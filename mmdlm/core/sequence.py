@@ -160,6 +160,10 @@ class Batch:
             them.
         axes: [B, L, A] int64, position on each axis of a rotary embedding that has several; None:
             `position` on all of them.
+        block: [B, L] int64, number of each token's block in its document (`mmdlm.core.blocks`): a
+            token sees blocks up to its own; None: all of its document.
+        noisy: [B, L] bool, the noisy copies in a row that holds its clean copy too; None: it does
+            not.
     """
 
     ids: Tensor
@@ -172,6 +176,8 @@ class Batch:
     views: tuple[Views, ...] | None = None
     lookahead: Tensor | None = None
     axes: Tensor | None = None
+    block: Tensor | None = None
+    noisy: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.modality.device.type != "cpu":
@@ -227,6 +233,10 @@ class Batch:
     @property
     def _kept(self) -> HostMasks | None:
         return vars(self).get("_marks")
+
+    def with_blocks(self, block: Tensor) -> Batch:
+        """Return the batch with numbers of blocks [B, L]."""
+        return replace(self, block=block)._keeping(self._kept)
 
     def of(self, modality: Modality) -> Tensor:
         """[B, L] bool: positions of one modality."""

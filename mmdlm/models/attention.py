@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import cast
 
@@ -43,6 +43,8 @@ def visible(
     lookahead: Tensor | None = None,
     local_window: int | None = None,
     prefix: Tensor | None = None,
+    block: Tensor | None = None,
+    noisy: Tensor | None = None,
 ) -> MaskFunction:
     """Return `same_document`, restricted to tokens that are near enough, as tokens count.
 
@@ -55,6 +57,11 @@ def visible(
         prefix: [B, L] tokens that see only each other, though all see them: what is computed of
             them holds whatever follows. None: there are none (arXiv:2505.16839, LaViDa's prefix
             mask).
+        block: [B, L] int64, number of each token's block in its document: a token sees its own
+            block and those of smaller numbers. None: there are no blocks.
+        noisy: [B, L] bool, for `block`: tokens of the noisy copy of a row that stands beside its
+            clean copy. Noisy tokens are seen only by those of their block, and see no clean token
+            of it. None: there are none (arXiv:2503.09573, section 5.1).
 
     Returns:
         Whether a query sees a key, as FlexAttention asks.
@@ -66,7 +73,21 @@ def visible(
         functions.append(lambda b, h, q, k: (k - q).abs() <= local_window)
     if prefix is not None:
         functions.append(lambda b, h, q, k: ~prefix[b, q] | prefix[b, k])
+    if block is not None:
+        functions.append(_block_causal(block, noisy))
     return functions[0] if len(functions) == 1 else and_masks(*functions)
+
+
+def _block_causal(block: Tensor, noisy: Tensor | None) -> MaskFunction:
+    """Return the part of `visible` that `block` and `noisy` stand for."""
+    if noisy is None:
+        return lambda b, h, q, k: block[b, k] <= block[b, q]
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        own = (block[b, k] == block[b, q]) & (noisy[b, k] == noisy[b, q])
+        return own | ((block[b, k] < block[b, q]) & ~noisy[b, k])
+
+    return allowed
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,8 @@ class WideMask:
         lookahead: As `visible` takes them, of all keys.
         local_window: As `visible` takes them, of all keys.
         prefix: As `visible` takes them, of all keys.
+        block: As `visible` takes them, of all keys.
+        noisy: As `visible` takes them, of all keys.
         column: [B, A] int64, places of the queries; None: all of the row.
     """
 
@@ -85,6 +108,8 @@ class WideMask:
     lookahead: Tensor | None = None
     local_window: int | None = None
     prefix: Tensor | None = None
+    block: Tensor | None = None
+    noisy: Tensor | None = None
     column: Tensor | None = None
 
     @property
@@ -99,6 +124,8 @@ class WideMask:
             lookahead=self.lookahead,
             local_window=self.local_window,
             prefix=self.prefix,
+            block=self.block,
+            noisy=self.noisy,
         )
         rows, length = self.document.shape
         key = torch.arange(length, device=self.document.device)
@@ -110,12 +137,12 @@ class WideMask:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> WideMask:
         """Return the mask on another device."""
-        parts = (self.document, self.lookahead, self.prefix, self.column)
-        document, lookahead, prefix, column = (
-            None if x is None else x.to(device, non_blocking=non_blocking) for x in parts
-        )
-        assert document is not None
-        return WideMask(document, lookahead, self.local_window, prefix, column)
+        moved = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
 
     def kept(self) -> AttentionPattern:
         """Return the pattern of all queries, unless it has too many pairs to be kept."""
@@ -148,6 +175,8 @@ class AttentionPattern:
         lookahead: Tensor | None = None,
         local_window: int | None = None,
         prefix: Tensor | None = None,
+        block: Tensor | None = None,
+        noisy: Tensor | None = None,
         undivided: bool | None = None,
     ) -> AttentionPattern:
         """Return the pattern of `visible`, or the empty one if each row is one full document.
@@ -158,6 +187,8 @@ class AttentionPattern:
             lookahead: See `visible`.
             local_window: See `visible`.
             prefix: See `visible`.
+            block: See `visible`.
+            noisy: See `visible`.
             undivided: Whether that is so; None: the device is asked, which a compiler does not do.
 
         Returns:
@@ -166,17 +197,22 @@ class AttentionPattern:
         rows, length = document.shape
         if local_window is not None and local_window >= length - 1:
             local_window = None
-        partial = any(part is not None for part in (lookahead, local_window, prefix))
+        partial = any(part is not None for part in (lookahead, local_window, prefix, block))
         if not flex and not partial and _is_undivided(document, undivided):
             return cls()
         if flex:
             allowed = visible(
-                document, lookahead=lookahead, local_window=local_window, prefix=prefix
+                document,
+                lookahead=lookahead,
+                local_window=local_window,
+                prefix=prefix,
+                block=block,
+                noisy=noisy,
             )
             device = str(document.device)
             create = _create_block_mask(document.is_cuda)
             return cls(block=create(allowed, rows, None, length, length, device=device))
-        return WideMask(document, lookahead, local_window, prefix).kept()
+        return WideMask(document, lookahead, local_window, prefix, block, noisy).kept()
 
     @classmethod
     def seen_from(
@@ -186,6 +222,8 @@ class AttentionPattern:
         *,
         lookahead: Tensor | None = None,
         prefix: Tensor | None = None,
+        block: Tensor | None = None,
+        noisy: Tensor | None = None,
         undivided: bool | None = None,
     ) -> AttentionPattern:
         """Return what queries at a subset of tokens see of their rows: `document` [B, L].
@@ -193,10 +231,13 @@ class AttentionPattern:
         No kernel has blocks for it. `undivided` as in `of`, of the rows of these places.
         """
         document = subset.rows_of(document)
-        lookahead, prefix = (None if x is None else subset.rows_of(x) for x in (lookahead, prefix))
-        if lookahead is None and prefix is None and _is_undivided(document, undivided):
+        lookahead, prefix, block, noisy = (
+            None if x is None else subset.rows_of(x) for x in (lookahead, prefix, block, noisy)
+        )
+        partial = any(part is not None for part in (lookahead, prefix, block))
+        if not partial and _is_undivided(document, undivided):
             return cls()
-        return WideMask(document, lookahead, prefix=prefix, column=subset.column).kept()
+        return WideMask(document, lookahead, None, prefix, block, noisy, subset.column).kept()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AttentionPattern:
         """Move the pattern to a device: where layers are spread over several, each moves it."""

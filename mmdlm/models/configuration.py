@@ -9,6 +9,7 @@ from typing import Any, cast
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from mmdlm.core.blocks import check_blocks
 from mmdlm.models.families.auto import MODEL_TYPES, our_config
 from mmdlm.models.families.base import refuse_kernels
 from mmdlm.models.quantization import check_stored
@@ -43,6 +44,10 @@ class MmdlmConfig(PreTrainedConfig):
         full_vocabulary: Trained over all ids, not those of the position's modality; sampling keeps
             to the modality all the same.
         prefix_attention: What stands before the first target of a document sees only itself.
+        block_length: Tokens of a block of block diffusion: a token sees its own block and those
+            before it; None: all of its document.
+        prompt_blocks: What stands before the first target, for `block_length`; see
+            `mmdlm.core.blocks.block_numbers`.
         vision: Fields of `VisionConfig`, for a model that sees; None: it does not.
         published: The family and the config.json that the weights were published with.
         text_slots: Text positions of the layout it was trained on; None: any length.
@@ -72,6 +77,8 @@ class MmdlmConfig(PreTrainedConfig):
     shift: bool = False
     full_vocabulary: bool = False
     prefix_attention: bool = False
+    block_length: int | None = None
+    prompt_blocks: str = "blocks"
     vision: dict | None = None  # type: ignore[type-arg]
     published: dict | None = None  # type: ignore[type-arg]
     text_slots: int | None = None
@@ -103,6 +110,8 @@ class MmdlmConfig(PreTrainedConfig):
                 f"rope_sections {list(self.rope_sections)} make {sum(self.rope_sections)} pairs of "
                 f"channels, but head_dim {self.head_dim} has {self.head_dim // 2}"
             )
+        if self.block_length is not None:
+            check_blocks(self.block_length, self.prompt_blocks)
         check_rope_scaling(self.rope_scaling)
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -187,7 +188,8 @@ class MmdlmEncoder(PreTrainedModel):
             )
         self.see(batch)
         undivided = bool(batch.host_masks.whole.numpy().all())
-        return self._body(x_t, batch.position, batch.document, batch.lookahead, undivided)
+        seen = {"lookahead": batch.lookahead, "block": batch.block, "noisy": batch.noisy}
+        return self._body(x_t, batch.position, batch.document, seen, undivided)
 
     def head_weight(self) -> None:
         """None: an encoder transforms its states before its head."""
@@ -221,7 +223,7 @@ class MmdlmEncoder(PreTrainedModel):
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
-        hidden = self._body(input_ids, position_ids, document, None, undivided)
+        hidden = self._body(input_ids, position_ids, document, {}, undivided)
         logits = self.encoder.get_submodule(self.anatomy.decoder)(self._transform(hidden))
         if return_dict is False or not (return_dict or self.config.return_dict):
             return (logits,)
@@ -266,17 +268,14 @@ class MmdlmEncoder(PreTrainedModel):
         ids: Tensor,
         position: Tensor,
         document: Tensor,
-        lookahead: Tensor | None,
+        seen: Mapping[str, Tensor | None],
         undivided: bool | None,
     ) -> Tensor:
         config = self.config.encoder
-        mask: Any = self._mask(document, lookahead=lookahead, undivided=undivided)
+        mask: Any = self._mask(document, seen, undivided=undivided)
         if self.anatomy.by_layer_type:
             local = self._mask(
-                document,
-                lookahead=lookahead,
-                local_window=config.sliding_window,
-                undivided=undivided,
+                document, seen, local_window=config.sliding_window, undivided=undivided
             )
             mask = {"full_attention": mask, "sliding_attention": local}
         body = self.encoder.get_submodule(self.anatomy.body)
@@ -288,8 +287,8 @@ class MmdlmEncoder(PreTrainedModel):
     def _mask(
         self,
         document: Tensor,
+        seen: Mapping[str, Tensor | None],
         *,
-        lookahead: Tensor | None = None,
         local_window: int | None = None,
         undivided: bool | None = None,
     ) -> Tensor | BlockMask | None:
@@ -298,7 +297,7 @@ class MmdlmEncoder(PreTrainedModel):
         pattern = AttentionPattern.of(
             document,
             flex=kernel == "flex_attention",
-            lookahead=lookahead,
+            **seen,
             local_window=local_window,
             undivided=undivided,
         )

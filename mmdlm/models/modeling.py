@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig
 from transformers.modeling_outputs import MaskedLMOutput
 
+from mmdlm.core.blocks import in_blocks
 from mmdlm.core.host_masks import numbers_of, on_host, sent
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.core.kv_cache import KVCache
@@ -88,6 +89,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         The last layer is computed only at the places `query_mask`, where gradients come from too.
         """
         embeddings, host_masks = self._embedded(x_t, batch), batch.host_masks
+        batch = self._in_blocks(batch)
         if query_mask is not None:
             query_mask = self._read_for(on_host(query_mask))
         layout = (self._rotary(batch), batch.document)
@@ -99,22 +101,33 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
                 *layout,
                 batch.lookahead,
                 prefix=prefix,
+                block=batch.block,
+                noisy=batch.noisy,
                 query_mask=query_mask,
                 undivided=undivided,
             )
         else:
             if batch.lookahead is not None:
                 raise ValueError("memory: a batch that looks ahead a bounded way is not kept")
+            if batch.noisy is not None:
+                raise ValueError("memory: a batch with a noisy and a clean copy is not kept")
             hidden = self.model.forward_cached(
                 embeddings,
                 *layout,
                 prefix=prefix,
+                block=batch.block,
                 query_mask=query_mask,
                 read=self._read_for(host_masks.target),
                 whole=host_masks.whole,
                 kv_cache=kv_cache,
             )
         return self._aligned(hidden, batch.position)
+
+    def _in_blocks(self, batch: Batch) -> Batch:
+        """Return the batch in blocks, unless it says itself how it is cut."""
+        if self.config.block_length is None or batch.block is not None:
+            return batch
+        return in_blocks(batch, self.config.block_length, prompt=self.config.prompt_blocks)
 
     def _read_for(self, subset: Tensor) -> Tensor:
         """Return the states read for a subset of tokens: with `shift` neighbors too."""
@@ -127,7 +140,8 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         unless layers are recomputed in the backward pass.
         """
         everything = concatenate([batch] * (len(x_t) // len(batch)))
-        shared = self.config.prefix_attention and batch.lookahead is None
+        blocks = self.config.block_length is not None or batch.block is not None
+        shared = self.config.prefix_attention and batch.lookahead is None and not blocks
         if not shared or any(layer.gradient_checkpointing for layer in self.model.layers):
             return self.hidden(x_t, everything, query_mask=query_mask)
         hidden = self.model.copies(
@@ -202,6 +216,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
                 "prefix_attention: what is a prefix follows from targets, which this call does not "
                 "know; use hidden and logits_at"
             )
+        if self.config.block_length is not None and self.config.prompt_blocks != "blocks":
+            raise ValueError(
+                f"prompt_blocks {self.config.prompt_blocks!r}: where a prompt ends follows from "
+                "targets, which this call does not know; use hidden and logits_at"
+            )
         undivided = True if attention_mask is None else None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -209,7 +228,10 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
         embeddings = self.model.embed_tokens(input_ids)
-        hidden = self.model(embeddings, position_ids, document, undivided=undivided)
+        block = None
+        if self.config.block_length is not None:
+            block = position_ids // self.config.block_length
+        hidden = self.model(embeddings, position_ids, document, block=block, undivided=undivided)
         logits = self.lm_head(hidden)
         if return_dict is False or not (return_dict or self.config.return_dict):
             return (logits,)

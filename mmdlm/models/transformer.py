@@ -58,6 +58,8 @@ class MmdlmModel(MmdlmPreTrainedModel):
         lookahead: Tensor | None = None,
         *,
         prefix: Tensor | None = None,
+        block: Tensor | None = None,
+        noisy: Tensor | None = None,
         query_mask: Tensor | None = None,
         undivided: bool | None = None,
     ) -> Tensor:
@@ -69,6 +71,8 @@ class MmdlmModel(MmdlmPreTrainedModel):
             document: [B, L], the document of each token.
             lookahead: [B], the tokens to its right that a token sees. None: all of its document.
             prefix: [B, L] bool, tokens that see only each other. None: there are none.
+            block: [B, L], the number of each token's block, see `visible`. None: no blocks.
+            noisy: [B, L] bool, noisy copies beside clean ones, see `visible`. None: no copies.
             query_mask: [B, L] bool, the positions that will be read: the last layer is computed
                 only there, and states elsewhere are zero. None, or no position: everywhere.
             undivided: Whether every row is one document from end to end. None: it is found out.
@@ -78,7 +82,13 @@ class MmdlmModel(MmdlmPreTrainedModel):
         """
         flex = self.config._attn_implementation == "flex_attention"
         pattern = AttentionPattern.of(
-            document, flex=flex, lookahead=lookahead, prefix=prefix, undivided=undivided
+            document,
+            flex=flex,
+            lookahead=lookahead,
+            prefix=prefix,
+            block=block,
+            noisy=noisy,
+            undivided=undivided,
         )
         rotation = self.rotary(position)
         x = embeddings
@@ -90,7 +100,13 @@ class MmdlmModel(MmdlmPreTrainedModel):
         # Made before the layers: it may ask a GPU, which then has nothing to wait for.
         subset = TokenSubset.of(query_mask, device=x.device)
         seen = AttentionPattern.seen_from(
-            subset, document, lookahead=lookahead, prefix=prefix, undivided=undivided
+            subset,
+            document,
+            lookahead=lookahead,
+            prefix=prefix,
+            block=block,
+            noisy=noisy,
+            undivided=undivided,
         )
         for layer in self.layers[:-1]:
             x = layer(x, rotation, pattern)
@@ -104,6 +120,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
         document: Tensor,
         *,
         prefix: Tensor | None,
+        block: Tensor | None = None,
         query_mask: Tensor | None,
         read: Tensor,
         whole: Tensor,
@@ -116,6 +133,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
             position: [B, L], for the rotary embedding.
             document: [B, L] int64, number of each token's document, -1 at padding.
             prefix: [B, L] bool, tokens that see only each other; None: there are none.
+            block: [B, L], the number of each token's block; None: there are no blocks.
             query_mask: [B, L] bool on the host, as are the other two.
             read: [B, L] bool, places that are ever read: of rows that are computed as a whole the
                 last layer is computed only there.
@@ -135,7 +153,9 @@ class MmdlmModel(MmdlmPreTrainedModel):
                 continue
             undivided = bool((whole | ~rows).numpy().all())
             subset = TokenSubset.of(query_mask, rows, device=device)
-            seen = AttentionPattern.seen_from(subset, document, prefix=prefix, undivided=undivided)
+            seen = AttentionPattern.seen_from(
+                subset, document, prefix=prefix, block=block, undivided=undivided
+            )
             here = turned(rotation, subset)
             x = subset.take(embeddings)
             *first, last = (
@@ -148,7 +168,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
             if subset.column is None and (read & rows[:, None]).numpy().any():
                 subset = TokenSubset.of(read, rows, device=device)
                 seen = AttentionPattern.seen_from(
-                    subset, document, prefix=prefix, undivided=undivided
+                    subset, document, prefix=prefix, block=block, undivided=undivided
                 )
                 some = replace(subset, rows=None)  # of x, which has only these rows
             x = self.norm(last(x, here, seen, some))

@@ -110,6 +110,44 @@ def test_kernels_agree_about_a_prefix() -> None:
     assert not torch.allclose(sdpa, unhindered)
 
 
+BLOCK = torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 2, 3, 0]])
+NOISY = torch.tensor([[1, 0, 1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0, 1, 0]]).bool()
+
+
+@pytest.mark.parametrize("noisy", [None, NOISY], ids=["one copy", "noisy and clean"])
+def test_a_token_sees_the_blocks_up_to_its_own(noisy: torch.Tensor | None) -> None:
+    """Pair by pair; a noisy token stands beside the clean copy of its block, not in front of it."""
+    pattern = AttentionPattern.of(PACKED, flex=False, block=BLOCK, noisy=noisy)
+    assert pattern.dense is not None
+    of_copy = torch.zeros_like(NOISY) if noisy is None else noisy
+    for b, row in enumerate(PACKED.tolist()):
+        for q in range(8):
+            for k in range(8):
+                own, before = BLOCK[b, k] == BLOCK[b, q], BLOCK[b, k] < BLOCK[b, q]
+                if of_copy[b, k]:
+                    expected = bool(of_copy[b, q] and own)
+                else:
+                    expected = bool(before or (own and not of_copy[b, q]))
+                assert bool(pattern.dense[b, 0, q, k]) == (row[q] == row[k] and expected)
+
+
+@pytest.mark.parametrize("noisy", [None, NOISY], ids=["one copy", "noisy and clean"])
+def test_kernels_agree_about_blocks(noisy: torch.Tensor | None) -> None:
+    query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
+    sdpa, flex = (
+        attend(
+            query,
+            key,
+            value,
+            AttentionPattern.of(PACKED, flex=flex, block=BLOCK, noisy=noisy),
+        )
+        for flex in (False, True)
+    )
+    torch.testing.assert_close(flex, sdpa)
+    unhindered = attend(query, key, value, AttentionPattern.of(PACKED, flex=False))
+    assert not torch.allclose(sdpa, unhindered)
+
+
 @pytest.mark.slow
 def test_block_masks_are_compiled_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, but that the traced graph is run as it is."""
@@ -154,10 +192,12 @@ class Largest(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("prefix", [False, True])
-def test_no_mask_of_a_long_row_is_ever_whole(prefix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"prefix_attention": True}, {"block_length": 4}])
+def test_no_mask_of_a_long_row_is_ever_whole(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Packed rows, and the last layer, which is computed at some places alone."""
-    model = tiny_model(prefix_attention=prefix)
+    model = tiny_model(**options)
     length = 96
     batch = pack([document(n, 16, seed=n) for n in (3, 9, 14, 20, 5)], VOCABULARY, length=length)
     query_mask = batch.target & (torch.arange(length) % 3 > 0)

@@ -1,0 +1,63 @@
+"""Number the blocks of a batch: block diffusion denoises them one after the other."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mmdlm.core.sequence import Batch
+
+PromptBlocks = Literal["blocks", "prefix", "causal"]
+
+
+def block_numbers(batch: Batch, length: int, *, prompt: PromptBlocks = "blocks") -> Tensor:
+    """Return the number [B, L] int64 of each token's block in its document.
+
+    A token sees its own block and those of smaller numbers (`Batch.block`). The prompt is what
+    stands before the first target of a document.
+
+    Args:
+        batch: [B, L] tokens; documents may be packed or padded.
+        length: Tokens of a block; the last one of a document may be shorter.
+        prompt: "blocks": blocks are counted from the start of the document, so that the prompt is
+            cut like the rest, and its end may share a block with the first targets (SDAR, LLaDA2,
+            Fast-dLLM v2). "prefix": the prompt is one block, and blocks are counted from its end.
+            "causal": each token of the prompt is a block, and blocks are counted from its end.
+
+    Returns:
+        Numbers that do not fall within a document; they mean nothing at padding.
+
+    Raises:
+        ValueError: For a length below 1, or a name that is not one of the three.
+
+    Source: arXiv:2503.09573, section 3 (block diffusion); arXiv:2510.06303 (SDAR) for "blocks".
+    """
+    check_blocks(length, prompt)
+    if prompt == "blocks":
+        return batch.position // length
+    before = batch.prefix
+    known = torch.zeros_like(batch.position).scatter_add(
+        1, batch.document.clamp_min(0), (before & ~batch.is_padding).long()
+    )
+    known = known.gather(1, batch.document.clamp_min(0))  # [B, L] tokens of the prompt
+    answer = (batch.position - known).div(length, rounding_mode="floor")
+    if prompt == "prefix":
+        return torch.where(before, 0, 1 + answer)
+    return torch.where(before, batch.position, known + answer)
+
+
+def in_blocks(batch: Batch, length: int, *, prompt: PromptBlocks = "blocks") -> Batch:
+    """Return the batch with the numbers of its blocks; arguments as `block_numbers` has them."""
+    return batch.with_blocks(block_numbers(batch, length, prompt=prompt))
+
+
+def check_blocks(length: object, prompt: object) -> None:
+    """Raise ValueError for a length below 1, or a way to cut a prompt that is not known."""
+    if type(length) is not int or length < 1:
+        raise ValueError(f"block_length must be a whole number of at least 1, not {length!r}")
+    if prompt not in get_args(PromptBlocks):
+        raise ValueError(
+            f"prompt_blocks must be one of {', '.join(get_args(PromptBlocks))}, not {prompt!r}"
+        )
