@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.kernels.linear import PackedLayers
+from mmdlm.core.sampling.device_denoiser import DeviceDenoiser
 from mmdlm.core.sampling.generators import Generators, check_generators
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.models.checkpoints.checkpoint import Origin
+from mmdlm.pipeline.devices import sampling_device
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun
 from mmdlm.pipeline.inputs import generation_config_with
@@ -137,11 +139,12 @@ class Engine:
         length = max(map(len, [*documents, *(one for branch in branches for one in branch)]))
 
         def laid_out(rows: Iterable[Sequence]) -> Batch:
-            return self._seen(collate(rows, vocabulary, length=length).to(self.device))
+            seen = self._seen(collate(rows, vocabulary, length=length).to(self.device))
+            return seen.to(sampling_device(self.device))
 
         return GenerationRun(
             sampler=generation_config.sampler(suppress_tokens=suppress_tokens),
-            denoiser=self.denoiser,
+            denoiser=self._sampled,
             batch=laid_out(documents),
             unconditional=tuple(laid_out(branch) for branch in branches),
             generator=self.generators(generator, len(task_prompts)),
@@ -149,6 +152,13 @@ class Engine:
             grid=grid,
             packed=self.packed,
         )
+
+    @property
+    def _sampled(self) -> Denoiser:
+        """The denoiser as a sampler sees it."""
+        if sampling_device(self.device) == self.device:
+            return self.denoiser
+        return DeviceDenoiser(self.denoiser, self.device)
 
     def _seen(self, batch: Batch) -> Batch:
         """Return the batch with the features of its images in place of their views."""
@@ -171,17 +181,18 @@ class Engine:
             ValueError: If they are not generators, or not `count`.
         """
         if given is None:
-            return torch.Generator(self.device).manual_seed(SEED)
+            return torch.Generator(sampling_device(self.device)).manual_seed(SEED)
         check_generators(given, count)
         if isinstance(given, torch.Generator):
             return self._here(given)
         return [self._here(one) for one in given]
 
     def _here(self, generator: torch.Generator) -> torch.Generator:
-        if generator.device.type == self.device.type:
+        where = sampling_device(self.device)
+        if generator.device.type == where.type:
             return generator
         seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
-        return torch.Generator(self.device).manual_seed(int(seed))
+        return torch.Generator(where).manual_seed(int(seed))
 
     # --- generated text ---------------------------------------------------------------------------
 

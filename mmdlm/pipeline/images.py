@@ -200,7 +200,8 @@ class ImageTasks(Engine):
 
     def codes(self, generation_run: GenerationRun, ids: Tensor) -> Tensor:
         """Return the codes [B, K] of the images drawn in rows [B, L]."""
-        return self.denoiser.vocabulary.codes(torch.stack(generation_run.results(ids)))
+        codes = self.denoiser.vocabulary.codes(torch.stack(generation_run.results(ids)))
+        return codes.to(self.device)
 
     def decode(
         self, codes: Tensor, grid: tuple[int, int] | None, *, alone: bool = False
@@ -231,7 +232,8 @@ class ImageTasks(Engine):
         # decoding needs valid codes everywhere
         paper = tokenizer.encode(to_pixels(blank)[None].to(self.device))  # [1, K]
         for state in generation_run.trajectory():
-            still_open = ~torch.stack(generation_run.results(state.committed))  # [B, K]
+            committed = torch.stack(generation_run.results(state.committed))  # [B, K]
+            still_open = ~committed.to(self.device)
             codes = torch.where(still_open, paper, self.codes(generation_run, state.ids))
             yield [
                 tiled(image, cells.tolist(), tokenizer.downsampling)

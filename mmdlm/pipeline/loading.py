@@ -74,7 +74,7 @@ def load_engine(
 
     Args:
         name_or_path: What to load.
-        device: Default: a CUDA GPU if there is one, else the CPU.
+        device: Default: a CUDA GPU if there is one, or Apple's GPU (mps), else the CPU.
         dtype: Of the denoiser's computation; default: that of the weights for a published model and
             for more than a billion parameters, else float32.
         quantization: "4bit" or "8bit" (bitsandbytes), "int8", "int4" or "float8" (torchao), or a
