@@ -168,12 +168,12 @@ class Asking:
     def _gone_on(self, prompts: list[Prompt]) -> list[str]:
         self.model.prompt_template.require("chat", self.model.text_tokenizer)
         suppress_tokens = self.model.prompt_template.suppress_tokens(self.model.codec)
-        return self.model.written(
+        return self.model.text_run(
             [self._laid_out(one) for one in prompts],
             self.generation_config(chat=True),
             self.generator,
             suppress_tokens=suppress_tokens,
-        )
+        ).texts()
 
     def check(self, problems: Sequence[Problem]) -> None:
         """Raise ValueError that names the first problem that the model cannot be asked."""

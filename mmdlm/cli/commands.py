@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mmdlm
 from mmdlm.cli.image_files import (
@@ -271,7 +271,7 @@ def _load(options: argparse.Namespace, task: str) -> Model:
     from mmdlm.core.sampling.unmasking import UnmaskingRule
     from mmdlm.pipeline.inputs import part_of
 
-    chosen = {
+    chosen: dict[str, Any] = {
         name: part_of(given, kind, names=names)
         for name, given, kind, names in (
             ("order", options.order, Order, ORDERS),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, Unpack, runtime_checkable
 
 import torch
@@ -23,6 +24,7 @@ from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun
 from mmdlm.pipeline.inputs import generation_config_with
 from mmdlm.pipeline.options import SamplingOptions
+from mmdlm.pipeline.text_run import TextRun, with_masks
 from mmdlm.templates.native import Native
 from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, TaskPrompt
 from mmdlm.templates.text_codec import TextCodec
@@ -204,50 +206,57 @@ class Engine:
         square = self.square
         return self.max_length - (0 if square is None else square[0] * square[1] + 2) - 1
 
-    def written(
+    def text_run(
         self,
         task_prompts: list[TaskPrompt],
         generation_config: GenerationConfig,
         generator: Generators | None,
         *,
+        decode: Callable[[int, Tensor], str] | None = None,
+        show: Callable[[int, Tensor], str] | None = None,
+        finish: Callable[[str], str] = str,
+        stop: tuple[str, ...] = (),
         suppress_tokens: tuple[int, ...] = (),
-    ) -> list[str]:
-        """Return the generated text of each task prompt, decoded; arguments as in `generated`."""
-        rows = self.generated(
-            task_prompts, generation_config, generator, suppress_tokens=suppress_tokens
-        )
-        return [self.prompt_template.decode(self.codec, ids) for ids in rows]
-
-    def generated(
-        self,
-        task_prompts: list[TaskPrompt],
-        generation_config: GenerationConfig,
-        generator: Generators | None,
-        *,
-        suppress_tokens: tuple[int, ...] = (),
-    ) -> list[Tensor]:
-        """Return the generated ids of each task prompt whose result is a text.
+    ) -> TextRun:
+        """Prepare the run of task prompts whose results are texts.
 
         Args:
             task_prompts: One for each text.
             generation_config: How they are written.
             generator: Random numbers; None: a fresh generator of seed 0.
+            decode: From the number of a text and its ids to the text; None: as the template does.
+            show: See `TextRun`; None: as the template decodes what follows other tokens.
+            finish: See `TextRun`.
+            stop: See `TextRun`.
             suppress_tokens: Further ids that are never generated.
 
         Returns:
-            For each prompt ids [T] on the CPU, noise behind the end of the text included.
+            What writes them.
         """
-        generation_run = self.generation_run(
+        run = self.generation_run(
             task_prompts,
             generation_config=generation_config,
             generator=generator,
             suppress_tokens=suppress_tokens,
         )
         ends = self.prompt_template.stop_ids(self.codec)
-        generation_run = replace(
-            generation_run, sampler=replace(generation_run.sampler, stop_ids=ends)
-        )
-        return [ids.cpu() for ids in generation_run.results(generation_run.run())]
+        run = replace(run, sampler=replace(run.sampler, stop_ids=ends))
+        codec, template = self.codec, self.prompt_template
+
+        def decoded(_: int, ids: Tensor) -> str:
+            return template.decode(codec, ids)
+
+        first = decode or decoded
+
+        def shown(number: int, ids: Tensor) -> str:
+            return with_masks(
+                template.written(codec, ids),
+                mask_id=codec.vocabulary.mask_id,
+                first=partial(first, number),
+                later=partial(template.continued, codec),
+            )
+
+        return TextRun(run, first, show or shown, finish=finish, stop=stop)
 
     def check_new_tokens(self, length: int) -> None:
         """Raise ValueError for more new tokens than the model takes in all."""

@@ -72,8 +72,9 @@ class ImageTasks(Engine):
             self.fitting(self.prompt_template.caption_prompt(codec, seen, length=length), length)
             for (seen,) in self.look([[pillow_image(one)] for one in images], "caption")
         ]
-        texts = self.written(task_prompts, config, options.get("generator"))
-        captions = [text.strip() for text in texts]
+        captions = self.text_run(
+            task_prompts, config, options.get("generator"), finish=str.strip
+        ).texts()
         return captions[0] if single else captions
 
     @torch.no_grad()

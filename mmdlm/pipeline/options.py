@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 
 from mmdlm.core.sampling.generators import Generators
-from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.prompt_template import PromptTemplate, Tool
 from mmdlm.vision.known_names import suggestion
 
 
@@ -78,10 +78,12 @@ class TextOptions(SamplingOptions, total=False):
 
     Attributes:
         max_new_tokens: Room for the text, in tokens; what follows its end is dropped.
+        stop: A text, or several: what is written ends before the first of them.
         generator: Random numbers, or a list of one generator for each output.
     """
 
     max_new_tokens: int | None
+    stop: str | Sequence[str] | None
     generator: Generators | None
 
 
@@ -91,9 +93,12 @@ class ChatOptions(TextOptions, total=False):
     Attributes:
         think: Give reasons first, or not, where the model was trained for either; None: as the
             conversation has it.
+        tools: What the assistant may call, as transformers takes them: JSON schemas, or functions
+            with docstrings. The tokenizer's chat template writes them, if it knows tools.
     """
 
     think: bool | None
+    tools: Sequence[Tool] | None
 
 
 class ImageOptions(TypedDict, total=False):

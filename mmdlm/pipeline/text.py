@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import abc
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Unpack, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import torch
+from torch import Tensor
 
+from mmdlm.pipeline.checks import check_choice
 from mmdlm.pipeline.engine import Engine
 from mmdlm.pipeline.inputs import (
     ImageLike,
     generation_config_with,
+    images_of,
     images_of_each,
     pillow_image,
     with_places,
@@ -24,7 +28,8 @@ from mmdlm.pipeline.options import (
     check_options,
     sampling_options,
 )
-from mmdlm.templates.conversation import Message, check_messages, turns_of
+from mmdlm.pipeline.text_run import Draft, TextRun, stops_of, with_masks
+from mmdlm.templates.conversation import TOOL, Message, check_messages, images_in, turns_of
 from mmdlm.templates.infill import filled_text
 
 Texts = list[str] | tuple[str, ...]
@@ -69,18 +74,10 @@ class TextTasks(Engine):
             ValueError: If a question is empty, or an image cannot be read.
         """
         check_options(options, ChatOptions, task="answer")
-        self.prompt_template.require("answer", self.text_tokenizer)
         single = isinstance(question, str)
         questions = [question] if isinstance(question, str) else list(question)
-        for one in questions:
-            if not one.strip():
-                raise ValueError(f"question {one!r} is empty; ask something")
         images = images_of_each(image, single=single, count=len(questions), what="questions")
-        conversations = [
-            [{"role": "user", "content": with_places(text, len(some))}]
-            for text, some in zip(questions, images, strict=True)
-        ]
-        answers = self._replies(conversations, images, options)
+        answers = _texts(self._answering(questions, images, options))
         return answers[0] if single else answers
 
     @overload
@@ -111,11 +108,15 @@ class TextTasks(Engine):
 
         Args:
             messages: [{"role": "user", "content": "What is this? <image>"}, ...]; roles are system
-                (first, or not at all), user and assistant. Or several such conversations.
-            images: One for each `<image>`, in that order; for several conversations, a list of
-                images for each.
+                (first, or not at all), user, assistant and tool. Content is a text or a list of
+                parts, as OpenAI and transformers have it: {"type": "text", "text": ...}, {"type":
+                "image", "image": ...}, {"type": "image_url", "image_url": {"url": "data:..."}}. Or
+                several such conversations.
+            images: One for each `<image>` and each part of an image that brings none, in that
+                order; for several conversations, a list of images for each.
             **options: See `mmdlm.pipeline.options.ChatOptions`: num_inference_steps,
-                max_new_tokens, block_length, temperature, guidance_scale, think, generator.
+                max_new_tokens, stop, block_length, temperature, guidance_scale, think, tools,
+                generator.
 
         Returns:
             A text for one conversation, a list of texts for several.
@@ -125,7 +126,6 @@ class TextTasks(Engine):
                 for.
         """
         check_options(options, ChatOptions, task="chat")
-        self.prompt_template.require("chat", self.text_tokenizer)
         single = not (
             isinstance(messages, list | tuple)
             and len(messages) > 0
@@ -137,7 +137,7 @@ class TextTasks(Engine):
         given = images_of_each(
             images, single=single, count=len(conversations), what="conversations"
         )
-        answers = self._replies(conversations, given, options)
+        answers = _texts(self._chatting(conversations, given, options))
         return answers[0] if single else answers
 
     @overload
@@ -146,14 +146,13 @@ class TextTasks(Engine):
     @overload
     def complete(self, text: Texts, **options: Unpack[TextOptions]) -> list[str]: ...
 
-    @torch.no_grad()
     def complete(self, text: str | Texts, **options: Unpack[TextOptions]) -> str | list[str]:
         """Return what follows the beginning of a text, or of several in one pass.
 
         Args:
             text: One beginning, or several.
             **options: See `mmdlm.pipeline.options.TextOptions`: num_inference_steps,
-                max_new_tokens, block_length, temperature, guidance_scale, generator.
+                max_new_tokens, stop, block_length, temperature, guidance_scale, generator.
 
         Returns:
             A text for one beginning, a list of texts for several.
@@ -162,26 +161,8 @@ class TextTasks(Engine):
             ValueError: If a text is empty or too long.
         """
         check_options(options, TextOptions, task="complete")
-        self.prompt_template.require("complete", self.text_tokenizer)
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
-        length = self.new_tokens(options.get("max_new_tokens"))
-        config = self.writing(self.defaults.complete, length, **sampling_options(options))
-        if not texts:
-            return []
-        for one in texts:
-            if not one.strip():
-                raise ValueError(f"text {one!r} is empty; give it a beginning")
-        task_prompts = [
-            self.fitting(
-                self.prompt_template.completion_prompt(self.codec, one, length=length), length
-            )
-            for one in texts
-        ]
-        rows = self.generated(task_prompts, config, options.get("generator"))
-        completions = [
-            self.prompt_template.completion(self.codec, one, ids)
-            for one, ids in zip(texts, rows, strict=True)
-        ]
+        completions = _texts(self._completing(texts, options))
         return completions[0] if single else completions
 
     @overload
@@ -194,7 +175,6 @@ class TextTasks(Engine):
         self, text: Texts, *, image: ImageLike | None = None, **options: Unpack[StepOptions]
     ) -> list[str]: ...
 
-    @torch.no_grad()
     def infill(
         self, text: str | Texts, *, image: ImageLike | None = None, **options: Unpack[StepOptions]
     ) -> str | list[str]:
@@ -216,11 +196,117 @@ class TextTasks(Engine):
             ValueError: For a text without a hole or longer than the model's.
         """
         check_options(options, StepOptions, task="infill")
-        self.prompt_template.require("infill", self.text_tokenizer)
         texts, single = ([text], True) if isinstance(text, str) else (list(text), False)
+        filled = _texts(self._infilling(texts, image, options))
+        return filled[0] if single else filled
+
+    def stream(
+        self,
+        task: Literal["answer", "chat", "complete", "infill"],
+        asked: Any,
+        images: Images | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Iterator[Draft]:
+        """Yield a text after each denoising step; the last draft is what the task returns.
+
+        Args:
+            task: A method of this model that writes a text.
+            asked: Its first argument: one question, one conversation, one text.
+            images: Its images, where it looks at any.
+            **options: Those of the task.
+
+        Returns:
+            An iterator of drafts: the text with `[MASK]` where it is open, what is committed, the
+            step and their number.
+
+        Raises:
+            ValueError: As the task, and at the call; for a list of questions or texts.
+            TypeError: For an option that the task does not have.
+        """
+        check_choice("task", task, Literal["answer", "chat", "complete", "infill"])
+        kinds = {"answer": ChatOptions, "chat": ChatOptions, "complete": TextOptions}
+        check_options(options, kinds.get(task, StepOptions), task=task)
+        is_conversation = isinstance(asked, list | tuple) and not any(
+            isinstance(one, list | tuple | str) for one in asked
+        )
+        if not (is_conversation if task == "chat" else isinstance(asked, str)):
+            wanted = "conversation, a list of messages" if task == "chat" else "text"
+            raise ValueError(f"stream writes one at a time; {task} takes one {wanted}")
+        if task == "complete" and images is not None:
+            raise ValueError("complete looks at no images; leave them out")
+        given = [] if images is None else images_of(images)[0]
+        if task == "chat":
+            run = self._chatting([asked], [given], options)
+        elif task == "answer":
+            run = self._answering([asked], [given], options)
+        elif task == "complete":
+            run = self._completing([asked], options)
+        else:
+            if len(given) > 1:
+                raise ValueError(f"infill looks at one image, and was given {len(given)}")
+            run = self._infilling([asked], given[0] if given else None, options)
+        assert run is not None
+        return run.drafts()
+
+    # --- the runs of the tasks; None where nothing is asked ---
+
+    @torch.no_grad()
+    def _answering(
+        self, questions: list[str], images: list[list[ImageLike]], options: ChatOptions
+    ) -> TextRun | None:
+        self.prompt_template.require("answer", self.text_tokenizer)
+        for one in questions:
+            if not one.strip():
+                raise ValueError(f"question {one!r} is empty; ask something")
+        conversations = [
+            [{"role": "user", "content": with_places(text, len(some))}]
+            for text, some in zip(questions, images, strict=True)
+        ]
+        return self._replying(conversations, images, options)
+
+    @torch.no_grad()
+    def _chatting(
+        self,
+        conversations: list[abc.Sequence[Message]],
+        given: list[list[ImageLike]],
+        options: ChatOptions,
+    ) -> TextRun | None:
+        self.prompt_template.require("chat", self.text_tokenizer)
+        return self._replying(conversations, given, options)
+
+    @torch.no_grad()
+    def _completing(self, texts: list[str], options: TextOptions) -> TextRun | None:
+        self.prompt_template.require("complete", self.text_tokenizer)
+        length = self.new_tokens(options.get("max_new_tokens"))
+        config = self.writing(self.defaults.complete, length, **sampling_options(options))
+        stop = stops_of(options.get("stop"))
+        if not texts:
+            return None
+        for one in texts:
+            if not one.strip():
+                raise ValueError(f"text {one!r} is empty; give it a beginning")
+        codec, template = self.codec, self.prompt_template
+        task_prompts = [
+            self.fitting(template.completion_prompt(codec, one, length=length), length)
+            for one in texts
+        ]
+        return self.text_run(
+            task_prompts,
+            config,
+            options.get("generator"),
+            decode=lambda number, ids: template.completion(codec, texts[number], ids),
+            stop=stop,
+        )
+
+    @torch.no_grad()
+    def _infilling(
+        self, texts: list[str], image: ImageLike | None, options: StepOptions
+    ) -> TextRun | None:
+        template = self.prompt_template
+        template.require("infill", self.text_tokenizer)
         config = generation_config_with(self.defaults.infill, **sampling_options(options))
         if not texts:
-            return []
+            return None
         codec = self.codec
         for one in texts:
             codec.parse_infill_template(one)  # bad holes are found before an image is looked at
@@ -230,50 +316,62 @@ class TextTasks(Engine):
         else:
             seen = self.look([[pillow_image(image)]], "infill")[0][0]
         task_prompts = [
-            self.fitting(self.prompt_template.infill_prompt(codec, one, image=seen))
-            for one in texts
+            self.fitting(template.infill_prompt(codec, one, image=seen)) for one in texts
         ]
-        rows = self.generated(
+        decode = partial(template.continued, codec)
+        show = partial(with_masks, mask_id=codec.vocabulary.mask_id, first=decode, later=decode)
+
+        def filled(number: int, ids: Tensor, decode: abc.Callable[[Tensor], str] = decode) -> str:
+            return filled_text(texts[number], ids[task_prompts[number].open], decode=decode)
+
+        return self.text_run(
             task_prompts,
             config,
             options.get("generator"),
-            suppress_tokens=self.prompt_template.stop_ids(codec),
+            decode=filled,
+            show=partial(filled, decode=show),
+            suppress_tokens=template.stop_ids(codec),
         )
-        filled = [
-            filled_text(
-                text, ids[task_prompt.open], decode=partial(self.prompt_template.continued, codec)
-            )
-            for text, task_prompt, ids in zip(texts, task_prompts, rows, strict=True)
-        ]
-        return filled[0] if single else filled
 
-    @torch.no_grad()
-    def _replies(
+    def _replying(
         self,
         conversations: abc.Sequence[abc.Sequence[Message]],
         given: list[list[ImageLike]],
         options: ChatOptions,
-    ) -> list[str]:
-        """Write the assistant's next turn in each conversation; all prompts are context."""
+    ) -> TextRun | None:
+        """Prepare the assistant's next turn in each conversation; all prompts are context."""
         length = self.new_tokens(options.get("max_new_tokens"))
         config = self.writing(self.defaults.answer, length, **sampling_options(options))
+        stop, tools = stops_of(options.get("stop")), tuple(options.get("tools") or ())
         if not conversations:
-            return []
+            return None
+        given = [
+            images_in(conversation, some)
+            for conversation, some in zip(conversations, given, strict=True)
+        ]
         for conversation, some in zip(conversations, given, strict=True):
             check_messages(conversation, len(some))
-        opened = [[pillow_image(one) for one in some] for some in given]
-        images = self.look(opened, "answer")
-        codec = self.codec
-        template, think = self.prompt_template, options.get("think")
+        images = self.look([[pillow_image(one) for one in some] for some in given], "answer")
+        codec, template = self.codec, self.prompt_template
         task_prompts = []
         for conversation, seen in zip(conversations, images, strict=True):
-            turns = template.thinking(turns_of(conversation, seen), think)
-            task_prompt = template.chat_prompt(codec, turns, length=length)
+            turns = template.thinking(turns_of(conversation, seen), options.get("think"))
+            if tools or any(turn.fields or turn.role == TOOL for turn in turns):
+                task_prompt = template.tool_prompt(codec, turns, tools=tools, length=length)
+            else:
+                task_prompt = template.chat_prompt(codec, turns, length=length)
             task_prompts.append(self.fitting(task_prompt, length))
-        texts = self.written(
+        return self.text_run(
             task_prompts,
             config,
             options.get("generator"),
+            finish=str.strip,
+            stop=stop,
             suppress_tokens=template.suppress_tokens(codec),
         )
-        return [text.strip() for text in texts]
+
+
+@torch.no_grad()
+def _texts(run: TextRun | None) -> list[str]:
+    """Write the texts of a run."""
+    return [] if run is None else run.texts()

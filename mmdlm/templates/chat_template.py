@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import (
+    DocstringParsingException,
+    TypeHintParsingException,
+)
 
-from mmdlm.templates.prompt_template import ImageInput, Turn
+from mmdlm.templates.prompt_template import ImageInput, Tool, Turn
 from mmdlm.templates.segments import Piece
 from mmdlm.templates.text_codec import TextCodec
 
@@ -40,21 +46,47 @@ class ChatTemplate:
         codec: The tokenizer, which has a chat template.
         marks: What stands for what: such characters -> letters or an image.
         end: The one at the end of what the assistant says.
+        tools: JSON schemas of what the assistant may call.
     """
 
     turns: tuple[Turn, ...]
     codec: TextCodec
     marks: dict[str, str | ImageInput]
     end: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, codec: TextCodec, turns: tuple[Turn, ...]) -> ChatTemplate:
-        """Choose the characters."""
+    def of(
+        cls, codec: TextCodec, turns: tuple[Turn, ...], *, tools: tuple[Tool, ...] = ()
+    ) -> ChatTemplate:
+        """Choose the characters.
+
+        Args:
+            codec: The tokenizer.
+            turns: Of the conversation.
+            tools: JSON schemas, or functions whose docstrings say what they do.
+
+        Returns:
+            The template, ready to render.
+
+        Raises:
+            ValueError: If the chat template does not write tools, or a function has no docstring
+                that a schema can be made of.
+        """
+        schemas = tuple(_schema(tool) for tool in tools)
+        written = codec.tokenizer.get_chat_template(tools=[*schemas] or None)
+        if schemas and "tools" not in written:
+            raise ValueError(
+                f"the chat template of the text tokenizer has no place for {len(schemas)} tools; "
+                "leave them out, or take a model with tools"
+            )
         texts = [part for turn in turns for part in turn.parts if isinstance(part, str)]
-        free = _unused([*texts, codec.tokenizer.get_chat_template()])
+        texts += [text for turn in turns for text in _texts(turn.fields)] + [*_texts(schemas)]
+        free = _unused([*texts, written])
         names = [name for name in special_names(codec.tokenizer) if any(name in t for t in texts)]
         images = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-        return cls(turns, codec, dict(zip(free, [*names, *images], strict=False)), next(free))
+        marks = dict(zip(free, [*names, *images], strict=False))
+        return cls(turns, codec, marks, next(free), schemas)
 
     def prompt(self) -> list[Piece]:
         """Return the conversation up to where the assistant's next turn begins."""
@@ -114,11 +146,15 @@ class ChatTemplate:
     def _rendered(self, count: int, *, asks: bool = False) -> str:
         """Render the first turns; `asks`: and the header of the next one."""
         messages = [
-            {"role": turn.role, "content": self._content(turn)} for turn in self.turns[:count]
+            {"role": turn.role, "content": self._content(turn), **self._marked(turn.fields)}
+            for turn in self.turns[:count]
         ]
         try:
             rendered = self.codec.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=asks
+                messages,
+                tools=self._marked([*self.tools]) or None,
+                tokenize=False,
+                add_generation_prompt=asks,
             )
         except TemplateError as error:
             reason = " ".join(str(error).split())
@@ -130,15 +166,22 @@ class ChatTemplate:
 
     def _content(self, turn: Turn) -> str:
         """Return what is said, with marks in place of names of special tokens and of images."""
-        text, rest = "", list(self.marks.items())
+        text, rest = "", self.marks.items()
         for part in turn.parts:
             if not isinstance(part, str):
                 part = next(mark for mark, image in rest if image is part)
-            else:
-                for mark, name in rest:
-                    part = part.replace(name, mark) if isinstance(name, str) else part
-            text += part
+            text += self._marked(part)
         return text + self.end if turn.role == "assistant" else text
+
+    def _marked(self, value: Any) -> Any:
+        """Return a text, or texts in lists and objects, with marks for names of special tokens."""
+        if isinstance(value, str):
+            for mark, name in self.marks.items():
+                value = value.replace(name, mark) if isinstance(name, str) else value
+            return value
+        if isinstance(value, Mapping):
+            return {key: self._marked(one) for key, one in value.items()}
+        return [self._marked(one) for one in value] if isinstance(value, list | tuple) else value
 
     def _pieces(self, text: str) -> Iterator[Piece]:
         """Split rendered text into ids of special tokens, text and images."""
@@ -152,6 +195,30 @@ class ChatTemplate:
                 yield int(tokenizer.convert_tokens_to_ids(piece))
             elif piece:
                 yield piece
+
+
+def _schema(tool: Tool) -> Mapping[str, Any]:
+    """Return the JSON schema of a tool."""
+    if isinstance(tool, Mapping):
+        return tool
+    try:
+        schema: Mapping[str, Any] = get_json_schema(tool)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the tool {tool!r} has no JSON schema ({reason})") from error
+    return schema
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in lists and objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def end_of_turn(codec: TextCodec) -> int | None:

@@ -20,6 +20,7 @@ from mmdlm.templates.prompt_template import (
     PromptTemplate,
     Sight,
     TaskPrompt,
+    Tool,
     Turn,
     answer_segment,
 )
@@ -184,6 +185,14 @@ class Native(PromptTemplate):
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
         """Use the tokenizer's chat template; images stand where they are spoken of."""
         prompt = self._template(codec, turns).prompt()
+        return answering(codec, segments_of(codec, prompt), length=length)
+
+    def tool_prompt(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, tools: tuple[Tool, ...], length: int
+    ) -> TaskPrompt:
+        """Use the tokenizer's chat template, which writes the tools where it has them."""
+        self._need_template("chat", codec.tokenizer)
+        prompt = ChatTemplate.of(codec, turns, tools=tools).prompt()
         return answering(codec, segments_of(codec, prompt), length=length)
 
     def training_sequence(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.infill import shortened
 from mmdlm.templates.text_codec import TextCodec
 
+Tool = Mapping[str, Any] | Callable[..., Any]
 Generation = Mapping[str, Any]  # what a family's generation_config.json would say
 # name here -> its possible names in a tokenizer, and the id that it was published with
 Specials = Mapping[str, tuple[tuple[str, ...], int]]
@@ -54,12 +55,15 @@ class Turn:
     """What one side says in a conversation.
 
     Attributes:
-        role: "system", "user" or "assistant".
+        role: "system", "user", "assistant" or "tool".
         parts: Text and images in reading order.
+        fields: Other keys of the message, which a chat template may read: tool_calls,
+            tool_call_id, name.
     """
 
     role: str
     parts: tuple[str | ImageInput, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,28 @@ class PromptTemplate:
     def chat_prompt(self, codec: TextCodec, turns: tuple[Turn, ...], *, length: int) -> TaskPrompt:
         """Ask for the next turn of the assistant, of at most `length` tokens."""
         self.unsupported("chat")
+
+    def tool_prompt(
+        self, codec: TextCodec, turns: tuple[Turn, ...], *, tools: tuple[Tool, ...], length: int
+    ) -> TaskPrompt:
+        """Ask for the next turn of an assistant that has tools, by the tokenizer's chat template.
+
+        Args:
+            codec: The text tokenizer.
+            turns: The conversation, calls of tools and what they gave included.
+            tools: JSON schemas, or functions with docstrings, as transformers takes them.
+            length: Most tokens of the answer.
+
+        Returns:
+            The document, with its targets.
+
+        Raises:
+            ValueError: If the family, or the chat template, has no tools.
+        """
+        raise ValueError(
+            f"this model ({self.family}) was published without tools; leave out tools and messages "
+            "of tools"
+        )
 
     def training_sequence(
         self, codec: TextCodec, turns: tuple[Turn, ...], *, answers: Collection[int]

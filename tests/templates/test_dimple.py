@@ -96,9 +96,9 @@ def test_several_images_are_described_as_each_alone(model: Model) -> None:
         model.prompt_template.caption_prompt(model.codec, image, length=8)
         for image in TILING.views([WIDE, HIGH])
     ]
-    together = model.written(asks, GenerationConfig(4), None)
+    together = model.text_run(asks, GenerationConfig(4), None).texts()
     assert together == [
-        text for ask in asks for text in model.written([ask], GenerationConfig(4), None)
+        text for ask in asks for text in model.text_run([ask], GenerationConfig(4), None).texts()
     ]
     assert together[0] != together[1]
     assert len(model.caption([WIDE, HIGH], num_inference_steps=4)) == 2  # as it was published
@@ -118,9 +118,9 @@ def test_guidance_compares_with_a_text_that_has_no_image(model: Model) -> None:
     (image,) = TILING.views([WIDE])
     ask = model.prompt_template.caption_prompt(model.codec, image, length=4)
     plain, guided = (
-        model.written(
+        model.text_run(
             [ask], GenerationConfig(4, guidance_scale=scale), torch.Generator().manual_seed(0)
-        )
+        ).texts()
         for scale in (1.0, 5.0)
     )
     assert plain != guided

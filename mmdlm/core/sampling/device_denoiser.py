@@ -30,6 +30,7 @@ class DeviceDenoiser:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """That of the denoiser."""
         return self.denoiser.vocabulary
 
     def hidden(
@@ -40,6 +41,7 @@ class DeviceDenoiser:
         query_mask: Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> Tensor:
+        """Compute hidden states [B, L, D] on the device; see `Denoiser.hidden`."""
         return self.denoiser.hidden(
             x_t.to(self.device),
             batch.to(self.device),
@@ -50,7 +52,9 @@ class DeviceDenoiser:
     def logits_at(
         self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int] | None = None
     ) -> Tensor:
+        """Return logits [M, R] on the CPU; see `Denoiser.logits_at`."""
         return self.denoiser.logits_at(hidden, positions, ids=ids).cpu()
 
     def head_weight(self) -> Tensor | None:
-        return None  # logits are what comes back
+        """Return None: logits are what comes back."""
+        return None
