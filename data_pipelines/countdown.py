@@ -60,7 +60,7 @@ def _countdown(row: Row) -> Countdown:
 
 
 def to_jsonl(problems: Sequence[Countdown]) -> bytes:
-    """In the published format, and `solution` beside it: one way, to be learnt from."""
+    """In the published format, and `solution` beside it: one way, to be learned from."""
     lines = [
         json.dumps(
             {

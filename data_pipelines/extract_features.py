@@ -3,7 +3,7 @@ r"""Job: image shards -> feature shards, so that training never runs a frozen vi
     accelerate launch -m data_pipelines.extract_features --shards data/photos \
         --model runs/eyes --out data/photos_features
 
-The tower alone runs, over the crops of every image of a sample; the projector is still trained.
+Only the tower runs, over the crops of every image of a sample; the projector is still trained.
 Images are cut as `--model` cuts them, the several of a sample as those of one conversation. A
 crop takes (patches x width of the tower) numbers: SigLIP so400m at 384 pixels makes 729 x 1152 of
 them, 1.7 MB in float16, where LLaDA-V's tiling has 2 to 37 crops an image (5 at 1024 x 768).

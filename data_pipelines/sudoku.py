@@ -77,7 +77,7 @@ def to_csv(puzzles: Sequence[Puzzle]) -> bytes:
 
 
 def to_problem(puzzle: Puzzle, *, style: Style = "d1") -> Problem:
-    """How a puzzle is asked: as d1 does, or by its 16 characters alone, for a small model."""
+    """How a puzzle is asked: as d1 does, or by only its 16 characters, for a small model."""
     if style == "plain":
         prompt = Prompt(f"{puzzle.cells}\n", chat=False)
     else:

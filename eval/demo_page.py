@@ -108,7 +108,7 @@ def page(content: Content) -> str:
 
 
 def _animation(one: Animation) -> str:
-    alt = f"Images emerge from grey tiles: {', '.join(one.prompts)}"
+    alt = f"Images emerge from gray tiles: {', '.join(one.prompts)}"
     return (
         '<image><source media="(prefers-reduced-motion: reduce)" '
         f'srcset="{escape(one.still)}">'
@@ -208,7 +208,7 @@ masks step by step: a whole image, a whole text, or a hole in either.</p>
 <main>
 <section>
 <h2>Words to images</h2>
-<p class="soft">Drawn from these words alone.</p>
+<p class="soft">Drawn from only these words.</p>
 <ul class="legend">
 $legend
 </ul>

@@ -36,7 +36,7 @@ class Estimate:
 def estimate(values: Tensor) -> Estimate:
     """Return the mean of [N] numbers, or of hits and misses (bool), with its standard error.
 
-    One item alone has no spread, so its error is NaN; hits alone or misses alone have none either,
+    A single item has no spread, so its error is NaN; only hits or only misses have none either,
     and 0 flatters them: see `wilson_interval`. Raises ValueError where there is nothing to average.
     """
     if values.ndim != 1 or not len(values):
@@ -65,7 +65,7 @@ def wilson_interval(hits: Tensor, *, z: float = 1.96) -> tuple[float, float]:
 
 
 def exact_match(predictions: Sequence[str], right: Sequence[Collection[str]]) -> Tensor:
-    """[N] texts and the texts that are right for each -> [N] bool; nothing is normalised."""
+    """[N] texts and the texts that are right for each -> [N] bool; nothing is normalized."""
     return torch.tensor(
         [text in names for text, names in zip(predictions, right, strict=True)], dtype=torch.bool
     )

@@ -25,7 +25,7 @@ SEED = "{seed}"  # stands in a path for the seeds of a comparison
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that differ in their seed alone, and the model that they all started from.
+    """Runs that differ only in their seed, and the model that they all started from.
 
     Attributes:
         name: What the table calls it.

@@ -89,7 +89,7 @@ class ReconstructionStage(Stage):
         return {"pixels": loss * len(batch), "quantizer": auxiliary * len(batch)}
 
     def load(self, batch: Tensor, noise: Any) -> Load:
-        """Codes are its tokens, all of which are learnt; backward counts as twice forward."""
+        """Codes are its tokens, all of which are learned; backward counts as twice forward."""
         codes = len(batch) * (self.tokenizer.image_size // self.tokenizer.downsampling) ** 2
         flops = torch.tensor(3.0 * len(batch) * self.image_flops, dtype=torch.float64)
         return Load(codes, codes, flops)

@@ -97,7 +97,7 @@ class Optimizer(ABC):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Fused AdamW; weight decay acts on the weights of linear and convolution layers alone."""
+    """Fused AdamW; weight decay acts only on the weights of linear and convolution layers."""
 
     learning_rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.98)
@@ -230,7 +230,7 @@ def orthogonalise(matrices: Tensor, *, iterations: int) -> Tensor:
     """[N, R, C] -> [N, R, C] with the same singular vectors and singular values near one.
 
     The quintic Newton-Schulz iteration X <- a X + (b A + c A^2) X with A = X X^T; its coefficients
-    favour a steep slope at zero over exact ones (values end between 0.7 and 1.2).
+    favor a steep slope at zero over exact ones (values end between 0.7 and 1.2).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]

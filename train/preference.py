@@ -160,7 +160,7 @@ def main(
         loss: Of the pairs.
         training: Steps, optimizer, checkpoints.
         examples: Pairs of each source that are shown before training starts, with what of them is
-            learnt; also in `out`/examples.txt.
+            learned; also in `out`/examples.txt.
         threads: CPU threads; all by default.
     """
     told = checked(locals())
@@ -175,7 +175,7 @@ def main(
     adapted = make_trainable(denoiser, model, seed=training.seed, train_vision=False)
     reference = Reference(denoiser, adapted=adapted is not None, needed=True)
     if reference.copy is not None:
-        reference.copy.to(state.device)  # `fit` moves the policy alone
+        reference.copy.to(state.device)  # `fit` moves only the policy
 
     prompt_template = prompt_template_for_denoiser(denoiser)
     generation = generation_of(prompt_template, started.folder, None)

@@ -171,7 +171,7 @@ def main(
         answering: `train.rollouts.answering.Write` or `Draw`: the task, how long an answer may be,
             and how
             it is sampled.
-        reward_config: Rewards, advantage, and which groups are learnt from.
+        reward_config: Rewards, advantage, and which groups are learned from.
         estimator: How likely the policy holds what it did, and at which noise.
         loss: Of the policy.
         prompts_per_batch: Prompts of a micro-batch; of those there are

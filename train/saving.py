@@ -117,7 +117,7 @@ def finish(
     dtype: Dtype = "float32",
     generation: Generation | None = None,
 ) -> None:
-    """Write what a stage has learnt to `out`/final, and matrices of low rank to `out`/adapter.
+    """Write what a stage has learned to `out`/final, and matrices of low rank to `out`/adapter.
 
     Beside a quantized base the matrices are all that is written: added to it they would be rounded.
 

@@ -65,7 +65,7 @@ def main(
         coefficients: Weight of each modality.
         training: Steps, optimizer, checkpoints.
         examples: Documents of each source that are shown before training starts, with what of them
-            is learnt; also in `out`/examples.txt.
+            is learned; also in `out`/examples.txt.
         generation_config: Steps, guidance, temperatures and order of each task, stored with the
             final weights (generation_config.json). What is not given is as in the model to start
             from, or as a published family has it.

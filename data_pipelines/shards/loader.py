@@ -40,7 +40,7 @@ def build_loader(
     """Return a loader of batches [batch_size, length], mixed from `sources` by weight.
 
     No sample goes to two processes or workers in an epoch, and all go to one. The samples follow
-    from the arguments alone, and after `load_state_dict` the very same ones follow that would have.
+    from the arguments only, and after `load_state_dict` the very same ones follow that would have.
 
     Args:
         sources: Shards, how their samples become sequences, and their weights.

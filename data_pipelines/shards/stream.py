@@ -3,7 +3,7 @@
 A reader is one worker of one process. Everything that it draws follows from (seed, its number, a
 count), never from a generator that has run for long, so a state is a few numbers:
 
-- shards are in an order drawn anew for each epoch, and dealt to the readers in turn;
+- shards are in an order drawn for each epoch, and dealt to the readers in turn;
 - samples are shuffled within blocks of `shuffle_buffer`; a state names the place where the block
   starts and how many of it were given out, and resuming reads that one block again;
 - the n-th sequence comes from a source drawn for n, by weight.
@@ -31,7 +31,7 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def permutation(n: int, *parts: int | str) -> list[int]:
-    """0 ... n - 1 in an order that depends on the parts alone."""
+    """0 ... n - 1 in an order that depends only on the parts."""
     generator = torch.Generator().manual_seed(derived_seed(*parts))
     return torch.randperm(n, generator=generator).tolist()
 

@@ -25,7 +25,7 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
 
 
 class _Text(string.Formatter):
-    """Templates whose fields are texts or numbers: None or a list would be learnt as its repr."""
+    """Templates whose fields are texts or numbers: None or a list would be learned as its repr."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if not isinstance(value, str | int | float):

@@ -1,4 +1,4 @@
-"""Conversations: messages in turns, with images wherever they are mentioned; answers are learnt.
+"""Conversations: messages in turns, with images wherever they are mentioned; answers are learned.
 
 How they are laid out is the model's own affair: `mmdlm.templates` asks and teaches by one template.
 """
@@ -49,13 +49,13 @@ class Conversation(Seeing):
     or {"prompt", "completion"}, each a text or messages. A "system" beside them is their first
     message, where they have none; an answer with "weight" 0 (or "train" false) is context.
     `data_pipelines.write_shards conversations` writes such shards. What follows the last answer
-    that is learnt is left out.
+    that is learned is left out.
 
     Attributes:
         answers: "every" answer at once, under full attention, as LLaDA-V trains them
             (arXiv:2505.16933, section 3.2); "one" at random, with all that was said before it, as
             LaViDa (arXiv:2505.16839, section 3.3; its code forgets what was said before); or the
-            "last" alone.
+            only the "last".
         tail: What follows the last answer.
         system: First message of conversations that have no system message; empty for none but what
             the layout has.
@@ -177,8 +177,8 @@ class TemplatedConversation(Seeing):
     ) -> Sequence:
         """Return a conversation as a document: learned answers as targets, ends of text behind."""
         turns = self._turns(messages, images)
-        learnt = [n for n, one in enumerate(messages) if one.role == ASSISTANT and one.learnt]
-        turns, answers = self._learnt(turns, learnt, generator=generator)
+        learned = [n for n, one in enumerate(messages) if one.role == ASSISTANT and one.learned]
+        turns, answers = self._learned(turns, learned, generator=generator)
         turns = self._bounded(turns)
         if self.conversation.template:
             taught = self._taught(turns, answers, generator=generator)
@@ -209,7 +209,7 @@ class TemplatedConversation(Seeing):
             return task_prompt.sequence
         return self.prompt_template.training_sequence(self.codec, turns, answers=answers)
 
-    def _learnt(
+    def _learned(
         self, turns: tuple[Turn, ...], answers: list[int], *, generator: torch.Generator
     ) -> tuple[tuple[Turn, ...], list[int]]:
         """Return the turns up to the last learned one, and the numbers of the learned ones.

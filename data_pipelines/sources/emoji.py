@@ -48,7 +48,7 @@ class Emoji:
         image: RGB on white, square.
         held_out: Kept away from training in all styles: see `is_held_out`.
         style: Of the image: "noto" for the font, else that of an icon set.
-        held_out_style: Kept away from training in this style alone: see `held_out_styles`.
+        held_out_style: Kept away from training in only this style: see `held_out_styles`.
         facts: What Unicode data says; None where it was not read or does not know the emoji.
     """
 

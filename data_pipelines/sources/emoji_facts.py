@@ -33,7 +33,7 @@ ANIMALS = range(34, 40)  # subgroups: mammals, birds, amphibians, reptiles, sea 
 PEOPLE = range(23, 31)  # subgroups that show whole persons: roles, gestures, sports, families ...
 COUPLES = re.compile(r"\b(?:couple|kiss|holding hands|hugging|bunny ears|wrestling)\b")
 RELATIVES = re.compile(r"\b(?:man|woman|boy|girl|adult|child)\b")
-COLOURS = "red orange yellow green blue purple brown black white grey pink".split()  # noqa: SIM905
+COLORS = "red orange yellow green blue purple brown black white grey pink".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ def _variants(name: str) -> Iterable[tuple[str, str]]:
         yield f"{kind} {name}", f"make it a {kind}"
         if words[0] == kind:
             yield " ".join(words[1:]), "make it a person"
-    for color in COLOURS:
-        for other in COLOURS:
+    for color in COLORS:
+        for other in COLORS:
             if color in words:
                 yield _replaced(words, color, other), f"make it {other}"
     if name.endswith(CLOCK):

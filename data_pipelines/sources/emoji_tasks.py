@@ -50,7 +50,7 @@ class Task:
 
     @property
     def order(self) -> bytes:
-        """A place in an order that depends on the task alone."""
+        """A place in an order that depends only on the task."""
         return hashlib.sha256(repr((self.kind, self.images, self.turns)).encode()).digest()
 
 

@@ -57,7 +57,7 @@ class FixedTail(Tail):
 
 @dataclass(frozen=True)
 class FilledTail(Tail):
-    """Ends of text to the end of the row: padding that is learnt, and counts as answer.
+    """Ends of text to the end of the row: padding that is learned, and counts as answer.
 
     Attributes:
         longest: Most of them; None: as many as fit.

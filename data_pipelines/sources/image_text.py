@@ -1,4 +1,4 @@
-"""Images, as codes, with texts: drawing, captioning, both at once, or the text alone."""
+"""Images, as codes, with texts: drawing, captioning, both at once, or only the text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tasks:
         draw: text -> image.
         caption: image -> text.
         joint: Both are targets.
-        text: The text alone, without an image.
+        text: Only the text, without an image.
     """
 
     draw: float = 1.0

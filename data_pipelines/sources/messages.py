@@ -19,8 +19,8 @@ ROLES = {
 SYSTEMS = ("system", "system_prompt")  # where data sets keep a system message beside the others
 # Where the JSON of a sample has messages, or texts, of a conversation or of a pair of answers.
 SAID = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
-LEARNT = ("weight", "train")  # how they say of an answer whether it is learnt
-MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNT, *CALLS)
+LEARNED = ("weight", "train")  # how they say of an answer whether it is learned
+MESSAGE_KEYS = ("role", "content", "from", "value", *LEARNED, *CALLS)
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,25 @@ class Message:
     """One turn of a conversation; `text` says with a mark where its images stand.
 
     Attributes:
-        learnt: False for an answer that is context, and no target.
+        learned: False for an answer that is context, and no target.
     """
 
     role: str
     text: str
-    learnt: bool = True
+    learned: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the message as a dict that `message_of` reads."""
-        weight = {} if self.learnt else {"weight": 0}
+        weight = {} if self.learned else {"weight": 0}
         return {"role": self.role, "content": self.text, **weight}
 
 
 def messages_of(content: Any, *, image: str = IMAGE) -> list[Message]:
     """Return a conversation in any of the forms of `Conversation`, up to its last answer.
 
-    That is the last which is learnt. Raises ValueError where it is none, starts with the assistant,
-    or has no answer to learn.
+    That is the last which is learned.
+
+    Raises ValueError where it is none, starts with the assistant, or has no answer to learn.
     """
     return up_to_answer(all_messages(content, image=image))
 
@@ -68,7 +69,7 @@ def has_system(messages: list[Any]) -> bool:
 def up_to_answer(messages: list[Message]) -> list[Message]:
     """Return the messages up to the last answer that is learned; see `messages_of`."""
     answers = [n for n, one in enumerate(messages) if one.role == ASSISTANT]
-    last = max((n for n in answers if messages[n].learnt), default=None)
+    last = max((n for n in answers if messages[n].learned), default=None)
     if last is None and answers:
         raise ValueError("all its answers have weight 0, so that there is nothing to learn")
     if last is None:
@@ -126,13 +127,13 @@ def message_of(content: Any, *, image: str = IMAGE) -> Message:
         text = "".join(_piece(piece, image) for piece in text)
     if not isinstance(role, str) or not isinstance(text, str):
         raise ValueError(f"a message has no role and text: {shortened(repr(content))}")
-    return Message(ROLES.get(role, role), text, all(_is_learnt(content, key) for key in LEARNT))
+    return Message(ROLES.get(role, role), text, all(_is_learned(content, key) for key in LEARNED))
 
 
-def _is_learnt(message: dict[str, Any], key: str) -> bool:
+def _is_learned(message: dict[str, Any], key: str) -> bool:
     weight = message.get(key)
     if weight is not None and weight not in (0, 1):
-        raise ValueError(f"a message has the {key} {weight!r}, but it is learnt (1) or not (0)")
+        raise ValueError(f"a message has the {key} {weight!r}, but it is learned (1) or not (0)")
     return weight is None or bool(weight)
 
 

@@ -40,9 +40,9 @@ class Preference(Conversation):
     prompt, then the chosen answer, then the rejected one.
 
     The chosen conversation is a document and the rejected one its partner: they share a row and do
-    not see each other. Options are those of `Conversation`, but that the last answer alone is
-    learnt. Tails, and answers that are cut, have half a row each; by default no ends of text follow
-    an answer, as LLaDA 1.5 leaves them out of its loss (arXiv:2505.19223).
+    not see each other. Options are those of `Conversation`, but that only the last answer
+    is learned. Tails, and answers that are cut, have half a row each; by default no ends of text
+    follow an answer, as LLaDA 1.5 leaves them out of its loss (arXiv:2505.19223).
     """
 
     answers: Literal["every", "one", "last"] = "last"
@@ -129,7 +129,7 @@ def _conversation(
         system: First message of conversations that have none.
     """
     messages = _up_to_answer(content.get("prompt"), content[side], side, image)
-    if not message_of(messages[-1], image=image).learnt:
+    if not message_of(messages[-1], image=image).learned:
         raise ValueError(f"its {side} answer has weight 0, so that there is nothing to compare")
     if system and message_of(messages[0], image=image).role != SYSTEM:
         messages = [{"role": SYSTEM, "content": system}, *messages]

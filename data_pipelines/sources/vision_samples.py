@@ -87,7 +87,7 @@ class Eye:
 
 
 OTHER_TOWER = (
-    "holds features of another vision tower or tiling than the model has; extract them anew with "
+    "holds features of another vision tower or tiling than the model has; extract them again with "
     "data_pipelines.extract_features, or train from the images"
 )
 

@@ -48,7 +48,7 @@ class Asked:
     ) -> list[Image.Image]:
         """Draw an image of each name."""
         scale = self.text_to_image.guidance_scale
-        assert not isinstance(scale, tuple)  # edits alone have several
+        assert not isinstance(scale, tuple)  # only edits have several
         return model.text_to_image(
             names,
             num_inference_steps=self.text_to_image.num_inference_steps,

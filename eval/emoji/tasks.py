@@ -45,7 +45,7 @@ class Known:
         captions: Of each.
         images: Of each.
         levels: [G, 3, SIZE, SIZE] uint8.
-        held_out: Places of the images that are held out in one style alone.
+        held_out: Places of the images that are held out in only one style.
     """
 
     keys: dict[str, int]

@@ -88,12 +88,12 @@ class Asked(Faster):
         guidance_scale: Classifier-free guidance; 1 is off.
         think: Give reasons first, or not, where the model was trained for either.
         cache: What a step remembers of the steps before: prompt, prefix, dual, delayed or stable.
-        cache_refresh: Compute all anew every so many steps.
+        cache_refresh: Compute all again every so many steps.
         threshold: Commit every token of at least this probability.
         factor: The same, but the more tokens at once the surer each has to be.
         entropy_bound: The same, by entropies, in nats.
         in_order: Of the tokens so found sure, those that stand in the order before all others.
-        distinct: Of several sure tokens of one word the first alone.
+        distinct: Of several sure tokens of one word only the first.
         limit: Problems to ask, chosen at random by the seed; default: all.
         seed: Of everything that is drawn at random.
         batch_size: Problems in one call of the model.

@@ -61,7 +61,7 @@ class SudokuTask(Task):
     Args:
         data: A csv with the columns Puzzle and Solution, 16 characters each, 0 for an empty cell;
             default: puzzles with one solution, made by the seed.
-        style: How a puzzle is asked: as d1 does, or by its 16 characters alone.
+        style: How a puzzle is asked: as d1 does, or by only its 16 characters.
         split: Of the grids, for puzzles that are made: 240 are for training, 48 held out.
         count: Number of puzzles that are made.
         blanks: Least and most of their empty cells.

@@ -126,7 +126,7 @@ class Costs:
             length: Tokens of a sequence.
             computed: Tokens of each that go through the layers.
             read: Of these, the tokens whose logits are wanted, of `ids` ids; the last layer serves
-                them alone where the whole row is computed.
+                only them where the whole row is computed.
             ids: Number of ids that there are logits of.
 
         Returns:

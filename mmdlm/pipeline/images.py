@@ -104,7 +104,7 @@ class ImageTasks(Engine):
     ) -> Iterator[list[Image.Image]]:
         """Yield the images of `text_to_image` after each denoising step; the last are its result.
 
-        Codes that are still masked show as grey tiles.
+        Codes that are still masked show as gray tiles.
 
         Args:
             prompt: What to draw.

@@ -194,7 +194,7 @@ def reachable(numbers: Sequence[int], *, whole: bool = False) -> dict[Fraction, 
 
     Args:
         numbers: Whole numbers.
-        whole: With whole numbers at every step alone.
+        whole: With only whole numbers at every step.
 
     Returns:
         An expression for each value.

@@ -64,9 +64,9 @@ class Dimple(Dream):
         """Return the conversation piece by piece; ends of turns are not learned."""
         special = self.ids(codec)
         pieces: list[tuple[Piece, bool]] = []
-        for piece, learnt in super().script(codec, turns, answers=answers):
+        for piece, learned in super().script(codec, turns, answers=answers):
             if isinstance(piece, int | str):
-                pieces.append((piece, learnt and piece != special["im_end"]))
+                pieces.append((piece, learned and piece != special["im_end"]))
             else:
                 around = (special["vision_start"], piece, special["vision_end"])
                 pieces += [(one, False) for one in around]

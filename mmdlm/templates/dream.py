@@ -117,7 +117,7 @@ class Dream(PromptTemplate):
 
 def _without_tail(pieces: list[tuple[Piece, bool]]) -> list[tuple[Piece, bool]]:
     """Return the pieces up to the last that is learned, without what opens the next turn."""
-    last = max(number for number, (_, learnt) in enumerate(pieces) if learnt)
+    last = max(number for number, (_, learned) in enumerate(pieces) if learned)
     return pieces[: last + 1]
 
 

@@ -155,7 +155,7 @@ class Mmada(Llada):
         script = self.script(codec, spoken, answers=answers)
         if self.literal_eot:
             eot = self.ids(codec, "eot")["eot"]
-            script = [(EOT if piece == eot else piece, learnt) for piece, learnt in script]
+            script = [(EOT if piece == eot else piece, learned) for piece, learned in script]
         return Sequence((*self._sight(codec, images), *learned_segments(codec, script)))
 
     def thinking(self, turns: tuple[Turn, ...], think: bool | None) -> tuple[Turn, ...]:

@@ -41,12 +41,12 @@ def learned_segments(codec: TextCodec, pieces: Iterable[tuple[Piece, bool]]) -> 
     """
     segments: list[Segment] = []
     kinds = groupby(pieces, lambda one: (isinstance(one[0], int | str), one[1]))
-    for (is_text, learnt), group in kinds:
+    for (is_text, learned), group in kinds:
         if not is_text:
             for image, _ in group:
                 segments += image_segments(codec, image)
         elif ids := [i for piece in _joined(one for one, _ in group) for i in _ids(codec, piece)]:
-            segments.append(text_segment(ids, target=learnt))
+            segments.append(text_segment(ids, target=learned))
     return tuple(segments)
 
 

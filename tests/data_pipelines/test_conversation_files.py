@@ -176,7 +176,7 @@ def test_files_that_cannot_be_read(
 
 
 @pytest.mark.parametrize("value", [None, ["one", "two"]])
-def test_what_is_no_text_is_not_learnt_as_its_name(value: object) -> None:
+def test_what_is_no_text_is_not_learned_as_its_name(value: object) -> None:
     """One row of ten: it is counted and left out."""
     rows = [{"q": "hi", "a": "yes"}] * 9 + [{"q": "hi", "a": value}]
     found, report = samples_of(rows, Columns("{q}?", "It is {a}."))

@@ -1,4 +1,4 @@
-"""Conversations: their forms, what of them is learnt, how they end, and what cannot be used."""
+"""Conversations: their forms, what of them is learned, how they end, and what cannot be used."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def spoken(
     return sequence, words
 
 
-def learnt(sequence: Sequence, words: TextCodec) -> str:
+def learned(sequence: Sequence, words: TextCodec) -> str:
     """Its text, targets in brackets, images as their slots, ends of text as $."""
     parts = []
     for segment in sequence.segments:
@@ -79,7 +79,7 @@ def learnt(sequence: Sequence, words: TextCodec) -> str:
 
 def short(sequence: Sequence, words: TextCodec) -> str:
     """The same with LLaDA's markers as single letters."""
-    text = learnt(sequence, words)
+    text = learned(sequence, words)
     text = re.sub(r"<\|start_header_id\|>(\w)\w*<\|end_header_id\|>\n\n", r"\1:", text)
     return text.replace("<|startoftext|>", "^").replace("<|eot_id|>", ".")
 
@@ -161,7 +161,7 @@ def test_prompts_are_dropped_where_a_image_is_drawn() -> None:
     drawn = [PAIR[0], {"role": "assistant", "content": "<image>"}]
     drop = Conversation(drop_prompt=0.25)
     found = [spoken(drop, drawn, "mmada", seed=seed, **codes) for seed in range(80)]
-    texts = [learnt(sequence, words).split("<|soi|>")[0] for sequence, words in found]
+    texts = [learned(sequence, words).split("<|soi|>")[0] for sequence, words in found]
     assert set(texts) == {"<|t2i|><|startoftext|>hi$", "<|t2i|><|startoftext|>$"}
     assert 8 < texts.count("<|t2i|><|startoftext|>$") < 34
     whole, _ = spoken(Conversation(drop_prompt=1.0, tail=NoTail()), PAIR)
@@ -172,7 +172,7 @@ def test_prompts_are_dropped_where_a_image_is_drawn() -> None:
 
 def test_without_a_template() -> None:
     plain_text = Conversation(template=False, tail=NoTail())
-    assert learnt(*spoken(plain_text, PAIR)) == "hi[yes$]"
+    assert learned(*spoken(plain_text, PAIR)) == "hi[yes$]"
     with pytest.raises(ValueError, match="5 messages are not one question and its answer"):
         spoken(plain_text, TALK)
 
@@ -180,8 +180,8 @@ def test_without_a_template() -> None:
 def test_spaces_are_kept_where_a_text_goes_on_and_dropped_in_a_conversation() -> None:
     code = [{"role": "user", "content": "def f:\n"}, {"role": "assistant", "content": "  yes\n"}]
     plain_text = Conversation(template=False, tail=NoTail())
-    assert learnt(*spoken(plain_text, code)) == "def f:\n[  yes\n$]"
-    assert "[yes" in learnt(*spoken(NONE, code))
+    assert learned(*spoken(plain_text, code)) == "def f:\n[  yes\n$]"
+    assert "[yes" in learned(*spoken(NONE, code))
 
 
 def test_answers_that_think_are_asked_to() -> None:
@@ -195,12 +195,12 @@ def test_a_drawing_that_was_thought_about_is_asked_for_once() -> None:
     content = [PAIR[0], {"role": "assistant", "content": "<think> x </think><image>"}]
     codes = {"codes_npy": encode_array(np.arange(4, dtype=np.uint16))}
     sequence, words = spoken(Conversation(thinking=True), content, "mmada", **codes)
-    text = learnt(sequence, words)
+    text = learned(sequence, words)
     assert "You should first think out a more detailed version" in text
     assert text.count("You should first think") == 1
 
 
-# ---- what is learnt -----------------------------------------------------------------------------
+# ---- what is learned -----------------------------------------------------------------------------
 
 
 def test_every_answer_the_last_or_one_at_random() -> None:
@@ -280,7 +280,7 @@ def test_weights_that_mean_nothing(weight: Any, says: str) -> None:
         spoken(NONE, [PAIR[0], {**PAIR[1], "weight": weight}])
 
 
-def test_names_of_special_tokens_are_letters_in_what_is_learnt() -> None:
+def test_names_of_special_tokens_are_letters_in_what_is_learned() -> None:
     named = "<|endoftext|> ends"
     pair = [{"role": "user", "content": named}, {"role": "assistant", "content": named}]
     for template in (True, False):
@@ -377,7 +377,7 @@ def test_an_answer_may_be_cut_where_the_row_ends() -> None:
     dimple = LAYOUTS["dimple"]
     both, words = spoken(NONE, PAIR, "dimple", prompt_template=dimple)
     sequence, _ = spoken(cut, PAIR, "dimple", prompt_template=dimple, length=len(both) - 2)
-    assert learnt(sequence, words).endswith("[ye]")
+    assert learned(sequence, words).endswith("[ye]")
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_every_form_is_one_pair(content: dict[str, Any]) -> None:
     assert pair(content, system="Z")[1] == "^s:Z.u:hi.a:[no.]"
 
 
-def test_only_the_last_answers_are_learnt() -> None:
+def test_only_the_last_answers_are_learned() -> None:
     before = [*ASKED, turn("assistant", "hm"), turn("user", "so")]
     content = {"prompt": before, "chosen": YES, "rejected": NO}
     assert pair(content)[0] == "^u:hi.a:hm.u:so.a:[yes.]"

@@ -206,7 +206,7 @@ def test_surrogate_is_the_formula(level, loss_normalization, kl, anchor, kl_norm
 
 @pytest.mark.parametrize("loss_normalization", ["token", "sequence", "constant"])
 def test_a_row_that_stands_in_for_a_dropped_batch_counts_nothing(loss_normalization) -> None:
-    """A batch of which nothing is learnt keeps one row, so that all processes keep step."""
+    """A batch of which nothing is learned keeps one row, so that all processes keep step."""
     length = 9 if loss_normalization == "constant" else None
     loss = ClippedSurrogate(
         loss_normalization=loss_normalization, length=length, beta=0.1, anchor="old"

@@ -29,7 +29,7 @@ def image(words: TextCodec, prompt_template: PromptTemplate, *codes: int) -> Ima
     return Codes.given(words.vocabulary.image_ids(torch.tensor(codes or (3, 1, 4, 1))), (2, 2))
 
 
-def learnt(words: TextCodec, sequence: Sequence) -> str:
+def learned(words: TextCodec, sequence: Sequence) -> str:
     """The targets as text, what lies between two of them as a bar."""
     places, ids = targets_of(sequence), ids_of(sequence)
     parts: list[list[int]] = [[]]
@@ -73,10 +73,10 @@ def test_every_answer_or_some(family: str) -> None:
     last = prompt_template.training_sequence(words, turns, answers=[3])
     end = "<|im_end|>" if family in ("dream", "lavida_dream", "dimple") else "<|eot_id|>"
     if family == "dimple":
-        assert learnt(words, whole) == "two|four<|endoftext|>"
+        assert learned(words, whole) == "two|four<|endoftext|>"
     else:
-        assert learnt(words, whole) == f"two{end}|four{end}"
-        assert learnt(words, last) == f"four{end}"
+        assert learned(words, whole) == f"two{end}|four{end}"
+        assert learned(words, last) == f"four{end}"
     assert ids_of(whole) == ids_of(last)
     asked = prompt_template.chat_prompt(words, turns[:3], length=1).sequence
     assert ids_of(whole)[: len(ids_of(asked)) - 1] == ids_of(asked)[:-1]
@@ -93,7 +93,7 @@ def test_no_answer_can_end_itself() -> None:
 # --- images as answers --------------------------------------------------------------------------
 
 
-def test_a_image_is_learnt_as_it_is_drawn() -> None:
+def test_a_image_is_learned_as_it_is_drawn() -> None:
     for family in ("mmada", "lumina"):
         prompt_template, words = LAYOUTS[family], words_of(family)
         shown = image(words, prompt_template)
@@ -109,7 +109,7 @@ def test_a_image_is_learnt_as_it_is_drawn() -> None:
         assert all(ids_of(taught)[i] == ids_of(asked)[i] for i in rest)
 
 
-def test_what_is_thought_before_a_image_is_learnt_with_it() -> None:
+def test_what_is_thought_before_a_image_is_learned_with_it() -> None:
     words, prompt_template = words_of("mmada"), Mmada()
     shown = image(words, prompt_template)
     turns = (

@@ -1,6 +1,6 @@
 """Rewards that tests name by class path: good ones, bad ones, and one that kills its process.
 
-And what the log of a run has to show of its rewards: `assert_learnt`.
+And what the log of a run has to show of its rewards: `assert_learned`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def asking(
 # ---- what a log shows of them -------------------------------------------------------------------
 
 
-def assert_learnt(entries: Sequence[dict[str, Any]], rewards: Collection[str]) -> None:
+def assert_learned(entries: Sequence[dict[str, Any]], rewards: Collection[str]) -> None:
     """The worth of answers gave a gradient, and each reward scored some in every step, with no
     failure: a run survives rewards that raise, and rewards that are equal, and learns nothing.
     """

@@ -1,4 +1,4 @@
-"""What of an answer is learnt: all that rewards have seen, and nothing behind its end."""
+"""What of an answer is learned: all that rewards have seen, and nothing behind its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_of(family: str) -> Any:
 
 
 def seen(family: str, text: str, *, stop: tuple[str, ...] = (), ended: bool = False) -> str:
-    """The part of a text that is learnt; `ended` puts the family's end behind it."""
+    """The part of a text that is learned; `ended` puts the family's end behind it."""
     model = model_of(family)
     ids = model.codec.encode_with_specials(text)
     if ended:
@@ -33,14 +33,14 @@ def seen(family: str, text: str, *, stop: tuple[str, ...] = (), ended: bool = Fa
 
 
 @pytest.mark.parametrize("family", ["llada", "mmada"])
-def test_an_answer_that_ends_or_fills_its_room_is_learnt_whole(family: str) -> None:
+def test_an_answer_that_ends_or_fills_its_room_is_learned_whole(family: str) -> None:
     assert seen(family, "it is 7") == "it is 7"
     whole = seen(family, "it is 7", ended=True)
     assert whole.startswith("it is 7")
-    assert len(whole) > len("it is 7")  # the end is learnt, too
+    assert len(whole) > len("it is 7")  # the end is learned, too
 
 
-def test_what_stands_behind_a_stop_is_not_learnt() -> None:
+def test_what_stands_behind_a_stop_is_not_learned() -> None:
     """The text that stops it is."""
     assert seen("llada", "it is 7 Question: next", stop=("Question:",)) == "it is 7 Question:"
 

@@ -118,7 +118,7 @@ def test_a_batch_without_one_kind_costs_nothing(tmp_path: Path) -> None:
 
 
 class Gaps(Rows):
-    """Every third batch has no rows, or rows that nothing is learnt of."""
+    """Every third batch has no rows, or rows that nothing is learned of."""
 
     def __init__(self, *args: Any, rows: int, **options: Any) -> None:
         super().__init__(*args, **options)

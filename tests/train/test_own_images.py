@@ -26,7 +26,7 @@ from tests.train.tiny import Run, logged, own_images
 from train.image_folder.stages import OwnRun
 from train.own_images import main
 
-COLOURS = ("red", "green", "blue", "black", "orange", "purple")
+COLORS = ("red", "green", "blue", "black", "orange", "purple")
 SHAPES = ("square", "circle", "line", "ring")
 WEIGHTS = "model/final/model.safetensors"
 # As it is about to write these: a checkpoint of each stage, the codes, and the card at the end.
@@ -43,7 +43,7 @@ Command = Callable[..., tuple[int, str, str]]
 def draw_images(folder: Path, *, count: int = 24) -> Path:
     """Images whose names are their captions, of another shape than a square."""
     folder.mkdir(parents=True)
-    for color, shape in list(product(COLOURS, SHAPES))[:count]:
+    for color, shape in list(product(COLORS, SHAPES))[:count]:
         image = Image.new("RGB", (48, 40), "white")
         pen, box = ImageDraw.Draw(image), (10, 8, 34, 32)
         match shape:

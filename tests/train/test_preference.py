@@ -230,7 +230,7 @@ def train(config: dict[str, Any], out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_it_learns_to_prefer(config: dict[str, Any], tmp_path: Path) -> None:
-    """From log 2; margins rise; both answers were shown, each with what of it is learnt."""
+    """From log 2; margins rise; both answers were shown, each with what of it is learned."""
     config["training"] |= {"max_steps": 25, "save_steps": 100}
     entries = train(config, tmp_path / "out")
     assert entries[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-6)

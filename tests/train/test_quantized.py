@@ -39,7 +39,7 @@ KINDS = [("int8", "torchao"), ("4bit", "bitsandbytes"), ("8bit", "bitsandbytes")
 
 
 def in_process(recipe: Path, out: Path, *more: str) -> None:  # noqa: F811
-    """Train here; other processes would import torchao anew."""
+    """Train here; other processes would import torchao again."""
     argv, threads = sys.argv, torch.get_num_threads()
     try:
         sft(arguments(recipe, out, *more))

@@ -30,7 +30,7 @@ from mmdlm.rl.rollout import Rollout
 from mmdlm.rl.statistics import Statistics
 from mmdlm.tasks.countdown import Countdown as CountdownProblem
 from mmdlm.tasks.sudoku import split_grids
-from tests.train.rewarding import assert_learnt
+from tests.train.rewarding import assert_learned
 from tests.train.tiny import Run, logged
 from train.rl import main
 from train.rollouts.answering import Write
@@ -207,7 +207,7 @@ def test_a_run_killed_in_a_rollout_and_between_inner_iterations_gives_the_same_l
 ) -> None:
     """Two calls of the reward a set of rollouts, and three steps; checkpoints in the middle."""
     # the second set of rollouts is half made: the run goes on from step 2, of the first set, whose
-    # last step is then learnt from rollouts that are in the checkpoint alone
+    # last step is then learned from rollouts that are in the checkpoint alone
     out = killed_and_whole(config, tmp_path, call=4)
     assert len({entry["loss/policy"] for entry in logged(out)}) > 5
 
@@ -227,7 +227,7 @@ def test_a_run_of_images_that_is_killed_between_inner_iterations_gives_the_same_
     recipe["model"]["start_from"] = str(tiny_checkpoint)
     config = {**recipe, "num_iterations": 3, "threads": 1}
     out = killed_and_whole(config, tmp_path, call=2)
-    assert_learnt(logged(out), rewards)
+    assert_learned(logged(out), rewards)
     assert len({entry["loss/policy"] for entry in logged(out)}) > 3
 
 
@@ -379,7 +379,7 @@ def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any])
     reward_config = {"rubric": {"rewards": {"same": reward("Always")}}, "keep": {}, "right": "same"}
     out = rl(config, reward_config=reward_config, training={"max_steps": 1})
     (entry,) = logged(out)
-    assert entry["completions/learnt_ratio"] == 0.0
+    assert entry["completions/learned_ratio"] == 0.0
     assert "entropy" not in entry
     assert entry["skipped_steps"] == 1
 
@@ -388,7 +388,7 @@ def test_the_filter_leaves_out_groups_that_are_all_right(config: dict[str, Any])
 def test_a_step_in_which_every_group_was_filtered_leaves_the_policy_as_it_is(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was learnt before does not go on by momentum."""
+    """What was learned before does not go on by momentum."""
     learns = AccuracyFilter.__call__
     rounds = []
 
@@ -570,7 +570,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.slow
-def test_images_are_learnt_by_the_same_loop(config: dict[str, Any], tmp_path: Path) -> None:
+def test_images_are_learned_by_the_same_loop(config: dict[str, Any], tmp_path: Path) -> None:
     out = rl(
         config,
         answering=DRAW,
@@ -679,7 +679,7 @@ def test_a_reward_that_fails_is_counted_and_the_run_survives(
     assert error.count(said) == 1, error
     for entry in logged(out):
         assert entry["rewards/bad/skipped"] == skipped
-        assert entry["completions/learnt_ratio"] == pytest.approx(1 - skipped / 12)
+        assert entry["completions/learned_ratio"] == pytest.approx(1 - skipped / 12)
     assert all(torch.isfinite(torch.tensor(entry["grad_norm"])) for entry in logged(out))
 
 
@@ -705,7 +705,7 @@ def test_code_that_never_ends_is_worth_nothing_and_the_run_survives(
         training={"max_steps": 2, "gradient_accumulation_steps": 1},
     )
     assert [entry["step"] for entry in logged(out)] == [1, 2]
-    assert_learnt(logged(out), ["code"])
+    assert_learned(logged(out), ["code"])
     for path in (out / "completions").glob("*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert [row["completion"] for row in rows] == said
@@ -758,10 +758,10 @@ def test_what_takes_no_part_is_not_looked_at(
     assert {count for count, _ in rows} <= {1, 3, 6}
     assert all(count == 1 for count, covered in rows if not covered)
     assert {count for count, covered in rows if covered} & {3, 6}
-    shares = [entry["completions/learnt_ratio"] for entry in logged(out)]
-    learnt = [count if covered else 0 for count, covered in rows]
+    shares = [entry["completions/learned_ratio"] for entry in logged(out)]
+    learned = [count if covered else 0 for count, covered in rows]
     assert shares == [
-        pytest.approx((a + b) / 12) for a, b in zip(learnt[::2], learnt[1::2], strict=True)
+        pytest.approx((a + b) / 12) for a, b in zip(learned[::2], learned[1::2], strict=True)
     ]
 
 

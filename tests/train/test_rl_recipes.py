@@ -18,7 +18,7 @@ from mmdlm.cli.recipe import run
 from mmdlm.rl.rewards.images import image_reward
 from mmdlm.rl.rewards.images.clip_score import load_judge
 from tests.rl.rewards.test_images import fake_open_clip
-from tests.train.rewarding import assert_learnt
+from tests.train.rewarding import assert_learned
 from tests.train.tiny import logged
 from train.preference import main as preference
 from train.rl import main
@@ -103,7 +103,7 @@ def test_it_learns(
     entries = logged(tmp_path / "run")
     assert [entry["step"] for entry in entries] == [1, 2, 3]
     assert all(entry["completions/mean_length"] >= 1 for entry in entries)
-    assert_learnt(entries, rewards)
+    assert_learned(entries, rewards)
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
 
 

@@ -103,7 +103,7 @@ def test_a_damaged_manifest(content: bytes, six: Path) -> None:
 def test_when_none_is_intact_a_new_beginning_is_offered(six: Path) -> None:
     for step in (3, 6):
         flip(six / f"step_0000000{step}" / WEIGHTS)
-    with pytest.raises(ValueError, match="starts anew: no earlier checkpoint is intact"):
+    with pytest.raises(ValueError, match="starts again: no earlier checkpoint is intact"):
         run(six)
 
 

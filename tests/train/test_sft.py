@@ -51,7 +51,7 @@ TALKS = [("hi", "yes"), ("no?", "so."), ("2+2", "4.0"), ("name", "Bob")]
 
 
 def talk(number: int) -> Sample:
-    """Two questions; the second one is asked anew in each conversation."""
+    """Two questions; the second one is asked again in each conversation."""
     first, second = TALKS[number % 4], TALKS[(number + 1 + number // 4) % 4]
     turns = [
         {"role": role, "content": text}
@@ -177,7 +177,7 @@ LEFT_TO_RIGHT: Any = {"max_new_tokens": 8, "num_inference_steps": 8, "block_leng
 
 
 @pytest.mark.slow
-def test_what_it_has_learnt_it_answers(recipe: Path, tmp_path: Path) -> None:
+def test_what_it_has_learned_it_answers(recipe: Path, tmp_path: Path) -> None:
     """All weights; asked through the library, by the template that it was trained with."""
     tail = {
         "class_path": "data_pipelines.sources.end_of_text.FilledTail",
@@ -486,7 +486,7 @@ def test_the_loss_of_llada_divides_by_each_answer_with_its_padding() -> None:
     objective = Objective(PROCESS, text=ModalityLoss(WeightedCrossEntropy(), "sequence"))
     loss, entropy, masked, p = loss_of(objective, batch)
     lengths = batch.target.sum(1)
-    assert (lengths + (~batch.target).sum(1)).tolist() == [60] * 3  # the padding is learnt
+    assert (lengths + (~batch.target).sum(1)).tolist() == [60] * 3  # the padding is learned
     assert len(set(lengths.tolist())) > 1
     rows = (torch.where(masked, SLOPE * entropy / p, 0.0)).sum(1) / lengths
     assert loss == pytest.approx(float(rows.mean().detach()), rel=1e-4)
@@ -592,7 +592,7 @@ def test_dropout_follows_from_the_generator() -> None:
 # ---- what is shown ------------------------------------------------------------------------------
 
 
-def test_documents_are_shown_with_what_is_learnt() -> None:
+def test_documents_are_shown_with_what_is_learned() -> None:
     words = words_of("llada")
     source = Source("x", Conversation(tail=FilledTail()))
     (spoken,) = attach_vision(

@@ -13,7 +13,7 @@ import pytest
 from data_pipelines import countdown, sudoku, text_tokenizer, write_shards
 from eval.run import TASKS
 from mmdlm.cli.recipe import run
-from tests.train.rewarding import assert_learnt
+from tests.train.rewarding import assert_learned
 from tests.train.tiny import logged
 from train import rl, sft
 
@@ -43,7 +43,7 @@ def shell(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def learned(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Folder of the SFT model of a task, made as the Makefile makes it."""
 
     def make(task: str, file: str, prompt: str, completion: str, size: int) -> Path:
@@ -72,18 +72,18 @@ def learnt(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_sudoku(shell, learnt) -> None:
-    base = learnt("sudoku", "puzzles.csv", "Puzzle", "Solution", 257)
+def test_sudoku(shell, learned) -> None:
+    base = learned("sudoku", "puzzles.csv", "Puzzle", "Solution", 257)
     few = "--prompts.init_args.count 20 --prompts_per_batch 2 --num_generations 2"
     few = f"{few} --training.max_steps 2 {SPREAD}"
     shell(rl.main, f"--config configs/rl/sudoku.yaml {few} --out {base / 'rl_0'}")
-    assert_learnt(logged(base / "rl_0"), ("cells", "grid", "checksum"))
+    assert_learned(logged(base / "rl_0"), ("cells", "grid", "checksum"))
     for method in METHODS:
         on_top = f"--config configs/rl/sudoku_methods.yaml --config configs/rl/sudoku_{method}.yaml"
         out = base / f"{method}_0"
         shell(rl.main, f"--config configs/rl/sudoku.yaml {on_top} {few} --out {out}")
         assert [line["step"] for line in logged(out)] == [1, 2]
-        assert_learnt(logged(out), ("cells", "grid", "checksum"))
+        assert_learned(logged(out), ("cells", "grid", "checksum"))
     few = f"--count 5 --out {base / 'eval' / 'rl_0.json'}"
     shell(TASKS["sudoku"], f"--config configs/eval/sudoku.yaml --model {base / 'rl_0/final'} {few}")
     report = json.loads((base / "eval" / "rl_0.json").read_text())
@@ -93,12 +93,12 @@ def test_sudoku(shell, learnt) -> None:
     )  # of the SFT
 
 
-def test_countdown(shell, learnt) -> None:
-    base = learnt("countdown", "problems.jsonl", "{input}->{output}", "solution", 300)
+def test_countdown(shell, learned) -> None:
+    base = learned("countdown", "problems.jsonl", "{input}->{output}", "solution", 300)
     few = f"--prompts_per_batch 2 --num_generations 2 --training.max_steps 2 {SPREAD}"
     shell(rl.main, f"--config configs/rl/countdown.yaml {few} --out {base / 'rl_0'}")
     assert [line["step"] for line in logged(base / "rl_0")] == [1, 2]
-    assert_learnt(logged(base / "rl_0"), ("right", "checksum"))
+    assert_learned(logged(base / "rl_0"), ("right", "checksum"))
     few = f"--count 5 --out {base / 'eval' / 'rl_0.json'}"
     shell(
         TASKS["countdown"],
@@ -118,7 +118,7 @@ def test_emoji(shell, tmp_path: Path) -> None:
         f"--out {tmp_path / 'rl_0'}",
     )
     assert [line["step"] for line in logged(tmp_path / "rl_0")] == [1, 2]
-    assert_learnt(logged(tmp_path / "rl_0"), ("nearest",))
+    assert_learned(logged(tmp_path / "rl_0"), ("nearest",))
 
 
 def test_make_knows_every_run_of_the_report() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.train.rewarding import assert_learnt
+from tests.train.rewarding import assert_learned
 from tests.train.tiny import logged
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_smoke(config: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     recipe = yaml.safe_load((ROOT / config).read_text())
     if "reward_config" in recipe:  # a run of train.rl ends well where every reward raises, too
-        assert_learnt(
+        assert_learned(
             logged(tmp_path / recipe["out"]), recipe["reward_config"]["rubric"]["rewards"]
         )
 

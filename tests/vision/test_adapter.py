@@ -98,7 +98,7 @@ def tower_by_hand(weights: dict[str, torch.Tensor], pixels: torch.Tensor) -> tor
 
 
 def bilinear(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """[h, w, D] -> [rows, columns, D], each target centre between its four nearest."""
+    """[h, w, D] -> [rows, columns, D], each target center between its four nearest."""
     height, width = grid.shape[:2]
     out = torch.zeros(rows, columns, grid.shape[2], dtype=grid.dtype)
     for i in range(rows):

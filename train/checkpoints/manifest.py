@@ -41,6 +41,6 @@ def check_newest(out: Path) -> None:
     then = (
         f"the same command continues from {intact}, which is intact"
         if intact
-        else "the same command starts anew: no earlier checkpoint is intact"
+        else "the same command starts again: no earlier checkpoint is intact"
     )
     raise ValueError(f"{newest} is damaged ({damage}); move it away, and {then}")

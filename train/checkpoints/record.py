@@ -12,7 +12,7 @@ from typing import Any
 
 FILE = "settings.json"
 CLASS = "class"
-# What has no part in what is learnt, and may be another without a word.
+# What has no part in what is learned, and may be another without a word.
 FREE = (
     *(
         "out",

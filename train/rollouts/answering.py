@@ -23,7 +23,7 @@ from mmdlm.templates.prompt_template import Codes, TaskPrompt
 
 
 class Answering(ABC):
-    """The task that is learnt: from problems to documents with targets, and back to completions."""
+    """The task that is learned: from problems to documents with targets, and to completions."""
 
     @abstractmethod
     def task_prompt(self, model: Model, problem: Problem) -> TaskPrompt:
@@ -57,7 +57,7 @@ class Answering(ABC):
         generation_run: GenerationRun,
         rollout: Rollout,
     ) -> Tensor:
-        """[B, L] bool, the targets that rewards have seen: a loss is about those alone."""
+        """[B, L] bool, the targets that rewards have seen: a loss is only about those."""
         return rollout.scored
 
     @abstractmethod
@@ -162,7 +162,7 @@ class Write(Answering):
         generation_run: GenerationRun,
         rollout: Rollout,
     ) -> Tensor:
-        """Without what stands behind an end that is spelt in letters.
+        """Without what stands behind an end that is spelled in letters.
 
         A prompt may name texts that end an answer (`Prompt.stop`), and a layout may know some.
         """
@@ -199,7 +199,7 @@ def _seen(model: Model, problem: Problem, ids: Tensor) -> int:
 class Draw(Answering):
     """An image of the model's own size; what is not given is as in `Model.text_to_image`.
 
-    Rewards are of the image under guidance; what is learnt is the conditional branch.
+    Rewards are of the image under guidance; what is learned is the conditional branch.
 
     Attributes:
         sampler: All of the sampler's settings, in place of those before.

@@ -215,7 +215,7 @@ class Rollouts:
         ]
         rewards = self._judged(problems, completions, ids, step=number * plan.num_iterations)
         group = torch.arange(plan.prompts).repeat_interleave(plan.num_generations)
-        learnt = self.reward_config.learnt(rewards, group=group)
+        learned = self.reward_config.learned(rewards, group=group)
         advantage = self.reward_config.advantage(rewards.total, group=group)
         self.tokens += int(rollout.lengths.sum())
         self.read += int((~rollout.batch.is_padding & ~rollout.batch.target).sum())
@@ -223,11 +223,11 @@ class Rollouts:
             texts = [one.prompt.text for one in problems]
             self.table.write(number, texts, completions, rewards, advantage)
         advantage = self.loss.prepare(advantage, group=group, known=rewards.scored).float()
-        statistics = statistics_of(rollout, rewards, learnt, group=group)
+        statistics = statistics_of(rollout, rewards, learned, group=group)
         # What takes no part is not looked at; one row stays, so that all processes keep step.
-        rows = learnt.nonzero().flatten() if bool(learnt.any()) else torch.zeros(1).long()
+        rows = learned.nonzero().flatten() if bool(learned.any()) else torch.zeros(1).long()
         rollout = rollout.rows(rows.to(rollout.scored.device))
-        scored = rollout.scored & learnt[rows].to(rollout.scored.device)[:, None]
+        scored = rollout.scored & learned[rows].to(rollout.scored.device)[:, None]
         began = time.perf_counter()
         undrawable = generation_run.sampler.undrawable(generation_run.denoiser.vocabulary)
         scored_views = self._scored_views(rollout, scored, undrawable=undrawable, generator=looking)
@@ -271,7 +271,7 @@ class Rollouts:
             reasons = "; ".join(one.reason for one in rewards.skipped.values())
             raise ValueError(
                 f"no completion of the last {self.barren} rollouts got a reward, so that nothing "
-                f"is learnt: {reasons or 'all rewards were None'}"
+                f"is learned: {reasons or 'all rewards were None'}"
             )
         return rewards
 

@@ -64,7 +64,7 @@ class RewardConfig:
         """The reward by which `keep` tells right from wrong."""
         return self.right or next(iter(self.rubric.rewards))
 
-    def learnt(self, rewards: Breakdown, *, group: Tensor) -> Tensor:
+    def learned(self, rewards: Breakdown, *, group: Tensor) -> Tensor:
         """[N] bool, the rollouts that take part in the loss.
 
         Raises ValueError for a reward that does not tell right from wrong.

@@ -14,11 +14,11 @@ from mmdlm.rl.statistics import Statistics
 
 
 def statistics_of(
-    rollout: Rollout, rewards: Breakdown, learnt: Tensor, *, group: Tensor
+    rollout: Rollout, rewards: Breakdown, learned: Tensor, *, group: Tensor
 ) -> Statistics:
     """Under TRL's names; see `logged` for what they become."""
     every = reward_statistics(rewards.total, group=group)
-    every = every + Statistics.means(**{"completions/learnt_ratio": (learnt.double(), None)})
+    every = every + Statistics.means(**{"completions/learned_ratio": (learned.double(), None)})
     for name, values in rewards.rewards.items():
         known = ~values.isnan()
         every = every + Statistics.means(

@@ -1,4 +1,4 @@
-"""What is trained on, shown once before it starts: what is given, and what is to be learnt."""
+"""What is trained on, shown once before it starts: what is given, and what is to be learned."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def _described(
     source: Source, sequence: Sequence, codec: TextCodec, opened: str, closed: str
 ) -> str:
     documents = sequence.documents
-    learnt = sum(int(segment.target.sum()) for one in documents for segment in one.segments)
+    learned = sum(int(segment.target.sum()) for one in documents for segment in one.segments)
     return (
-        f"--- {source.urls}: {learnt} of {len(sequence)} tokens are learnt, those in "
+        f"--- {source.urls}: {learned} of {len(sequence)} tokens are learned, those in "
         f"{opened}marks{closed}\n"
         + "".join(f"{described(one, codec, opened=opened, closed=closed)}\n" for one in documents)
     )

@@ -147,7 +147,7 @@ class Adapted:
         return merged
 
     def save(self, weights: Mapping[str, Tensor], folder: Path, *, base: str) -> None:
-        """Write the matrices alone, as PEFT does, under our names of the layers.
+        """Write only the matrices, as PEFT does, under our names of the layers.
 
         Args:
             weights: The matrices, by our names.

@@ -25,7 +25,7 @@ class Load:
 
     Attributes:
         tokens: That go through the model, padding left out.
-        targets: Of these, the tokens that are to be learnt, masked in this step or not; once,
+        targets: Of these, the tokens that are to be learned, masked in this step or not; once,
             however many copies are masked.
         flops: A scalar, of forward and backward over all tokens of all copies, the head where
             tokens are masked, see `Costs`; None: not known.

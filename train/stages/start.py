@@ -164,7 +164,7 @@ def start(
         raise ValueError(f"model.start_from {folder}: no config.json there; correct the path")
     if attention == "flex_attention" and not torch.cuda.is_available():
         raise ValueError(
-            "model.attention flex_attention trains on a GPU alone, and there is none; take sdpa"
+            "model.attention flex_attention trains only on a GPU, and there is none; take sdpa"
         )
     options = {"attn_implementation": attention, "dtype": dtype}
     content = read_json(parts / "config.json")
@@ -239,7 +239,7 @@ def _check_same_eyes(
     if differing or old == new:
         raise ValueError(
             "vision: the model to start from sees already, with an adapter of its own; leave "
-            f"`vision` out, or give it another tiling alone (here {', '.join(differing) or 'none'} "
+            f"`vision` out, or give it only another tiling (here {', '.join(differing) or 'none'} "
             "would be another)"
         )
 
@@ -260,7 +260,7 @@ def learn_in_float32(denoiser: nn.Module) -> None:
 def recompute_layers(denoiser: PretrainedDenoiser, recompute: Recompute) -> None:
     """Compute again in the backward pass what is cheap to keep no memory for (checkpointing).
 
-    True keeps the input of each layer alone; "selective" the results of matrix products and of
+    True keeps only the input of each layer; "selective" the results of matrix products and of
     attention besides, so that no product is computed twice. Where layers are compiled, the compiler
     chooses within them: products may be computed again.
     """

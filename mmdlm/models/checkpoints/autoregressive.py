@@ -72,13 +72,13 @@ def _refuse_windows(config: PreTrainedConfig) -> None:
     types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if types:
         raise ValueError(
-            f"config.json has layer_types {', '.join(sorted(types))}; the Transformer attends in "
-            "full alone"
+            f"config.json has layer_types {', '.join(sorted(types))}; the Transformer only "
+            "attends in full"
         )
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         raise ValueError(
             f"config.json has sliding_window = {window} and max_position_embeddings = "
-            f"{config.max_position_embeddings}, but the Transformer attends in full alone; in rows "
+            f"{config.max_position_embeddings}, but the Transformer only attends in full; in rows "
             f"of at most {window} tokens that is the same: set max_position_embeddings to {window}"
         )

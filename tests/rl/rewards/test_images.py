@@ -23,7 +23,7 @@ from mmdlm.rl.rewards.images.clip_score import ClipScore
 from mmdlm.rl.rewards.images.nearest_name import Gallery, NearestName, levels_of
 from mmdlm.rl.rewards.images.round_trip import RoundTrip, word_f1
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 
 
 def image(color: tuple[int, int, int], size: int = 8) -> Image.Image:
@@ -31,8 +31,8 @@ def image(color: tuple[int, int, int], size: int = 8) -> Image.Image:
 
 
 def gallery() -> Gallery:
-    names = tuple(frozenset({name, f"{name} square"}) for name in COLOURS)
-    return Gallery(names, levels_of([image(one) for one in COLOURS.values()]))
+    names = tuple(frozenset({name, f"{name} square"}) for name in COLORS)
+    return Gallery(names, levels_of([image(one) for one in COLORS.values()]))
 
 
 # ---- the nearest name
@@ -83,11 +83,11 @@ def test_text_is_no_image() -> None:
 def describe(images: Sequence[Image.Image]) -> list[str]:
     """Reads the color of the middle."""
     seen = [one.getpixel((4, 4)) for one in images]
-    return [next(name for name, one in COLOURS.items() if one == two) + " square" for two in seen]
+    return [next(name for name, one in COLORS.items() if one == two) + " square" for two in seen]
 
 
 def test_round_trip_compares_words() -> None:
-    drawn = [image(COLOURS["red"]), image(COLOURS["blue"])]
+    drawn = [image(COLORS["red"]), image(COLORS["blue"])]
     rubric = Rubric({"words": RoundTrip(), "exact": RoundTrip(score="exact")})
     found = rubric(
         ["red square"] * 2,
@@ -140,7 +140,7 @@ def fake_open_clip() -> types.ModuleType:
         return TinyClip().to(device), None, transform
 
     def get_tokenizer(model: str) -> Any:
-        return lambda texts: torch.tensor([list(COLOURS).index(one.split()[0]) for one in texts])
+        return lambda texts: torch.tensor([list(COLORS).index(one.split()[0]) for one in texts])
 
     module.create_model_and_transforms = create  # type: ignore[attr-defined]
     module.get_tokenizer = get_tokenizer  # type: ignore[attr-defined]
