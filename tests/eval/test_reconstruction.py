@@ -37,9 +37,7 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "000000.tar"
 
 
-def test_it_measures_each_group(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_it_measures_each_group(shards: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out.json"
     options = {"out": out, "by": "json.style", "batch_size": 2, "max_broken": 0.2}
     main(tmp_path / "t", str(shards), **options)
