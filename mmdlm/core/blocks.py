@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core.sequence import Batch
+from mmdlm.core.vocabulary import Modality
 
 PromptBlocks = Literal["blocks", "prefix", "causal"]
 
@@ -51,6 +54,42 @@ def block_numbers(batch: Batch, length: int, *, prompt: PromptBlocks = "blocks")
 def in_blocks(batch: Batch, length: int, *, prompt: PromptBlocks = "blocks") -> Batch:
     """Return the batch with the numbers of its blocks; arguments as `block_numbers` has them."""
     return batch.with_blocks(block_numbers(batch, length, prompt=prompt))
+
+
+def block_runs(batch: Batch) -> Tensor:
+    """Return the number [B, L] int64 of each token's block in its row, from 0 on.
+
+    Tokens of one document and one `Batch.block` are one run; without blocks, a document is one.
+    """
+    changes = batch.document[:, 1:] != batch.document[:, :-1]
+    if batch.block is not None:
+        changes |= batch.block[:, 1:] != batch.block[:, :-1]
+    return F.pad(changes, (1, 0)).long().cumsum(1)
+
+
+def first_columns(batch: Batch, stop: int) -> Batch:
+    """Return the first `stop` tokens of each row, with host masks and the features among them.
+
+    Raises ValueError for images whose features are yet to be computed.
+    """
+    if batch.views is not None:
+        raise ValueError("the batch has images not looked at yet; call see(batch) first")
+    features = batch.features
+    if features is not None:
+        slots = batch.of(Modality.FEATURE)
+        features = features[_columns(batch)[slots] < stop]
+    cut: dict[str, Any] = {
+        field.name: value[:, :stop]
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor)
+        and field.name not in ("features", "lookahead")
+    }
+    return replace(batch, **cut, features=features).with_host_masks()
+
+
+def _columns(batch: Batch) -> Tensor:
+    """Return the number [B, L] of each token's column."""
+    return torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
 
 
 def check_blocks(length: object, prompt: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,6 +24,15 @@ class KVCache:
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     hidden: Tensor | None = None
+
+    def grow(self, length: int) -> None:
+        """Make room for rows of `length` tokens; what is new is zero until it is computed."""
+        if self.hidden is None or self.hidden.shape[1] >= length:
+            return
+        more = length - self.hidden.shape[1]
+        self.keys = [F.pad(one, (0, 0, 0, 0, 0, more)) for one in self.keys]
+        self.values = [F.pad(one, (0, 0, 0, 0, 0, more)) for one in self.values]
+        self.hidden = F.pad(self.hidden, (0, 0, 0, more))
 
     def rows(self, index: Tensor, *, of: int) -> KVCache:
         """Of some of `of` rows; a memory of several branches holds so many of each in turn."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mmdlm.core.blocks import block_runs
 from mmdlm.core.sampling.unmasking import Progress, highest
 from mmdlm.core.sequence import Batch
 
@@ -49,7 +51,11 @@ class Cache(ABC):
 
     Attributes:
         refresh: Every so many steps from there on the whole row is computed; None: never again.
+        grows: Whether what lies behind the last computed token is left out of forward passes, so
+            that the cache grows with the text.
     """
+
+    grows: ClassVar[bool] = False
 
     refresh: int | None = None
 
@@ -57,6 +63,10 @@ class Cache(ABC):
         """Check the values."""
         if self.refresh is not None and self.refresh < 1:
             raise ValueError(f"cache: refresh must be at least 1, got {self.refresh}")
+
+    def check(self, batch: Batch) -> None:
+        """Raise ValueError for a batch that the cache cannot serve; most serve any."""
+        return
 
     def compute_mask(self, state: CacheState) -> Tensor:
         """Return what is computed again, [B, L] bool; a row that is all true is computed whole."""
@@ -171,3 +181,51 @@ class Stable(Cache):
         open_ = state.in_block & ~state.committed
         count = torch.ceil(self.share * open_.sum(1)).long()
         return highest(-state.confidence.double(), open_, count) | state.just_committed
+
+
+@dataclass(frozen=True)
+class FinishedBlocks(Cache):
+    """Keep the blocks that are finished, and compute only the current one: exact, and growing.
+
+    For a model in whose attention a token sees no later block (`Batch.block`). The first step of a
+    block also computes the block before it, whose last tokens have just been committed. What lies
+    behind the current blocks of all rows takes no part in forward passes.
+
+    Source: arXiv:2503.09573, section 3.2 (keys and values of finished blocks).
+    Departures: There, and in SDAR, a finished block has a forward pass of its own.
+    """
+
+    grows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a refresh, which would change nothing."""
+        if self.refresh is not None:
+            raise ValueError(
+                f"cache: FinishedBlocks is exact, so that refresh {self.refresh} would only cost "
+                "time; leave it out"
+            )
+
+    def check(self, batch: Batch) -> None:
+        """Raise ValueError unless the batch is cut into blocks."""
+        if batch.block is None:
+            raise ValueError(
+                "cache: FinishedBlocks keeps blocks that see no later ones, but this batch is not "
+                "cut into blocks; use it with a model of block diffusion"
+            )
+
+    def refresh_rows(self, state: CacheState) -> Tensor:
+        """Return the rows that are computed whole, see `Cache.refresh_rows`: none."""
+        return torch.zeros_like(state.progress.step, dtype=torch.bool)
+
+    def recompute_mask(self, state: CacheState) -> Tensor:
+        """Return what is computed again, see `Cache.recompute_mask`.
+
+        All from the first block that has changed or may change to the last of them, and in the
+        first step all from the start of the row.
+        """
+        run, length = block_runs(state.batch), state.committed.shape[1]
+        some = state.in_block | state.just_committed
+        first = run.masked_fill(~some, length).amin(1, keepdim=True)
+        first = first.masked_fill(~state.committed.any(1, keepdim=True), 0)
+        last = run.masked_fill(~state.in_block, -1).amax(1, keepdim=True)
+        return (run >= first) & (run <= last)

@@ -8,11 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mmdlm.core.blocks import first_columns
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.host_masks import on_host, sent
 from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance, GuidedDenoiser
 from mmdlm.core.sequence import Batch
+
+_GROWTH = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class ForwardPasses:
         denoiser: Without guidance.
         guidance: Guides it.
         rows: R numbers of rows in the batch that sampling began with.
-        batch: Those rows, with host masks.
+        batch: Those rows, with host masks; their first columns, where a cache grows.
+        whole: Those rows with all columns.
         others: The unconditional batches of guidance, of the same rows; empty: guidance makes its
             own.
         kv_cache: What cached passes keep; None: nothing is cached.
@@ -33,6 +37,7 @@ class ForwardPasses:
     guidance: ClassifierFreeGuidance
     rows: tuple[int, ...]
     batch: Batch
+    whole: Batch
     others: tuple[Batch, ...]
     kv_cache: KVCache | None
 
@@ -53,9 +58,8 @@ class ForwardPasses:
             unconditional = (unconditional,)
         kv_cache = KVCache() if use_cache else None
         others = tuple(one.with_host_masks() for one in unconditional)
-        return cls(
-            denoiser, guidance, tuple(range(len(batch))), batch.with_host_masks(), others, kv_cache
-        )
+        batch = batch.with_host_masks()
+        return cls(denoiser, guidance, tuple(range(len(batch))), batch, batch, others, kv_cache)
 
     @cached_property
     def live(self) -> Tensor:
@@ -84,6 +88,27 @@ class ForwardPasses:
         kept = [number for number, row in enumerate(self.rows) if going_on[row]]
         return self if len(kept) == len(self.rows) else self._rows(kept)
 
+    def up_to(self, columns: int, *, begins: bool) -> ForwardPasses:
+        """Leave out what lies behind some columns, now and in what is cached.
+
+        A cache grows by several tokens at a time, so that it is not copied for each of them. With
+        unconditional batches of their own, whose targets lie in other columns, all stay.
+
+        Args:
+            columns: That are needed.
+            begins: Whether this is the first pass; later ones never have fewer columns.
+
+        Returns:
+            Passes over at least so many columns.
+        """
+        length = self.whole.ids.shape[1]
+        columns = min(length, -(-columns // _GROWTH) * _GROWTH)
+        if self.others or (not begins and columns <= self.batch.ids.shape[1]):
+            return self
+        assert self.kv_cache is not None
+        self.kv_cache.grow(columns)
+        return replace(self, batch=first_columns(self.whole, columns))
+
     def hidden(self, x_t: Tensor, query_mask: Tensor) -> Tensor:
         """Return the hidden states [R, L, D] of the rows that are not finished.
 
@@ -93,12 +118,13 @@ class ForwardPasses:
                 is computed again.
 
         Returns:
-            [R, L, D], in the order of the rows.
+            [R, L, D], in the order of the rows, of the columns that `batch` has.
         """
+        length = self.batch.ids.shape[1]
         return self.guided.hidden(
-            x_t[self.live],
+            x_t[self.live, :length],
             self.batch,
-            query_mask=query_mask[list(self.rows)],
+            query_mask=query_mask[list(self.rows), :length],
             kv_cache=self.kv_cache,
         )
 
@@ -131,9 +157,11 @@ class ForwardPasses:
             one.features is not None or one.views is not None for one in batches
         ):
             return None
-        columns = [x_t[self.live]]
+        columns = [x_t[self.live, : self.batch.ids.shape[1]]]
         for one in batches:
             columns += [one.ids, one.modality, one.target.long(), one.document, one.position]
+            if one.block is not None:
+                columns.append(one.block)
             if one.axes is not None:
                 columns.append(one.axes.flatten(1))
             if one.lookahead is not None:
@@ -157,6 +185,7 @@ class ForwardPasses:
             self,
             rows=tuple(self.rows[number] for number in kept),
             batch=self.batch.rows(index),
+            whole=self.whole.rows(index),
             others=tuple(one.rows(index) for one in self.others),
             kv_cache=kv_cache,
         )

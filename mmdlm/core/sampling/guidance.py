@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdlm.core.blocks import block_runs
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.host_masks import numbers_of, on_host, sent
 from mmdlm.core.kv_cache import KVCache
@@ -138,6 +139,9 @@ class GuidedDenoiser:
         host_masks, *others = (branch.host_masks for branch in (batch, *unconditional))
         self._context = ~host_masks.target
         self._suffix_masks = [one.suffix_mask for one in others]
+        self._runs = [
+            None if one.block is None else on_host(block_runs(one)) for one in unconditional
+        ]
         self._targets, *self._places = (numbers_of(one.target) for one in (host_masks, *others))
         device = batch.ids.device
         self._targets_there = sent(self._targets, device)
@@ -192,9 +196,9 @@ class GuidedDenoiser:
         whole = query_mask.all(1, keepdim=True)
         others = (query_mask & self._context).any(1, keepdim=True)  # context behind a target
         return [
-            marked | (others & suffix_mask) | whole
-            for marked, suffix_mask in zip(
-                self._in_branches(query_mask), self._suffix_masks, strict=True
+            _whole_blocks(marked | (others & suffix_mask) | whole, run)
+            for marked, suffix_mask, run in zip(
+                self._in_branches(query_mask), self._suffix_masks, self._runs, strict=True
             )
         ]
 
@@ -223,3 +227,11 @@ class GuidedDenoiser:
             for branch, marked in zip(others, self._in_branches(positions), strict=True)
         )
         return self._guidance.combine(cond, unconditional)
+
+
+def _whole_blocks(marked: Tensor, run: Tensor | None) -> Tensor:
+    """Mark what lies in the blocks `run` [B, L] from the first to the last marked token."""
+    if run is None:
+        return marked
+    first = run.masked_fill(~marked, run.shape[1]).amin(1, keepdim=True)
+    return (run >= first) & (run <= run.masked_fill(~marked, -1).amax(1, keepdim=True))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmdlm.core.host_masks import HostMasks, on_host
+from mmdlm.core.blocks import block_runs
+from mmdlm.core.host_masks import numbers_of, on_host
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.forward_passes import ForwardPasses
 from mmdlm.core.sampling.generators import RowGenerators
@@ -24,24 +26,32 @@ class Blocks:
     Attributes:
         of: [B, L] int64, number of the block of each target; meaningless elsewhere.
         count: [B] int64, blocks of each row.
-        steps: Denoising steps of a row, spread evenly over its blocks, remainder first.
+        steps: Denoising steps of a row, spread evenly over its blocks, remainder first; or those of
+            each block.
+        per_block: Whether they are those of each block.
+        total: Steps that the longest row may take.
     """
 
     of: Tensor
     count: Tensor
     steps: int
+    per_block: bool
+    total: int
 
     @classmethod
     def split(
-        cls, target: Tensor, host_masks: HostMasks, *, block_length: int | None, steps: int
+        cls, batch: Batch, *, block_length: int | None, steps: int, per_block: bool = False
     ) -> Blocks:
-        """Cut the targets of each row into runs of `block_length`, in reading order.
+        """Cut the targets of each row into blocks, in reading order.
+
+        Without `Batch.block` they are runs of `block_length` targets. With it they are the targets
+        of each of its blocks, which `block_length` cuts further, counting from where it begins.
 
         Args:
-            target: [B, L] bool.
-            host_masks: The same batch on the host.
-            block_length: Targets of a block; None: one block.
-            steps: Denoising steps of a row.
+            batch: [B, L] rows, with host masks.
+            block_length: Targets of a block; None: one block, or those of the batch.
+            steps: Denoising steps of a row, or of each block.
+            per_block: Whether they are those of each block.
 
         Returns:
             The block of each target, and the number of blocks of each row.
@@ -49,21 +59,47 @@ class Blocks:
         Raises:
             ValueError: If there are fewer steps than blocks.
         """
+        target = batch.target
         length = block_length or target.shape[1]
-        count = (target.sum(1) + length - 1) // length
-        per_row = host_masks.target.numpy().sum(1)
-        most = (int(per_row.max()) + length - 1) // length if len(per_row) else 0
+        if batch.block is None:
+            count = (target.sum(1) + length - 1) // length
+            per_row = batch.host_masks.target.numpy().sum(1)
+            most = (int(per_row.max()) + length - 1) // length if len(per_row) else 0
+            number = (target.cumsum(1) - 1) // length
+        else:
+            number = _blocks_with_targets(batch, length)
+            count = number.amax(1) + 1
+            most = int(count.max()) if len(count) else 0
+        if per_block:
+            return cls(number, count, steps, per_block, steps * most)
         if most > steps:
+            of, also = (f" of {length} tokens", " or block_length") if block_length else ("", "")
             raise ValueError(
-                f"sampler: {steps} steps are too few for {most} blocks of {length} tokens; "
-                "raise steps or block_length"
+                f"sampler: {steps} steps are too few for {most} blocks{of}; raise steps{also}"
             )
-        return cls((target.cumsum(1) - 1) // length, count, steps)
+        return cls(number, count, steps, per_block, steps)
 
     def steps_of(self, block: Tensor) -> Tensor:
         """Return [B] int64, the steps that block number `block` [B] of each row may take."""
+        if self.per_block:
+            return torch.full_like(block, self.steps)
         blocks = self.count.clamp_min(1)
         return self.steps // blocks + (block < self.steps % blocks)
+
+
+def _blocks_with_targets(batch: Batch, length: int) -> Tensor:
+    """Return the number [B, L] of the piece of a block in which each token is.
+
+    The batch's blocks are cut into pieces of `length` tokens; those without targets do not count.
+    """
+    run = block_runs(batch)
+    column = torch.arange(run.shape[1], device=run.device).expand_as(run)
+    begins = F.pad(run[:, 1:] != run[:, :-1], (1, 0), value=True)
+    start = column.masked_fill(~begins, 0).cummax(1).values
+    piece = (begins | ((column - start) % length == 0)).long().cumsum(1)  # from 1 on
+    filled = torch.zeros(len(run), run.shape[1] + 1, dtype=torch.int64, device=run.device)
+    filled = filled.scatter_reduce(1, piece, batch.target.long(), "amax")
+    return (filled.cumsum(1) - 1).gather(1, piece)
 
 
 @dataclass(frozen=True)
@@ -223,6 +259,11 @@ class HostState:
             query_mask=known[:, 6 + length :].bool(),
             progress=known[:, 2:6].T,
         )
+
+    @property
+    def columns(self) -> int:
+        """Number of columns up to the last position that is computed."""
+        return 1 + int(numbers_of(self.query_mask.any(0)).amax())
 
     @property
     def is_finished(self) -> bool:

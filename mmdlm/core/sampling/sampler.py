@@ -67,7 +67,9 @@ class Sampler:
     Attributes:
         steps: Denoising steps of a row, spread evenly over its blocks, remainder first.
         block_length: Blocks are runs of this many targets of a row, in reading order; each is
-            finished before the next begins. None: one block.
+            finished before the next begins. None: one block. A batch that is cut into blocks
+            (`Batch.block`) keeps them, and `block_length` cuts each of them further.
+        steps_per_block: `steps` are those of each block, however many a row has.
         order: Which of the open targets are committed first.
         unmasking: How many of them are committed in a step.
         temperature: Of the draw of tokens; 0 takes the most likely one. It never decays.
@@ -96,6 +98,7 @@ class Sampler:
 
     steps: int
     block_length: int | None = None
+    steps_per_block: bool = False
     order: Order = Confidence()
     unmasking: UnmaskingRule = UniformTransfer()
     temperature: float = 0.0
@@ -184,15 +187,18 @@ class Sampler:
 
         Raises:
             ValueError: If the logits of an open position are not finite, if there are fewer steps
-                than blocks, or if `generator` is not one, or not as many as there are rows.
+                than blocks, if the cache does not fit the batch, or if `generator` is not one, or
+                not as many as there are rows.
         """
         run, state = self._begin(denoiser, batch, generator, unconditional, packed)
-        for step in range(self.steps):
+        for step in range(run.blocks.total):
             plan = self._plan(run, state)
             plan.host.refuse_broken()
             if plan.host.is_finished:
                 return
             passes = state.passes.only(plan.host.unfinished)
+            if self.cache is not None and self.cache.grows:
+                passes = passes.up_to(plan.host.columns, begins=step == 0)
             with run.packed:
                 hidden = self._forward(passes, state.x_t, plan, first=step == 0)
                 drawn = self._draw(run, passes, hidden, plan)
@@ -202,7 +208,7 @@ class Sampler:
                 ids=state.x_t,
                 committed=state.committed,
                 step=step,
-                steps=self.steps,
+                steps=run.blocks.total,
                 log_prob=state.log_prob,
             )
         self._plan(run, state).host.refuse_broken()
@@ -228,9 +234,15 @@ class Sampler:
             unconditional=unconditional,
             use_cache=self.cache is not None,
         )
-        host_masks = passes.batch.host_masks
-        check_ranges(host_masks, vocabulary)
-        blocks = Blocks.split(target, host_masks, block_length=self.block_length, steps=self.steps)
+        check_ranges(passes.batch.host_masks, vocabulary)
+        blocks = Blocks.split(
+            passes.batch,
+            block_length=self.block_length,
+            steps=self.steps,
+            per_block=self.steps_per_block,
+        )
+        if self.cache is not None:
+            self.cache.check(batch)
         no_words = torch.tensor(
             [vocabulary.eos_id, vocabulary.mask_id, *self.stop_ids], device=target.device
         )

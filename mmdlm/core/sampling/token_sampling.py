@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core.host_masks import numbers_of
@@ -44,11 +45,14 @@ class SampledTokens:
             }
         )
 
-    def among(self, live: Tensor, rows: int) -> SampledTokens:
-        """Put what was drawn for the rows `live` among all `rows` rows."""
+    def among(self, live: Tensor, rows: int, length: int) -> SampledTokens:
+        """Put what was drawn for the rows `live` among all `rows` rows of `length` tokens."""
+        values: dict[str, Tensor] = {f.name: getattr(self, f.name) for f in fields(self)}
+        missing = length - self.ids.shape[1]
+        if missing:
+            values = {name: F.pad(value, (0, missing)) for name, value in values.items()}
         if len(live) == rows:
-            return self
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+            return SampledTokens(**values) if missing else self
         return SampledTokens(
             **{
                 name: value.new_zeros(rows, *value.shape[1:]).index_copy(0, live, value)
@@ -90,10 +94,11 @@ class TokenSampler:
             generators: Of all rows.
 
         Returns:
-            Tokens and their scores, [R, L]; meaningful only at open positions.
+            Tokens and their scores, [B, L]; meaningful only at open positions.
         """
-        rows, batch = len(still_open), passes.batch
-        still_open, progress = still_open[list(passes.rows)], progress.rows(passes.live)
+        (rows, length), batch = still_open.shape, passes.batch
+        still_open = still_open[list(passes.rows), : batch.ids.shape[1]]
+        progress = progress.rows(passes.live)
         flat, values = [], []
         for modality, ids in ranges.items():
             marked = batch.host_masks.of_modality(modality)
@@ -121,7 +126,7 @@ class TokenSampler:
             probability=probability,
             log_prob=own,
         )
-        return drawn.among(passes.live, rows)
+        return drawn.among(passes.live, rows, length)
 
     def _read(
         self,
