@@ -27,6 +27,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["mmdlm.pipeline"] = {*MAY_IMPORT, "mmdlm.pipeline"} - {"mmdlm.rl", "mmdlm.tasks"}
 MAY_IMPORT["mmdlm.cli"] = {*MAY_IMPORT, "mmdlm.cli", "mmdlm"} - {"mmdlm.rl", "mmdlm.tasks"}
+MAY_IMPORT["mmdlm.harnesses"] = MAY_IMPORT["mmdlm.pipeline"] | {"mmdlm.harnesses"}
 MAY_IMPORT["mmdlm"] = {"mmdlm", "mmdlm.pipeline", "mmdlm.templates"}
 WHEEL = set(MAY_IMPORT)
 # what no recipe uses: nothing else of ours may rest on it
@@ -41,7 +42,12 @@ TOP_LEVEL = {"mmdlm", "configs", "docs", "data_pipelines", "train", "eval", "tes
 NOT_A_ROOM = {"checkpoints"}  # folders of mmdlm that hold data
 
 CORE_KNOWS = {"torch", "einops"}
-ONLY_IN = {"accelerate": ("train", "eval"), "webdataset": ("data_pipelines",)}
+ONLY_IN = {
+    "accelerate": ("train", "eval"),
+    "webdataset": ("data_pipelines",),
+    "lm_eval": ("mmdlm.harnesses", "eval"),
+    "lmms_eval": ("mmdlm.harnesses",),
+}
 LAZY_ONLY_IN = {
     "open_clip": ("mmdlm.vision", "mmdlm.rl.rewards"),
     "diffusers": ("mmdlm.vision", "mmdlm.rl.rewards"),

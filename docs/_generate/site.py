@@ -21,6 +21,7 @@ from docs._generate import (  # noqa: E402 - a hook is loaded by its path
     formats,
     log_keys,
     mathml,
+    published_scores,
 )
 
 MEDIA = ROOT / ".github" / "media"  # images that the README shows as well
@@ -40,6 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
         **benchmarks.pages(),
         "reference/files.md": files_page.page(),
         "reference/log-keys.md": log_keys.page(),
+        "reference/published-scores.md": published_scores.page(),
     }
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))

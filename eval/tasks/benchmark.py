@@ -16,14 +16,13 @@ from tqdm import tqdm
 
 from data_pipelines.sources.problems import Problem, Prompt, columns_of
 from eval.metrics import estimate, wilson_interval
-from mmdlm.core.sequence import Sequence as Document
-from mmdlm.core.sequence import text_segment
 from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.model import Model
 from mmdlm.pipeline.sampler_names import CacheName
 from mmdlm.rl.reward import Breakdown, Rubric
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.prompt_template import TaskPrompt
+from mmdlm.templates.segments import continued
 
 Completer = Callable[[Sequence[Prompt]], Sequence[str]]
 
@@ -201,11 +200,7 @@ class Asking:
         turns = model.prompt_template.thinking(turns_of(prompt.messages, []), self.asked.think)
         ask = model.prompt_template.chat_prompt(model.codec, turns, length=length)
         if prompt.begun:
-            first = ask.output_segments[0]
-            begun = text_segment(model.codec.encode(prompt.begun))
-            segments = ask.sequence.segments
-            sequence = Document((*segments[:first], begun, *segments[first:]))
-            ask = TaskPrompt(sequence, ask.unconditional, tuple(n + 1 for n in ask.output_segments))
+            ask = continued(ask, model.codec.encode(prompt.begun))
         return model.fitting(ask, length)
 
     @property

@@ -76,6 +76,16 @@ def answering(codec: TextCodec, prompt: tuple[Segment, ...], *, length: int) -> 
     return TaskPrompt(sequence, (without_prompt(sequence, codec),), output_segments=(len(prompt),))
 
 
+def continued(prompt: TaskPrompt, begun: list[int]) -> TaskPrompt:
+    """Return a task prompt whose result begins with ids that are given; they are not part of it."""
+    first = prompt.output_segments[0]
+    segments = prompt.sequence.segments
+    sequence = Sequence((*segments[:first], text_segment(begun), *segments[first:]))
+    return TaskPrompt(
+        sequence, prompt.unconditional, tuple(number + 1 for number in prompt.output_segments)
+    )
+
+
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
     """Join neighboring texts."""
     joined: list[Piece] = []
