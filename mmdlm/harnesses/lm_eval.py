@@ -313,13 +313,13 @@ class MmdlmLM(LM):
         for question in questions:
             if str(question.task) not in known:
                 known.add(str(question.task))
-                ask, until = self.subject.ask(question)
+                ask = self.subject.ask(question)
                 self._asked[str(question.task)] = {
                     "max_new_tokens": ask.length,
                     "think": ask.think,
                     "suppress_end": ask.suppress_end,
-                    "until": list(until),
-                    "chat": question.text is None,
+                    "until": list(ask.until),
+                    "chat": ask.chat,
                     "generation_config": {
                         name: value
                         if isinstance(value, int | float | str | list | tuple | None)

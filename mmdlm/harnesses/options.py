@@ -41,12 +41,16 @@ class Ask:
     Attributes:
         config: How its tokens are filled.
         length: Room for it, in tokens.
+        chat: Whether it answers a conversation, or goes on with a text.
+        until: The text ends before the first of these.
         think: As in `mmdlm.pipeline.options.ChatOptions`.
         suppress_end: The end of a text has no probability.
     """
 
     config: GenerationConfig
     length: int
+    chat: bool
+    until: tuple[str, ...] = ()
     think: bool | None = None
     suppress_end: bool = False
 
@@ -109,7 +113,13 @@ class HarnessOptions:
         return {**published, **self.given}
 
     def ask(
-        self, model: Model, *, task: str | None, requested: Mapping[str, Any], chat: bool
+        self,
+        model: Model,
+        *,
+        task: str | None,
+        requested: Mapping[str, Any],
+        until: tuple[str, ...] = (),
+        chat: bool,
     ) -> Ask:
         """Settle how one request is answered.
 
@@ -117,6 +127,7 @@ class HarnessOptions:
             model: That is asked.
             task: Name of the task in the harness.
             requested: Arguments of the request, see `sampling_of`.
+            until: Its stop strings.
             chat: Whether the prompt is a conversation.
 
         Returns:
@@ -141,8 +152,14 @@ class HarnessOptions:
         if end == "deprioritize":
             ends = model.prompt_template.stop_ids(model.codec)
             config = replace(config, deprioritized_ids=(*config.deprioritized_ids, *ends))
-        think = options.get("think") if chat else None
-        return Ask(config, length, think, end == "suppress")
+        return Ask(
+            config,
+            length,
+            chat,
+            until=() if options.get("ignore_until") else until,
+            think=options.get("think") if chat else None,
+            suppress_end=end == "suppress",
+        )
 
 
 def sampling_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -183,12 +200,6 @@ def sampling_of(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str
                 f"{suggestion(name, (*SAMPLING, *OWN))}; leave it out of --gen_kwargs or the task"
             )
     return found, tuple(one for one in stops if one)
-
-
-def cut(text: str, until: tuple[str, ...]) -> str:
-    """Return the text up to the first of some stop strings."""
-    ends = [place for stop in until if (place := text.find(stop)) >= 0]
-    return text[: min(ends, default=None)]
 
 
 def updated(config: GenerationConfig, values: Mapping[str, Any]) -> GenerationConfig:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmdlm.harnesses.options import Ask, HarnessOptions, cut, sampling_of, updated
+from mmdlm.harnesses.options import Ask, HarnessOptions, sampling_of, updated
 from mmdlm.harnesses.published import preset_named
 from mmdlm.models.quantization import KINDS
 from mmdlm.pipeline.inputs import ImageLike, pillow_image
@@ -139,15 +140,14 @@ class Subject:
             The number of a question and its answer.
 
         Raises:
-            ValueError: For a question that the model cannot be asked; all are looked at first.
+            ValueError: For a question that the model cannot be asked.
         """
-        asks, groups = self._asks(questions)
         seen: dict[str, int] = {}
         seeds = [
             self.seed_of(one.key or repr((one.text, one.turns, one.begun)), seen)
             for one in questions
         ]
-        for ask, numbers in groups.items():
+        for ask, numbers in self._alike(questions).items():
             length = {n: _length(questions[n]) for n in numbers}
             rest, size = sorted(numbers, key=lambda n: (-length[n], n)), self.batch_size
             while rest:
@@ -164,34 +164,30 @@ class Subject:
                     torch.cuda.empty_cache()
                     continue
                 rest = rest[size:]
-                for number, text in zip(some, texts, strict=True):
-                    yield number, cut(text, asks[number][1])
+                yield from zip(some, texts, strict=True)
 
-    def _asks(
-        self, questions: Sequence[Question]
-    ) -> tuple[list[tuple[Ask, tuple[str, ...]]], dict[Ask, list[int]]]:
-        """Return how each question is asked with its stop strings, and which are asked alike."""
-        asks: list[tuple[Ask, tuple[str, ...]]] = []
+    def _alike(self, questions: Sequence[Question]) -> dict[Ask, list[int]]:
+        """Return the numbers of the questions that are asked in the same way."""
         groups: dict[Ask, list[int]] = {}
-        known: dict[str, tuple[Ask, tuple[str, ...]]] = {}
+        known: dict[str, Ask] = {}
         for number, question in enumerate(questions):
-            chat = question.text is None
-            same = repr((question.arguments, question.task, chat))
+            same = repr((question.arguments, question.task, question.text is None))
             if same not in known:
                 known[same] = self.ask(question)
                 self._warn(question)
-            asks.append(known[same])
-            groups.setdefault(known[same][0], []).append(number)
-        return asks, groups
+            groups.setdefault(known[same], []).append(number)
+        return groups
 
-    def ask(self, question: Question) -> tuple[Ask, tuple[str, ...]]:
-        """Return how a question is asked, and its stop strings."""
+    def ask(self, question: Question) -> Ask:
+        """Return how a question is asked."""
         requested, until = sampling_of(question.arguments or {})
-        said = self.options.settings_for(question.task)
-        ask = self.options.ask(
-            self.model, task=question.task, requested=requested, chat=question.text is None
+        return self.options.ask(
+            self.model,
+            task=question.task,
+            requested=requested,
+            until=until,
+            chat=question.text is None,
         )
-        return ask, () if {**requested, **said}.get("ignore_until") else until
 
     def _warn(self, question: Question) -> None:
         """Say where the user and a preset win over a task, and what else they do not agree on."""
@@ -211,29 +207,27 @@ class Subject:
                 preset.name,
             )
 
+    @torch.no_grad()
     def _written(self, questions: list[Question], ask: Ask, seeds: list[int]) -> list[str]:
-        model, template = self.model, self.model.prompt_template
+        model, codec, template = self.model, self.model.codec, self.model.prompt_template
         images = model.look([[pillow_image(one) for one in q.images] for q in questions], "answer")
         prompts = [
             self._prompt(question, ask, some)
             for question, some in zip(questions, images, strict=True)
         ]
-        suppress = (model.denoiser.vocabulary.eos_id,) if ask.suppress_end else ()
-        chat = questions[0].text is None
-        if chat:
-            suppress = (*suppress, *template.suppress_tokens(model.codec))
-        rows = model.generated(
+        never = (model.denoiser.vocabulary.eos_id,) if ask.suppress_end else ()
+
+        def completed(number: int, ids: Tensor) -> str:
+            return template.completion(codec, questions[number].text or "", ids)
+
+        return model.text_run(
             prompts,
             ask.config,
             [torch.Generator().manual_seed(seed) for seed in seeds],
-            suppress_tokens=suppress,
-        )
-        if chat:
-            return [template.decode(model.codec, ids) for ids in rows]
-        return [
-            template.completion(model.codec, question.text or "", ids)
-            for question, ids in zip(questions, rows, strict=True)
-        ]
+            decode=None if ask.chat else completed,
+            stop=ask.until,
+            suppress_tokens=(*never, *template.suppress_tokens(codec)) if ask.chat else never,
+        ).texts()
 
     def _prompt(self, question: Question, ask: Ask, images: list[ImageInput]) -> TaskPrompt:
         model, template = self.model, self.model.prompt_template
@@ -245,7 +239,7 @@ class Subject:
         template.require("chat" if len(question.turns) > 1 else "answer", model.text_tokenizer)
         rest = iter(images)
         turns = tuple(
-            Turn(role, tuple(p if isinstance(p, str) else next(rest) for p in parts))
+            Turn(role, tuple(p if isinstance(p, str) else next(rest) for p in _trimmed(parts)))
             for role, parts in question.turns
         )
         turns = template.thinking(turns, ask.think)
@@ -305,6 +299,16 @@ def without_beginning(model: Model, text: str, tokens: int) -> str:
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )["offset_mapping"]
     return text[offsets[tokens][0] :] if tokens < len(offsets) else ""
+
+
+def _trimmed(parts: Sequence[str | ImageLike]) -> list[str | ImageLike]:
+    """Return what is said without blanks around it, as `Model.chat` takes a message."""
+    trimmed = list(parts)
+    if trimmed and isinstance(trimmed[0], str):
+        trimmed[0] = trimmed[0].lstrip()
+    if trimmed and isinstance(trimmed[-1], str):
+        trimmed[-1] = trimmed[-1].rstrip()
+    return [part for part in trimmed if not isinstance(part, str) or part]
 
 
 def _length(question: Question) -> int:

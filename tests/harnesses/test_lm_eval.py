@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from eval.lm_eval import with_model
-from mmdlm.harnesses.options import cut
 from mmdlm.pipeline.model import Model
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -66,7 +65,7 @@ def test_a_text_is_that_of_the_model_up_to_a_stop_string(llada: Model) -> None:
     stop = next(text[2] for text in whole if len(text) > 3)
     harness = MmdlmLM(llada, batch_size=4, num_inference_steps=6)
     found = harness.generate_until(writing(asked, until=[stop]))
-    assert found == [cut(text, (stop,)) for text in whole]
+    assert found == [text.partition(stop)[0] for text in whole]
     assert found != whole
     kept = MmdlmLM(llada, batch_size=4, num_inference_steps=6, ignore_until=True)
     assert kept.generate_until(writing(asked, until=[stop])) == whole
@@ -127,14 +126,14 @@ def test_a_batch_that_does_not_fit_is_halved(
 ) -> None:
     asked = writing(contexts(5), num_inference_steps=4)
     expected = MmdlmLM(llada).generate_until(asked)
-    whole = Model.generated
+    whole = Model.text_run
 
-    def generated(self: Model, prompts: list[Any], *rest: Any, **options: Any) -> Any:
+    def text_run(self: Model, prompts: list[Any], *rest: Any, **options: Any) -> Any:
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("no room")
         return whole(self, prompts, *rest, **options)
 
-    monkeypatch.setattr(Model, "generated", generated)
+    monkeypatch.setattr(Model, "text_run", text_run)
     assert MmdlmLM(llada, batch_size="auto").generate_until(asked) == expected
     assert "batch of 2" in caplog.text
 
@@ -279,7 +278,7 @@ def test_tasks_run_end_to_end(llada: Model, tasks: list[dict[str, Any]]) -> None
     for one in samples["write"]:
         prompt = one["arguments"][0][0]
         text = llada.complete(prompt, max_new_tokens=8, num_inference_steps=4)
-        assert one["filtered_resps"] == [cut(text, ("\n",))]
+        assert one["filtered_resps"] == [text.partition("\n")[0]]
     results = found["results"]["rolling"]["bits_per_byte,none"]
     values = [one["filtered_resps"][0] for one in samples["rolling"]]
     size = sum(len(one["doc"]["question"]) for one in samples["rolling"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmdlm.harnesses.options import HarnessOptions, cut, sampling_of, updated
+from mmdlm.harnesses.options import HarnessOptions, sampling_of, updated
 from mmdlm.harnesses.published import Preset, preset_named, presets
 from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.model import Model
@@ -43,16 +43,6 @@ def test_arguments_of_a_task_in_our_names() -> None:
 def test_an_argument_of_other_models_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         sampling_of(arguments)
-
-
-@pytest.mark.parametrize(
-    "text, until, expected",
-    [("a\nb", ("\n",), "a"), ("abc", ("c", "b"), "a"), ("abc", (), "abc"), ("\n", ("\n",), "")],
-)
-def test_a_text_is_cut_at_the_first_stop_string(
-    text: str, until: tuple[str, ...], expected: str
-) -> None:
-    assert cut(text, until) == expected
 
 
 @pytest.mark.parametrize(
