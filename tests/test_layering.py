@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "mmdlm.rl": {"mmdlm.core", "mmdlm.rl", "mmdlm.tasks"},
 }
 MAY_IMPORT["mmdlm.pipeline"] = {*MAY_IMPORT, "mmdlm.pipeline"} - {"mmdlm.rl", "mmdlm.tasks"}
+MAY_IMPORT["mmdlm.serving"] = {*MAY_IMPORT, "mmdlm.serving"} - {"mmdlm.rl", "mmdlm.tasks"}
 MAY_IMPORT["mmdlm.cli"] = {*MAY_IMPORT, "mmdlm.cli", "mmdlm"} - {"mmdlm.rl", "mmdlm.tasks"}
 MAY_IMPORT["mmdlm.harnesses"] = MAY_IMPORT["mmdlm.pipeline"] | {"mmdlm.harnesses"}
-MAY_IMPORT["mmdlm"] = {"mmdlm", "mmdlm.pipeline", "mmdlm.templates"}
+MAY_IMPORT["mmdlm"] = {"mmdlm", "mmdlm.pipeline", "mmdlm.templates", "mmdlm.vision"}
 WHEEL = set(MAY_IMPORT)
 # what no recipe uses: nothing else of ours may rest on it
 MAY_IMPORT["mmdlm.experimental"] = {"mmdlm.core", "mmdlm.rl", "mmdlm.experimental"}

@@ -21,7 +21,7 @@ from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.models.checkpoints.checkpoint import Origin
 from mmdlm.pipeline.devices import sampling_device
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
-from mmdlm.pipeline.generation_run import GenerationRun
+from mmdlm.pipeline.generation_run import GenerationRun, Runner
 from mmdlm.pipeline.inputs import generation_config_with
 from mmdlm.pipeline.options import SamplingOptions
 from mmdlm.pipeline.text_run import TextRun, with_masks
@@ -60,6 +60,7 @@ class Engine:
     prompt_template: PromptTemplate = Native()
     packed: PackedLayers | None = None
     origin: Origin | None = None
+    runner: Runner | None = None
 
     def __post_init__(self) -> None:
         """Check that tokenizers, lengths and vocabulary fit together."""
@@ -153,6 +154,7 @@ class Engine:
             output_segments=tuple(task_prompt.output_segments for task_prompt in task_prompts),
             grid=grid,
             packed=self.packed,
+            runner=self.runner,
         )
 
     @property

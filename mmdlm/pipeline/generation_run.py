@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.kernels.linear import PackedLayers
+from mmdlm.core.sampling.denoising import Denoising
 from mmdlm.core.sampling.generators import Generators
 from mmdlm.core.sampling.output import SampleStep
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Batch, Sequence
+
+
+class Runner(Protocol):
+    """Carries out prepared runs: with others, elsewhere or later."""
+
+    def __call__(self, run: GenerationRun, *, every_step: bool) -> Iterator[SampleStep]:
+        """Yield the state of a run after each denoising step, or only after the last.
+
+        Args:
+            run: To carry out; the result must be what the run gives by itself.
+            every_step: Whether anybody looks at the steps before the last.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class GenerationRun:
         output_segments: Numbers of the segments of each row that hold its result.
         grid: (rows, columns) of the result, if it is an image.
         packed: The denoiser's layers, packed from run to run.
+        runner: Carries it out; None: it runs here and now, by itself.
     """
 
     sampler: Sampler
@@ -39,6 +55,7 @@ class GenerationRun:
     output_segments: tuple[tuple[int, ...], ...]
     grid: tuple[int, int] | None = None
     packed: PackedLayers | None = None
+    runner: Runner | None = None
 
     @property
     def alone(self) -> bool:
@@ -47,17 +64,29 @@ class GenerationRun:
 
     def run(self) -> Tensor:
         """Return the ids [B, L] with the targets filled."""
-        return self.sampler(
+        ids = self.batch.ids
+        for state in self._states(every_step=False):
+            ids = state.ids
+        return ids
+
+    def trajectory(self) -> Iterator[SampleStep]:
+        """Yield the state after each denoising step."""
+        return self._states(every_step=True)
+
+    def _states(self, *, every_step: bool) -> Iterator[SampleStep]:
+        if self.runner is not None:
+            return self.runner(self, every_step=every_step)
+        return self.sampler.trajectory(
             self.denoiser,
             self.batch,
             generator=self.generator,
             unconditional=self.unconditional,
             packed=self.packed,
-        ).ids
+        )
 
-    def trajectory(self) -> Iterator[SampleStep]:
-        """Yield the state after each denoising step."""
-        return self.sampler.trajectory(
+    def begin(self) -> Denoising:
+        """Return the rows before their first step."""
+        return self.sampler.begin(
             self.denoiser,
             self.batch,
             generator=self.generator,

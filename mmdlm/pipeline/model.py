@@ -59,6 +59,8 @@ class Model(ImagePipeline, TextTasks, Scoring):
         packed: What is kept of the denoiser's weights from call to call, in the order that is
             fastest on a CPU; None: it is made, and takes as much memory as they do.
         origin: Where the weights were read from; None: from no folder.
+        runner: Carries out the runs of the sampler, such as one of `mmdlm.serving` that batches
+            the calls of several threads; None: each call runs by itself.
     """
 
     @classmethod

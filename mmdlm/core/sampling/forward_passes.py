@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.core.blocks import first_columns
@@ -13,7 +15,8 @@ from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.host_masks import on_host, sent
 from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance, GuidedDenoiser
-from mmdlm.core.sequence import Batch
+from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
+from mmdlm.core.vocabulary import Modality
 
 _GROWTH = 64  # tokens
 
@@ -128,6 +131,19 @@ class ForwardPasses:
             kv_cache=self.kv_cache,
         )
 
+    def asked(self, x_t: Tensor, query_mask: Tensor) -> tuple[Tensor, Batch, Tensor]:
+        """Return what `hidden` asks the denoiser: ids, their batch and the positions to compute."""
+        x_t, query_mask = x_t[self.live], query_mask[list(self.rows)]
+        if not isinstance(self.guided, GuidedDenoiser):
+            return x_t, self.batch, query_mask
+        return self.guided.laid_out(x_t, self.batch, query_mask)
+
+    def answered(self, hidden: Tensor) -> Tensor:
+        """Return the states that the denoiser gave for `asked` as `hidden` returns them."""
+        if isinstance(self.guided, GuidedDenoiser):
+            return self.guided.side_by_side(hidden)
+        return hidden
+
     def first_hidden(self, x_t: Tensor, query_mask: Tensor) -> Tensor:
         """Return the same before anything is drawn: rows that are alike are computed once.
 
@@ -176,16 +192,102 @@ class ForwardPasses:
             of_row.append(seen)
         return None if len(kept) == len(of_row) else (kept, of_row)
 
+    def taken(self, kept: Sequence[int]) -> ForwardPasses:
+        """Return the passes of some rows, none of them finished, which are all rows from now on."""
+        places = [self.rows.index(row) for row in kept]
+        return replace(self._rows(places), rows=tuple(range(len(kept))))
+
+    def with_length(self, length: int) -> ForwardPasses:
+        """Return the passes of rows that were padded, or cut, to a length; nothing is cached."""
+        assert self.kv_cache is None, "cached keys and values have the length they have"
+        batch = with_length(self.batch, length)
+        return replace(
+            self,
+            batch=batch,
+            whole=batch,
+            others=tuple(with_length(one, length) for one in self.others),
+        )
+
+    @classmethod
+    def joined(cls, several: Sequence[ForwardPasses]) -> ForwardPasses:
+        """Return the passes of the rows of several, of one length and none of them finished."""
+        batch = concatenate(one.batch for one in several)
+        return replace(
+            several[0],
+            rows=tuple(range(sum(len(one.rows) for one in several))),
+            batch=batch,
+            whole=batch,
+            others=tuple(map(concatenate, zip(*(one.others for one in several), strict=True))),
+        )
+
     def _rows(self, kept: list[int]) -> ForwardPasses:
         index = torch.tensor(kept, dtype=torch.int64)
         kv_cache = self.kv_cache
         if kv_cache is not None:
             kv_cache = kv_cache.rows(sent(index, self.batch.ids.device), of=len(self.rows))
+        batch = self.batch.rows(index)
         return replace(
             self,
             rows=tuple(self.rows[number] for number in kept),
-            batch=self.batch.rows(index),
-            whole=self.whole.rows(index),
+            batch=batch,
+            whole=batch if self.whole is self.batch else self.whole.rows(index),
             others=tuple(one.rows(index) for one in self.others),
             kv_cache=kv_cache,
         )
+
+
+def hidden_of(several: Sequence[tuple[ForwardPasses, Tensor, Tensor]]) -> list[Tensor]:
+    """Return the hidden states of several groups of rows, all by one forward pass.
+
+    Rows of other lengths are padded to the longest. Groups with a cache have a pass of their own.
+
+    Args:
+        several: Of each group its passes, its noisy ids [B, L] and its query mask [B, L], as in
+            `ForwardPasses.hidden`. All have the same denoiser.
+
+    Returns:
+        The states [R, L, D] of each group.
+    """
+    together = [one for one in several if one[0].kv_cache is None]
+    if len(together) < 2:
+        return [passes.hidden(x_t, query_mask) for passes, x_t, query_mask in several]
+    length = max(x_t.shape[1] for _, x_t, _ in together)
+    asked = [passes.asked(x_t, query_mask) for passes, x_t, query_mask in together]
+    joint = together[0][0].denoiser.hidden(
+        torch.cat([of_length(x, length) for x, _, _ in asked]),
+        concatenate(with_length(batch, length) for _, batch, _ in asked),
+        query_mask=torch.cat([of_length(query_mask, length) for _, _, query_mask in asked]),
+    )
+    parts = iter(joint.split([len(x) for x, _, _ in asked]))
+    return [
+        passes.answered(next(parts)[:, : x_t.shape[1]])
+        if passes.kv_cache is None
+        else passes.hidden(x_t, query_mask)
+        for passes, x_t, query_mask in several
+    ]
+
+
+def with_length(batch: Batch, length: int) -> Batch:
+    """Return a batch whose rows are padded on the right, or whose padding is cut, to a length."""
+    if batch.ids.shape[1] == length:
+        return batch
+    axes, more = batch.axes, length - batch.ids.shape[1]
+    if axes is not None:
+        axes = F.pad(axes, (0, 0, 0, more))
+    return replace(
+        batch,
+        ids=of_length(batch.ids, length),
+        modality=of_length(batch.modality, length, fill=Modality.CONTROL),
+        target=of_length(batch.target, length),
+        document=of_length(batch.document, length, fill=NO_DOCUMENT),
+        segment=of_length(batch.segment, length, fill=NO_DOCUMENT),
+        position=of_length(batch.position, length),
+        axes=axes,
+        block=None if batch.block is None else of_length(batch.block, length),
+        noisy=None if batch.noisy is None else of_length(batch.noisy, length),
+    ).with_host_masks()
+
+
+def of_length(rows: Tensor, length: int, *, fill: int = 0) -> Tensor:
+    """Pad the rows [B, L] on the right, or cut them, to a length."""
+    return F.pad(rows, (0, length - rows.shape[1]), value=fill)

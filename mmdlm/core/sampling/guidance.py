@@ -177,19 +177,39 @@ class GuidedDenoiser:
         Returns:
             [B, L, (K + 1) D].
         """
+        if query_mask is None:
+            query_mask = torch.ones(x_t.shape, dtype=torch.bool)
+        x, branches, query_mask = self.laid_out(x_t, batch, query_mask)
+        return self.side_by_side(
+            self._denoiser.hidden(x, branches, query_mask=query_mask, kv_cache=kv_cache)
+        )
+
+    def laid_out(
+        self, x_t: Tensor, batch: Batch, query_mask: Tensor
+    ) -> tuple[Tensor, Batch, Tensor]:
+        """Return what the denoiser is asked: the rows of all branches, branch after branch.
+
+        Args:
+            x_t: As in `hidden`.
+            batch: As in `hidden`.
+            query_mask: As in `hidden`.
+
+        Returns:
+            Ids [(K + 1) B, L], their batch, and the positions to compute.
+        """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
         noisy = x_t.flatten()[self._targets_there]
         rows = [
             context.flatten().index_put((places,), noisy).view_as(context)
             for context, places in zip(self._contexts, self._places_there, strict=True)
         ]
-        if query_mask is not None:
-            query_mask = on_host(query_mask)
-            query_mask = torch.cat([query_mask, *self._query_masks(query_mask)])
-        hidden = self._denoiser.hidden(
-            torch.cat([x_t, *rows]), self._branches, query_mask=query_mask, kv_cache=kv_cache
-        )
-        return torch.cat(hidden.chunk(len(rows) + 1, dim=0), dim=-1)
+        query_mask = on_host(query_mask)
+        marked = torch.cat([query_mask, *self._query_masks(query_mask)])
+        return torch.cat([x_t, *rows]), self._branches, marked
+
+    def side_by_side(self, hidden: Tensor) -> Tensor:
+        """Return states [(K + 1) B, L, D] of the branches as [B, L, (K + 1) D]."""
+        return torch.cat(hidden.chunk(self.branches, dim=0), dim=-1)
 
     def _query_masks(self, query_mask: Tensor) -> list[Tensor]:
         """Find the positions `query_mask` in each of the other branches; on the host."""

@@ -23,6 +23,7 @@ from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.diffusion.noise import MaskNoise, Noise
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Cache, CacheState
+from mmdlm.core.sampling.denoising import Denoising, forward
 from mmdlm.core.sampling.forward_passes import ForwardPasses
 from mmdlm.core.sampling.generators import Generators, RowGenerators
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
@@ -190,38 +191,27 @@ class Sampler:
                 than blocks, if the cache does not fit the batch, or if `generator` is not one, or
                 not as many as there are rows.
         """
-        run, state = self._begin(denoiser, batch, generator, unconditional, packed)
-        for step in range(run.blocks.total):
-            plan = self._plan(run, state)
-            plan.host.refuse_broken()
-            if plan.host.is_finished:
+        rows = self.begin(
+            denoiser, batch, generator=generator, unconditional=unconditional, packed=packed
+        )
+        while True:
+            rows.plan.host.refuse_broken()
+            if rows.plan.host.is_finished:
                 return
-            passes = state.passes.only(plan.host.unfinished)
-            if self.cache is not None and self.cache.grows:
-                passes = passes.up_to(plan.host.columns, begins=step == 0)
-            with run.packed:
-                hidden = self._forward(passes, state.x_t, plan, first=step == 0)
-                drawn = self._draw(run, passes, hidden, plan)
-            choice = self._choose(run, state, plan, drawn)
-            state = self._commit(run, replace(state, passes=passes), plan, drawn, choice)
-            yield SampleStep(
-                ids=state.x_t,
-                committed=state.committed,
-                step=step,
-                steps=run.blocks.total,
-                log_prob=state.log_prob,
-            )
-        self._plan(run, state).host.refuse_broken()
+            (hidden,) = forward([rows])
+            rows = rows.after(hidden)
+            yield rows.output()
 
-    def _begin(
+    def begin(
         self,
         denoiser: Denoiser,
         batch: Batch,
+        *,
         generator: Generators,
-        unconditional: Batch | tuple[Batch, ...] | None,
-        packed: PackedLayers | None,
-    ) -> tuple[SamplingRun, RowState]:
-        """Check the batch against the sampler; return the run and the state of pure noise."""
+        unconditional: Batch | tuple[Batch, ...] | None = None,
+        packed: PackedLayers | None = None,
+    ) -> Denoising:
+        """Return the rows before their first step, as pure noise; arguments as in `trajectory`."""
         vocabulary, target = denoiser.vocabulary, batch.target
         if packed is None:
             packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
@@ -247,7 +237,7 @@ class Sampler:
             [vocabulary.eos_id, vocabulary.mask_id, *self.stop_ids], device=target.device
         )
         run = SamplingRun(
-            batch=batch,
+            batch=passes.batch,
             vocabulary=vocabulary,
             blocks=blocks,
             generators=RowGenerators.of(generator, passes.lengths),
@@ -267,11 +257,11 @@ class Sampler:
         )
         all_noise = torch.ones(target.shape, device=target.device)
         x_t = self._with_noise(run, batch.ids, target, p_mask=all_noise)
-        return run, RowState.first(passes, x_t, torch.zeros_like(blocks.count))
+        return Denoising.of(self, run, RowState.first(passes, x_t, torch.zeros_like(blocks.count)))
 
     # --- the five steps ---
 
-    def _plan(self, run: SamplingRun, state: RowState) -> StepPlan:
+    def plan(self, run: SamplingRun, state: RowState) -> StepPlan:
         """Find the targets that may be committed, and the positions that have to be computed."""
         target, block, blocks = run.batch.target, state.block[:, None], run.blocks
         running = state.block < blocks.count  # [B]
@@ -301,14 +291,7 @@ class Sampler:
         progress = replace(progress, on_host=host.progress)
         return StepPlan(in_block, begun, still_open, progress, host)
 
-    def _forward(
-        self, passes: ForwardPasses, x_t: Tensor, plan: StepPlan, *, first: bool
-    ) -> Tensor:
-        """Return the hidden states [R, L, D] of the R rows that are not finished."""
-        hidden = passes.first_hidden if first else passes.hidden
-        return hidden(x_t, plan.host.query_mask)
-
-    def _draw(
+    def draw(
         self, run: SamplingRun, passes: ForwardPasses, hidden: Tensor, plan: StepPlan
     ) -> SampledTokens:
         """Draw a token for each open target, and score the targets by the order."""
@@ -330,7 +313,7 @@ class Sampler:
             generators=run.generators,
         )
 
-    def _choose(
+    def choose(
         self, run: SamplingRun, state: RowState, plan: StepPlan, drawn: SampledTokens
     ) -> Choice:
         """Choose which drawn tokens are committed, and which committed ones are masked again."""
@@ -359,7 +342,7 @@ class Sampler:
         void = masks.sum(1) * self.unmasking.planned
         return Choice(chosen & ~masks, again, remaining, void)
 
-    def _commit(
+    def commit(
         self,
         run: SamplingRun,
         state: RowState,
