@@ -1,0 +1,1 @@
+"""Images measured: distances to real ones, fit to prompts, and layouts of published benchmarks."""
