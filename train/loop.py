@@ -135,11 +135,11 @@ def fit(
             if spent:
                 break
             started = time.perf_counter()
-            micro = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
+            micro_batches = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
             waited = time.perf_counter() - started
             _set_rates(optimizers, settings.schedule.factor(step, settings.max_steps))
             losses, norm, load = take_step(
-                model, stage, optimizers, micro, accelerator, settings, step
+                model, stage, optimizers, micro_batches, accelerator, settings, step
             )
             if norm is not None and math.isfinite(norm):
                 ema.update()

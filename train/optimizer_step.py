@@ -28,7 +28,7 @@ def take_step(
     model: nn.Module,
     stage: Stage,
     optimizers: list[torch.optim.Optimizer],
-    micro: list[Any],
+    micro_batches: list[Any],
     accelerator: Accelerator,
     settings: TrainingConfig,
     step: int,
@@ -42,7 +42,7 @@ def take_step(
     """
     stage.begin(step)
     batches, noises, counts = [], [], dict.fromkeys(stage.coefficients, torch.zeros(()))
-    for index, batch in enumerate(micro):
+    for index, batch in enumerate(micro_batches):
         batch = batch.to(accelerator.device, non_blocking=True)
         generator = step_generator(
             accelerator.device, settings.seed, step, accelerator.process_index, index
@@ -77,7 +77,7 @@ def take_step(
         if math.isfinite(norm) and norm > 0:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    loads = [stage.load(*pair) for pair in zip(micro, noises, strict=True)]
+    loads = [stage.load(*pair) for pair in zip(micro_batches, noises, strict=True)]
     counted = [one for one in loads if one is not None]
     load = sum(counted[1:], counted[0]) if len(counted) == len(loads) else None
     losses = {

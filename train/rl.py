@@ -104,8 +104,8 @@ class PolicyStage(Stage):
             scores, batch.advantage, old=scored_views.old, reference=scored_views.reference
         )
         parts = terms.statistics.parts
-        here = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
-        self.seen = self.seen + here
+        statistics = Statistics(*({name: v.cpu() for name, v in part.items()} for part in parts))
+        self.seen = self.seen + statistics
         return terms.sums
 
     def load(self, batch: RolloutBatch, noise: int | None) -> Load:
@@ -224,7 +224,7 @@ def main(
         Plan(
             prompts=prompts_per_batch,
             num_generations=num_generations,
-            micro=training.gradient_accumulation_steps,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
             num_iterations=num_iterations,
             process=state.process_index,
             of=state.num_processes,

@@ -114,8 +114,8 @@ class Columns:
             where=row.where,
             report=report,
         )
-        if behind := len(every) - len(messages):
-            report.change(row.where, f"{behind} messages behind its last answer are left out")
+        if after_answer := len(every) - len(messages):
+            report.change(row.where, f"{after_answer} messages behind its last answer are left out")
         return sample
 
 
@@ -179,12 +179,14 @@ def _images_first(said: Mapping[str, list[Message]], marks: str) -> dict[str, li
 def _from_question(messages: list[Message], mark: str, where: str, report: Report) -> list[Message]:
     """Return a conversation without the answers that it begins with, as cut ones of ShareGPT do."""
     start = next((n for n, one in enumerate(messages) if one.role == SYSTEM), -1) + 1
-    behind = next((n for n, one in enumerate(messages) if n >= start and one.role != ASSISTANT), 0)
-    cut = messages[start:behind]
+    after_answer = next(
+        (n for n, one in enumerate(messages) if n >= start and one.role != ASSISTANT), 0
+    )
+    cut = messages[start:after_answer]
     if start > 1 or not cut or any(mark in one.text for one in cut):
         return messages
     report.change(where, "it begins with an answer, which is left out")
-    return [*messages[:start], *messages[behind:]]
+    return [*messages[:start], *messages[after_answer:]]
 
 
 def images_of(content: Mapping[str, Any], values: Mapping[str, Any]) -> list[Any]:

@@ -78,8 +78,8 @@ def up_to_answer(messages: list[Message]) -> list[Message]:
             f"its {len(messages)} messages hold no answer of an assistant, but are of {names}"
         )
     asked, answer = messages[:last], messages[last]
-    for number, (before, here) in enumerate(pairwise(messages[: last + 1]), 2):
-        if before.role == here.role == ASSISTANT:
+    for number, (before, current) in enumerate(pairwise(messages[: last + 1]), 2):
+        if before.role == current.role == ASSISTANT:
             raise ValueError(f"message {number} is the second of the assistant in a row")
     # What asks for the answer; the marks of images are counted where the images are.
     plain = [{"role": one.role, "content": one.text.replace(IMAGE, "-")} for one in messages]

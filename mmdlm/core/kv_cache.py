@@ -13,7 +13,7 @@ from torch import Tensor
 class KVCache:
     """Keys, values and hidden states of N rows, as they were when each place was last computed.
 
-    The one thing here that is written to: a denoiser that is given a memory changes it.
+    A denoiser that is given a cache writes to it; nothing else in core is changed in place.
 
     Attributes:
         keys: One [N, L, H, d] for each layer; empty before the first pass.
@@ -35,7 +35,7 @@ class KVCache:
         self.hidden = F.pad(self.hidden, (0, 0, 0, more))
 
     def rows(self, index: Tensor, *, of: int) -> KVCache:
-        """Of some of `of` rows; a memory of several branches holds so many of each in turn."""
+        """Return the cache of some of `of` rows; one of several branches holds them in turn."""
         if self.hidden is None:
             return KVCache()
         branches = len(self.hidden) // of

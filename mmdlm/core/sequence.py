@@ -389,11 +389,11 @@ def _lay_out(rows: list[list[Sequence]], vocabulary: Vocabulary, *, length: int)
             document[b, start : start + len(sequence)] = d
             position[b, start : start + len(sequence)] = torch.arange(len(sequence))
             for segment in sequence.segments:
-                here = (b, slice(start, start + len(segment.ids)))
-                ids[here] = segment.ids
-                modality[here] = int(segment.modality)
-                target[here] = segment.target
-                segment_of[here] = segment_count
+                span = (b, slice(start, start + len(segment.ids)))
+                ids[span] = segment.ids
+                modality[span] = int(segment.modality)
+                target[span] = segment.target
+                segment_of[span] = segment_count
                 if segment.features is not None:
                     features.append(segment.features)
                 if segment.views is not None:

@@ -80,16 +80,20 @@ class BlockRandom(LikelihoodEstimator):
         order = key.masked_fill(beyond, 2.0).argsort(1)  # a row's own blocks come first
         views = []
         for j in range(self.views):
-            here = order.gather(1, (j % blocks)[:, None])  # [B, 1]
+            chosen_block = order.gather(1, (j % blocks)[:, None])  # [B, 1]
             u = torch.rand((len(scored), 1), generator=generator, device=device)
             share = (1 - u).expand(scored.shape)  # in (0, 1]: k is never 0
             draw, other = torch.rand((2, *scored.shape), generator=generator, device=device)
             within, _ = exact_count(
-                scored & (block == here), share, draw, group=document_numbers(batch), t=share
+                scored & (block == chosen_block),
+                share,
+                draw,
+                group=document_numbers(batch),
+                t=share,
             )
-            before = maskable(batch) & ~batch.target | scored & (block < here)
+            before = maskable(batch) & ~batch.target | scored & (block < chosen_block)
             hidden = before & (other < self.prompt_mask_prob)
-            masked = within | scored & (block > here) | hidden & scored
+            masked = within | scored & (block > chosen_block) | hidden & scored
             weight = scored.sum(1, keepdim=True) / masked.sum(1, keepdim=True).clamp_min(1)
             views.append(
                 masked_view(

@@ -146,12 +146,12 @@ class NeighborNoise(Noise):
         for kind in GENERATED:
             start, stop = vocabulary.range(kind)
             number = numbers_of(asked[0].bool() & (asked[2] == kind))
-            here, longest = sent(number, x_0.device), asked[1].flatten()[number].numpy()
-            codes, left = x_0.flatten()[here] - start, steps.flatten()[here]
+            index, longest = sent(number, x_0.device), asked[1].flatten()[number].numpy()
+            codes, left = x_0.flatten()[index] - start, steps.flatten()[index]
             for done in range(int(longest.max()) if len(longest) else 0):
                 moved = self.neighborhood.step(codes, stop - start, generator=generator)
                 codes = torch.where(left > done, moved.to(codes.dtype), codes)
-            x_t = x_t.index_copy(0, here, codes + start)
+            x_t = x_t.index_copy(0, index, codes + start)
         return x_t.view_as(anywhere)
 
     def _events(self, p_mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -179,7 +179,7 @@ class MmdlmEncoder(PreTrainedModel):
     ) -> Tensor:
         """Noisy ids [B, L] in the layout of `batch` -> [B, L, D], everywhere.
 
-        Raises ValueError for a memory: the layers are transformers' own, and keep nothing.
+        Raises ValueError for a cache: the layers are transformers' own, and keep nothing.
         """
         if kv_cache is not None:
             raise ValueError(

@@ -156,14 +156,14 @@ class MmdlmModel(MmdlmPreTrainedModel):
             seen = AttentionPattern.seen_from(
                 subset, document, prefix=prefix, block=block, undivided=undivided
             )
-            here = turned(rotation, subset)
+            subset_rotation = turned(rotation, subset)
             x = subset.take(embeddings)
             *first, last = (
                 partial(_cached_layer, layer, kv_cache, number, subset)
                 for number, layer in enumerate(self.layers)
             )
             for layer in first:
-                x = layer(x, here, seen)
+                x = layer(x, subset_rotation, seen)
             some = None
             if subset.column is None and (read & rows[:, None]).numpy().any():
                 subset = TokenSubset.of(read, rows, device=device)
@@ -171,7 +171,7 @@ class MmdlmModel(MmdlmPreTrainedModel):
                     subset, document, prefix=prefix, block=block, undivided=undivided
                 )
                 some = replace(subset, rows=None)  # of x, which has only these rows
-            x = self.norm(last(x, here, seen, some))
+            x = self.norm(last(x, subset_rotation, seen, some))
             if kv_cache.hidden is None:
                 kv_cache.hidden = x.new_zeros(*document.shape, x.shape[-1])
             subset.to(x.device).put_(kv_cache.hidden, x)
@@ -208,13 +208,13 @@ class MmdlmModel(MmdlmPreTrainedModel):
         pattern = AttentionPattern.of(document, flex=flex, prefix=prefix)
         subset = TokenSubset.of(again(~prefix & (document != NO_DOCUMENT)))
         seen = AttentionPattern.seen_from(subset, again(document), prefix=again(prefix))
-        here = turned((again(rotation[0]), again(rotation[1])), subset)
+        subset_rotation = turned((again(rotation[0]), again(rotation[1])), subset)
         others = subset.take(others)
         for layer in self.layers:
             known: list[Tensor] = []
             first = layer(first, rotation, pattern, partial(_store, known))
             shared = [again(one) for one in known]
-            others = layer(others, here, seen, partial(_read, shared, subset))
+            others = layer(others, subset_rotation, seen, partial(_read, shared, subset))
         first, others = self.norm(first), self.norm(others)
         return torch.cat([first, subset.put(again(first), others)])
 

@@ -426,11 +426,11 @@ class Engine:
         ]
         found: dict[int, Codes] = {}
         for size in dict.fromkeys(sizes):
-            here = [n for n, other in enumerate(sizes) if other == size]
+            alike = [n for n, other in enumerate(sizes) if other == size]
             pixels = torch.stack(
-                [to_pixels(images[n], size, fit=self.defaults.fit) for n in here]
+                [to_pixels(images[n], size, fit=self.defaults.fit) for n in alike]
             ).to(self.device)
             ids = self.denoiser.vocabulary.image_ids(tokenizer.encode(pixels))
             grid = size[0] // tokenizer.downsampling, size[1] // tokenizer.downsampling
-            found |= {n: Codes.given(one, grid) for n, one in zip(here, ids.cpu(), strict=True)}
+            found |= {n: Codes.given(one, grid) for n, one in zip(alike, ids.cpu(), strict=True)}
         return [found[n] for n in range(len(images))]

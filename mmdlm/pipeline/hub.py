@@ -48,16 +48,16 @@ class Hub:
         name = str(name_or_path)
         bundled = sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
         path = Path(name_or_path).expanduser()
-        here = BUNDLED / name if name in bundled else None
-        if here is None and name.strip():  # Path("") is the current folder
-            here = find_in_run(path) or (path if path.is_dir() else None)
-        if here is not None:
+        local = BUNDLED / name if name in bundled else None
+        if local is None and name.strip():  # Path("") is the current folder
+            local = find_in_run(path) or (path if path.is_dir() else None)
+        if local is not None:
             if self.revision is not None:
                 raise ValueError(
                     f"revision {self.revision!r} is of a repository of the Hugging Face Hub, but "
                     f"{name!r} is on this machine; leave one of both out"
                 )
-            return here
+            return local
         choice = (
             f"give a bundled name ({', '.join(bundled) or 'none is installed'}), the folder of a "
             "checkpoint or of a run, or OWNER/NAME of the Hugging Face Hub"

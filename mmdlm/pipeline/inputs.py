@@ -154,14 +154,14 @@ def part_of(given: str, kind: type[Part], *, names: tuple[str, ...]) -> str | Pa
     known = f"give one of {', '.join(names)}, or the class path of a {kind.__name__} of your own"
     if not module:
         raise ValueError(f"{given!r} is no {kind.__name__} that is known; {known}")
-    here = os.getcwd()
-    sys.path.insert(0, here)  # an installed command does not look for modules where it is started
+    folder = os.getcwd()
+    sys.path.insert(0, folder)  # an installed command does not look for modules where it is started
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{given!r} cannot be imported ({error}); {known}") from error
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{given!r} is no {kind.__name__}; {known}")
     try:

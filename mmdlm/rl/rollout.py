@@ -72,11 +72,13 @@ class Rollout:
         committed = batch.target & (out.steps >= 0)
         end = text & committed & torch.isin(out.ids, torch.tensor(ends, device=out.ids.device))
         ended_before = _before(end, batch.segment)
-        behind = text & (ended_before > 0)
-        far = behind & (_before(behind, batch.segment) >= tail)
+        after_end = text & (ended_before > 0)
+        far = after_end & (_before(after_end, batch.segment) >= tail)
         last = batch.segment.masked_fill(~text, -1).amax(1, keepdim=True)
         return cls(
-            batch=replace(batch, ids=out.ids.masked_fill(behind & ~committed, vocabulary.eos_id)),
+            batch=replace(
+                batch, ids=out.ids.masked_fill(after_end & ~committed, vocabulary.eos_id)
+            ),
             steps=out.steps,
             log_prob=out.log_prob,
             scored=committed & ~far,
@@ -99,8 +101,8 @@ class Rollout:
     def answers(self, modality: Modality = Modality.TEXT) -> list[Tensor]:
         """Return the scored ids [n] of each row in reading order: text with its end, or codes."""
         assert modality in GENERATED, f"{modality.name} holds no answers"
-        here = self.scored & self.batch.of(modality)
-        return [ids[where] for ids, where in zip(self.batch.ids, here, strict=True)]
+        of_modality = self.scored & self.batch.of(modality)
+        return [ids[where] for ids, where in zip(self.batch.ids, of_modality, strict=True)]
 
     def statistics(self) -> Statistics:
         """Lengths under TRL's names; `completions/clipped_ratio` is the share without an end."""

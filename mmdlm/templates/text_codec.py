@@ -69,10 +69,10 @@ class TextCodec:
         """
         found: dict[str, int] = {}
         missing = []
-        for here, (names, published) in wanted.items():
+        for name, (names, published) in wanted.items():
             at = self.first_of(names)
             if at is None and published in self.tokenizer.added_tokens_decoder:
-                found[here] = published
+                found[name] = published
             elif at is None:
                 missing.append(" or ".join(names))
             elif at != published and published < len(self.tokenizer):
@@ -81,7 +81,7 @@ class TextCodec:
                     f"published with id {published}; give it the tokenizer that it was trained with"
                 )
             else:
-                found[here] = at
+                found[name] = at
         if missing:
             raise ValueError(
                 f"the text tokenizer has no {', no '.join(missing)}, which this "

@@ -21,7 +21,7 @@ from data_pipelines.sources.rows import rows_of
 from data_pipelines.sources.source import field_image
 from data_pipelines.write_shards import conversations as write_conversations
 from mmdlm.vision.image_files import open_image
-from tests.data_pipelines.eyes import plain
+from tests.data_pipelines.tiny_vision import plain
 
 PAIR = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 

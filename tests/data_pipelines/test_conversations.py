@@ -24,7 +24,7 @@ from mmdlm.core.sequence import Batch, Sequence
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.templates.text_codec import TextCodec
-from tests.data_pipelines.eyes import SQUARE, adapter, plain
+from tests.data_pipelines.tiny_vision import SQUARE, adapter, plain
 from tests.templates.tiny import ids_of, targets_of, words_of
 
 SAID = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d e")]

@@ -20,7 +20,7 @@ from mmdlm.cli import recipe as command_line
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 from mmdlm.vision.encoders.transformers_towers import SiglipTower
-from tests.data_pipelines.eyes import TILES, TOWER, plain
+from tests.data_pipelines.tiny_vision import TILES, TOWER, plain
 from tests.models.tiny import tiny_config
 
 VISION = VisionConfig(tower=TOWER, tiling=TILES)

@@ -19,8 +19,8 @@ from data_pipelines.write_shards import preferences as write_preferences
 from mmdlm.core.sequence import Batch, Sequence, collate, pack, text_segment
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.text_codec import TextCodec
-from tests.data_pipelines.eyes import plain
 from tests.data_pipelines.test_conversations import short
+from tests.data_pipelines.tiny_vision import plain
 from tests.templates.tiny import words_of
 
 

@@ -28,7 +28,7 @@ from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.vision.encoders.adapter import VisionAdapter
 from mmdlm.vision.encoders.crops import CropViews
-from tests.data_pipelines.eyes import SQUARE, TILES, adapter, plain
+from tests.data_pipelines.tiny_vision import SQUARE, TILES, adapter, plain
 
 EOS = 999
 

@@ -1,4 +1,4 @@
-"""Dimple's eyes and positions against those of transformers' Qwen2.5-VL, of which it took them."""
+"""Dimple's vision tower and positions against transformers' Qwen2.5-VL, where they come from."""
 
 from __future__ import annotations
 

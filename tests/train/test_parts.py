@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.encoders.adapter import VisionConfig
-from tests.data_pipelines.eyes import TILES, TOWER
+from tests.data_pipelines.tiny_vision import TILES, TOWER
 from tests.models.tiny import tiny_model
 from train.optimizer import AdamW, ExponentialMovingAverage, Muon, Optimizer
 from train.stages.param_groups import Parts, parts_of

@@ -25,7 +25,7 @@ from mmdlm.models.configuration import read_config
 from mmdlm.models.lora import TEMPLATE
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import quantization_config
-from tests.data_pipelines.eyes import TOWER
+from tests.data_pipelines.tiny_vision import TOWER
 from tests.models import foreign
 from tests.train.test_chat import recipe as talks
 from tests.train.test_chat import said, tokenizer

@@ -25,7 +25,7 @@ from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sequence import Sequence, collate, image_segment
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.image_files import open_image
-from tests.data_pipelines.eyes import plain
+from tests.data_pipelines.tiny_vision import plain
 from tests.models.tiny import VOCABULARY, document
 from tests.train.test_parts import part_of, seeing
 from tests.train.tiny import Run, pretrain, trajectory
@@ -170,7 +170,7 @@ def test_features_train_as_images_do(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tower_of_a_text_model_is_read(recipe: Path, tmp_path: Path) -> None:
-    """A language model gets eyes: its weights and the tower's stay, the projector is trained."""
+    """A language model gets a vision adapter, of which only the projector is trained."""
     config = json.loads(recipe.read_text())
     text = {
         "model__vision": None,

@@ -37,7 +37,7 @@ from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.vision.encoders.adapter import VisionConfig
 from tests.core.fakes import VOCABULARY, TinyDenoiser, ragged, rng
-from tests.data_pipelines.eyes import SQUARE, TILES, TOWER, plain
+from tests.data_pipelines.tiny_vision import SQUARE, TILES, TOWER, plain
 from tests.models.tiny import tiny_model
 from tests.templates.tiny import words_of
 from tests.train.tiny import Run, be_one_of_two, logged, sft, shard_weights, trajectory

@@ -215,9 +215,9 @@ def _check_alike(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:
         return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
     for name in sorted(stored.keys() | own.keys()):
-        there, here = kind(stored.get(name)), kind(own.get(name))
-        if there != here:
-            raise ValueError(f"{name} is {there} there and {here} here")
+        stored_kind, own_kind = kind(stored.get(name)), kind(own.get(name))
+        if stored_kind != own_kind:
+            raise ValueError(f"{name} is {stored_kind} there and {own_kind} here")
 
 
 @contextmanager

@@ -89,30 +89,32 @@ class Rollouts:
     # ---- the loader -----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        each = self.plan.micro * self.plan.num_iterations
+        each = self.plan.gradient_accumulation_steps * self.plan.num_iterations
         while True:
             number, rest = divmod(self.given, each)
-            iteration, micro = divmod(rest, self.plan.micro)
+            iteration, index = divmod(rest, self.plan.gradient_accumulation_steps)
             if iteration == 0:
-                if micro == 0:
+                if index == 0:
                     self.micro_batches = []
                 began, scoring = time.perf_counter(), self.scoring
                 with self._sampling():
-                    self.micro_batches.append(self._micro_batch(number, micro))
+                    self.micro_batches.append(self._micro_batch(number, index))
                 self.rolling += time.perf_counter() - began - (self.scoring - scoring)
             self.given += 1
-            yield self.micro_batches[micro].at(iteration)
+            yield self.micro_batches[index].at(iteration)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, what it has cost, and the rollouts that are not used up."""
         self._count_time()
-        in_flight = self.given % (self.plan.micro * self.plan.num_iterations) != 0
+        in_flight = (
+            self.given % (self.plan.gradient_accumulation_steps * self.plan.num_iterations) != 0
+        )
         return {
             "given": self.given,
             "plan": [
                 self.plan.prompts,
                 self.plan.num_generations,
-                self.plan.micro,
+                self.plan.gradient_accumulation_steps,
                 self.plan.num_iterations,
             ],
             "tokens": self.tokens,
@@ -129,7 +131,7 @@ class Rollouts:
         plan = [
             self.plan.prompts,
             self.plan.num_generations,
-            self.plan.micro,
+            self.plan.gradient_accumulation_steps,
             self.plan.num_iterations,
         ]
         if state["plan"] != plan:
@@ -187,10 +189,11 @@ class Rollouts:
 
     # ---- rollouts -------------------------------------------------------------------------------
 
-    def _micro_batch(self, number: int, micro: int) -> MicroBatch:
+    def _micro_batch(self, number: int, index: int) -> MicroBatch:
         """Return the rollouts of one micro-batch of a round."""
         plan = self.plan
-        place = (number * plan.micro + micro) * plan.of + plan.process  # among all of the run
+        # among all of the run
+        place = (number * plan.gradient_accumulation_steps + index) * plan.of + plan.process
         sampling, looking = (
             step_generator(self.model.device, self.seed, place, which) for which in range(2)
         )
@@ -219,7 +222,7 @@ class Rollouts:
         advantage = self.reward_config.advantage(rewards.total, group=group)
         self.tokens += int(rollout.lengths.sum())
         self.read += int((~rollout.batch.is_padding & ~rollout.batch.target).sum())
-        if self.table is not None and micro == 0:
+        if self.table is not None and index == 0:
             texts = [one.prompt.text for one in problems]
             self.table.write(number, texts, completions, rewards, advantage)
         advantage = self.loss.prepare(advantage, group=group, known=rewards.scored).float()

@@ -86,17 +86,17 @@ class Plan:
     """How many of what.
 
     Attributes:
-        prompts: A micro-batch.
+        prompts: Of a micro-batch.
         num_generations: Completions of each prompt.
-        micro: Micro-batches a step, on each process.
+        gradient_accumulation_steps: Micro-batches of a step, on each process.
         num_iterations: Steps of training that each set of rollouts serves.
-        process: Number of this process, and of how many.
-        of: Number of this process, and of how many.
+        process: Number of this process, from 0.
+        of: Number of processes.
     """
 
     prompts: int
     num_generations: int
-    micro: int
+    gradient_accumulation_steps: int
     num_iterations: int
     process: int = 0
     of: int = 1
@@ -105,7 +105,7 @@ class Plan:
         for name, least in (
             ("prompts", 1),
             ("num_generations", 2),
-            ("micro", 1),
+            ("gradient_accumulation_steps", 1),
             ("num_iterations", 1),
         ):
             if getattr(self, name) < least:

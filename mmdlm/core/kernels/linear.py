@@ -174,9 +174,9 @@ class Linear(nn.Linear):
 
     def rows(self, x: Tensor, ids: Rows) -> Tensor:
         """[..., D] -> [..., stop - start], of some of the outputs."""
-        here = slice(*ids)
-        bias = None if self.bias is None else self.bias[here]
-        return self._product(x, self.weight[here], bias, ids)
+        wanted_rows = slice(*ids)
+        bias = None if self.bias is None else self.bias[wanted_rows]
+        return self._product(x, self.weight[wanted_rows], bias, ids)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows) -> Tensor:
         if torch.is_grad_enabled() or not _fits(x) or (packed := self.packed) is None:

@@ -54,13 +54,13 @@ def _surest(denoiser: Denoiser, x_t: Tensor, batch: Batch, where: Tensor) -> tup
     sure = torch.full(x_t.shape, -torch.inf, device=x_t.device)
     token = torch.zeros_like(x_t)
     for modality in GENERATED:
-        here = where & batch.of(modality)
-        if not bool(here.any()):
+        positions = where & batch.of(modality)
+        if not bool(positions.any()):
             continue
         ids = denoiser.vocabulary.range(modality)
-        logits = denoiser.logits_at(hidden, here, ids=ids).float()
+        logits = denoiser.logits_at(hidden, positions, ids=ids).float()
         masks = columns_of((denoiser.vocabulary.mask_id,), ids, x_t.device)
         best, index = without_columns(logits.log_softmax(-1), masks).max(-1)
-        sure = sure.masked_scatter(here, best)
-        token = token.masked_scatter(here, index + ids[0])
+        sure = sure.masked_scatter(positions, best)
+        token = token.masked_scatter(positions, index + ids[0])
     return sure, token

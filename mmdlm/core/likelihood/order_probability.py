@@ -63,27 +63,27 @@ def step_scores(
     found = []
     for modality in GENERATED:
         ids = (0, vocabulary.size) if full_vocabulary else vocabulary.range(modality)
-        here = where & batch.of(modality)
-        if not bool(here.any()):
+        positions = where & batch.of(modality)
+        if not bool(positions.any()):
             continue
-        logits = denoiser.logits_at(hidden, here, ids=ids).float()
+        logits = denoiser.logits_at(hidden, positions, ids=ids).float()
         unseen = tuple(i for i in undrawable if i != vocabulary.mask_id)
         log_p = without_columns(logits, columns_of(unseen, ids, x_t.device)).log_softmax(-1)
         log_q = without_columns(logits, columns_of(undrawable, ids, x_t.device)).log_softmax(-1)
-        label = (batch.ids[here] - ids[0])[:, None]
-        seen = seen.masked_scatter(here, log_p.detach().gather(-1, label).squeeze(-1))
-        result = result.masked_scatter(here, log_q.gather(-1, label).squeeze(-1))
+        label = (batch.ids[positions] - ids[0])[:, None]
+        seen = seen.masked_scatter(positions, log_p.detach().gather(-1, label).squeeze(-1))
+        result = result.masked_scatter(positions, log_q.gather(-1, label).squeeze(-1))
         if spread is not None:
             value = torch.special.entr(log_q.detach().exp()).sum(-1)
-            spread = spread.masked_scatter(here, value)
-        found.append((here, log_p.detach(), log_q))
+            spread = spread.masked_scatter(positions, value)
+        found.append((positions, log_p.detach(), log_q))
 
     seen = seen.masked_fill(~committed, math.inf)
     least = seen.amin(1)  # [B] the least sure of S
     column = torch.arange(x_t.shape[1], device=x_t.device)
     last = column.expand_as(seen).masked_fill(seen > least[:, None], -1).amax(1)  # [B] its place
-    for here, log_p, log_q in found:
-        row, place = here.nonzero(as_tuple=True)
+    for positions, log_p, log_q in found:
+        row, place = positions.nonzero(as_tuple=True)
         level = least[row, None]
         after = (place > last[row])[:, None]
         passed = (log_p < level) | ((log_p == level) & after)  # [M, R]
@@ -91,7 +91,7 @@ def step_scores(
             passed &= log_p.exp() < threshold
         # What cannot happen gets the least probability that a number has, not none.
         factor = log_q.masked_fill(~passed, _LEAST).logsumexp(-1)
-        result = torch.where(committed, result, result.masked_scatter(here, factor))
+        result = torch.where(committed, result, result.masked_scatter(positions, factor))
     result = torch.where(covered, result, 0.0)
     return result, None if spread is None else torch.where(covered, spread, 0.0)
 

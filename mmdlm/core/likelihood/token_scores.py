@@ -89,22 +89,22 @@ def token_scores(
         if start == stop:
             continue
         ids = (0, denoiser.vocabulary.size) if full_vocabulary else (start, stop)
-        here = where & batch.of(modality)
-        label = batch.ids[here] - ids[0]
+        positions = where & batch.of(modality)
+        label = batch.ids[positions] - ids[0]
         if not len(label) and something:  # its gradients, all zero, are as large as the head
             continue
         columns = columns_of(without, ids, x_t.device)
         if head is not None:
             found = linear_log_prob(
-                hidden[here], head, label, ids=ids, entropy=entropy, without=columns
+                hidden[positions], head, label, ids=ids, entropy=entropy, without=columns
             )
         else:
-            logits = denoiser.logits_at(hidden, here, ids=ids)
+            logits = denoiser.logits_at(hidden, positions, ids=ids)
             found = _log_prob(without_columns(logits, columns), label, entropy=entropy)
         log_prob, value = found
-        result = result.masked_scatter(here, log_prob)
+        result = result.masked_scatter(positions, log_prob)
         if spread is not None and value is not None:
-            spread = spread.masked_scatter(here, value)
+            spread = spread.masked_scatter(positions, value)
     return result, spread
 
 

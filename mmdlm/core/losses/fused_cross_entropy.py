@@ -138,15 +138,15 @@ class _LinearLogProb(torch.autograd.Function):
         spread = torch.empty_like(found) if entropy else None
         of_states = torch.empty_like(states) if learning and states.requires_grad else None
         own = head[slice(*ids)].to(dtype)
-        for here in _chunks(states, own):
-            wanted = label[here, None]
-            log_prob, share, sum_ = _softmax(states[here], own, wanted, without)
-            found[here] = log_prob.squeeze(1)
+        for chunk in _chunks(states, own):
+            wanted = label[chunk, None]
+            log_prob, share, sum_ = _softmax(states[chunk], own, wanted, without)
+            found[chunk] = log_prob.squeeze(1)
             if spread is not None:  # of p = share / sum_
-                spread[here] = torch.special.entr(share).sum(1) / sum_[:, 0] + sum_[:, 0].log()
+                spread[chunk] = torch.special.entr(share).sum(1) / sum_[:, 0] + sum_[:, 0].log()
             if of_states is not None:
                 slope = _slope(share, sum_, wanted, -torch.ones_like(sum_)).to(states.dtype)
-                of_states[here] = linear(slope, own.T)
+                of_states[chunk] = linear(slope, own.T)
                 del slope
             del share
         again = (states, head, label) if ctx.needs_input_grad[1] else (None,) * 3
@@ -209,14 +209,14 @@ def _summed(
     sum_of_head = None if of_head is None else of_head[slice(*ids)].float()  # a view, mostly
     own = head[slice(*ids)].to(dtype)
     total = torch.zeros((), device=states.device)
-    for here in _chunks(states, own):
-        some, wanted, weight = states[here], label[here, None], factor[here, None]
+    for chunk in _chunks(states, own):
+        some, wanted, weight = states[chunk], label[chunk, None], factor[chunk, None]
         log_prob, share, sum_ = _softmax(some, own, wanted, without)
         total -= (weight * log_prob).sum()
         if for_states or for_head:
             slope = _slope(share, sum_, wanted, weight).to(states.dtype)
             if of_states is not None:
-                of_states[here] = linear(slope, own.T)
+                of_states[chunk] = linear(slope, own.T)
             if sum_of_head is not None:
                 _add_product(sum_of_head, slope.T, some)
             del slope

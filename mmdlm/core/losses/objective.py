@@ -147,33 +147,33 @@ class Objective:
                 continue
             if self.full_vocabulary:
                 ids = (0, denoiser.vocabulary.size)
-            here = corruption.loss_mask & batch.of(modality)
-            x_0 = batch.ids[here] - ids[0]
+            positions = corruption.loss_mask & batch.of(modality)
+            x_0 = batch.ids[positions] - ids[0]
             if not len(x_0) and something:  # its gradients, all zero, are as large as the head
                 sums[name] = hidden.new_zeros(())
                 continue
             tokens = Tokens(
                 x_0=x_0,
-                x_t=corruption.x_t[here] - ids[0],
-                p_mask=corruption.p_mask[here],
-                slope=corruption.slope[here],
-                weight=loss.weighting(batch, corruption)[here],
+                x_t=corruption.x_t[positions] - ids[0],
+                p_mask=corruption.p_mask[positions],
+                slope=corruption.slope[positions],
+                weight=loss.weighting(batch, corruption)[positions],
                 rates=partial(
                     self.process.of(modality).rates,
-                    corruption.t[here],
+                    corruption.t[positions],
                     denoiser.vocabulary,
                     ids=ids,
                 ),
             )
             divisor = loss.divisor(batch.only(modality))
-            share = 1.0 if divisor is None else 1 / divisor[here]
+            share = 1.0 if divisor is None else 1 / divisor[positions]
             head, factor = denoiser.head_weight(), loss.loss.factor(tokens)
             if head is not None and factor is not None:
                 sums[name] = linear_cross_entropy(
-                    hidden[here], head, tokens.x_0, factor * share, ids=ids
+                    hidden[positions], head, tokens.x_0, factor * share, ids=ids
                 )
             else:
-                logits = denoiser.logits_at(hidden, here, ids=ids)
+                logits = denoiser.logits_at(hidden, positions, ids=ids)
                 sums[name] = (loss.loss(logits, tokens) * share).sum()
         return LossTerms(sums=sums, counts=counts)
 

@@ -99,8 +99,8 @@ class ClassifierFreeGuidance:
             )
         used = [other for scale, other in zip(scales, others, strict=True) if scale != 1.0]
         for other in used:
-            there, here = (one.host_masks.target.numpy().sum(1) for one in (other, batch))
-            if there.tolist() != here.tolist():
+            theirs, ours = (one.host_masks.target.numpy().sum(1) for one in (other, batch))
+            if theirs.tolist() != ours.tolist():
                 raise ValueError(
                     "guidance: the unconditional batch must have as many targets in each row as "
                     f"the batch; it has {int(other.target.sum())} in {tuple(other.ids.shape)}, "
@@ -142,10 +142,12 @@ class GuidedDenoiser:
         self._runs = [
             None if one.block is None else on_host(block_runs(one)) for one in unconditional
         ]
-        self._targets, *self._places = (numbers_of(one.target) for one in (host_masks, *others))
+        self._targets, *self._target_indices = (
+            numbers_of(one.target) for one in (host_masks, *others)
+        )
         device = batch.ids.device
-        self._targets_there = sent(self._targets, device)
-        self._places_there = [sent(places, device) for places in self._places]
+        self._targets_on_device = sent(self._targets, device)
+        self._target_indices_on_device = [sent(indices, device) for indices in self._target_indices]
 
     @property
     def branches(self) -> int:
@@ -198,10 +200,10 @@ class GuidedDenoiser:
             Ids [(K + 1) B, L], their batch, and the positions to compute.
         """
         assert batch is self._batch, "a guided denoiser belongs to the batch it was made for"
-        noisy = x_t.flatten()[self._targets_there]
+        noisy = x_t.flatten()[self._targets_on_device]
         rows = [
-            context.flatten().index_put((places,), noisy).view_as(context)
-            for context, places in zip(self._contexts, self._places_there, strict=True)
+            context.flatten().index_put((indices,), noisy).view_as(context)
+            for context, indices in zip(self._contexts, self._target_indices_on_device, strict=True)
         ]
         query_mask = on_host(query_mask)
         marked = torch.cat([query_mask, *self._query_masks(query_mask)])
@@ -227,9 +229,9 @@ class GuidedDenoiser:
         host_masks = marked.flatten()[self._targets]
         return [
             torch.zeros(suffix_mask.numel(), dtype=torch.bool)
-            .index_put((places,), host_masks)
+            .index_put((indices,), host_masks)
             .view_as(suffix_mask)
-            for places, suffix_mask in zip(self._places, self._suffix_masks, strict=True)
+            for indices, suffix_mask in zip(self._target_indices, self._suffix_masks, strict=True)
         ]
 
     def head_weight(self) -> None:

@@ -75,8 +75,8 @@ class IdRange:
         logits = _without(logits, self.suppress_tokens)
         if not len(early) or not len(self.ends):
             return logits
-        places = sent(early, logits.device)[:, None], self.ends[None]
-        return logits.index_put(places, logits.new_tensor(-math.inf))
+        index = sent(early, logits.device)[:, None], self.ends[None]
+        return logits.index_put(index, logits.new_tensor(-math.inf))
 
     def drawable(self, logits: Tensor) -> Tensor:
         """Give mask tokens no probability in the allowed logits [m, R]."""
@@ -211,8 +211,8 @@ class Positions:
             logits = passes.guided.logits_at(
                 hidden, self._marks(start, stop), ids=(ids.start, ids.stop)
             )
-            for places, generator in some:
-                yield logits[places.start - start : places.stop - start], places, generator
+            for span, generator in some:
+                yield logits[span.start - start : span.stop - start], span, generator
             del logits
 
     def _pieces(self, runs: list[Run], width: int) -> list[Piece]:

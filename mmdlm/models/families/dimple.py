@@ -1,4 +1,4 @@
-"""Dimple (arXiv:2505.16990): Dream with the eyes of Qwen2.5-VL, and positions on three axes."""
+"""Dimple (arXiv:2505.16990): Dream with Qwen2.5-VL's vision tower and positions on three axes."""
 
 from __future__ import annotations
 

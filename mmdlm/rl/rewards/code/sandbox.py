@@ -154,7 +154,7 @@ class Sandbox:
                 file.seek(0)
             files = (for_code.fileno(), for_tests.fileno(), writing)
             # -I: nothing of this process's environment; -B: nothing is written beside modules
-            jail = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-I", "-B", str(WORKER), *map(str, files)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -166,18 +166,18 @@ class Sandbox:
             )
         os.close(writing)
         try:
-            report, late = self._read(reading, jail.pid)
+            report, late = self._read(reading, process.pid)
         finally:
             os.close(reading)
             with suppress(ProcessLookupError, PermissionError):  # macOS: of zombies
-                os.killpg(jail.pid, signal.SIGKILL)  # whatever it left behind, itself included
-            jail.wait()
+                os.killpg(process.pid, signal.SIGKILL)  # whatever it left behind, itself included
+            process.wait()
         lines = [json.loads(line) for line in report.split(b"\n") if _is_json(line)]
         if late:
             return lines, late
-        return lines, "" if jail.returncode == 0 and lines else self._why(jail.returncode)
+        return lines, "" if process.returncode == 0 and lines else self._why(process.returncode)
 
-    def _read(self, pipe: int, jail: int) -> tuple[bytes, str]:
+    def _read(self, pipe: int, pid: int) -> tuple[bytes, str]:
         """Return the report up to its end, and why it was cut short, or ""."""
         report = b""
         began: dict[int, float] | None = None  # process -> its time when the code began
@@ -202,7 +202,7 @@ class Sandbox:
                 return report, "its tests wrote too much into the report of the sandbox"
             if began is None and b"\n" in report:  # it is ready: from now on time counts
                 ready = json.loads(report.split(b"\n", 1)[0])
-                began = {one: _processor_time(one) for one in (jail, ready["worker"])}
+                began = {one: _processor_time(one) for one in (pid, ready["worker"])}
                 until = time.monotonic() + PATIENCE * self.seconds
 
     def _why(self, code: int) -> str:

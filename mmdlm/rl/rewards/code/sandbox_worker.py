@@ -1,7 +1,8 @@
 """The inside of the sandbox: two processes with all doors locked, one for code, one for its tests.
 
-Run by path, `python -I -B jail.py CODE TESTS REPORT`, with three open files; never imported, and
-imports nothing of ours but the files beside it: `locks`, `wire`, `remote` and `handles`.
+Run by path, `python -I -B sandbox_worker.py CODE TESTS REPORT`, with three open files; never
+imported, and imports nothing of ours but the files beside it: `locks`, `wire`, `remote` and
+`handles`.
 
 The process of the code parts from the other before that reads the tests, and has neither their file
 nor the report's. See `sandbox` for the doors.
