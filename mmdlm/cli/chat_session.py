@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,10 +16,10 @@ COMMAND = re.compile(r"/(\w+)(?:\s+(.*))?")
 
 
 def forgive_encodings() -> None:
-    """Write and read text whatever the encoding of the standard streams: nothing is lost by it.
+    """Write and read UTF-8, whatever the console says its encoding is: nothing is lost by it.
 
-    What an output cannot show is escaped; bytes of the input that are no text become halves of
-    characters, which are refused where they are used.
+    What is no text is escaped; bytes of the input that are not UTF-8 become halves of characters,
+    which are refused where they are used.
     """
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
@@ -28,7 +27,7 @@ def forgive_encodings() -> None:
         (sys.stdin, "surrogateescape"),
     ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 class Speaker(Protocol):
@@ -62,27 +61,19 @@ class Conversation:
     images: list[Image.Image] = field(default_factory=list)
     waiting: list[Image.Image] = field(default_factory=list)  # shown with the next message
 
-    def run(self, lines: Iterable[str]) -> Iterator[str | None]:
-        """Yield the answer to each line that is not empty, or None for a command.
+    def say(self, line: str) -> str | None:
+        """Answer a message; run a command, which gives None.
 
         Args:
-            lines: What the user types.
+            line: What the user typed.
 
-        Yields:
-            An answer, or None.
+        Returns:
+            The answer.
 
         Raises:
             ValueError: For a command that is not known, an image that cannot be read and what the
-                model refuses; `say` goes on after that.
+                model refuses; the conversation is as it was.
         """
-        for line in lines:
-            if line.strip() == "/quit":
-                return
-            if line.strip():
-                yield self.say(line.strip())
-
-    def say(self, line: str) -> str | None:
-        """Answer a message; run a command, which gives None."""
         command = COMMAND.fullmatch(line)
         if command is None:
             return self._answered(line)

@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import mmdlm
 from mmdlm.cli.image_files import (
     ANIMATED_FORMATS,
-    IMAGE_FORMATS,
     animation,
     check_place,
     encode,
-    numbered,
     sentence,
     write,
 )
 from mmdlm.cli.names import ORDERS, SCHEDULES
 from mmdlm.cli.option_types import MOST_SEEDS
+from mmdlm.cli.results import places_of, progress, stem_of, tell, tell_files
+from mmdlm.cli.sources import images_of, texts_of
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from mmdlm.core.sampling.generators import Generators
     from mmdlm.pipeline.model import Model
     from mmdlm.pipeline.options import ImageOptions, TextOptions
 
-Item = TypeVar("Item")
-
-CAPTIONS_AT_ONCE = 16  # images per forward pass: bounds memory when a folder is captioned
+# Per forward pass, which bounds memory however many there are.
+CAPTIONS_AT_ONCE = IMAGES_AT_ONCE = ANSWERS_AT_ONCE = 16
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Draw one or more images from words, and optionally the denoising as an animation."""
-    outputs = numbered(options.output, options.num_images)
-    if options.seed + options.num_images > MOST_SEEDS:
+    """Draw one or more images of each prompt, and optionally the denoising as an animation."""
+    prompts, each = texts_of(options.prompts), options.num_images
+    if options.seed + each > MOST_SEEDS:
         raise ValueError(
-            f"--seed {options.seed} is too large for {options.num_images} images with a seed each; "
-            f"take one up to {MOST_SEEDS - options.num_images}"
+            f"--seed {options.seed} is too large for {each} images with a seed each; "
+            f"take one up to {MOST_SEEDS - each}"
         )
-    for path in outputs:
-        check_place(path, "--output", IMAGE_FORMATS)
+    outputs = places_of(options.output, [stem_of(prompt) for prompt in prompts], each=each)
     if options.animate is not None:
         check_place(options.animate, "--animate", ANIMATED_FORMATS)
         if options.animate.resolve() in [path.resolve() for path in outputs]:
@@ -52,58 +53,100 @@ def draw(options: argparse.Namespace) -> None:
                 f"--animate and --output both name {str(options.animate)!r}; "
                 "give two different files"
             )
+        if len(prompts) > 1:
+            raise ValueError(
+                f"--animate shows the images of one prompt, but there are {len(prompts)}; leave it "
+                "out, or give one prompt"
+            )
 
     model = _load(options, "text_to_image")
+    # Each image is what a command of its own would draw, whatever is drawn beside it.
+    jobs = [
+        (path, prompt, options.seed + number)
+        for (prompt, number), path in zip(
+            ((prompt, number) for prompt in prompts for number in range(each)), outputs, strict=True
+        )
+    ]
+    at_once = len(jobs) if options.animate is not None else IMAGES_AT_ONCE
+    for start in range(0, len(jobs), at_once):
+        _draw_some(model, options, jobs[start : start + at_once])
+
+
+def _draw_some(
+    model: Model, options: argparse.Namespace, jobs: list[tuple[Path, str, int]]
+) -> None:
+    """Draw the images of some (path, prompt, seed) in one pass, and write them."""
     drawing: ImageOptions = {
         "num_inference_steps": options.steps,
         "guidance_scale": options.guidance_scale,
         "negative_prompt": options.negative_prompt,
-        "num_images_per_prompt": options.num_images,
         "height": options.height,
         "width": options.width,
         "think": options.think,
-        "generator": _generators(options.seed, options.num_images),
+        "generator": [_generator(seed) for _, _, seed in jobs],
     }
-    if options.animate is None and not sys.stderr.isatty():
-        frames = [model.text_to_image(options.prompt, **drawing)]
-    else:  # the same images, step by step: to be kept, or to be waited for with a bar
-        steps = model.draw_trajectory(options.prompt, **drawing)
+    prompts = [prompt for _, prompt, _ in jobs]
+    if options.animate is None:
+        hidden = options.quiet or not sys.stderr.isatty()
+        model.set_progress_bar_config(desc="drawing", leave=False, disable=hidden)
+        frames = [cast("list[Image.Image]", model(prompts, **drawing).images)]
+    else:  # the same images, step by step
         total = options.steps or model.defaults.text_to_image.num_inference_steps
-        frames = list(_progress(steps, "drawing", total=total))
-    files = [(path, encode(one, path)) for path, one in zip(outputs, frames[-1], strict=True)]
+        steps = model.draw_trajectory(prompts, **drawing)
+        frames = list(progress(options, steps, "drawing", total=total))
+    files = [(path, encode(one, path)) for (path, *_), one in zip(jobs, frames[-1], strict=True)]
+    records: list[dict[str, object]] = [
+        {"prompt": prompt, "seed": seed, "file": str(path)} for path, prompt, seed in jobs
+    ]
     if options.animate is not None:
         files.append((options.animate, animation(frames, options.animate)))
+        records.append({"prompt": prompts[0], "file": str(options.animate)})
     write(files)
+    tell_files(options, records)
 
 
 def caption(options: argparse.Namespace) -> None:
     """Describe images in one line each, which begins with the image's path if there are several."""
-    for path in options.images:  # a bad image is found before the model is loaded
-        _seen(path, options)
+    sources = images_of(options.images)
+    for source in sources:  # a bad image is found before the model is loaded
+        if source.is_named and not source.is_url:
+            source.open(options.max_pixels)
 
     model = _load(options, "caption")
-    starts: Iterable[int] = range(0, len(options.images), CAPTIONS_AT_ONCE)
+    starts: Iterable[int] = range(0, len(sources), CAPTIONS_AT_ONCE)
     if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
-        starts = _progress(
-            starts, "captioning", total=math.ceil(len(options.images) / CAPTIONS_AT_ONCE)
-        )
+        total = math.ceil(len(sources) / CAPTIONS_AT_ONCE)
+        starts = progress(options, starts, "captioning", total=total)
+    broken = 0
     for start in starts:
-        paths = options.images[start : start + CAPTIONS_AT_ONCE]
-        images = [_image(path, options) for path in paths]
+        opened: list[tuple[str, Image.Image]] = []
+        for source in sources[start : start + CAPTIONS_AT_ONCE]:
+            try:
+                opened.append((source.name, source.open(options.max_pixels)))
+            except ValueError as error:
+                if source.is_named:
+                    raise
+                broken += 1
+                print(f"mmdlm: skipped {sentence(error)}", file=sys.stderr)
+        if not opened:
+            continue
         texts = model.caption(
-            images,
+            [image for _, image in opened],
             num_inference_steps=options.steps,
-            generator=[_generator(options.seed) for _ in images],  # each as in a call of its own
+            generator=[_generator(options.seed) for _ in opened],  # each as in a call of its own
         )
-        for path, text in zip(paths, texts, strict=True):
-            print(text if len(options.images) == 1 else f"{path}\t{text}", flush=True)
+        for (name, _), text in zip(opened, texts, strict=True):
+            shown = text if len(sources) == 1 else f"{name}\t{text}"
+            tell(options, shown, image=name, caption=text)
+    if broken:
+        raise ValueError(f"{broken} of {len(sources)} images could not be read; see above")
 
 
 def inpaint(options: argparse.Namespace) -> None:
     """Fill a hole of an image as words say."""
     from mmdlm.vision.image_files import open_mask
 
-    check_place(options.output, "--output", IMAGE_FORMATS)
+    (output,) = places_of(options.output, [f"{options.image.stem}-inpainted"])
     image = _image(options.image, options, whole=True)
     if options.box is None:
         mask = open_mask(options.mask, max_pixels=options.max_pixels)
@@ -128,26 +171,31 @@ def inpaint(options: argparse.Namespace) -> None:
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,
         generator=_generator(options.seed),
+        strength=options.strength,
     )
-    write([(options.output, encode(result, options.output))])
+    write([(output, encode(result, output))])
+    record: dict[str, object] = {"image": str(options.image), "prompt": options.prompt or ""}
+    tell_files(options, [{**record, "seed": options.seed, "file": str(output)}])
 
 
 def infill(options: argparse.Namespace) -> None:
-    """Print a text with words in place of its holes."""
+    """Print texts with words in place of their holes."""
+    texts = texts_of(options.texts, by_line=False)
     image = None if options.image is None else _image(options.image, options)
     model = _load(options, "infill")
-    text = model.infill(
-        options.text,
+    found = model.infill(
+        texts,
         image=image,
         num_inference_steps=options.steps,
-        generator=_generator(options.seed),
+        generator=[_generator(options.seed) for _ in texts],
     )
-    print(text)
+    for text, filled in zip(texts, found, strict=True):
+        tell(options, filled, text=text, infilled=filled)
 
 
 def edit(options: argparse.Namespace) -> None:
     """Draw another image from images and an instruction."""
-    check_place(options.output, "--output", IMAGE_FORMATS)
+    (output,) = places_of(options.output, [f"{options.images[-1].stem}-edited"])
     images = [_seen(path, options) for path in options.images]
     model = _load(options, "edit")
     result = model.edit(
@@ -158,25 +206,33 @@ def edit(options: argparse.Namespace) -> None:
         image_guidance_scale=options.image_guidance_scale,
         generator=_generator(options.seed),
     )
-    write([(options.output, encode(result, options.output))])
+    write([(output, encode(result, output))])
+    record: dict[str, object] = {"images": [*map(str, options.images)], "prompt": options.prompt}
+    tell_files(options, [{**record, "seed": options.seed, "file": str(output)}])
 
 
 def answer(options: argparse.Namespace) -> None:
-    """Print the answer to a question, optionally about images."""
+    """Print the answers to questions, optionally about images."""
     from mmdlm.pipeline.inputs import with_places
     from mmdlm.templates.conversation import check_messages
 
+    questions = texts_of(options.questions)
     images = [_seen(path, options) for path in options.image]
-    said = with_places(options.question, len(images))
-    check_messages([{"role": "user", "content": said}], len(images))
+    for question in questions:
+        said = with_places(question, len(images))
+        check_messages([{"role": "user", "content": said}], len(images))
     model = _load(options, "answer")
-    text = model.answer(
-        options.question,
-        images or None,
-        **_writing(options, _generator(options.seed)),
-        think=options.think,
-    )
-    print(text)
+    for start in range(0, len(questions), ANSWERS_AT_ONCE):
+        some = questions[start : start + ANSWERS_AT_ONCE]
+        found = model.answer(
+            some,
+            [images] * len(some) if images else None,
+            **_writing(options, [_generator(options.seed) for _ in some]),
+            think=options.think,
+        )
+        for question, text in zip(some, found, strict=True):
+            shown = text if len(questions) == 1 else f"{question}\t{text}"
+            tell(options, shown, question=question, answer=text)
 
 
 def chat(options: argparse.Namespace) -> None:
@@ -196,30 +252,35 @@ def chat(options: argparse.Namespace) -> None:
         return text
 
     conversation = Conversation(speak, options.system, options.max_pixels)
+
+    def say(line: str) -> None:
+        if (text := conversation.say(line)) is not None:
+            tell(options, text, message=line, answer=text)
+
     if not sys.stdin.isatty():
-        for text in conversation.run(sys.stdin):
-            if text is not None:
-                print(text, flush=True)
+        for line in map(str.strip, sys.stdin):
+            if line == "/quit":
+                return
+            if line:
+                say(line)
         return
-    print(f"Say something; {COMMANDS} are commands.", file=sys.stderr)
-    while (line := _typed("> ")) is not None and line != "/quit":
+    if not options.quiet:
+        print(f"Say something; {COMMANDS} are commands.", file=sys.stderr)
+    while (typed := _typed("> ")) is not None and typed != "/quit":
         try:
-            text = conversation.say(line) if line else None
+            if typed:
+                say(typed)
         except ValueError as error:  # said in one sentence, and the conversation goes on
             print(f"mmdlm: {sentence(error)}", file=sys.stderr)
-            continue
-        if text is not None:
-            print(text, flush=True)
 
 
 def complete(options: argparse.Namespace) -> None:
-    """Print a text whose beginning is given."""
+    """Print texts whose beginnings are given."""
+    texts = texts_of(options.texts, by_line=False)
     model = _load(options, "complete")
-    text = model.complete(
-        options.text,
-        **_writing(options, _generator(options.seed)),
-    )
-    print(options.text + text)
+    found = model.complete(texts, **_writing(options, [_generator(options.seed) for _ in texts]))
+    for text, rest in zip(texts, found, strict=True):
+        tell(options, text + rest, text=text, completion=rest)
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -256,8 +317,8 @@ def convert(options: argparse.Namespace) -> None:
         if strays := [name for name, is_given in given.items() if is_given]:
             raise ValueError(f"{strays[0]} goes only with --from; leave it out")
         shards = formats.convert(options.folders[0], out, to=options.to or formats.OURS)
-    _follow(shards, "converting")
-    print(out)
+    _follow(options, shards, "converting")
+    tell_files(options, [{"file": str(out)}])
 
 
 # --- what commands share ---
@@ -279,14 +340,18 @@ def _load(options: argparse.Namespace, task: str) -> Model:
         )
         if given is not None
     }
-    model = mmdlm.load(
-        options.model,
-        dtype=None if options.dtype is None else getattr(torch, options.dtype),
-        quantization=options.quantization,
-        adapter=options.adapter,
-        image_tokenizer=options.image_tokenizer,
-        task=task,
-    )
+    told = io.StringIO() if options.quiet else sys.stderr  # which step of a run answers
+    with contextlib.redirect_stderr(told):
+        model = mmdlm.load(
+            options.model,
+            device=options.device,
+            revision=options.revision,
+            dtype=None if options.dtype is None else getattr(torch, options.dtype),
+            quantization=options.quantization,
+            adapter=options.adapter,
+            image_tokenizer=options.image_tokenizer,
+            task=task,
+        )
     return model.with_generation(
         cache=options.cache,
         cache_refresh=options.cache_refresh,
@@ -322,18 +387,12 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _generators(seed: int, count: int) -> torch.Generator | list[torch.Generator]:
-    """Return a generator for each of several outputs, of this seed and those after it."""
-    if count == 1:
-        return _generator(seed)
-    return [_generator(seed + number) for number in range(count)]
-
-
-def _writing(options: argparse.Namespace, generator: torch.Generator) -> TextOptions:
+def _writing(options: argparse.Namespace, generator: Generators) -> TextOptions:
     """Collect the options of a command that writes a text."""
     return {
         "num_inference_steps": options.steps,
         "max_new_tokens": options.max_new_tokens,
+        "stop": options.stop,
         "block_length": options.block_length,
         "temperature": options.temperature,
         "guidance_scale": options.guidance_scale,
@@ -367,18 +426,12 @@ def _typed(prompt: str) -> str | None:
         return None
 
 
-def _progress(items: Iterable[Item], what: str, *, total: int) -> Iterable[Item]:
-    """Show a bar with rate and time left on stderr, if that is a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, total=total, leave=False, disable=not sys.stderr.isatty())
-
-
-def _follow(parts: Iterable[tuple[int, int]], what: str) -> None:
+def _follow(options: argparse.Namespace, parts: Iterable[tuple[int, int]], what: str) -> None:
     """Show a bar for work that says (done, total) after each part."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, leave=False, disable=not sys.stderr.isatty()) as bar:
+    hidden = options.quiet or not sys.stderr.isatty()
+    with tqdm(desc=what, leave=False, disable=hidden) as bar:
         for done, total in parts:
             bar.total = total
             bar.update(done - bar.n)

@@ -36,7 +36,7 @@ ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 def numbered(path: Path, count: int) -> list[Path]:
     """Return [out.png], or [out-1.png, out-2.png, ...]."""
     if count > MOST_IMAGES:
-        raise ValueError(f"--num-images {count} is too many; take at most {MOST_IMAGES}")
+        raise ValueError(f"{count:,} images are too many; take at most {MOST_IMAGES:,}")
     if count == 1 or not path.name:
         return [path]
     return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
@@ -106,8 +106,6 @@ def write(files: Sequence[tuple[Path, bytes]]) -> None:
         raise ValueError(
             f"cannot write {named} ({sentence(error)}); free some space or choose another place"
         ) from None
-    for path, _ in files:
-        print(path)
 
 
 def _put(content: bytes, file: BinaryIO) -> None:

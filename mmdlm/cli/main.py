@@ -1,5 +1,7 @@
 """Run the command line: draw, caption, inpaint, edit, infill, answer, chat, complete and convert.
 
+    mmdlm draw "red heart" "blue heart"
+    mmdlm draw @prompts.txt -o drawings --num-images 4
     mmdlm draw "red heart" -o heart.png --animate heart.gif
     mmdlm caption heart.png
     mmdlm inpaint heart.png --box 0,0,64,32 --prompt "blue heart" -o half.png
@@ -21,7 +23,7 @@ from collections.abc import Sequence
 
 from mmdlm.cli.chat_session import forgive_encodings
 from mmdlm.cli.image_files import sentence
-from mmdlm.cli.parser import build_parser, explain_unknown
+from mmdlm.cli.parser import build_parser, explain_unknown, with_dashes
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -32,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forgive_encodings()
     try:
         parser = build_parser()
-        options, unknown = parser.parse_known_args(arguments)
-        if unknown:
+        given = with_dashes(sys.argv[1:] if arguments is None else arguments)
+        options, unknown = parser.parse_known_args(given)
+        if unknown and not getattr(options, "takes_anything", False):
             raise ValueError(explain_unknown(unknown[0], options.command, parser))
         options.run(options)
         sys.stdout.flush()

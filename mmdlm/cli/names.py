@@ -13,3 +13,4 @@ ORDERS = ("confidence", "probability", "margin", "entropy", "random", "left_to_r
 SCHEDULES = ("linear", "cosine", "shifted", "ancestral")
 PRESETS = ("llada", "mmada", "lumina", "dream", "dimple", "lavida")
 QUANTIZATIONS = ("4bit", "8bit", "int8", "int4", "float8")
+SHELLS = ("bash", "zsh", "tcsh")

@@ -24,12 +24,12 @@ def literal_text(text: str) -> str:
     """Read a text as it stands; refuse what stands for a file elsewhere."""
     if text == "-":
         raise argparse.ArgumentTypeError(
-            "'-' is no text, and texts are not read from standard input; write the text itself: "
+            "'-' is no text, and this one is not read from standard input; write the text itself: "
             '"$(cat)" stands for all of standard input'
         )
     if re.fullmatch(r"@\S+", text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no text, and texts are not read from files; write the text itself: "
+            f"{text!r} is no text, and this one is not read from a file; write the text itself: "
             f"\"$(cat {text[1:]})\" stands for a file, and ' {text}' for the letters"
         )
     return _checked(check_whole, text)
@@ -40,6 +40,13 @@ def local(text: str) -> Path:
     from mmdlm.vision.image_files import check_local
 
     return Path(_checked(check_local, text))
+
+
+def place(text: str) -> Path:
+    """Read the path of a file or folder that is written."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
+    return Path(text)
 
 
 def _checked(check: Callable[[str], None], text: str) -> str:

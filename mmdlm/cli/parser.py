@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import mmdlm
+from mmdlm.cli import about
 from mmdlm.cli import commands as run
-from mmdlm.cli.names import (
-    CACHES,
-    DTYPES,
-    FAMILY_NAMES,
-    ORDERS,
-    PRESETS,
-    QUANTIZATIONS,
-    SCHEDULES,
+from mmdlm.cli.names import FAMILY_NAMES, SHELLS
+from mmdlm.cli.option_types import box, count, finite, literal_text, local, words
+from mmdlm.cli.parser_options import (
+    add_guidance_scale,
+    add_max_pixels,
+    add_output,
+    add_printing,
+    add_thinking,
+    add_writing,
+    model_command,
 )
-from mmdlm.cli.option_types import box, count, finite, literal_text, local, seed, words
 from mmdlm.vision.known_names import suggestion
 
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$")
@@ -47,20 +49,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mmdlm {mmdlm.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
 
-    command = _command(commands, run.draw, "draw images from words")
-    command.add_argument("prompt", type=words, metavar="PROMPT", help="what to draw")
-    _add_output(command)
+    command = model_command(commands, run.draw, "draw images from words")
+    command.add_argument(
+        "prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help="what to draw; - for standard input and @FILE for a file, a prompt a line",
+    )
+    add_output(command, default="the words of the prompt, red-heart.png,")
     command.add_argument(
         "--negative-prompt", type=literal_text, metavar="TEXT", help="what to stay away from"
     )
-    _add_guidance_scale(command)
+    add_guidance_scale(command)
     command.add_argument(
         "--num-images",
         type=count,
         default=1,
         metavar="N",
-        help="how many to draw; above 1 they are numbered: out-1.png has the --seed N, out-2.png "
-        "N + 1 and so on, by which each can be drawn again",
+        help="how many to draw of each prompt; above 1 they are numbered: out-1.png has the --seed "
+        "N, out-2.png N + 1 and so on, by which each can be drawn again",
     )
     command.add_argument(
         "--animate", type=Path, metavar="FILE", help="show the denoising too: a .gif or .webp file"
@@ -78,11 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="first write what is to be drawn, where the model was trained to",
     )
 
-    command = _command(commands, run.caption, "describe images, one line each")
-    command.add_argument("images", nargs="+", type=local, metavar="IMAGE")
-    _add_max_pixels(command)
+    command = model_command(commands, run.caption, "describe images, one line each")
+    command.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, an http(s) URL, a folder for all images in it, - for a list of files on "
+        "standard input, @FILE for one in a file",
+    )
+    add_max_pixels(command)
 
-    command = _command(commands, run.inpaint, "draw a part of an image again")
+    command = model_command(commands, run.inpaint, "draw a part of an image again")
     command.add_argument("image", type=local, metavar="IMAGE")
     hole = command.add_mutually_exclusive_group(required=True)
     hole.add_argument(
@@ -100,41 +113,57 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="what the whole image shows (default: whatever fits the rest)",
     )
-    _add_output(command)
-    _add_guidance_scale(command)
-    _add_max_pixels(command)
-
-    command = _command(commands, run.infill, "fill the gaps in a text")
     command.add_argument(
-        "text",
-        type=words,
+        "--strength",
+        type=finite,
+        default=1.0,
+        metavar="X",
+        help="share of the masked codes that are drawn again, up to 1 (default: %(default)s)",
+    )
+    add_output(command, default="IMAGE-inpainted.png")
+    add_guidance_scale(command)
+    add_max_pixels(command)
+
+    command = model_command(commands, run.infill, "fill the gaps in a text")
+    command.add_argument(
+        "texts",
+        nargs="+",
         metavar="TEXT",
-        help='[MASK] is a hole of one token, [MASK:3] of three: "woman [MASK] [MASK] skin tone"',
+        help='[MASK] is a hole of one token, [MASK:3] of three: "woman [MASK] [MASK] skin tone"; - '
+        "for all of standard input, @FILE for a file",
     )
     command.add_argument(
         "--image", type=local, metavar="IMAGE", help="an image that the text describes"
     )
-    _add_max_pixels(command)
+    add_max_pixels(command)
 
-    command = _command(
+    command = model_command(
         commands, run.edit, "draw an image again as an instruction says", bundled=None
     )
     command.add_argument("images", nargs="+", type=local, metavar="IMAGE")
     command.add_argument(
         "--prompt", type=words, required=True, metavar="TEXT", help="what is to change"
     )
-    _add_output(command)
-    _add_guidance_scale(command)
+    add_output(command, default="IMAGE-edited.png")
+    add_guidance_scale(command)
     command.add_argument(
         "--image-guidance-scale",
         type=finite,
         metavar="X",
         help="how strongly to stay with the image; 1 is off (default: the model's own value)",
     )
-    _add_max_pixels(command)
+    add_max_pixels(command)
 
-    command = _command(commands, run.answer, "answer a question, about images or not", bundled=None)
-    command.add_argument("question", type=words, metavar="QUESTION")
+    command = model_command(
+        commands, run.answer, "answer a question, about images or not", bundled=None
+    )
+    command.add_argument(
+        "questions",
+        nargs="+",
+        metavar="QUESTION",
+        help="- for standard input and @FILE for a file, a question a line; all are asked about "
+        "the same images",
+    )
     command.add_argument(
         "--image",
         action="append",
@@ -144,22 +173,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="an image to look at; may be given several times. They stand where the question says "
         "<image>, or else before it",
     )
-    _add_writing(command)
-    _add_thinking(command)
-    _add_max_pixels(command)
+    add_writing(command)
+    add_thinking(command)
+    add_max_pixels(command)
 
-    command = _command(commands, run.chat, "talk, line by line", bundled=None)
+    command = model_command(commands, run.chat, "talk, line by line", bundled=None)
     command.epilog = "In it, /image PATH shows an image, /new starts again and /quit ends."
     command.add_argument(
         "--system", type=words, metavar="TEXT", help="what the model is told before it all"
     )
-    _add_writing(command)
-    _add_thinking(command)
-    _add_max_pixels(command)
+    add_writing(command)
+    add_thinking(command)
+    add_max_pixels(command)
 
-    command = _command(commands, run.complete, "go on with a text")
-    command.add_argument("text", type=words, metavar="TEXT", help="how it begins")
-    _add_writing(command)
+    command = model_command(commands, run.complete, "go on with a text")
+    command.add_argument(
+        "texts",
+        nargs="+",
+        metavar="TEXT",
+        help="how it begins; - for all of standard input, @FILE for a file",
+    )
+    add_writing(command)
 
     summary = "write a checkpoint in another format"
     command = commands.add_parser(
@@ -172,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command.set_defaults(run=run.convert)
+    add_printing(command)
     command.add_argument(
         "folders",
         nargs="+",
@@ -205,180 +240,46 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --from: append the ids of an image tokenizer of N codes",
     )
+    _add_about(commands)
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[Any],
-    function: Callable[[argparse.Namespace], None],
-    summary: str,
-    *,
-    bundled: str | None = "emoji",
-) -> argparse.ArgumentParser:
-    """Add a command with the options that all of them share.
+def _add_about(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the commands that run no model."""
+    summary = "list the models that can be had: memory, license, commands"
+    command = commands.add_parser(
+        "models", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+    )
+    command.set_defaults(run=about.models)
+    command.add_argument("--json", action="store_true", help="print each as one line of JSON")
 
-    Args:
-        commands: Where it is added.
-        function: What it runs; its name is that of the command.
-        summary: What it does, for the help.
-        bundled: Model that is taken if none is named; None: no bundled one can do it.
-    """
-    command: argparse.ArgumentParser = commands.add_parser(
-        function.__name__,
-        help=summary,
-        description=f"{summary.capitalize()}.",
-        allow_abbrev=False,
+    summary = "print a script by which a shell completes commands, options and files"
+    command = commands.add_parser(
+        "completion", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
     )
-    command.set_defaults(run=function)
-    command.add_argument(
-        "--model",
-        default=bundled,
-        required=bundled is None,
-        metavar="NAME",
-        help="a bundled model, a checkpoint folder, a training run (its final weights, or else "
-        "its newest step; RUN/step_100 names one), or OWNER/NAME of the Hugging Face Hub "
-        "(default: %(default)s)"
-        if bundled
-        else "a checkpoint folder, a training run (its final weights, or else its newest step; "
-        "RUN/step_100 names one), or OWNER/NAME of the Hugging Face Hub: "
-        "GSAI-ML/LLaDA-8B-Instruct, for example",
-    )
-    command.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="to compute in (default: that of the weights, float32 for small models of ours)",
-    )
-    command.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        help="hold the weights in fewer bits: 4bit and 8bit by bitsandbytes, the others by torchao",
-    )
-    command.add_argument(
-        "--adapter", metavar="NAME", help="a LoRA by PEFT: a folder or OWNER/NAME of the Hub"
-    )
-    command.add_argument(
-        "--image-tokenizer",
-        metavar="NAME",
-        help="a folder or OWNER/NAME of the Hub (default: the one in the model's folder, else the "
-        "one its family is published with)",
-    )
-    command.add_argument(
-        "--steps",
-        type=count,
-        metavar="N",
-        help="denoising steps (default: the model's own number)",
-    )
-    command.add_argument(
-        "--cache",
-        choices=CACHES,
-        help="faster, a little less exact: remember the prompt, what lies before the block "
-        "(prefix), all but the block (dual), tokens once they are committed (delayed), or what is "
-        "sure (stable, for images)",
-    )
-    command.add_argument(
-        "--cache-refresh",
-        type=count,
-        metavar="N",
-        help="compute everything again every N steps; 1 is exact (default: as the cache has it)",
-    )
-    command.add_argument(
-        "--threshold",
-        type=finite,
-        metavar="P",
-        help="commit every token of at least this probability, so that fewer steps are needed",
-    )
-    command.add_argument(
-        "--distinct",
-        action="store_true",
-        help="with --threshold: of several such tokens of one word commit only the first",
-    )
-    command.add_argument(
-        "--order",
-        metavar="NAME",
-        help=f"which tokens are committed first: {', '.join(ORDERS)}, or the class path of an "
-        "Order of your own, my_module.MyOrder (default: the model's own)",
-    )
-    command.add_argument(
-        "--schedule",
-        metavar="NAME",
-        help=f"how many tokens a step commits: {', '.join(SCHEDULES)} (the same number each; few "
-        "at first; few at first, by LaViDa's shift; each open token on its own), or the class path "
-        "of an UnmaskingRule of your own (default: the model's own)",
-    )
-    command.add_argument(
-        "--reproduce",
-        choices=PRESETS,
-        help="sample as the published code of this model does: the tokens of a step, top-p before "
-        "top-k (default: the model's own way)",
-    )
-    command.add_argument(
-        "--published-defects",
-        action="store_true",
-        help="with --reproduce: also what that code does wrong: a text may get any id, the mask "
-        "token may be drawn, noise in the order may compound",
-    )
-    command.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same result (default: %(default)s)",
-    )
-    return command
+    command.set_defaults(run=about.completion, parser=build_parser)
+    command.add_argument("shell", choices=SHELLS)
+    command.epilog = 'bash: eval "$(mmdlm completion bash)"; zsh: write it to a file named _mmdlm'
+
+    for name, what in (("train", "training"), ("eval", "evaluation")):
+        summary = f"say where {what} lives: it runs from a checkout"
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
+        )
+        command.set_defaults(run=about.elsewhere, takes_anything=True)
+        command.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="for example out.png"
-    )
-
-
-def _add_guidance_scale(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--guidance-scale",
-        type=finite,
-        metavar="X",
-        help="how strongly to follow the words; 1 is off (default: the model's own value)",
-    )
-
-
-def _add_writing(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--max-new-tokens",
-        type=count,
-        metavar="N",
-        help="room for the text (default: the model's own number)",
-    )
-    command.add_argument(
-        "--block-length",
-        type=count,
-        metavar="N",
-        help="write left to right, so many tokens at a time (default: the model's own number)",
-    )
-    command.add_argument(
-        "--temperature",
-        type=finite,
-        metavar="X",
-        help="0 takes the likeliest token (default: the model's own value)",
-    )
-    _add_guidance_scale(command)
-
-
-def _add_thinking(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--think",
-        action=argparse.BooleanOptionalAction,
-        help="ask for reasons first, or for none, where the model was trained for either",
-    )
-
-
-def _add_max_pixels(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--max-pixels",
-        type=count,
-        metavar="N",
-        help="the largest image that is read, in pixels (default: 200 million; a third in WebP)",
-    )
+def with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with dashes in the names of options, as `--num_inference_steps` has none."""
+    found: list[str] = []
+    for number, one in enumerate(arguments):
+        if one == "--":
+            return [*found, *arguments[number:]]
+        name, equals, value = one.partition("=")
+        is_option = re.fullmatch(r"--\w[\w-]*", name) is not None
+        found.append(f"{name.replace('_', '-')}{equals}{value}" if is_option else one)
+    return found
 
 
 def explain_unknown(argument: str, command: str, parser: argparse.ArgumentParser) -> str:
@@ -390,6 +291,6 @@ def explain_unknown(argument: str, command: str, parser: argparse.ArgumentParser
         near = suggestion(name, [one for one in known if len(one) > 2])
         return f"unknown option {name!r}{near} (see 'mmdlm {command} --help')"
     return (
-        f"{command} does not take a further argument {argument!r}; put a text of several words in "
-        "quotes, and give several texts one after the other, each to a command of its own"
+        f"{command} does not take the argument {argument!r} there; put a text of several words in "
+        "quotes, and all texts and files before the options"
     )

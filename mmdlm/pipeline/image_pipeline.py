@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ StepCallback = Callable[[Any, int, float, dict[str, Tensor]], object]
 ONLY_FROM_WORDS = ("height", "width", "negative_prompt", "think")
 
 
-@dataclass(frozen=True)
-class ImageOutput:
-    """The result of a call.
+class ImageOutput(NamedTuple):
+    """The result of a call: an object with `images`, and a tuple of them.
 
     Attributes:
         images: Pillow images; an array [B, H, W, 3] (np) or a tensor [B, 3, H, W] (pt) of values in
@@ -45,7 +44,7 @@ class PipelineOptions(ImageOptions, total=False):
         strength: With an image: share of its codes, or of the masked ones, that are drawn again;
             default: 0.5 without a mask, 1 with one.
         output_type: "pil", "np", "pt", or "latent" for codes.
-        return_dict: Return an object with `images`, the default; otherwise a tuple.
+        return_dict: Either: what is returned is a tuple that has `images`.
         callback_on_step_end: Called after each step as (model, step, timestep, tensors), where
             `timestep` is the share of codes that are still open. It may look and raise; it cannot
             change what is drawn.
@@ -85,7 +84,7 @@ class ImagePipeline(RepaintTasks):
         image: ImageLike | Sequence[ImageLike] | None = None,
         mask_image: MaskLike | None = None,
         **options: Unpack[PipelineOptions],
-    ) -> ImageOutput | tuple[Images]:
+    ) -> ImageOutput:
         """Draw from words, from an image, or within a mask of an image.
 
         It is `text_to_image` without an image, `image_to_image` with one, and `inpaint` with a mask
@@ -101,7 +100,7 @@ class ImagePipeline(RepaintTasks):
                 callback_on_step_end, callback_on_step_end_tensor_inputs.
 
         Returns:
-            An object with `images`, or a tuple of them.
+            A tuple of one, which is its `images` as well.
 
         Raises:
             ValueError: As the three tasks, and for options that do not go together.
@@ -123,7 +122,7 @@ class ImagePipeline(RepaintTasks):
             result: Images = torch.cat(codes)
         else:
             result = _of_type([one for some in images for one in some], output_type)
-        return ImageOutput(result) if options.get("return_dict", True) else (result,)
+        return ImageOutput(result)
 
     def _from_words(
         self, prompt: str | Sequence[str], options: PipelineOptions

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -41,55 +41,42 @@ class FakeModel:
         self.decoded = options
         return self
 
-    def text_to_image(
-        self,
-        prompt: str,
-        *,
-        num_inference_steps: int | None,
-        guidance_scale: float | None,
-        negative_prompt: str | None,
-        num_images_per_prompt: int,
-        height: int | None,
-        width: int | None,
-        think: bool,
-        generator: torch.Generator | list[torch.Generator],
-    ) -> list[Image.Image]:
-        *_, last = self.draw_trajectory(
-            prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            height=height,
-            width=width,
-            think=think,
-            generator=generator,
-        )
-        return last
+    def set_progress_bar_config(self, *, desc: str, leave: bool, disable: bool) -> None:
+        self.shows = not disable
+
+    def __call__(self, prompts: list[str], **options: Any) -> SimpleNamespace:
+        if self.shows:
+            print("drawing", file=sys.stderr)
+        *_, last = self.draw_trajectory(prompts, **options)
+        return SimpleNamespace(images=last)
 
     def draw_trajectory(
         self,
-        prompt: str,
+        prompts: list[str],
         *,
         num_inference_steps: int | None,
         guidance_scale: float | None,
         negative_prompt: str | None,
-        num_images_per_prompt: int,
         height: int | None,
         width: int | None,
         think: bool,
-        generator: torch.Generator | list[torch.Generator],
+        generator: list[torch.Generator],
     ) -> Iterator[list[Image.Image]]:
-        self.calls.append({"prompt": prompt, "steps": num_inference_steps, "scale": guidance_scale})
-        if "too long" in prompt:
-            raise ValueError(f"prompt {prompt!r} is too long; use fewer words")
+        self.calls.append(
+            {"prompts": prompts, "steps": num_inference_steps, "scale": guidance_scale}
+        )
+        for prompt in prompts:
+            if "too long" in prompt:
+                raise ValueError(f"prompt {prompt!r} is too long; use fewer words")
         steps = num_inference_steps or self.defaults.text_to_image.num_inference_steps
-        generators = [generator] if isinstance(generator, torch.Generator) else generator
-        assert len(generators) == num_images_per_prompt
+        assert len(generator) == len(prompts)
         for _ in range(steps):
-            colors = [torch.randint(0, 256, (3,), generator=one).tolist() for one in generators]
+            colors = [torch.randint(0, 256, (3,), generator=one).tolist() for one in generator]
             size = (width or 8, height or 8)
-            yield [Image.new("RGB", size, tuple(color)) for color in colors]
+            yield [
+                Image.new("RGB", size, (color[0], color[1], len(prompt) % 256))
+                for color, prompt in zip(colors, prompts, strict=True)
+            ]
 
     def caption(
         self,
@@ -104,13 +91,14 @@ class FakeModel:
 
     def infill(
         self,
-        text: str,
+        texts: list[str],
         *,
         image: Image.Image | None,
         num_inference_steps: int | None,
-        generator: torch.Generator,
-    ) -> str:
-        return text.replace("[MASK]", "dark" if image is None else "seen")
+        generator: list[torch.Generator],
+    ) -> list[str]:
+        assert len(generator) == len(texts)
+        return [text.replace("[MASK]", "dark" if image is None else "seen") for text in texts]
 
     def inpaint(
         self,
@@ -121,7 +109,9 @@ class FakeModel:
         num_inference_steps: int | None,
         guidance_scale: float | None,
         generator: torch.Generator,
+        strength: float,
     ) -> Image.Image:
+        self.calls.append({"strength": strength})
         result = image.convert("RGB")
         result.paste((0, 0, 255), mask=mask)
         return result
@@ -141,9 +131,12 @@ class FakeModel:
         )
         return image[-1].point(lambda level: 255 - level)
 
-    def answer(self, question: str, image: list[Image.Image] | None, **options: object) -> str:
+    def answer(
+        self, questions: list[str], images: list[list[Image.Image]] | None, **options: object
+    ) -> list[str]:
         self.calls.append(options)
-        return f"{question} {len(image or [])}"
+        shown = images or [[]] * len(questions)
+        return [f"{text} {len(some)}" for text, some in zip(questions, shown, strict=True)]
 
     def chat(
         self, messages: list[dict[str, str]], images: list[Image.Image], **options: object
@@ -154,9 +147,9 @@ class FakeModel:
         said = " | ".join(message["content"].replace("\n", "/") for message in messages)
         return f"[{said}] {len(images)}"
 
-    def complete(self, text: str, **options: object) -> str:
+    def complete(self, texts: list[str], **options: object) -> list[str]:
         self.calls.append(options)
-        return " and so on"
+        return [" and so on"] * len(texts)
 
 
 @pytest.fixture
@@ -167,6 +160,8 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     def load(
         name_or_path: str,
         *,
+        device: str | None,
+        revision: str | None,
         dtype: torch.dtype | None,
         quantization: str | None,
         adapter: str | None,
@@ -174,6 +169,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
         task: str,
     ) -> FakeModel:
         fake.loaded = (dtype, quantization, adapter, image_tokenizer)
+        fake.placed = (device, revision)
         if name_or_path == "missing":
             raise ValueError("no model 'missing'; give a bundled name (emoji) or a folder")
         return fake
@@ -207,14 +203,17 @@ def test_options_of_loading_reach_it(model: FakeModel) -> None:
     given = ["--dtype", "bfloat16", "--quantization", "4bit", "--adapter", "a/b"]
     assert cli.main(["draw", "x", "-o", "a.png", *given, "--image-tokenizer", "c/d"]) == 0
     assert model.loaded == (torch.bfloat16, "4bit", "a/b", "c/d")
+    assert model.placed == (None, None)
+    assert cli.main(["draw", "x", "-o", "a.png", "--device", "cuda:1", "--revision", "v2"]) == 0
+    assert model.placed == ("cuda:1", "v2")
 
 
 def test_options_reach_the_model_and_none_leaves_its_defaults(model: FakeModel) -> None:
     assert cli.main(["draw", "heart", "-o", "a.png"]) == 0
     assert cli.main(["draw", "heart", "-o", "a.png", "--steps", "7", "--guidance-scale", "3"]) == 0
     assert model.calls == [
-        {"prompt": "heart", "steps": None, "scale": None},
-        {"prompt": "heart", "steps": 7, "scale": 3.0},
+        {"prompts": ["heart"], "steps": None, "scale": None},
+        {"prompts": ["heart"], "steps": 7, "scale": 3.0},
     ]
 
 
@@ -338,6 +337,7 @@ def test_answer_prints_the_answer(
     assert cli.main([*ANSWER, "what?", "--image", image, "--image", image]) == 0
     assert capsys.readouterr().out == "what? 2\n"
     options = ["--max-new-tokens", "9", "--block-length", "3", "--temperature", "0.5", "--no-think"]
+    options += ["--stop", "."]
     assert (
         cli.main(
             [
@@ -359,6 +359,7 @@ def test_answer_prints_the_answer(
     assert given == {
         "num_inference_steps": 4,
         "max_new_tokens": 9,
+        "stop": ["."],
         "block_length": 3,
         "temperature": 0.5,
         "guidance_scale": 2.0,
@@ -394,15 +395,16 @@ def test_complete_prints_the_whole_text(
     assert capsys.readouterr().out == "once upon a time and so on\n"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_what_an_output_cannot_show_is_escaped(
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16"])
+def test_texts_are_utf_8_whatever_the_console_says(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
-    assert cli.main(["infill", "caf\u00e9 \u2192 [MASK]"]) == 0
-    accent = "\\xe9" if encoding == "ascii" else "\u00e9"
-    assert out.getvalue().decode(encoding) == f"caf{accent} \\u2192 dark\n"
+    asked = io.BytesIO("caf\u00e9 \u2192 [MASK]\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(asked, encoding=encoding))
+    assert cli.main(["infill", "-"]) == 0
+    assert out.getvalue().decode() == "caf\u00e9 \u2192 dark\n"
 
 
 def test_bytes_that_are_no_text_are_refused_in_a_chat(
@@ -500,7 +502,6 @@ INPAINT = ["inpaint", "image.png", "--prompt", "heart", "-o", "out.png"]
     [
         ([], "COMMAND"),
         (["paint"], "paint"),
-        (["draw", "heart"], "--output"),
         (["draw", " ", "-o", "out.png"], "empty"),
         (["draw", "too long", "-o", "out.png"], "too long"),
         ([*DRAW, "--stepz", "3"], "--stepz"),
@@ -516,20 +517,31 @@ INPAINT = ["inpaint", "image.png", "--prompt", "heart", "-o", "out.png"]
         (["draw", "heart", "-o", "out.txt"], "'out.png'"),
         (["draw", "heart", "-o", "nowhere/out.png"], "nowhere"),
         (["draw", "heart", "-o", "folder.png"], "is a folder"),
-        (["draw", "-", "-o", "out.png"], "'-' is no text, and texts are not read from standard"),
+        (["draw", "@words.txt", "-o", "out.png"], "which cannot be read (no such file"),
+        (["draw", "@text.png", "-o", "out.png", "--animate", "a.gif", "--steps"], "--steps"),
+        (["draw", "@latin.txt"], "'latin.txt' is no text in UTF-8 (at byte 3); save it as UTF-8"),
+        (["draw", "@blank.txt"], "'blank.txt' has no text in it"),
         (
-            ["draw", "@words.txt", "-o", "out.png"],
-            "'@words.txt' is no text, and texts are",
+            ["draw", "red", "-o", "out.png", "heart"],
+            "the argument 'heart' there; put",
         ),
-        (["draw", "red", "heart", "-o", "out.png"], "a further argument 'heart'; put a text of"),
+        (["draw", "red", "blue", "--animate", "a.gif"], "shows the images of one prompt"),
+        (["draw", *["a"] * 11, "--num-images", "1000"], "11,000 images are too many"),
+        (["infill", "a [MASK]", "", "b"], "empty"),
+        (["caption", "empty"], "the folder 'empty' has no image files; they end in .png"),
+        (["caption", "@blank.txt"], "has no text in it"),
+        (["caption", "http://127.0.0.1:1/a.png"], "cannot be fetched"),
+        (["train", "--config", "x.yaml"], "runs from a checkout (git clone, then make install)"),
+        (["eval"], "python -m eval.run --config FILE"),
+        (["modles"], "did you mean models?"),
+        (["completion", "fish"], "invalid choice: 'fish'"),
         (["draw", "red \udcff heart", "-o", "out.png"], "half a character at place 4"),
         ([*DRAW, "--negative-prompt", "\ud83d"], "half a character at place 0"),
-        (["infill", "-"], "'-' is no text"),
         (["caption", "missing.png"], "missing.png"),
         (["caption", "image.png", "text.png"], "text.png"),
         (["caption", "image.png", "cut.png"], "cut.png"),
         (["caption", "folder.png"], "folder.png"),
-        (["caption", "https://a.b/c.png"], "'https://a.b/c.png' is a URL; download it first"),
+        ([*DRAW, "--negative-prompt", "-"], "'-' is no text, and this one is not read from"),
         ([*ANSWER, "a", "--image", "data:image/png;base64,AA"], "is a URL"),
         (["caption", "noise.png", "--max-pixels", "9"], "noise.png' is too large: 64 x 64"),
         (["draw", "heart", "-o", "out.png", "--height", "0"], "'0'"),
@@ -570,6 +582,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 ) -> None:
     Path("folder.png").mkdir()
     Path("text.png").write_text("not an image")
+    Path("latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    Path("blank.txt").write_text("\n \n")
+    Path("empty").mkdir()
     content = Image.effect_noise((64, 64), 50)
     content.save("noise.png")
     Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:600])
@@ -620,14 +635,14 @@ def test_interrupt_is_quiet(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model, "text_to_image", interrupt)
+    monkeypatch.setattr(FakeModel, "__call__", interrupt)
     assert cli.main(DRAW) == 130
     assert capsys.readouterr().err == "mmdlm: interrupted\n"
     assert files() == set()
 
 
 def test_our_own_mistakes_are_not_hidden(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "text_to_image", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(FakeModel, "__call__", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(DRAW)
 
@@ -802,10 +817,10 @@ def test_families_are_those_that_there_are() -> None:
         (["draw", "heart", "-o", "x.png", "--Steps", "2"], "'--Steps'; did you mean --steps?"),
         (["draw", "heart", "-o", "x.png", "--guidance=2"], "did you mean --guidance-scale?"),
         (["draw", "heart", "-o", "x.png", "--zzz"], "unknown option '--zzz' (see 'mmdlm draw"),
-        (["draw", "heart", "-o", ""], "--output is empty; name a file that ends in one of .png"),
+        (["draw", "heart", "-o", ""], "-o/--output: a path is empty; name a file"),
         (
             ["draw", "heart", "-o", "x.png", "--num-images", "1000000000"],
-            "--num-images 1000000000 is too many; take at most 10000",
+            "1,000,000,000 images are too many; take at most 10,000",
         ),
         (
             ["draw", "heart", "-o", "x.png", "--steps", "1000000000"],

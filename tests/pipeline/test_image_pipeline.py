@@ -62,7 +62,8 @@ def test_results_come_as_images_arrays_tensors_or_codes(model: Model) -> None:
     assert codes.shape == (2, 4, 4)
     decoded = model.decode(codes.flatten(1), (4, 4))
     assert [one.tobytes() for one in decoded] == [one.tobytes() for one in pil]
-    assert isinstance(model("red heart", return_dict=False, **FEW), tuple)
+    (images,) = model("red heart", return_dict=False, **FEW)
+    assert images[0].tobytes() == model("red heart", **FEW)[0][0].tobytes()
 
 
 def test_strength_is_the_share_of_codes_that_are_drawn_again(
