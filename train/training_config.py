@@ -19,19 +19,20 @@ from train.optimizer import (
 class TrainingConfig:
     """How long, how fast, and what to keep.
 
-    max_steps optimizer steps of the whole run
-    gradient_accumulation_steps      batches a step, per process
-    max_grad_norm              largest gradient norm
-    ema               decay of the averaged weights; 0 keeps and saves none
-    mixed_precision   "no", "bf16", or "auto": bf16 on an accelerator, float32 on a CPU
-    compile           torch.compile the layers; "auto": on a GPU
-    save_steps  steps between checkpoints (the newest `save_total_limit` stay); the last step has
-                one
-    sample_steps      steps between sample sheets; 0 for none
-    logging_steps         steps between lines of the log
-    not_finite        what becomes of a step whose gradient is NaN or infinite: "stop" the run, or
-                      "skip" it, up to ten on end; the weights are moved by neither
-    trackers          of accelerate: tensorboard, wandb, trackio
+    Attributes:
+        max_steps: Optimizer steps of the whole run.
+        gradient_accumulation_steps: Batches a step, per process.
+        max_grad_norm: Largest gradient norm.
+        ema: Decay of the averaged weights; 0 keeps and saves none.
+        mixed_precision: "no", "bf16", or "auto": bf16 on an accelerator, float32 on a CPU.
+        compile: torch.compile the layers; "auto": on a GPU.
+        save_steps: Steps between checkpoints (the newest `save_total_limit` stay); the last step
+            has one.
+        sample_steps: Steps between sample sheets; 0 for none.
+        logging_steps: Steps between lines of the log.
+        not_finite: What becomes of a step whose gradient is NaN or infinite: "stop" the run, or
+            "skip" it, up to ten on end; the weights are moved by neither.
+        trackers: Of accelerate: tensorboard, wandb, trackio.
     """
 
     max_steps: int = 1000

@@ -40,12 +40,13 @@ COLORS = "red orange yellow green blue purple brown black white grey pink".split
 class Facts:
     """What Unicode data says about one emoji.
 
-    name      English
-    group     as `GROUPS` has it
-    keywords  other words for it
-    tones     names of its skin tones, in order; empty for none
-    people    number of whole persons in the image; None where the data does not say
-    is_animal whether it shows an animal
+    Attributes:
+        name: English.
+        group: As `GROUPS` has it.
+        keywords: Other words for it.
+        tones: Names of its skin tones, in order; empty for none.
+        people: Number of whole persons in the image; None where the data does not say.
+        is_animal: Whether it shows an animal.
     """
 
     name: str

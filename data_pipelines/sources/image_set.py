@@ -88,15 +88,16 @@ def scaled_samples(
 class Summary:
     """Summary of a set.
 
-    captions    distinct ones
-    words       distinct ones of all captions, split at spaces
-    longest     caption, in words
-    sizes       (width, height) of the smallest, the median and the largest image, by area
-    transparent images with transparency, which is set on white
-    copies      images that are the same file as another
-    skipped     images and captions that are left out, a line for each reason
-    noted       what was read otherwise than it stands there, likewise
-    examples    file and caption
+    Attributes:
+        captions: Distinct ones.
+        words: Distinct ones of all captions, split at spaces.
+        longest: Caption, in words.
+        sizes: (width, height) of the smallest, the median and the largest image, by area.
+        transparent: Images with transparency, which is set on white.
+        copies: Images that are the same file as another.
+        skipped: Images and captions that are left out, a line for each reason.
+        noted: What was read otherwise than it stands there, likewise.
+        examples: File and caption.
     """
 
     train: int

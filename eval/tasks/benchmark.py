@@ -31,10 +31,11 @@ Completer = Callable[[Sequence[Prompt]], Sequence[str]]
 class Benchmark:
     """Problems, and what is measured of the answers.
 
-    rubric   measure -> reward; each is reported by itself, weights do not matter
-    measures measure -> what it says
-    facts    of the problems, for the report
-    groups   column by whose values the measures are reported as well; "" for none
+    Attributes:
+        rubric: measure -> reward; each is reported by itself, weights do not matter.
+        measures: measure -> what it says.
+        facts: Of the problems, for the report.
+        groups: Column by whose values the measures are reported as well; "" for none.
     """
 
     name: str

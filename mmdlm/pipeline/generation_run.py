@@ -27,6 +27,9 @@ class Runner(Protocol):
         Args:
             run: To carry out; the result must be what the run gives by itself.
             every_step: Whether anybody looks at the steps before the last.
+
+        Returns:
+            The states, in order.
         """
         ...
 

@@ -124,13 +124,13 @@ class ClippedSurrogate(PolicyLoss):
             policy's own. Of each view by itself; a token's is the mean over its views, by their
             weights.
         anchor: What the KL is to: the reference model, or the old policy (TraceRL).
-        loss_normalization: "token"     the covered tokens of all rows (d1, DAPO) "sequence"  each
-            row's own covered tokens, then the rows that have any (GRPO, UniGRPO, TraceRL)
-            "constant"  the rows that have any, times `length` (Dr. GRPO).
-        kl_normalization: What the KL is divided by "policy"    as the surrogate, by the
-            normalization "view"      its sum over the covered tokens of a view of a row by the
-            number of such views that cover any (TraceRL's code, in which each view is a sample):
-            beta counts as much more as there are tokens in a view.
+        loss_normalization: What the surrogate is divided by. "token": the covered tokens of all
+            rows (d1, DAPO). "sequence": each row's own covered tokens, then the rows that have any
+            (GRPO, UniGRPO, TraceRL). "constant": the rows that have any, times `length` (Dr. GRPO).
+        kl_normalization: What the KL is divided by. "policy": as the surrogate, by the
+            normalization. "view": its sum over the covered tokens of a view of a row by the number
+            of such views that cover any (TraceRL's code, in which each view is a sample): beta
+            counts as much more as there are tokens in a view.
 
     Source: arXiv:1707.06347, equation 7 (PPO); arXiv:2402.03300, section 4.1 (GRPO: groups, k3);
     arXiv:2507.18071 (GSPO: "sequence"); arXiv:2503.20783 (Dr. GRPO: "constant"); with views of

@@ -196,8 +196,8 @@ class StepBatcher:
             every_step: Yield the state after each step, not only the last.
             ticket: By which the caller can give it up.
 
-        Returns:
-            An iterator over the states.
+        Yields:
+            The state after a step.
 
         Raises:
             GivenUpError: If the caller has given up.

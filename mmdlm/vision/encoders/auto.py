@@ -17,9 +17,17 @@ from mmdlm.vision.encoders.transformers_towers import NaflexTower, QwenTower, Si
 def build_tower(library: str, config: Mapping[str, Any], select_layer: Layer = -1) -> Tower:
     """Build the tower of a config, with random weights.
 
-    library  "transformers": `config` has the fields of SiglipVisionConfig, Siglip2VisionConfig or
-             Qwen2_5_VLVisionConfig, and its `model_type`; "open_clip": see `OpenClipTower`
-    Raises ValueError for an unknown library, model type, field or layer.
+    Args:
+        library: "transformers": `config` has the fields of SiglipVisionConfig, Siglip2VisionConfig
+            or Qwen2_5_VLVisionConfig, and its `model_type`; "open_clip": see `OpenClipTower`.
+        config: Sizes of the tower.
+        select_layer: Whose states are the features; -1: the last one's.
+
+    Returns:
+        The tower, on the CPU.
+
+    Raises:
+        ValueError: For an unknown library, model type, field or layer.
     """
     if library == "open_clip":
         return OpenClipTower(config, select_layer)

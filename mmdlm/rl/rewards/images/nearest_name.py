@@ -57,13 +57,14 @@ class Gallery:
 class NearestName:
     """How near the drawn image is to the one of its name (the column `name`), among a `gallery`.
 
-    score  "within": 1 if the named one is among the `top` nearest, else 0; "reciprocal": 1 / place,
-           which tells the second nearest from the hundredth; "margin": how much nearer it is than
-           the nearest other one, in [-1, 1], see `Neighbors`. A group whose images are all
-           nearest to the named one has a spread only in this one
     Distances are of pixels, so that nothing has to be downloaded or run: `eval.emoji.benchmark`
-    measures the
-    same. `gallery` is given by the recipe; a name that it does not hold is a ValueError.
+    measures the same. The recipe gives `gallery`; a name that it does not hold is a ValueError.
+
+    Attributes:
+        score: "within": 1 if the named one is among the `top` nearest, else 0; "reciprocal": 1 /
+            place, which tells the second nearest from the hundredth; "margin": how much nearer it
+            is than the nearest other one, in [-1, 1], see `Neighbors`. A group whose images are all
+            nearest to the named one has a spread only in this one.
     """
 
     score: Literal["within", "reciprocal", "margin"] = "within"
