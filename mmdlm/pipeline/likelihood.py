@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.core.likelihood.base import LikelihoodEstimator
+from mmdlm.core.likelihood.distinct_rows import DistinctRows
 from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.likelihood.enumeration import EnumeratedElbo
 from mmdlm.core.likelihood.greedy import is_greedy
@@ -74,11 +75,18 @@ class _Copies:
         shape = (len(draws), -1)
         return cls(document, x_t, covered.bool(), weight.unflatten(0, shape), copy_of.view(shape))
 
+    def keys(self) -> list[bytes]:
+        """Return what tells each copy from others, of other documents too."""
+        return [row.tobytes() for row in self.x_t.numpy()]
+
     def estimate(self, log_prob: Tensor) -> tuple[float, float]:
         """Return the mean over the draws and its standard error, by log p [U, L] of the copies."""
         totals = (self.weight.double() * log_prob.double()[self.copy_of]).sum((1, 2))  # [R]
         error = totals.std() / len(totals) ** 0.5 if len(totals) > 1 else torch.zeros(())
         return float(totals.mean()), float(error)
+
+
+_Row = tuple[bytes, _Copies, int]  # what tells a copy from others, whose it is, and its number
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +116,9 @@ class Scoring(Engine):
                 `EnumeratedElbo` where that needs no more than `samples` copies (continuations of up
                 to 7 tokens), else by `Elbo`.
             samples: Noisy copies of each pair, but at least two draws of the estimator. Equal
-                copies are computed once.
-            batch_size: Rows of a forward pass.
+                copies are computed once: those of other pairs too, such as the answers of a
+                question that have as many tokens, if they stand near each other.
+            batch_size: Rows of a forward pass, equal ones not counted.
             generator: Random numbers, or a list of one generator for each pair; None: a fresh one
                 of seed 0 for each.
 
@@ -133,16 +142,18 @@ class Scoring(Engine):
             longest_first = sorted(range(len(documents)), key=lambda n: (-len(documents[n]), n))
             chunk: list[int] = []
             copies: list[_Copies] = []
+            distinct: set[bytes] = set()
             for place, number in enumerate(longest_first, 1):
                 chunk.append(number)
                 copies.append(self._copies(documents[number], estimator, samples, seeds[number]))
-                if place == len(documents) or sum(len(one.x_t) for one in copies) >= batch_size:
+                distinct.update(copies[-1].keys())
+                if place == len(documents) or len(distinct) >= batch_size:
                     scores = self._scores(estimator or Elbo(), copies, batch_size)
                     greedy = self._greedy([documents[one] for one in chunk], batch_size)
                     for one, some, score, sure in zip(chunk, copies, scores, greedy, strict=True):
                         tokens = int(some.covered.any(0).sum())
                         found[one] = LogLikelihood(*some.estimate(score), tokens, sure)
-                    chunk, copies = [], []
+                    chunk, copies, distinct = [], [], set()
         return [found[number] for number in range(len(documents))]
 
     def _scored_document(self, context: Context, continuation: str) -> Sequence:
@@ -192,21 +203,20 @@ class Scoring(Engine):
     ) -> list[Tensor]:
         """Return log p [U, L] on the CPU of the covered tokens of each document's U copies."""
         vocabulary = self.denoiser.vocabulary
-        rows = [(some, number) for some in copies for number in range(len(some.x_t))]
+        rows = [(key, some, number) for some in copies for number, key in enumerate(some.keys())]
         scores: list[Tensor] = []
-        for start in range(0, len(rows), batch_size):
-            here = rows[start : start + batch_size]
-            batch = collate([some.document for some, _ in here], vocabulary)
+        for here in _passes(rows, batch_size):
+            batch = collate([some.document for _, some, _ in here], vocabulary)
             x_t, covered = batch.ids.clone(), torch.zeros_like(batch.target)
-            for row, (some, number) in enumerate(here):
+            for row, (_, some, number) in enumerate(here):
                 x_t[row, : some.x_t.shape[1]] = some.x_t[number]
                 covered[row, : some.x_t.shape[1]] = some.covered[number]
             view = NoisyView(*(one.to(self.device) for one in (x_t, covered, covered.float())))
             (log_prob,) = estimator.scores(
-                self.denoiser, batch.to(self.device), [view]
+                DistinctRows(self.denoiser), batch.to(self.device), [view]
             ).log_prob.cpu()
             scores += [
-                row[: some.x_t.shape[1]] for row, (some, _) in zip(log_prob, here, strict=True)
+                row[: some.x_t.shape[1]] for row, (_, some, _) in zip(log_prob, here, strict=True)
             ]
         each = iter(scores)
         return [torch.stack([next(each) for _ in some.x_t]) for some in copies]
@@ -214,7 +224,22 @@ class Scoring(Engine):
     def _greedy(self, documents: list[Sequence], batch_size: int) -> Iterator[bool]:
         for start in range(0, len(documents), batch_size):
             batch = collate(documents[start : start + batch_size], self.denoiser.vocabulary)
-            yield from is_greedy(self.denoiser, batch.to(self.device)).tolist()
+            denoiser = DistinctRows(self.denoiser)
+            yield from is_greedy(denoiser, batch.to(self.device)).tolist()
+
+
+def _passes(rows: list[_Row], batch_size: int) -> Iterator[list[_Row]]:
+    """Cut rows into passes of `batch_size` that differ, and all that are equal to one of them."""
+    some: list[_Row] = []
+    distinct: set[bytes] = set()
+    for row in rows:
+        if row[0] not in distinct and len(distinct) == batch_size:
+            yield some
+            some, distinct = [], set()
+        some.append(row)
+        distinct.add(row[0])
+    if some:
+        yield some
 
 
 def _pair(pair: object) -> tuple[Context, str]:

@@ -134,8 +134,14 @@ def test_equal_copies_are_computed_once(model: Model, monkeypatch: pytest.Monkey
     assert rows[0] == 1
     assert rows[1:] == [1] * len(rows[1:])  # of the greedy steps
     rows.clear()
-    model.loglikelihood([("red", " heart")] * 4, batch_size=12)
+    model.loglikelihood([(word, " heart") for word in WORDS[:4]], batch_size=12)
     assert rows[0] == 4 * EnumeratedElbo.count(one.tokens)
+    rows.clear()
+    answers = [("red", f" {word}") for word in ("heart", "woman", "skin")]
+    together = model.loglikelihood(answers, batch_size=12)
+    assert {score.tokens for score in together} == {1}
+    assert rows == [1, 1]  # one masked token for all answers; once more for what is greedy
+    assert together == [score for pair in answers for score in model.loglikelihood([pair])]
 
 
 def test_greedy_is_what_the_sampler_writes(model: Model) -> None:
