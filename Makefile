@@ -11,7 +11,7 @@ PYDOCLINT := $(VENV)/pydoclint
 # make install LOCKED=1: the versions that were tested; otherwise the newest above the floors
 CONSTRAINTS := $(if $(LOCKED),--constraint $(LOCK))
 
-.PHONY: help install lock demo test test-fast coverage check docs format train-emoji train-emoji-styles rl rl-sudoku \
+.PHONY: help install lock demo test test-fast coverage check docs dist format train-emoji train-emoji-styles rl rl-sudoku \
   rl-countdown rl-emoji rl-methods rl-table clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make coverage     run the tests and show which branches of mmdlm they do not reach"
 	@echo "make check        ruff, pydoclint and mypy"
 	@echo "make docs         build the documentation into build/site, strictly"
+	@echo "make dist         build and check what a release uploads: dist/"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make train-emoji  train the bundled model from nothing into runs/emoji"
 	@echo "make rl           what reinforcement learning gains, on three tasks, with its curves: runs/rl"
@@ -66,6 +67,12 @@ docs: $(INSTALLED)
 # in each would wait for one another.
 test-fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+# What a release uploads: built as pip builds it, from the source distribution.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
 
 coverage: $(INSTALLED)
 	@mkdir -p build/coverage
