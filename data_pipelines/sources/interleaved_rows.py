@@ -97,12 +97,8 @@ class InterleavedRows:
                 continue
             try:
                 data, extension, is_new = self._read(piece)
-            except MissingFile:
-                report.change(row.where, "an image of it is not here, and is left out")
-                lost += 1
-                continue
             except BROKEN_CONTENT as error:
-                report.change(row.where, f"an image of it is left out ({one_line(error)})")
+                report.change(row.where, f"an image of it is left out: {one_line(error)}")
                 lost += 1
                 continue
             if is_new:
