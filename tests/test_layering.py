@@ -29,6 +29,7 @@ MAY_IMPORT["mmdlm.pipeline"] = {*MAY_IMPORT, "mmdlm.pipeline"} - {"mmdlm.rl", "m
 MAY_IMPORT["mmdlm.serving"] = {*MAY_IMPORT, "mmdlm.serving"} - {"mmdlm.rl", "mmdlm.tasks"}
 MAY_IMPORT["mmdlm.cli"] = {*MAY_IMPORT, "mmdlm.cli", "mmdlm"} - {"mmdlm.rl", "mmdlm.tasks"}
 MAY_IMPORT["mmdlm.harnesses"] = MAY_IMPORT["mmdlm.pipeline"] | {"mmdlm.harnesses"}
+MAY_IMPORT["mmdlm.integrations"] = MAY_IMPORT["mmdlm.pipeline"] | {"mmdlm.integrations"}
 MAY_IMPORT["mmdlm"] = {"mmdlm", "mmdlm.pipeline", "mmdlm.templates", "mmdlm.vision"}
 WHEEL = set(MAY_IMPORT)
 # what no recipe uses: nothing else of ours may rest on it

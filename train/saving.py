@@ -15,6 +15,7 @@ from mmdlm.models.auto import PretrainedDenoiser
 from mmdlm.models.checkpoints.run_steps import Base
 from mmdlm.models.lora import TASKS, TEMPLATE
 from mmdlm.models.quantization import is_quantized
+from mmdlm.models.special_tokens import with_special_tokens
 from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.templates.prompt_template import Generation
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
@@ -53,7 +54,8 @@ def setup_of(
         ):  # of this run; steps are asked over whole weights
             del config.quantization_config
         config.save_pretrained(folder)
-        _write_parts(folder, words, image_tokenizer, generation)
+        named = with_special_tokens(words, denoiser.vocabulary)
+        _write_parts(folder, named, image_tokenizer, generation)
         frozen = [
             name.replace(".base_layer.", ".")
             for name, parameter in denoiser.named_parameters()
@@ -100,7 +102,8 @@ def save(
     def write(part: Path) -> None:
         rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
         denoiser.save_pretrained(part, state_dict=rounded)
-        _write_parts(part, words, image_tokenizer, generation)
+        named = with_special_tokens(words, denoiser.vocabulary)
+        _write_parts(part, named, image_tokenizer, generation)
 
     replace_folder(folder, write)
 

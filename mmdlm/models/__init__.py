@@ -8,7 +8,8 @@ Importing it tells transformers' Auto classes about all of them, so that no remo
 """
 
 from mmdlm.models.configuration import MmdlmConfig
-from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.encoder import MmdlmEncoder
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 
 __all__ = ["MmdlmConfig", "MmdlmEncoder", "MmdlmEncoderConfig", "MmdlmForMaskedDiffusion"]

@@ -8,6 +8,7 @@ from functools import cache
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import (
     BlockMask,
@@ -16,6 +17,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
 from mmdlm.core.kernels.attention import attention
 from mmdlm.models.token_subset import TokenSubset
@@ -145,11 +147,58 @@ class WideMask:
         return replace(self, **moved)  # type: ignore[arg-type]
 
     def kept(self) -> AttentionPattern:
-        """Return the pattern of all queries, unless it has too many pairs to be kept."""
+        """Return the pattern of all queries, unless it has too many pairs to be kept.
+
+        A graph for any length has one form, in which all pairs are kept.
+        """
         queries = self.document.shape[1] if self.column is None else self.column.shape[1]
-        if queries * self.document.shape[1] > _MOST_PAIRS:
+        exporting = torch.compiler.is_exporting()
+        if not exporting and queries * self.document.shape[1] > _MOST_PAIRS:
             return AttentionPattern(wide=self)
         return AttentionPattern(dense=self.of(slice(None)))
+
+
+@dataclass(frozen=True)
+class FlashRuns:
+    """Runs of tokens that see each other, in the form of FlashAttention's kernels.
+
+    Attributes:
+        implementation: Transformers' name of the kernel.
+        ends: [N + 1] int32, where runs end in the rows laid end to end, from 0; None: each row is
+            one run.
+        longest: Tokens of the longest run.
+    """
+
+    implementation: str
+    ends: Tensor | None = None
+    longest: int | None = None
+
+    @classmethod
+    def of(cls, implementation: str, document: Tensor, *, undivided: bool | None) -> FlashRuns:
+        """Return the runs of a row's documents [B, L]; padding is a run of its own."""
+        if _is_undivided(document, undivided):
+            return cls(implementation)
+        first = torch.ones_like(document, dtype=torch.bool)
+        first[:, 1:] = document[:, 1:] != document[:, :-1]
+        starts = first.flatten().nonzero()[:, 0]
+        ends = F.pad(starts, (0, 1), value=document.numel()).int()
+        return cls(implementation, ends, int(ends.diff().max()))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See the function `attend`."""
+        parts = (x.transpose(1, 2) for x in (query, key, value))  # [B, L, H, d]
+        mixed: Tensor = _flash_attention_forward(
+            *parts,
+            None,
+            query_length=query.shape[2],
+            is_causal=False,
+            cu_seq_lens_q=self.ends,
+            cu_seq_lens_k=self.ends,
+            max_length_q=self.longest,
+            max_length_k=self.longest,
+            attn_implementation=self.implementation,
+        )
+        return mixed.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -157,14 +206,21 @@ class AttentionPattern:
     """A mask function in the form that the kernel wants; all None: everybody sees everybody.
 
     Attributes:
-        dense: [B, 1, L, L] bool, True where attention is allowed (SDPA).
+        dense: [B, 1, L, L] bool, True where attention is allowed (SDPA); or floats that are added
+            to the scores.
         block: torch's BlockMask (FlexAttention).
         wide: The same as dense, where it would be large: above 4,096 tokens.
+        flash: Runs of tokens (FlashAttention).
+        plain: Computed in plain operations, by no fused kernel ("eager").
+        weights: Where each layer then puts its weights [B, H, L, L]; None: they are not kept.
     """
 
     dense: Tensor | None = None
     block: BlockMask | None = None
     wide: WideMask | None = None
+    flash: FlashRuns | None = None
+    plain: bool = False
+    weights: list[Tensor] | None = None
 
     @classmethod
     def of(
@@ -215,6 +271,49 @@ class AttentionPattern:
         return WideMask(document, lookahead, local_window, prefix, block, noisy).kept()
 
     @classmethod
+    def given(cls, mask: Tensor | BlockMask, *, flex: bool) -> AttentionPattern:
+        """Return the pattern of somebody's own mask.
+
+        Args:
+            mask: [B, 1, L, L] or [B, H, L, L], bool (true: seen) or floats that are added to the
+                scores; or FlexAttention's own.
+            flex: Whether FlexAttention is the kernel.
+
+        Returns:
+            The pattern.
+
+        Raises:
+            ValueError: For a mask that the kernel does not take.
+        """
+        if isinstance(mask, BlockMask):
+            if not flex:
+                raise ValueError(
+                    "attention_mask is a BlockMask, which only attn_implementation="
+                    "'flex_attention' takes; give a tensor"
+                )
+            return cls(block=mask)
+        if not flex:
+            return cls(dense=mask)
+        if mask.is_floating_point():
+            raise ValueError(
+                "attention_mask: FlexAttention takes no floats that are added to the scores; give "
+                "a bool mask, true where a token is seen"
+            )
+        rows, heads, queries, keys = mask.shape
+
+        def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return mask[b, 0 if heads == 1 else h, q, k]
+
+        create = _create_block_mask(mask.is_cuda)
+        sizes = (rows, None if heads == 1 else heads, queries, keys)
+        return cls(block=create(allowed, *sizes, device=str(mask.device)))
+
+    def in_plain_operations(self, *, weights: list[Tensor] | None = None) -> AttentionPattern:
+        """Return the same pattern without a fused kernel; `weights` as in the class."""
+        dense = self.dense if self.wide is None else self.wide.of(slice(None))
+        return AttentionPattern(dense=dense, plain=True, weights=weights)
+
+    @classmethod
     def seen_from(
         cls,
         subset: TokenSubset,
@@ -245,6 +344,9 @@ class AttentionPattern:
             dense=None if self.dense is None else self.dense.to(device, non_blocking=non_blocking),
             block=None if self.block is None else self.block.to(device),
             wide=None if self.wide is None else self.wide.to(device, non_blocking=non_blocking),
+            flash=self.flash,
+            plain=self.plain,
+            weights=self.weights,
         )
 
 
@@ -264,7 +366,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern)
         )
     if pattern.wide is not None:
         return _attend_in_parts(query, key, value, pattern.wide)
+    if pattern.flash is not None:
+        return pattern.flash.attend(query, key, value)
+    if pattern.plain:
+        return _attend_plainly(query, key, value, pattern)
+    if pattern.dense is not None and pattern.dense.is_floating_point():
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=pattern.dense.to(query.dtype), enable_gqa=grouped
+        )
     return attention(query, key, value, attn_mask=pattern.dense, enable_gqa=grouped)
+
+
+def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:
+    """`attend` in plain operations; the softmax is in float32."""
+    mask, weights = pattern.dense, pattern.weights
+    times = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    shares = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    if weights is not None:
+        weights.append(shares)
+    return shares @ value
 
 
 def _attend_in_parts(query: Tensor, key: Tensor, value: Tensor, mask: WideMask) -> Tensor:

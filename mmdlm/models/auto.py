@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdlm.models.checkpoints.run_steps import parts_of
-from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.encoder import MmdlmEncoder
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.vision.checkpoint_files import read_json
 

@@ -2,132 +2,45 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
-    AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from mmdlm.core.host_masks import numbers_of, sent
 from mmdlm.core.kv_cache import KVCache
-from mmdlm.core.sequence import NO_DOCUMENT, Batch
+from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.attention import AttentionPattern
 from mmdlm.models.checkpoints.checkpoint import Checkpoint, refuse_strange_tensors
 from mmdlm.models.checkpoints.run_steps import RunStep, open_checkpoint
-from mmdlm.models.families.base import refuse_kernels
+from mmdlm.models.encoder_config import MmdlmEncoderConfig, anatomy_of, first_position
+from mmdlm.models.generation import MaskedDiffusionGeneration
 from mmdlm.models.lora import has_adapter, save_adapter
+from mmdlm.models.noisy_targets import NoisyTargets
 from mmdlm.models.quantization import check_stored
 from mmdlm.models.resizing import padded, resized
+from mmdlm.models.token_layout import TokenLayout, check_options, given_inputs
 from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """Where the parts of an encoder's masked-language model lie.
-
-    Attributes:
-        body: The network below the head.
-        transform: What stands between the body and the decoder, module after module; after "gelu"
-            is the activation, where it is no module.
-        decoder: The linear map to the vocabulary.
-        padded_start: Positions count from pad_token_id + 1 (fairseq's habit).
-        by_layer_type: The body takes a mask for each type of layer.
-    """
-
-    body: str
-    transform: tuple[str, ...]
-    decoder: str
-    padded_start: bool = False
-    by_layer_type: bool = False
-
-
-_BERT = Anatomy("bert", ("cls.predictions.transform",), "cls.predictions.decoder")
-_ROBERTA = Anatomy(
-    "roberta", ("lm_head.dense", "gelu", "lm_head.layer_norm"), "lm_head.decoder", padded_start=True
-)
-
-# By `model_type` of transformers.
-ENCODERS: dict[str, Anatomy] = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "modernbert": Anatomy("model", ("head",), "decoder", by_layer_type=True),
-    "eurobert": Anatomy("model", (), "lm_head"),
-}
-
-
-@strict
-class MmdlmEncoderConfig(PreTrainedConfig):
-    """The encoder's own config, and the vocabulary that its ids live in.
-
-    Attributes:
-        vocabulary: Fields of `Vocabulary`.
-        encoder: Config of the masked-language model, one of `ENCODERS`.
-        full_vocabulary: Trained over all ids, not those of the position's modality.
-        text_slots: Text positions of the layout it was trained on; None: any length.
-        trained_tasks: What it was trained for, see `mmdlm.templates.native.Native`; None: not
-            recorded.
-    """
-
-    model_type = "mmdlm_encoder"
-    sub_configs: ClassVar = {"encoder": AutoConfig}
-
-    vocabulary: dict | None = None  # type: ignore[type-arg]
-    encoder: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
-    full_vocabulary: bool = False
-    text_slots: int | None = None
-    trained_tasks: list[str] | tuple[str, ...] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.encoder, dict):
-            refuse_kernels(self.encoder)
-            fields = copy.deepcopy(self.encoder)  # transformers writes into nested ones
-            kind = fields.pop("model_type", None)
-            anatomy_of(kind)
-            self.encoder = AutoConfig.for_model(kind, **fields)
-        if isinstance(self.encoder, PreTrainedConfig):
-            _refuse_decoders(self.encoder)
-            # its own tensors are tied, by its own config; here there are none
-            self.tie_word_embeddings = bool(self.encoder.tie_word_embeddings)
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read a config as transformers does; ValueError for a config.json that asks for code."""
-        refuse_kernels(config_dict)
-        return super().from_dict(config_dict, **kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids of the vocabulary."""
-        return int(self.vocabulary["size"]) if self.vocabulary else 0
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Tokens of the longest document that the encoder takes."""
-        assert isinstance(self.encoder, PreTrainedConfig)
-        return int(self.encoder.max_position_embeddings) - first_position(self.encoder)
-
-
-class MmdlmEncoder(PreTrainedModel):
+class MmdlmEncoder(MaskedDiffusionGeneration, PreTrainedModel):
     """A `Denoiser` (mmdlm.core) around an encoder of transformers, bit for bit the published one.
 
     Documents of a packed row are kept apart and positions restart in each, local layers included,
@@ -155,6 +68,7 @@ class MmdlmEncoder(PreTrainedModel):
                 f"{config.encoder.vocab_size}; they must be as many"
             )
         self.encoder = AutoModelForMaskedLM.from_config(config.encoder)
+        self.generation_config = GenerationConfig(max_length=None)
         self.post_init()
         # Only the layers: embeddings that are sharded apart could not serve as the head, too.
         layers = (m for m in self.encoder.modules() if isinstance(m, GradientCheckpointingLayer))
@@ -208,26 +122,95 @@ class MmdlmEncoder(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weight: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        skip_logits: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple[Tensor]:
-        """Map ids [B, L] and a mask [B, L], 0 at padding, to logits [B, L, V].
+        **kwargs: Any,
+    ) -> MaskedLMOutput | tuple[Any, ...]:
+        """Map ids [B, L] to logits [B, L, V], and to the loss of masked diffusion.
 
-        Padding, on either side, changes no other logits: positions are counted over real tokens.
+        Args:
+            input_ids: [B, L].
+            attention_mask: See `TokenLayout.of`.
+            position_ids: See `TokenLayout.of`.
+            inputs_embeds: [B, L, D] in place of `input_ids`.
+            labels: See `MmdlmForMaskedDiffusion.forward`, as for the next three.
+            loss_weight: See there.
+            num_items_in_batch: See there.
+            skip_logits: See there.
+            output_hidden_states: Return the encoder's hidden states.
+            output_attentions: Return the encoder's weights, for which attn_implementation must be
+                "eager".
+            return_dict: False: a tuple.
+            **kwargs: Of `IMPLIED`, which follow from the inputs.
+
+        Returns:
+            What was asked for; what was not is None, or left out of a tuple.
+
+        Raises:
+            ValueError: For inputs that do not fit each other or would have no effect.
         """
-        undivided = True if attention_mask is None else None
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
-        hidden = self._body(input_ids, position_ids, document, {}, undivided)
-        logits = self.encoder.get_submodule(self.anatomy.decoder)(self._transform(hidden))
-        if return_dict is False or not (return_dict or self.config.return_dict):
-            return (logits,)
-        return MaskedLMOutput(logits=logits)
+        check_options(kwargs)
+        given = given_inputs(input_ids, inputs_embeds, labels)
+        layout = TokenLayout.of(
+            (given.shape[0], given.shape[1]),
+            given.device,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+        )
+        targets = None
+        if labels is not None:
+            targets = NoisyTargets.of(
+                given,
+                labels,
+                self.vocabulary,
+                document=layout.document,
+                position=layout.position,
+                loss_weight=loss_weight,
+                training=self.training,
+            )
+            input_ids = targets.corruption.x_t
+        states = self._states(
+            layout.position,
+            self._mask_of(layout),
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            **{
+                name: getattr(self.config, name) if value is None else value
+                for name, value in (
+                    ("output_hidden_states", output_hidden_states),
+                    ("output_attentions", output_attentions),
+                )
+            },
+        )
+        hidden = states.last_hidden_state
+        loss = logits = None
+        if targets is not None:
+            loss = targets.loss(
+                self,
+                hidden,
+                full_vocabulary=self.config.full_vocabulary,
+                count=num_items_in_batch,
+            )
+        if loss is None or not skip_logits:
+            logits = self.encoder.get_submodule(self.anatomy.decoder)(self._transform(hidden))
+        output = MaskedLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the encoder's input embeddings."""
@@ -252,6 +235,8 @@ class MmdlmEncoder(PreTrainedModel):
         mean_resizing: bool = True,
     ) -> nn.Module:
         """Resize the embeddings as transformers does; see `MmdlmForMaskedDiffusion`."""
+        if type(pad_to_multiple_of) not in (int, type(None)):  # transformers says what is wrong
+            return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
         count = self.vocabulary.size if new_num_tokens is None else new_num_tokens
         rows = padded(count, pad_to_multiple_of)
         found = resized(self.vocabulary, count, rows=rows)
@@ -261,6 +246,7 @@ class MmdlmEncoder(PreTrainedModel):
         found.arrange([one for one in tensors if one is not None])
         self.vocabulary = found.vocabulary
         self.config.vocabulary = found.vocabulary.to_dict()
+        self.vocab_size = self.config.vocab_size = rows
         return self.get_input_embeddings()
 
     def _body(
@@ -271,18 +257,41 @@ class MmdlmEncoder(PreTrainedModel):
         seen: Mapping[str, Tensor | None],
         undivided: bool | None,
     ) -> Tensor:
-        config = self.config.encoder
-        mask: Any = self._mask(document, seen, undivided=undivided)
-        if self.anatomy.by_layer_type:
-            local = self._mask(
-                document, seen, local_window=config.sliding_window, undivided=undivided
-            )
-            mask = {"full_attention": mask, "sliding_attention": local}
-        body = self.encoder.get_submodule(self.anatomy.body)
-        hidden: Tensor = body(
-            ids, attention_mask=mask, position_ids=position + first_position(config)
+        mask = partial(self._mask, document, seen, undivided=undivided)
+        hidden: Tensor = self._states(
+            position, self._of_each_layer(mask), input_ids=ids
         ).last_hidden_state
         return hidden
+
+    def _states(self, position: Tensor, mask: Any, **inputs: Any) -> BaseModelOutput:
+        """Return what the encoder's body gives."""
+        body = self.encoder.get_submodule(self.anatomy.body)
+        start = first_position(self.config.encoder)
+        output: BaseModelOutput = body(
+            attention_mask=mask, position_ids=position + start, return_dict=True, **inputs
+        )
+        return output
+
+    def _of_each_layer(self, mask: Callable[..., Any]) -> Any:
+        """Return the mask in the form that the body takes: one, or one for each type of layer."""
+        if not self.anatomy.by_layer_type:
+            return mask()
+        window = self.config.encoder.sliding_window
+        return {"full_attention": mask(), "sliding_attention": mask(local_window=window)}
+
+    def _mask_of(self, layout: TokenLayout) -> Any:
+        """Return the mask of a call."""
+        if layout.mask is None:
+            return self._of_each_layer(
+                partial(self._mask, layout.document, {}, undivided=layout.undivided)
+            )
+        if self.anatomy.by_layer_type:
+            raise ValueError(
+                f"an encoder of type {self.config.encoder.model_type!r} has local layers, of which "
+                "a mask of pairs says nothing; give a mask [B, L]"
+            )
+        flex = self.config.encoder._attn_implementation == "flex_attention"
+        return self._form_of(AttentionPattern.given(layout.mask, flex=flex))
 
     def _mask(
         self,
@@ -301,11 +310,16 @@ class MmdlmEncoder(PreTrainedModel):
             local_window=local_window,
             undivided=undivided,
         )
+        return self._form_of(pattern)
+
+    def _form_of(self, pattern: AttentionPattern) -> Tensor | BlockMask | None:
+        """Return a pattern as the attention of transformers takes it."""
         if pattern.block is not None:
             return pattern.block
         # Attention of transformers takes the mask of all pairs, however long the rows are.
         dense = pattern.dense if pattern.wide is None else pattern.wide.of(slice(None))
-        if dense is None or kernel != "eager":
+        kernel = self.config.encoder._attn_implementation
+        if dense is None or kernel != "eager" or dense.is_floating_point():
             return dense
         closed = torch.finfo(self.dtype).min  # eager attention adds its mask
         return torch.zeros_like(dense, dtype=self.dtype).masked_fill(~dense, closed)
@@ -340,7 +354,8 @@ class MmdlmEncoder(PreTrainedModel):
 
         Raises:
             ValueError: With the names of tensors that the checkpoint lacks, has beyond the model,
-                or has in another shape; transformers would draw them at random and log a warning.
+                or has in another shape, unless the caller asks for a record of them
+                (`output_loading_info`); transformers would draw them at random and log a warning.
         """
         if pretrained_model_name_or_path is not None:
             folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
@@ -361,37 +376,10 @@ class MmdlmEncoder(PreTrainedModel):
             ignore_mismatched_sizes=True,  # so that they reach `info` by name
             **kwargs,
         )
-        refuse_strange_tensors(pretrained_model_name_or_path, info)
+        if not output_loading_info and pretrained_model_name_or_path is not None:
+            refuse_strange_tensors(pretrained_model_name_or_path, info)
         return (model, info) if output_loading_info else model
 
 
-def anatomy_of(model_type: object) -> Anatomy:
-    """Where an encoder's parts lie; ValueError lists the encoders that are known."""
-    if not isinstance(model_type, str) or model_type not in ENCODERS:
-        raise ValueError(
-            f"an encoder of type {model_type!r} is not known here; known are {', '.join(ENCODERS)}"
-        )
-    return ENCODERS[model_type]
-
-
-def first_position(encoder: PreTrainedConfig) -> int:
-    """Return what the encoder calls the position of a document's first token."""
-    if not anatomy_of(encoder.model_type).padded_start:
-        return 0
-    return int(encoder.pad_token_id) + 1
-
-
-def _refuse_decoders(encoder: PreTrainedConfig) -> None:
-    for key in ("is_decoder", "add_cross_attention"):
-        if getattr(encoder, key, False):
-            raise ValueError(f"the encoder's config has {key} = true; that is no encoder")
-    if getattr(encoder, "position_embedding_type", "absolute") != "absolute":
-        raise ValueError(
-            f"the encoder's config has position_embedding_type = "
-            f"{encoder.position_embedding_type!r}; transformers knows only 'absolute'"
-        )
-
-
-AutoConfig.register("mmdlm_encoder", MmdlmEncoderConfig)
-AutoModel.register(MmdlmEncoderConfig, MmdlmEncoder)
-AutoModelForMaskedLM.register(MmdlmEncoderConfig, MmdlmEncoder)
+for _auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+    _auto.register(MmdlmEncoderConfig, MmdlmEncoder)

@@ -11,14 +11,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 
-from mmdlm.core.blocks import in_blocks
 from mmdlm.core.host_masks import numbers_of, on_host, sent
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.core.kv_cache import KVCache
-from mmdlm.core.sequence import NO_DOCUMENT, Batch, concatenate
+from mmdlm.core.sequence import Batch, concatenate
 from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.checkpoints.checkpoint import Checkpoint, local_folder, refuse_strange_tensors
 from mmdlm.models.checkpoints.run_steps import open_checkpoint, parts_of
@@ -35,16 +40,17 @@ from mmdlm.models.from_pretrained import (
 from mmdlm.models.lora import has_adapter, save_adapter
 from mmdlm.models.quantization import offer_layers, take_back_layers
 from mmdlm.models.resizing import padded, resized
-from mmdlm.models.transformer import MmdlmModel, MmdlmPreTrainedModel
+from mmdlm.models.transformer import MmdlmModel
+from mmdlm.models.transformers_call import TransformersCall
 from mmdlm.vision.digests import check_digests, forget_digests, write_digests
 from mmdlm.vision.encoders.adapter import VisionAdapter, VisionConfig
 
 
-class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
+class MmdlmForMaskedDiffusion(TransformersCall):
     """A `Denoiser` (mmdlm.core) that is also a transformers model.
 
-    `model(input_ids, attention_mask).logits` is [B, L, V]; training and sampling use `hidden` and
-    `logits_at`, which run the head only where it is needed.
+    `model(input_ids, attention_mask).logits` is [B, L, V]; our own training and sampling use
+    `hidden` and `logits_at`, which run the head only where it is needed.
     """
 
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -59,6 +65,7 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         self.vision = None
         if config.vision is not None:
             self.vision = VisionAdapter(VisionConfig.from_dict(config.vision), config.hidden_size)
+        self.generation_config = GenerationConfig(max_length=None)
         self.post_init()
         offer_layers(self)
 
@@ -123,12 +130,6 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             )
         return self._aligned(hidden, batch.position)
 
-    def _in_blocks(self, batch: Batch) -> Batch:
-        """Return the batch in blocks, unless it says itself how it is cut."""
-        if self.config.block_length is None or batch.block is not None:
-            return batch
-        return in_blocks(batch, self.config.block_length, prompt=self.config.prompt_blocks)
-
     def _read_for(self, subset: Tensor) -> Tensor:
         """Return the states read for a subset of tokens: with `shift` neighbors too."""
         return subset | subset.roll(-1, dims=1) if self.config.shift else subset
@@ -174,16 +175,6 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             )
         return batch.position
 
-    def _aligned(self, hidden: Tensor, position: Tensor) -> Tensor:
-        """[B, L, D] such that each state predicts the token at its own position.
-
-        With `shift` that is its left neighbor's; the first token of a document keeps its own.
-        Source: arXiv:2508.15487, section 2 (the shift of the autoregressive model is kept).
-        """
-        if not self.config.shift:
-            return hidden
-        return torch.where((position == 0)[..., None], hidden, hidden.roll(1, dims=1))
-
     def head_weight(self) -> Tensor | None:
         """Weights [V, D] of the linear head, or None: an adapter or a quantizer has its own."""
         return self.lm_head.weight if type(self.lm_head) is Linear else None
@@ -198,49 +189,10 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         logits = self.lm_head(rows)
         return logits if ids is None else logits[:, slice(*ids)]
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple[Tensor]:
-        """Map ids [B, L] and a mask [B, L], 0 at padding, to logits [B, L, V].
-
-        Padding, on either side, changes no other logits: positions are counted over real tokens.
-        These are the logits that the network was published with: under `shift` those at i predict
-        token i + 1.
-        """
-        if self.config.prefix_attention:
-            raise ValueError(
-                "prefix_attention: what is a prefix follows from targets, which this call does not "
-                "know; use hidden and logits_at"
-            )
-        if self.config.block_length is not None and self.config.prompt_blocks != "blocks":
-            raise ValueError(
-                f"prompt_blocks {self.config.prompt_blocks!r}: where a prompt ends follows from "
-                "targets, which this call does not know; use hidden and logits_at"
-            )
-        undivided = True if attention_mask is None else None
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        document = torch.where(attention_mask.bool(), 0, NO_DOCUMENT)
-        embeddings = self.model.embed_tokens(input_ids)
-        block = None
-        if self.config.block_length is not None:
-            block = position_ids // self.config.block_length
-        hidden = self.model(embeddings, position_ids, document, block=block, undivided=undivided)
-        logits = self.lm_head(hidden)
-        if return_dict is False or not (return_dict or self.config.return_dict):
-            return (logits,)
-        return MaskedLMOutput(logits=logits)
-
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *args: Any,
         config: PreTrainedConfig | None = None,
         output_loading_info: bool = False,
@@ -250,10 +202,11 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
     ) -> Any:
         """Load our checkpoints and those of published families.
 
-        No tensor is ever made up: raises ValueError with the names of tensors that the checkpoint
-        lacks, has beyond the model, or has in another shape, before weights are read; transformers
-        would draw them at random and log a warning. Memory holds the weights in the dtype that is
-        asked for, and one piece of a file.
+        No tensor is made up unless the caller asks for a record of it (`output_loading_info`):
+        raises ValueError with the names of tensors that the checkpoint lacks, has beyond the model,
+        or has in another shape, before weights are read; transformers would draw them at random and
+        log a warning. Memory holds the weights in the dtype that is asked for, and one piece of a
+        file. Without a name or a folder it is transformers' own method, of `state_dict`.
 
         Args:
             pretrained_model_name_or_path: As transformers has it.
@@ -267,6 +220,9 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         Returns:
             The model; with `output_loading_info`, also what transformers reports of it.
         """
+        if pretrained_model_name_or_path is None:
+            kwargs["output_loading_info"] = output_loading_info
+            return super().from_pretrained(None, *args, config=config, **kwargs)
         if kwargs.pop("variant", None) is not None:
             raise ValueError("variant: files of other names are not read; leave it out")
         inside = kwargs.pop("subfolder", None) or ""
@@ -275,8 +231,9 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         checkpoint = checkpoint or open_checkpoint(folder)
         config = with_codes_behind(config or read_config(checkpoint.config), parts_of(folder))
         names = checkpoint_names(checkpoint)
-        check_depth(config, checkpoint)
-        if not is_quantized(checkpoint):
+        if not output_loading_info:
+            check_depth(config, checkpoint)
+        if not is_quantized(checkpoint) and not output_loading_info:
             all_names = {name: names.get(name, name) for name in checkpoint.tensors}
             wanted = cls._wanted(config, all_names.values(), *args)
             checkpoint.check_fits(wanted, names=all_names)
@@ -295,7 +252,8 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
             }
             model, info = super().from_pretrained(None, *args, config=config, dtype=dtype, **kwargs)
             model.name_or_path = model.config.name_or_path = str(folder)
-        refuse_strange_tensors(folder, info)
+        if not output_loading_info:
+            refuse_strange_tensors(folder, info)
         take_back_layers(model)
         return (model, info) if output_loading_info else model
 
@@ -350,19 +308,24 @@ class MmdlmForMaskedDiffusion(MmdlmPreTrainedModel):
         Raises:
             ValueError: Where an id that the model uses would be lost.
         """
+        if type(pad_to_multiple_of) not in (int, type(None)):  # transformers says what is wrong
+            return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of)
         count = self.vocabulary.size if new_num_tokens is None else new_num_tokens
         rows = padded(count, pad_to_multiple_of)
         found = resized(self.vocabulary, count, rows=rows)
         super().resize_token_embeddings(rows, None, mean_resizing)
         head = self.lm_head
         if type(head) is nn.Linear:  # transformers has made it again
-            self.lm_head = Linear(head.in_features, head.out_features, bias=False, device="meta")
-            self.lm_head.weight = head.weight
-        found.arrange([self.model.embed_tokens.weight, self.lm_head.weight])
+            ours = Linear(head.in_features, head.out_features, bias=False, device="meta")
+            ours.weight = head.weight
+            ours._is_hf_initialized = True  # type: ignore[assignment]  # not to be drawn again
+            self.lm_head = ours
+        tensors = [self.model.embed_tokens.weight, *self.lm_head.parameters()]
+        found.arrange(tensors)
         self.vocabulary = found.vocabulary
         self.config.vocabulary = found.vocabulary.to_dict()
         return self.model.embed_tokens
 
 
-AutoModel.register(MmdlmConfig, MmdlmForMaskedDiffusion)
-AutoModelForMaskedLM.register(MmdlmConfig, MmdlmForMaskedDiffusion)
+for _auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForImageTextToText):
+    _auto.register(MmdlmConfig, MmdlmForMaskedDiffusion)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
+from transformers import Cache, PreTrainedModel, initialization
+from transformers.utils.generic import is_flash_attention_requested
 
 from mmdlm.core.host_masks import on_host
 from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import NO_DOCUMENT
-from mmdlm.models.attention import AttentionPattern
+from mmdlm.models.attention import AttentionPattern, FlashRuns
 from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.layers import KeyValue, Layer, RMSNorm, RotaryEmbedding, Rotation, turned
 from mmdlm.models.token_subset import TokenSubset
@@ -29,6 +31,8 @@ class MmdlmPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar = ["Layer"]
     _supports_sdpa = True
     _supports_flex_attn = True
+    _supports_flash_attn = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -62,6 +66,9 @@ class MmdlmModel(MmdlmPreTrainedModel):
         noisy: Tensor | None = None,
         query_mask: Tensor | None = None,
         undivided: bool | None = None,
+        pattern: AttentionPattern | None = None,
+        record: list[Tensor] | None = None,
+        past: Cache | None = None,
     ) -> Tensor:
         """Compute hidden states [B, L, D] from embeddings.
 
@@ -76,27 +83,30 @@ class MmdlmModel(MmdlmPreTrainedModel):
             query_mask: [B, L] bool, the positions that will be read: the last layer is computed
                 only there, and states elsewhere are zero. None, or no position: everywhere.
             undivided: Whether every row is one document from end to end. None: it is found out.
+            pattern: What is seen, in place of what `document`, `lookahead` and `prefix` say.
+            record: Where the states that enter each layer are put, and the result. None: nowhere.
+            past: Keys and values of tokens to the left, which all tokens see; those of these
+                tokens are added to it.
 
         Returns:
             Hidden states, [B, L, D].
         """
-        flex = self.config._attn_implementation == "flex_attention"
-        pattern = AttentionPattern.of(
-            document,
-            flex=flex,
-            lookahead=lookahead,
-            prefix=prefix,
-            block=block,
-            noisy=noisy,
-            undivided=undivided,
-        )
+        if pattern is None:
+            seen_by = {"lookahead": lookahead, "prefix": prefix, "block": block, "noisy": noisy}
+            pattern = self.pattern(document, seen_by, undivided=undivided)
         rotation = self.rotary(position)
         x = embeddings
         host_masks = None if query_mask is None else on_host(query_mask).numpy()
         if query_mask is None or host_masks is None or host_masks.all() or not host_masks.any():
-            for layer in self.layers:
-                x = layer(x, rotation, pattern)
-            return self.norm(x)
+            for number, layer in enumerate(self.layers):
+                if record is not None:
+                    record.append(x)
+                hook = None if past is None else partial(past.update, layer_idx=number)
+                x = layer(x, rotation, pattern, hook)
+            x = self.norm(x)
+            if record is not None:
+                record.append(x)
+            return x
         # Made before the layers: it may ask a GPU, which then has nothing to wait for.
         subset = TokenSubset.of(query_mask, device=x.device)
         seen = AttentionPattern.seen_from(
@@ -112,6 +122,32 @@ class MmdlmModel(MmdlmPreTrainedModel):
             x = layer(x, rotation, pattern)
         states = self.norm(self.layers[-1](x, rotation, seen, subset=subset))
         return subset.to(states.device).put(states.new_zeros(x.shape), states)
+
+    def pattern(
+        self,
+        document: Tensor,
+        seen: Mapping[str, Any],
+        *,
+        undivided: bool | None = None,
+    ) -> AttentionPattern:
+        """Return what tokens see, for the kernel that the config names.
+
+        FlashAttention has no form for more than documents: there SDPA computes the same.
+
+        Args:
+            document: [B, L].
+            seen: Further arguments of `visible`.
+            undivided: See `forward`.
+
+        Returns:
+            The pattern.
+        """
+        kernel = self.config._attn_implementation
+        if is_flash_attention_requested(self.config) and all(x is None for x in seen.values()):
+            return AttentionPattern(flash=FlashRuns.of(kernel, document, undivided=undivided))
+        flex = kernel == "flex_attention"
+        pattern = AttentionPattern.of(document, flex=flex, **seen, undivided=undivided)
+        return pattern.in_plain_operations() if kernel == "eager" else pattern
 
     def forward_cached(
         self,

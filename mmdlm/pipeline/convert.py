@@ -16,7 +16,7 @@ from mmdlm.atomic_files import atomic_folder
 from mmdlm.models.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint
 from mmdlm.models.checkpoints.run_steps import RunStep
 from mmdlm.models.configuration import MmdlmConfig, read_config
-from mmdlm.models.encoder import MmdlmEncoderConfig
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.families.auto import family_named, family_of
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.hub import find_checkpoint

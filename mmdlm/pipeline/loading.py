@@ -28,7 +28,8 @@ from mmdlm.models.checkpoints.run_steps import (
     parts_of,
 )
 from mmdlm.models.configuration import MmdlmConfig, read_config
-from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.encoder import MmdlmEncoder
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.families.auto import family_named
 from mmdlm.models.lora import Lora
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion

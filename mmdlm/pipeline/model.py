@@ -18,6 +18,7 @@ from mmdlm.core.sampling.order import Order
 from mmdlm.core.sampling.unmasking import UnmaskingRule
 from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.models.lora import has_adapter
+from mmdlm.models.special_tokens import with_special_tokens
 from mmdlm.pipeline.devices import device_named
 from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.pipeline.hub import first_sentence
@@ -241,7 +242,8 @@ class Model(ImagePipeline, TextTasks, Scoring):
         generation = self.defaults.to_json()
         with atomic_folder(Path(folder), replace=False) as part:
             denoiser.save_pretrained(part)
-            self.text_tokenizer.save_pretrained(part)
+            words = with_special_tokens(self.text_tokenizer, denoiser.vocabulary)
+            words.save_pretrained(part)
             if self.image_tokenizer is not None:
                 self.image_tokenizer.save_pretrained(part / "image_tokenizer")
             (part / GENERATION).write_text(generation, encoding="utf-8")

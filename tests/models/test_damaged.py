@@ -20,7 +20,7 @@ from mmdlm import load
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.checkpoints.checkpoint import INDEX
 from mmdlm.models.configuration import read_config
-from mmdlm.models.encoder import MmdlmEncoderConfig
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
 from mmdlm.pipeline.generation_config import Defaults

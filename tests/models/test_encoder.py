@@ -21,7 +21,8 @@ from transformers import (
 
 from mmdlm.core.sequence import Batch, Sequence, collate, feature_segment, pack, text_segment
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.encoder import MmdlmEncoder
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 
 SIZE = 48
 WORDS = Vocabulary(size=SIZE, text=(0, SIZE), image=(SIZE, SIZE), mask_id=4, pad_id=1, eos_id=2)

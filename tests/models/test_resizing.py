@@ -12,7 +12,8 @@ from transformers import AutoModel
 from mmdlm.core.kernels.linear import Linear
 from mmdlm.core.sequence import Batch, pack
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.encoder import MmdlmEncoder
+from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.resizing import resized
 from tests.models.tiny import VOCABULARY, document, tiny_model
 

@@ -219,7 +219,8 @@ def test_an_encoder_of_ours_loads(text_tokenizer: PreTrainedTokenizerFast, tmp_p
     from transformers import BertConfig
 
     from mmdlm.core.vocabulary import Vocabulary
-    from mmdlm.models.encoder import MmdlmEncoder, MmdlmEncoderConfig
+    from mmdlm.models.encoder import MmdlmEncoder
+    from mmdlm.models.encoder_config import MmdlmEncoderConfig
 
     size = len(text_tokenizer)
     mask = text_tokenizer.convert_tokens_to_ids(MASK)

@@ -29,9 +29,11 @@ from mmdlm.models.checkpoints.grown_vocabulary import (
     load_source_tokenizer,
 )
 from mmdlm.models.configuration import MmdlmConfig
-from mmdlm.models.encoder import ENCODERS, MmdlmEncoder, MmdlmEncoderConfig
+from mmdlm.models.encoder import MmdlmEncoder
+from mmdlm.models.encoder_config import ENCODERS, MmdlmEncoderConfig
 from mmdlm.models.families.base import Json, required
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.models.special_tokens import with_special_tokens
 
 ONLY_TEXT = ("infill", "complete")  # what such a model was trained for
 # What a checkpoint may hold beyond the model: buffers, and heads of other tasks.
@@ -96,7 +98,7 @@ def convert_to_diffusion(
         )
         config.architectures = [type(model).__name__]
         config.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        with_special_tokens(tokenizer, vocabulary).save_pretrained(part)
 
 
 def _denoiser(

@@ -1,0 +1,49 @@
+"""Mask and padding by name in the text tokenizers that are written, for other libraries."""
+
+from __future__ import annotations
+
+import copy
+
+from transformers import PreTrainedTokenizerFast
+
+from mmdlm.core.vocabulary import Vocabulary
+
+# Of ids behind the text, which a tokenizer trained here does not know.
+MASK, PAD = "[MASK]", "[PAD]"
+
+
+def with_special_tokens(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
+) -> PreTrainedTokenizerFast:
+    """Return a copy of a tokenizer whose mask and padding have the ids of the vocabulary.
+
+    An id that the tokenizer knows keeps its name. Ids right behind its own get the names `MASK`
+    and `PAD`; an id further behind gets none.
+
+    Args:
+        tokenizer: Of the text.
+        vocabulary: Of the model.
+
+    Returns:
+        The copy.
+    """
+    found = copy.deepcopy(tokenizer)
+    wanted = {"mask_token": (vocabulary.mask_id, MASK), "pad_token": (vocabulary.pad_id, PAD)}
+    for role, (id, name) in wanted.items():
+        if getattr(found, f"{role}_id") == id:
+            continue
+        known = found.backend_tokenizer.id_to_token(id)
+        if known is None and id == len(found) and name not in found.get_vocab():
+            known = name
+        if known is not None:
+            found.add_special_tokens({role: known})
+    return found
+
+
+def text_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the ids of text of a tokenizer, without names that were added behind them."""
+    size = len(tokenizer)
+    for name in (PAD, MASK):
+        if tokenizer.get_vocab().get(name) == size - 1:
+            size -= 1
+    return size
