@@ -24,6 +24,7 @@ from data_pipelines.sources.source import letters_of
 from data_pipelines.text_tokenizer import shard_texts
 from mmdlm.atomic_files import atomic_write
 from mmdlm.cli import recipe as command_line
+from mmdlm.models.special_tokens import of_text_only
 
 
 def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Tensor:
@@ -64,7 +65,7 @@ def main(
     given = Given.shards(urls)
     if is_done(out, settings, given, index=index):
         return
-    words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    words = of_text_only(PreTrainedTokenizerFast.from_pretrained(tokenizer))
     states, report = given.states(), Report(max_broken)
     texts = tqdm(shard_texts(urls, report=report), desc="counting", unit=" texts")
     counts = count_tokens(texts, words)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mmdlm.core.vocabulary import Vocabulary
@@ -40,10 +42,19 @@ def with_special_tokens(
     return found
 
 
-def text_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the ids of text of a tokenizer, without names that were added behind them."""
-    size = len(tokenizer)
-    for name in (PAD, MASK):
-        if tokenizer.get_vocab().get(name) == size - 1:
-            size -= 1
-    return size
+def of_text_only(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer without the names that were added behind its text, in place.
+
+    So the ids of our own code are those of the text: a word that is added becomes the next of them.
+    """
+    size, known = len(tokenizer), tokenizer.get_vocab()
+    behind = {name for name, id in ((MASK, size - 2), (PAD, size - 1)) if known.get(name) == id}
+    if len(behind) < 2:
+        return tokenizer
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [
+        one for one in content["added_tokens"] if one["content"] not in behind
+    ]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.mask_token = tokenizer.pad_token = None
+    return tokenizer

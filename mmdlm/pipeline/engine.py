@@ -19,7 +19,6 @@ from mmdlm.core.sampling.device_denoiser import DeviceDenoiser
 from mmdlm.core.sampling.generators import Generators, check_generators
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.models.checkpoints.checkpoint import Origin
-from mmdlm.models.special_tokens import text_size
 from mmdlm.pipeline.devices import sampling_device
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun, Runner
@@ -82,10 +81,10 @@ class Engine:
                 f"the text tokenizer has {has}, but the model's end of text is id "
                 f"{vocabulary.eos_id}; give it the tokenizer that it was trained with"
             )
-        if text_size(tokenizer) > vocabulary.text[1]:
+        if len(tokenizer) > vocabulary.text[1]:
             raise ValueError(
-                f"the text tokenizer has {text_size(tokenizer)} ids, but the model knows text ids "
-                f"up to {vocabulary.text[1]} only; give it the tokenizer that it was trained with"
+                f"the text tokenizer has {len(tokenizer)} ids, but the model knows text ids up to "
+                f"{vocabulary.text[1]} only; give it the tokenizer that it was trained with"
             )
         codes = None if self.image_tokenizer is None else self.image_tokenizer.codebook_size
         if codes is not None and codes != vocabulary.image_codes:

@@ -34,6 +34,7 @@ from mmdlm.models.families.auto import family_named
 from mmdlm.models.lora import Lora
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.quantization import check_widths, quantization_config
+from mmdlm.models.special_tokens import of_text_only
 from mmdlm.pipeline.devices import device_named
 from mmdlm.pipeline.engine import Engine
 from mmdlm.pipeline.generation_config import GENERATION, Defaults
@@ -216,7 +217,7 @@ def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         tokenizer: PreTrainedTokenizerFast = _reading(
             fast if fast.is_file() else pieces[0], lambda: kind.from_pretrained(folder)
         )
-    return tokenizer
+    return of_text_only(tokenizer)
 
 
 def _check_mask_token(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 
 import mmdlm
 from mmdlm.core.vocabulary import Vocabulary
-from mmdlm.models.special_tokens import text_size, with_special_tokens
+from mmdlm.models.special_tokens import of_text_only, with_special_tokens
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,19 @@ def test_a_saved_tokenizer_has_the_ids_of_the_vocabulary(
     assert tokenizer.mask_token_id == vocabulary.mask_id
     assert tokenizer.pad_token_id == vocabulary.pad_id
     assert len(tokenizer) == len(before) + 2
-    assert text_size(tokenizer) == text_size(before) == len(before) == vocabulary.text[1]
     assert before.mask_token is None
     again = with_special_tokens(tokenizer, vocabulary)
     assert again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_our_own_code_sees_the_text_only(tiny_checkpoint: Path, saved: Path) -> None:
+    before, after = mmdlm.load(tiny_checkpoint).text_tokenizer, mmdlm.load(saved).text_tokenizer
+    assert after.get_vocab() == before.get_vocab()
+    assert len(after) == len(before)
+    assert after.mask_token is after.pad_token is None
+    assert after.add_tokens(["zeppelin"]) == 1
+    assert after.convert_tokens_to_ids("zeppelin") == len(before)
+    assert of_text_only(before) is before
 
 
 def test_a_saved_model_writes_what_it_wrote(tiny_checkpoint: Path, saved: Path) -> None:

@@ -36,6 +36,7 @@ from data_pipelines.sources.image_set import (
 from data_pipelines.sources.image_text import ImageText
 from data_pipelines.sources.source import Source
 from data_pipelines.text_tokenizer import shortened, token_counts
+from mmdlm.models.special_tokens import of_text_only
 from mmdlm.pipeline.hub import find_checkpoint
 from mmdlm.pipeline.model import Model
 from mmdlm.vision.pixels import to_image, to_pixels
@@ -134,7 +135,7 @@ class OwnRun:
         """Return what the run starts from and how large the model is."""
 
         def decide() -> dict[str, str | int]:
-            bundled = PreTrainedTokenizerFast.from_pretrained(BUNDLED)
+            bundled = of_text_only(PreTrainedTokenizerFast.from_pretrained(BUNDLED))
             return asdict(
                 choose(
                     self.start,
@@ -182,7 +183,7 @@ class OwnRun:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Return the text tokenizer."""
-        return PreTrainedTokenizerFast.from_pretrained(self.words)
+        return of_text_only(PreTrainedTokenizerFast.from_pretrained(self.words))
 
     def fitting(self, captions: Sequence[str]) -> list[str]:
         """Return captions, cut as in training where they are too long for the model."""

@@ -13,7 +13,6 @@ from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.costs import Costs
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.models.special_tokens import text_size
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
 Attention = Literal["sdpa", "flex_attention"]
@@ -62,7 +61,7 @@ class Shape:
         if words.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; set its eos_token")
         vocabulary = Vocabulary.build(
-            text_size=text_size(words),
+            text_size=len(words),
             eos_id=words.eos_token_id,
             image_codes=images.codebook_size if images is not None else 0,
         )

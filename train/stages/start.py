@@ -18,7 +18,6 @@ from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.configuration import read_config
 from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.models.special_tokens import text_size
 from mmdlm.pipeline.hub import find_checkpoint
 from mmdlm.pipeline.loading import load_text_tokenizer
 from mmdlm.templates.text_codec import TextCodec
@@ -186,17 +185,17 @@ def start(
         codes = known.image_codes
     size = known.text[1] - known.text[0]
     if known.text[0] <= known.mask_id < known.text[1]:
-        size = min(size, text_size(tokenizer))  # published embeddings have rows to spare
+        size = min(size, len(tokenizer))  # published embeddings have rows to spare
     ends = {
         known.eos_id,
         *prompt_template_for_denoiser(denoiser).stop_ids(TextCodec(tokenizer, known)),
     }
     eos = tokenizer.eos_token_id
     right = eos is not None and eos + known.text[0] in ends
-    if (text_size(tokenizer), codes) != (size, known.image_codes) or not right:
+    if (len(tokenizer), codes) != (size, known.image_codes) or not right:
         raise ValueError(
             f"{folder} has another vocabulary, {known}, than the tokenizers given, with "
-            f"{text_size(tokenizer)} text ids, end of text {eos} and {codes} image codes; "
+            f"{len(tokenizer)} text ids, end of text {eos} and {codes} image codes; "
             "give those that it was trained with"
         )
     return denoiser
