@@ -23,6 +23,7 @@ from mmdlm.pipeline.devices import sampling_device
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun, Runner
 from mmdlm.pipeline.inputs import generation_config_with
+from mmdlm.pipeline.offload import Offload
 from mmdlm.pipeline.options import SamplingOptions
 from mmdlm.pipeline.text_run import TextRun, with_masks
 from mmdlm.templates.native import Native
@@ -164,10 +165,16 @@ class Engine:
             return self.denoiser
         return DeviceDenoiser(self.denoiser, self.device)
 
+    def placed(self, module: object) -> None:
+        """Put what computes next on the device, where parts of the model are kept off it."""
+        if isinstance(self.runner, Offload):
+            self.runner.use(module)
+
     def _seen(self, batch: Batch) -> Batch:
         """Return the batch with the features of its images in place of their views."""
         if batch.views is None:
             return batch
+        self.placed(self.denoiser)
         assert isinstance(self.denoiser, Seeing), "views were cut for a model that sees"
         return self.denoiser.see(batch)
 
@@ -349,6 +356,7 @@ class Engine:
             ValueError: If the model has none.
         """
         if self.image_tokenizer is not None:
+            self.placed(self.image_tokenizer)
             return self.image_tokenizer
         if self.denoiser.vocabulary.image_codes:
             raise ValueError(

@@ -135,6 +135,7 @@ class Scoring(Engine):
         documents = [self._scored_document(*_pair(pair)) for pair in pairs]
         seeds = _seeds(generator, len(documents))
         found: dict[int, LogLikelihood] = {}
+        self.placed(self.denoiser)
         assert self.packed is not None
         self.packed.renew()
         with self.packed:

@@ -26,10 +26,12 @@ from mmdlm.pipeline.image_pipeline import ImagePipeline
 from mmdlm.pipeline.likelihood import Scoring
 from mmdlm.pipeline.loading import load_engine
 from mmdlm.pipeline.model_card import CARD, ModelCard
+from mmdlm.pipeline.offload import Offload
 from mmdlm.pipeline.options import LoadOptions, check_options
 from mmdlm.pipeline.presets import PresetName
 from mmdlm.pipeline.sampler_names import CacheName, OrderName, ScheduleName
 from mmdlm.pipeline.text import TextTasks
+from mmdlm.pipeline.text_network import TextNetwork
 from mmdlm.templates.auto import prompt_template_for
 
 
@@ -140,7 +142,52 @@ class Model(ImagePipeline, TextTasks, Scoring):
             if isinstance(self.image_tokenizer, nn.Module):
                 self.image_tokenizer.to(where)
             object.__setattr__(self, "device", where)
+            if isinstance(self.runner, Offload):
+                object.__setattr__(self, "runner", None)
         return self
+
+    @property
+    def text_network(self) -> TextNetwork:
+        """The network as samplers of other libraries call it; see `TextNetwork`.
+
+        diffusers' `LLaDA2Pipeline(model=model.text_network, scheduler=BlockRefinementScheduler(),
+        tokenizer=model.text_tokenizer)` writes text by it.
+        """
+        self.placed(self.denoiser)
+        return TextNetwork(self.denoiser, self.device)
+
+    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
+        """Keep on a GPU only what computes: the network or the image tokenizer, not both.
+
+        A call takes as much longer as moving the weights takes; `draw_trajectory`, whose images
+        are decoded at each step, moves them at each step. `to` ends it.
+
+        Args:
+            device: The GPU; None: that of the model, or the first that is there.
+
+        Raises:
+            ValueError: If there is no GPU, if the weights are quantized, or if something else
+                carries out the runs of this model.
+        """
+        where = device_named(device if device or self.device.type == "cpu" else self.device)
+        if where.type == "cpu":
+            raise ValueError("there is no GPU here to keep free; leave the call out")
+        if self.runner is not None and not isinstance(self.runner, Offload):
+            raise ValueError(
+                f"a {type(self.runner).__name__} carries out the runs of this model, which needs "
+                "all of it on the device; take another model, loaded by itself"
+            )
+        if getattr(self.denoiser, "quantization_method", None) is not None:
+            raise ValueError(
+                "the weights are quantized and cannot leave the GPU; load the model with dtype= in "
+                "place of quantization="
+            )
+        parts = (self.denoiser, self.image_tokenizer)
+        modules = tuple(part for part in parts if isinstance(part, nn.Module))
+        for module in modules:
+            module.to("cpu")
+        object.__setattr__(self, "device", where)
+        object.__setattr__(self, "runner", Offload(modules, where))
 
     def with_generation(
         self,
