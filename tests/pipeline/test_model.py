@@ -381,10 +381,11 @@ def spied(model: Model) -> Any:
     spy = Spy(model)
 
     class Watched(Sampler):
-        def __call__(self, denoiser: Any, batch: Batch, **options: Any) -> Any:
-            result = super().__call__(denoiser, batch, **options)
-            spy.batch, spy.ids = batch, result.ids
-            return result
+        def trajectory(self, denoiser: Any, batch: Batch, **options: Any) -> Any:
+            spy.batch = batch
+            for state in super().trajectory(denoiser, batch, **options):
+                spy.ids = state.ids
+                yield state
 
     class Decodes(GenerationConfig):
         def sampler(self, **options: Any) -> Sampler:
