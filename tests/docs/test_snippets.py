@@ -20,7 +20,9 @@ from accelerate.commands.launch import launch_command_parser
 
 from docs._generate.parsers import mmdlm_main, mmdlm_parser, parser_of, subcommands, task_parser
 from eval.run import task_of
+from mmdlm.cli.recipe import run
 from tests.docs.blocks import ROOT, SHELLS, Block, blocks, commands, inline_commands
+from train import rl
 
 YOURS = ("my_module", "my_rewards")  # modules that a reader writes, from the blocks of the pages
 SMOKE = {
@@ -124,12 +126,36 @@ def test_commands_in_sentences_name_what_is_there(page: str, words: list[str]) -
 def test_yaml_blocks_are_keys_of_a_recipe(
     block: Block, yours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = re.match(r"# keys of ([\w.]+)\n", block.code)
-    assert first is not None, f"{block}: the first line is to say '# keys of train.NAME'"
+    first = re.match(r"# (keys|a whole recipe) of ([\w.]+)\n", block.code)
+    assert first is not None, (
+        f"{block}: the first line is to say '# keys of' or '# a whole recipe of', and train.NAME"
+    )
     assert isinstance(yaml.safe_load(block.code), dict)
     (yours / "block.yaml").write_text(block.code)
     monkeypatch.chdir(ROOT)
-    parse(first[1], ["--config", SMOKE[first[1]], "--config", str(yours / "block.yaml")])
+    below = ["--config", SMOKE[first[2]]] if first[1] == "keys" else []
+    parse(first[2], [*below, "--config", str(yours / "block.yaml")])
+
+
+WHOLE = [block for block in blocks("yaml") if block.code.startswith("# a whole recipe of train.rl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", WHOLE, ids=str)
+def test_whole_recipes_of_rl_run(
+    block: Block, yours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the files that the Python blocks of its page write; the reward rises."""
+    for other in PYTHON:
+        if other.page == block.page:
+            exec(compile(other.code, str(other), "exec"), {})
+    (yours / "my_rl.yaml").write_text(block.code)
+    monkeypatch.setattr(sys, "argv", ["train.rl", "--config", "my_rl.yaml"])
+    run(rl.main)
+    (log,) = yours.glob("runs/*/log.jsonl")
+    rewards = [json.loads(line)["rewards/short/mean"] for line in log.read_text().splitlines()]
+    assert len(rewards) == 20
+    assert sum(rewards[-5:]) > sum(rewards[:5])
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=str)
