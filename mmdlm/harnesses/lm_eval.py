@@ -46,6 +46,9 @@ class _Score:
     tokens: int
 
 
+_Scores = dict[tuple[int | None, int], _Score]  # of a document's continuations
+
+
 @register_model("mmdlm")
 class MmdlmLM(LM):
     """A masked-diffusion model for lm-eval.
@@ -94,7 +97,7 @@ class MmdlmLM(LM):
             given=options,
         )
         self._device = self.subject.model.device
-        self._scores: dict[str, list[_Score]] = {}
+        self._scores: dict[str, _Scores] = {}
         self._asked: dict[str, dict[str, Any]] = {}
 
     # --- what lm-eval asks for --------------------------------------------------------------------
@@ -126,7 +129,7 @@ class MmdlmLM(LM):
         ]
         found = [LogLikelihood(0.0, 0.0, 0, True) for _ in requests]
         left = [sum(owner == number for owner, _ in windows) for number in range(len(requests))]
-        names = [f"{owner}\x1f{pair[0]}\x1f{pair[1]}" for owner, pair in windows]
+        names = [f"{requests[owner].args[0]}\x1f{a}\x1f{b}" for owner, (a, b) in windows]
         tasks = [requests[owner].task_name for owner, _ in windows]
         for place, score in self._scored([pair for _, pair in windows], names, tasks):
             number = windows[place][0]
@@ -180,7 +183,9 @@ class MmdlmLM(LM):
                 "seed": self.subject.seed,
                 "batch_size": self.subject.batch_size,
                 "generation": self._asked,
-                "loglikelihood": {task: _errors(some) for task, some in self._scores.items()},
+                "loglikelihood": {
+                    task: _errors(list(some.values())) for task, some in self._scores.items()
+                },
             }
         }
 
@@ -216,12 +221,21 @@ class MmdlmLM(LM):
         return torch.stack(each)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Return the objects of all processes in one of them, None in the others."""
+        """Return the objects of all processes in one of them, None in the others.
+
+        Scores go along, for the errors of whole tasks: lm-eval gathers results of all processes,
+        but asks only one of them what it knows of the model.
+        """
         if self._world_size == 1:
             return [obj]
-        found = [None] * self._world_size if self._rank == dst else None
-        dist.gather_object(obj, found, dst=dst)
-        return found
+        found: list[Any] | None = [None] * self._world_size if self._rank == dst else None
+        dist.gather_object((obj, self._scores), found, dst=dst)
+        if found is None:
+            return None
+        for _, scores in found:
+            for task, some in scores.items():
+                self._scores.setdefault(task, {}).update(some)
+        return [one for one, _ in found]
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -256,6 +270,8 @@ class MmdlmLM(LM):
         size = self.subject.batch_size
         for numbers in groups:
             settings = said[tasks[numbers[0]]]
+            if settings.get("guidance_scale") not in (None, 1):
+                log.warning("log-likelihoods are estimated without guidance")
             estimator = _estimator(settings.get("estimator"))
             numbers.sort(key=lambda n: (-len(str(pairs[n][0])) - len(pairs[n][1]), n))
             for start in range(0, len(numbers), AT_ONCE * size):
@@ -303,7 +319,8 @@ class MmdlmLM(LM):
 
     def _remember(self, request: Instance, score: LogLikelihood) -> None:
         one = _Score(request.doc_id, score.value, score.standard_error, score.tokens)
-        self._scores.setdefault(str(request.task_name), []).append(one)
+        of_task = self._scores.setdefault(str(request.task_name), {})
+        of_task[(request.doc_id, request.idx)] = one
 
     # --- texts ------------------------------------------------------------------------------------
 

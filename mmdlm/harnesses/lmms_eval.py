@@ -181,7 +181,7 @@ class MmdlmVision(lmms):
     # --- images -----------------------------------------------------------------------------------
 
     def _images(self, requests: Sequence[Instance]) -> Iterator[tuple[int, str]]:
-        """Draw or edit, and write the images; those that are there already are kept."""
+        """Draw or edit, and write the images."""
         questions = [self._question(one, self._messages(one)) for one in requests]
         seen: dict[str, int] = {}
         paths, waiting = [], []

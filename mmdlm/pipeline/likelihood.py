@@ -20,9 +20,10 @@ from mmdlm.core.sampling.generators import Generators, check_generators
 from mmdlm.core.sequence import Sequence, collate
 from mmdlm.pipeline.checks import check_whole_number
 from mmdlm.pipeline.engine import SEED, Engine
-from mmdlm.templates.conversation import Message, turns_of
+from mmdlm.templates.conversation import ASSISTANT, Message, turns_of
 from mmdlm.templates.infill import shortened
 from mmdlm.templates.prompt_template import TaskPrompt
+from mmdlm.templates.segments import continued
 
 DRAWS = 8  # independent ones, from whose spread the standard error comes
 Context = str | abc.Sequence[Message]
@@ -111,7 +112,9 @@ class Scoring(Engine):
 
         Args:
             pairs: (context, continuation). A context is a text, as in `complete`; "" is none; or
-                messages, as in `chat`. Blanks at the end of a text go to the continuation.
+                messages, as in `chat`; a last one of the assistant is the beginning of the turn
+                that the continuation goes on with. Blanks at the end of a text go to the
+                continuation.
             estimator: An estimator of `mmdlm.core.likelihood`; None: the evidence lower bound, by
                 `EnumeratedElbo` where that needs no more than `samples` copies (continuations of up
                 to 7 tokens), else by `Elbo`.
@@ -167,9 +170,14 @@ class Scoring(Engine):
             prompt = template.completion_prompt(codec, context, length=len(ids))
         else:
             template.require("chat", self.text_tokenizer)
+            *before, last = context or [{}]
+            begun = last.get("content", "") if last.get("role") == ASSISTANT else ""
             ids = codec.encode(continuation)
             self._check_continuation(ids, continuation)
-            prompt = template.chat_prompt(codec, turns_of(context, []), length=len(ids))
+            turns = turns_of(before if begun else context, [])
+            prompt = template.chat_prompt(codec, turns, length=len(ids))
+            if begun:
+                prompt = continued(prompt, codec.encode(begun))
         return _with_target(self.fitting(prompt, len(ids)), ids)
 
     def _check_continuation(self, ids: list[int], continuation: str) -> None:

@@ -163,7 +163,7 @@ def test_twenty_of_twenty_are_within_two_standard_errors_of_enumeration(llada: M
     harness = MmdlmLM(llada, batch_size=64, samples=64)
     found = harness.loglikelihood(asked)
     exact = MmdlmLM(llada, batch_size=64, estimator="EnumeratedElbo").loglikelihood(asked)
-    scores = {one.document: one for one in harness._scores["t"]}
+    scores = {one.document: one for one in harness._scores["t"].values()}
     assert any(one.standard_error for one in scores.values())
     for number, ((value, _), (expected, _)) in enumerate(zip(found, exact, strict=True)):
         assert abs(value - expected) <= 2 * scores[number].standard_error + 1e-6
@@ -178,6 +178,26 @@ def test_conversations_are_scored_too(llada: Model) -> None:
     assert (value, greedy) == (pytest.approx(expected.value), expected.is_greedy)
 
 
+def test_a_prefix_of_the_answer_is_not_scored(llada: Model) -> None:
+    messages = [{"role": "user", "content": "one?"}]
+    begun = [*messages, {"role": "assistant", "content": "It is"}]
+    (whole,) = llada.loglikelihood([(begun, " two")])
+    assert whole.tokens == 4
+    document = llada._scored_document(begun, " two")
+    asked = llada._scored_document(messages, "It is two")
+    assert [i for one in document.segments for i in one.ids.tolist()] == [
+        i for one in asked.segments for i in one.ids.tolist()
+    ]
+
+
+def test_guidance_of_likelihoods_is_spoken_of(
+    llada: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness = MmdlmLM(llada, guidance_scale=1.5)
+    harness.loglikelihood(requests("loglikelihood", [("a", " b")]))
+    assert "without guidance" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["OneStepMeanField", "one_step_mean_field", "Elbo"])
 def test_an_estimator_is_named(llada: Model, name: str) -> None:
     harness = MmdlmLM(llada, estimator=name, samples=4)
@@ -188,7 +208,10 @@ def test_an_estimator_is_named(llada: Model, name: str) -> None:
 def test_errors_of_a_task_are_in_the_results(llada: Model) -> None:
     harness = MmdlmLM(llada, samples=8)
     texts = (f" {word} more" for word in WORDS[:2])
-    asked = [Instance("loglikelihood", {}, ("one", text), 0, ("t", 0, 1)) for text in texts]
+    asked = [
+        Instance("loglikelihood", {}, ("one", text), number, ("t", 0, 1))
+        for number, text in enumerate(texts)
+    ]
     harness.loglikelihood(asked)
     errors = harness.get_model_info()["mmdlm"]["loglikelihood"]["t"]
     assert errors["requests"] == 2
@@ -208,7 +231,7 @@ def test_a_long_text_is_scored_window_by_window(llada: Model) -> None:
     assert windows[2] == ("jklm", "nopq")
     (whole,) = harness.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]))
     seen: dict[str, int] = {}
-    seeds = [harness.subject.seed_of(f"0\x1f{a}\x1f{b}", seen) for a, b in windows]
+    seeds = [harness.subject.seed_of(f"{text}\x1f{a}\x1f{b}", seen) for a, b in windows]
     parts = small.loglikelihood(
         windows, samples=2, generator=[torch.Generator().manual_seed(seed) for seed in seeds]
     )
@@ -331,3 +354,38 @@ def test_a_mistake_ends_the_command_with_one_sentence() -> None:
     (line,) = [line for line in said.stderr.splitlines() if line.startswith("error:")]
     assert "did you mean block_length" in line
     assert "Traceback" not in said.stderr
+
+
+SPEAK = """\
+from mmdlm.harnesses import lm_eval
+from tests.harnesses.conftest import tiny
+from tests.harnesses.test_lm_eval import pairs, requests
+
+model = lm_eval.MmdlmLM(tiny("llada"), samples=4)
+mine = requests("loglikelihood", pairs(4))[model.rank :: model.world_size]
+values = [value for value, _ in model.loglikelihood(mine)]
+gathered = model.gather_object(values)
+if model.rank == 0:
+    info = model.get_model_info()["mmdlm"]["loglikelihood"]["t"]
+    print("found", info["requests"], [round(v, 3) for some in zip(*gathered) for v in some])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(llada: Model, tmp_path: Path) -> None:
+    script = tmp_path / "speak.py"
+    script.write_text(SPEAK)
+    launched = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(script)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert launched.returncode == 0, launched.stderr
+    values = MmdlmLM(llada, samples=4).loglikelihood(requests("loglikelihood", pairs(4)))
+    assert f"found 4 {[round(value, 3) for value, _ in values]}" in launched.stdout
