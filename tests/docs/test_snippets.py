@@ -221,7 +221,8 @@ def check(words: list[str]) -> None:
 
 
 def parse(module: str, arguments: list[str]) -> None:
-    """Parse the options of a module, files of `--config` included."""
+    """Parse the options of a module, files of `--config` included; my_*.yaml is a smoke run."""
+    arguments = [SMOKE[module] if re.match(r"my_\w+\.yaml$", one) else one for one in arguments]
     parser, errors = parser_of(module), io.StringIO()
     if module == "eval.run":
         given, _ = parser.parse_known_args(arguments)
