@@ -59,7 +59,7 @@ def draw(options: argparse.Namespace) -> None:
                 "out, or give one prompt"
             )
 
-    model = _load(options, "text_to_image")
+    model = load_model(options, "text_to_image")
     # Each image is what a command of its own would draw, whatever is drawn beside it.
     jobs = [
         (path, prompt, options.seed + number)
@@ -112,7 +112,7 @@ def caption(options: argparse.Namespace) -> None:
         if source.is_named and not source.is_url:
             source.open(options.max_pixels)
 
-    model = _load(options, "caption")
+    model = load_model(options, "caption")
     starts: Iterable[int] = range(0, len(sources), CAPTIONS_AT_ONCE)
     if not sys.stdout.isatty():  # on a terminal the captions themselves show how far it is
         total = math.ceil(len(sources) / CAPTIONS_AT_ONCE)
@@ -163,7 +163,7 @@ def inpaint(options: argparse.Namespace) -> None:
             "to be drawn again"
         )
 
-    model = _load(options, "inpaint")
+    model = load_model(options, "inpaint")
     result = model.inpaint(
         image,
         mask,
@@ -182,7 +182,7 @@ def infill(options: argparse.Namespace) -> None:
     """Print texts with words in place of their holes."""
     texts = texts_of(options.texts, by_line=False)
     image = None if options.image is None else _image(options.image, options)
-    model = _load(options, "infill")
+    model = load_model(options, "infill")
     found = model.infill(
         texts,
         image=image,
@@ -197,7 +197,7 @@ def edit(options: argparse.Namespace) -> None:
     """Draw another image from images and an instruction."""
     (output,) = places_of(options.output, [f"{options.images[-1].stem}-edited"])
     images = [_seen(path, options) for path in options.images]
-    model = _load(options, "edit")
+    model = load_model(options, "edit")
     result = model.edit(
         images,
         options.prompt,
@@ -221,7 +221,7 @@ def answer(options: argparse.Namespace) -> None:
     for question in questions:
         said = with_places(question, len(images))
         check_messages([{"role": "user", "content": said}], len(images))
-    model = _load(options, "answer")
+    model = load_model(options, "answer")
     for start in range(0, len(questions), ANSWERS_AT_ONCE):
         some = questions[start : start + ANSWERS_AT_ONCE]
         found = model.answer(
@@ -239,7 +239,7 @@ def chat(options: argparse.Namespace) -> None:
     """Talk: each line of stdin is a message, each answer a line or more of stdout."""
     from mmdlm.cli.chat_session import COMMANDS, Conversation
 
-    model = _load(options, "chat")
+    model = load_model(options, "chat")
     generator = _generator(options.seed)
 
     def speak(messages: list[dict[str, str]], images: list[Image.Image]) -> str:
@@ -277,7 +277,7 @@ def chat(options: argparse.Namespace) -> None:
 def complete(options: argparse.Namespace) -> None:
     """Print texts whose beginnings are given."""
     texts = texts_of(options.texts, by_line=False)
-    model = _load(options, "complete")
+    model = load_model(options, "complete")
     found = model.complete(texts, **_writing(options, [_generator(options.seed) for _ in texts]))
     for text, rest in zip(texts, found, strict=True):
         tell(options, text + rest, text=text, completion=rest)
@@ -324,8 +324,8 @@ def convert(options: argparse.Namespace) -> None:
 # --- what commands share ---
 
 
-def _load(options: argparse.Namespace, task: str) -> Model:
-    """Load the model as the options say; it is refused early if it lacks the task."""
+def load_model(options: argparse.Namespace, task: str | None) -> Model:
+    """Load the model as the options say; it is refused early if it lacks the task that is named."""
     import torch
 
     from mmdlm.core.sampling.order import Order

@@ -22,6 +22,7 @@ from mmdlm.cli.parser_options import (
     add_writing,
     model_command,
 )
+from mmdlm.cli.serve import add_serve
 from mmdlm.vision.known_names import suggestion
 
 INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$")
@@ -240,6 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="with --from: append the ids of an image tokenizer of N codes",
     )
+    add_serve(commands)
     _add_about(commands)
     return parser
 

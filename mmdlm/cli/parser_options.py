@@ -35,6 +35,29 @@ def model_command(
         allow_abbrev=False,
     )
     command.set_defaults(run=function)
+    add_model(command, bundled)
+    command.add_argument(
+        "--steps",
+        "--num-inference-steps",
+        dest="steps",
+        type=count,
+        metavar="N",
+        help="denoising steps (default: the model's own number)",
+    )
+    add_sampling(command)
+    command.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same result (default: %(default)s)",
+    )
+    add_printing(command)
+    return command
+
+
+def add_model(command: argparse.ArgumentParser, bundled: str | None) -> None:
+    """Add which model is loaded, and how; `bundled` is taken if none is named."""
     command.add_argument(
         "--model",
         default=bundled,
@@ -77,14 +100,10 @@ def model_command(
         help="a folder or OWNER/NAME of the Hub (default: the one in the model's folder, else the "
         "one its family is published with)",
     )
-    command.add_argument(
-        "--steps",
-        "--num-inference-steps",
-        dest="steps",
-        type=count,
-        metavar="N",
-        help="denoising steps (default: the model's own number)",
-    )
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """Add how the model samples."""
     command.add_argument(
         "--cache",
         choices=CACHES,
@@ -134,15 +153,6 @@ def model_command(
         help="with --reproduce: also what that code does wrong: a text may get any id, the mask "
         "token may be drawn, noise in the order may compound",
     )
-    command.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same result (default: %(default)s)",
-    )
-    add_printing(command)
-    return command
 
 
 def add_printing(command: argparse.ArgumentParser) -> None:

@@ -95,6 +95,7 @@ class _Call:
         left: Rows that are not finished.
         step: Number of the last step.
         has_ended: Whether the caller was told the end.
+        is_left: Whether the caller waits no more.
     """
 
     rows: Denoising
@@ -105,11 +106,16 @@ class _Call:
     left: int = field(init=False)
     step: int = -1
     has_ended: bool = False
+    is_left: bool = False
 
     def __post_init__(self) -> None:
         state = self.rows.state
         self.left = len(self.rows)
         self.latest = (state.x_t.clone(), state.committed.clone(), state.log_prob.clone())
+
+    def reason(self) -> Exception | None:
+        """Return why the call should not go on; None: it should."""
+        return GivenUpError("the caller waits no more") if self.is_left else self.ticket.reason()
 
     def see(self, number: int, group: SampleStep, row: int) -> None:
         """Copy row `row` of a group as row `number` of the call."""
@@ -222,7 +228,7 @@ class StepBatcher:
                     raise state
                 yield state
         finally:
-            ticket.give_up()  # in case the caller wants no more of it
+            call.is_left = True
 
     @property
     def waiting(self) -> int:
@@ -277,7 +283,7 @@ class StepBatcher:
             while not (self._waiting or self._groups or self._is_closed):
                 self._changed.wait()
             for call in list(self._waiting):
-                if (reason := call.ticket.reason()) is not None:
+                if (reason := call.reason()) is not None:
                     self._waiting.remove(call)
                     call.end(reason)
             taken = self.running
@@ -305,7 +311,7 @@ class StepBatcher:
         """Take out the rows of calls that are given up or late."""
         for group in self._groups:
             for call in group.calls:
-                if (reason := call.ticket.reason()) is not None:
+                if (reason := call.reason()) is not None:
                     call.end(reason)
             _keep(group, [not call.has_ended for call, _ in group.seats])
         self._groups = [group for group in self._groups if group.seats]
