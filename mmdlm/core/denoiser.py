@@ -94,3 +94,20 @@ class SharingDenoiser(Denoiser, Protocol):
             [K B, L, D].
         """
         ...
+
+
+@runtime_checkable
+class BlockDenoiser(Denoiser, Protocol):
+    """One that may be of block diffusion: a token sees its own block and those before it."""
+
+    @property
+    def block_length(self) -> int | None:
+        """Tokens of a block; None: every token sees all of its document."""
+        ...
+
+    def in_blocks(self, batch: Batch) -> Batch:
+        """Return the batch cut into the blocks of the model, unless it is cut already.
+
+        Without blocks the batch stays as it is.
+        """
+        ...

@@ -96,7 +96,7 @@ class MmdlmForMaskedDiffusion(TransformersCall):
         The last layer is computed only at the places `query_mask`, where gradients come from too.
         """
         embeddings, host_masks = self._embedded(x_t, batch), batch.host_masks
-        batch = self._in_blocks(batch)
+        batch = self.in_blocks(batch)
         if query_mask is not None:
             query_mask = self._read_for(on_host(query_mask))
         layout = (self._rotary(batch), batch.document)

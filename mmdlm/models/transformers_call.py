@@ -261,13 +261,18 @@ class TransformersCall(MaskedDiffusionGeneration, MmdlmPreTrainedModel):
         if targets is not None:
             if self.config.prefix_attention:
                 seen["prefix"] = targets.batch.prefix
-            seen["block"] = self._in_blocks(targets.batch).block
+            seen["block"] = self.in_blocks(targets.batch).block
         elif self.config.block_length is not None:
             position = layout.position if layout.position.ndim == 2 else layout.position.amax(-1)
             seen["block"] = position // self.config.block_length
         return seen
 
-    def _in_blocks(self, batch: Batch) -> Batch:
+    @property
+    def block_length(self) -> int | None:
+        """Tokens of a block of block diffusion; None: there are no blocks."""
+        return self.config.block_length
+
+    def in_blocks(self, batch: Batch) -> Batch:
         """Return the batch in blocks, unless it says itself how it is cut."""
         if self.config.block_length is None or batch.block is not None:
             return batch

@@ -1,8 +1,9 @@
 """Outputs of the original implementations, found in folders and not named here.
 
-Every sub-folder of MMDLM_VECTORS (default: ../shared/vectors, seen from the repository) is one
-checkpoint with `config.json`, `model.safetensors` and `expected.safetensors`. The family in its
-config picks the check, so that a new vector of a known family needs no new test.
+Every sub-folder of MMDLM_VECTORS (one folder, or several with os.pathsep between them; default:
+../shared/vectors and ../shared/vectors_block, seen from the repository) is one checkpoint with
+`config.json`, `model.safetensors` and `expected.safetensors`. The family in its config picks the
+check, so that a new vector of a known family needs no new test.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
 
+from mmdlm.core.blocks import in_blocks
 from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.sampling.block_rules import BlockTransfer
+from mmdlm.core.sampling.cache import FinishedBlocks
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
-from mmdlm.core.sampling.order import Confidence, Entropy, Margin, Order
+from mmdlm.core.sampling.order import Confidence, Entropy, LeftToRight, Margin, Order
 from mmdlm.core.sampling.sampler import Sampler
-from mmdlm.core.sampling.unmasking import Ancestral, ScheduledTransfer
+from mmdlm.core.sampling.unmasking import (
+    Ancestral,
+    ScheduledTransfer,
+    Threshold,
+    UnmaskingRule,
+)
 from mmdlm.core.sequence import (
     NO_DOCUMENT,
     Batch,
@@ -41,7 +51,13 @@ from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 
 ROOT = Path(__file__).parents[2]
-VECTORS = Path(os.environ.get("MMDLM_VECTORS") or ROOT.parent / "shared" / "vectors")
+SHARED = ROOT.parent / "shared"
+GIVEN = os.environ.get("MMDLM_VECTORS")
+VECTORS = (
+    [Path(one) for one in GIVEN.split(os.pathsep)]
+    if GIVEN
+    else [SHARED / "vectors", SHARED / "vectors_block"]
+)
 
 pytestmark = pytest.mark.vectors
 
@@ -256,6 +272,94 @@ def check_llada_v(folder: Path) -> None:
     check_neighbors_change_nothing(model, row[row >= 0].repeat(2, 1))
 
 
+def check_block_logits(model: MmdlmForMaskedDiffusion, expected: dict[str, Tensor]) -> None:
+    """Raw logits under the block-causal mask of each block length that the vector has."""
+    ids = expected["input_ids"]
+    shift, model.config.shift = model.config.shift, False
+    batch = collate([Sequence((text_segment(row),)) for row in ids], model.vocabulary)
+    names = [name for name in expected if name.startswith("logits_block")]
+    assert names
+    with torch.no_grad():
+        for name in names:
+            hidden = model.hidden(ids, in_blocks(batch, int(name.removeprefix("logits_block"))))
+            logits = model.logits_at(hidden, torch.ones_like(batch.target)).view(*ids.shape, -1)
+            torch.testing.assert_close(logits, expected[name], atol=1e-4, rtol=0)
+    model.config.shift = shift
+
+
+def check_both(model: MmdlmForMaskedDiffusion, sampler: Sampler, batch: Batch) -> Tensor:
+    """The ids that a sampler writes, with the cache of finished blocks and without."""
+    anew = sampler(model, batch, generator=generator()).ids
+    kept = replace(sampler, cache=FinishedBlocks())(model, batch, generator=generator()).ids
+    assert torch.equal(kept, anew)
+    return kept
+
+
+def check_sdar(folder: Path) -> None:
+    """Logits by block length, and its orders: static, dynamic and one after the other."""
+    model, expected, settings = published(folder)
+    check_block_logits(model, expected)
+    check_neighbors_change_nothing(model, expected["input_ids"])
+    model.config.block_length = None  # rows say themselves how they are cut
+    for name, ids in expected.items():
+        if not name.startswith("gen"):
+            continue
+        wanted = settings[name]
+        prompt, block, strategy = (
+            expected[wanted["prompt"]],
+            wanted["block_length"],
+            wanted["remasking_strategy"],
+        )
+        unmasking: UnmaskingRule = BlockTransfer(block)
+        if strategy == "low_confidence_dynamic":
+            unmasking = Threshold(wanted["confidence_threshold"], fallback=unmasking)
+        sampler = Sampler(
+            wanted["denoising_steps"],
+            steps_per_block=True,
+            order=LeftToRight() if strategy == "sequential" else Confidence(),
+            unmasking=unmasking,
+            full_vocabulary=True,
+        )
+        batch = in_blocks(answers(model, prompt, ids.shape[1] - prompt.shape[1]), block)
+        assert torch.equal(check_both(model, sampler, batch), ids), name
+
+
+def check_fast_dllm(folder: Path) -> None:
+    """Logits by block length, and what it writes in pieces of a block, with and without a stop."""
+    model, expected, settings = published(folder)
+    check_block_logits(model, expected)
+    check_neighbors_change_nothing(model, expected["input_ids"])
+    model.config.block_length = None
+    for name, ids in expected.items():
+        if not name.startswith("gen") or name == "gen_block_cache":  # stale keys within a block
+            continue
+        wanted = settings[name]
+        prompt, block, piece = (
+            expected[wanted["prompt"]],
+            wanted["block_size"],
+            wanted["small_block_size"],
+        )
+        unmasking: UnmaskingRule = BlockTransfer(piece)
+        if wanted["threshold"] < 1:
+            unmasking = Threshold(wanted["threshold"], fallback=unmasking)
+        sampler = Sampler(
+            piece,
+            block_length=piece,
+            steps_per_block=True,
+            first_alone=True,
+            unmasking=unmasking,
+            full_vocabulary=True,
+            stop_ids=(wanted["stop_token"],) if "stop_token" in wanted else (),
+        )
+        turns = wanted["max_new_tokens"] // block
+        new = turns * block - prompt.shape[1] % block + 1
+        batch = in_blocks(answers(model, prompt, new), block)
+        written = check_both(model, sampler, batch)
+        assert torch.equal(written[:, : ids.shape[1]], ids), name
+        if "stop_token" not in wanted:
+            assert written.shape == ids.shape, name
+
+
 # What to check per family: the `_class_name` or `model_type` of a config.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "MAGVITv2": check_magvit2,
@@ -263,29 +367,38 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "mmada": check_mmada,
     "Dream": check_dream,
     "llava_llada": check_llada_v,
+    "sdar": check_sdar,
+    "Fast_dLLM_Qwen": check_fast_dllm,
 }
 
 
 def folders() -> list:
     """One parameter per vector; a single skipped one where there are none."""
-    found = sorted(path.parent for path in VECTORS.glob("*/config.json"))
+    found = sorted(path.parent for folder in VECTORS for path in folder.glob("*/config.json"))
     if not found:
-        reason = f"no vectors in {VECTORS}; set MMDLM_VECTORS to their folder"
+        listed = " and ".join(map(str, VECTORS))
+        reason = f"no vectors in {listed}; set MMDLM_VECTORS to their folder"
         return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
     return [pytest.param(path, id=path.name) for path in found]
 
 
-@pytest.mark.parametrize("folder", folders())
-def test_matches_the_original_implementation(folder: Path) -> None:
+def family_in(folder: Path) -> str:
+    """The name that `CHECKS` has for a vector; skips those of families that are not here yet."""
     config = json.loads((folder / "config.json").read_text())
     family = config.get("_class_name") or config.get("model_type")
-    if family not in CHECKS:
+    if family not in CHECKS or "LLaDAMoEModelLM" in config.get("architectures", ()):
         pytest.skip(f"family {family!r} is not implemented yet")
-    CHECKS[family](folder)
+    return str(family)
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_matches_the_original_implementation(folder: Path) -> None:
+    CHECKS[family_in(folder)](folder)
 
 
 @pytest.mark.parametrize("folder", folders())
 def test_comes_back_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     if "model_type" not in json.loads((folder / "config.json").read_text()):
         pytest.skip("an image tokenizer is stored here as it is published")
+    family_in(folder)
     check_there_and_back(folder, tmp_path)

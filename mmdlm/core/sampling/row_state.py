@@ -40,7 +40,13 @@ class Blocks:
 
     @classmethod
     def split(
-        cls, batch: Batch, *, block_length: int | None, steps: int, per_block: bool = False
+        cls,
+        batch: Batch,
+        *,
+        block_length: int | None,
+        steps: int,
+        per_block: bool = False,
+        first_alone: bool = False,
     ) -> Blocks:
         """Cut the targets of each row into blocks, in reading order.
 
@@ -52,6 +58,7 @@ class Blocks:
             block_length: Targets of a block; None: one block, or those of the batch.
             steps: Denoising steps of a row, or of each block.
             per_block: Whether they are those of each block.
+            first_alone: Whether the first token of each of the batch's blocks is one by itself.
 
         Returns:
             The block of each target, and the number of blocks of each row.
@@ -67,7 +74,7 @@ class Blocks:
             most = (int(per_row.max()) + length - 1) // length if len(per_row) else 0
             number = (target.cumsum(1) - 1) // length
         else:
-            number = _blocks_with_targets(batch, length)
+            number = _blocks_with_targets(batch, length, first_alone=first_alone)
             count = number.amax(1) + 1
             most = int(count.max()) if len(count) else 0
         if per_block:
@@ -87,7 +94,7 @@ class Blocks:
         return self.steps // blocks + (block < self.steps % blocks)
 
 
-def _blocks_with_targets(batch: Batch, length: int) -> Tensor:
+def _blocks_with_targets(batch: Batch, length: int, *, first_alone: bool) -> Tensor:
     """Return the number [B, L] of the piece of a block in which each token is.
 
     The batch's blocks are cut into pieces of `length` tokens; those without targets do not count.
@@ -96,7 +103,10 @@ def _blocks_with_targets(batch: Batch, length: int) -> Tensor:
     column = torch.arange(run.shape[1], device=run.device).expand_as(run)
     begins = F.pad(run[:, 1:] != run[:, :-1], (1, 0), value=True)
     start = column.masked_fill(~begins, 0).cummax(1).values
-    piece = (begins | ((column - start) % length == 0)).long().cumsum(1)  # from 1 on
+    begins = begins | ((column - start) % length == 0)
+    if first_alone:
+        begins = begins | (column - start == 1)
+    piece = begins.long().cumsum(1)  # from 1 on
     filled = torch.zeros(len(run), run.shape[1] + 1, dtype=torch.int64, device=run.device)
     filled = filled.scatter_reduce(1, piece, batch.target.long(), "amax")
     return (filled.cumsum(1) - 1).gather(1, piece)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.denoiser import BlockDenoiser, Denoiser
 from mmdlm.core.diffusion.noise import MaskNoise, Noise
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Cache, CacheState
@@ -71,6 +71,9 @@ class Sampler:
             finished before the next begins. None: one block. A batch that is cut into blocks
             (`Batch.block`) keeps them, and `block_length` cuts each of them further.
         steps_per_block: `steps` are those of each block, however many a row has.
+        first_alone: The first token of each block of a batch that is cut into blocks is a block by
+            itself: where each state predicts the next token, all that bears on it is finished
+            (Fast-dLLM v2).
         order: Which of the open targets are committed first.
         unmasking: How many of them are committed in a step.
         temperature: Of the draw of tokens; 0 takes the most likely one. It never decays.
@@ -100,6 +103,7 @@ class Sampler:
     steps: int
     block_length: int | None = None
     steps_per_block: bool = False
+    first_alone: bool = False
     order: Order = Confidence()
     unmasking: UnmaskingRule = UniformTransfer()
     temperature: float = 0.0
@@ -213,6 +217,12 @@ class Sampler:
     ) -> Denoising:
         """Return the rows before their first step, as pure noise; arguments as in `trajectory`."""
         vocabulary, target = denoiser.vocabulary, batch.target
+        if isinstance(denoiser, BlockDenoiser):
+            batch = denoiser.in_blocks(batch)
+            if isinstance(unconditional, Batch):
+                unconditional = (unconditional,)
+            if unconditional is not None:
+                unconditional = tuple(map(denoiser.in_blocks, unconditional))
         if packed is None:
             packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
         else:
@@ -230,6 +240,7 @@ class Sampler:
             block_length=self.block_length,
             steps=self.steps,
             per_block=self.steps_per_block,
+            first_alone=self.first_alone,
         )
         if self.cache is not None:
             self.cache.check(batch)

@@ -8,11 +8,13 @@ from typing import Any
 from mmdlm.models.families.base import Family, Json
 from mmdlm.models.families.dimple import Dimple
 from mmdlm.models.families.dream import Dream
+from mmdlm.models.families.fast_dllm import FastDllm
 from mmdlm.models.families.lavida import LavidaDream, LavidaLlada
 from mmdlm.models.families.llada import Llada
 from mmdlm.models.families.llada_v import LladaV
 from mmdlm.models.families.lumina import LuminaDimoo
 from mmdlm.models.families.mmada import Mmada
+from mmdlm.models.families.sdar import Sdar
 
 # The first one that matches is taken: those with a mark of their own stand first.
 FAMILIES: tuple[Family, ...] = (
@@ -24,6 +26,8 @@ FAMILIES: tuple[Family, ...] = (
     LladaV(),
     Dimple(),
     Dream(),
+    Sdar(),
+    FastDllm(),
 )
 
 MODEL_TYPES = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))
