@@ -109,7 +109,7 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         choices=CACHES,
         help="faster, a little less exact: remember the prompt, what lies before the block "
         "(prefix), all but the block (dual), tokens once they are committed (delayed), or what is "
-        "sure (stable, for images)",
+        "sure (stable, for images); exact: finished blocks (blocks, for block diffusion)",
     )
     command.add_argument(
         "--cache-refresh",

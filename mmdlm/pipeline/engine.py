@@ -19,6 +19,7 @@ from mmdlm.core.sampling.device_denoiser import DeviceDenoiser
 from mmdlm.core.sampling.generators import Generators, check_generators
 from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.models.checkpoints.checkpoint import Origin
+from mmdlm.pipeline.answer_blocks import block_sampler, with_whole_blocks
 from mmdlm.pipeline.devices import sampling_device
 from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun, Runner
@@ -136,6 +137,11 @@ class Engine:
             Batches, sampler and generators, ready to run.
         """
         vocabulary = self.denoiser.vocabulary
+        lengths = tuple(len(task_prompt.open) for task_prompt in task_prompts)
+        sampler = block_sampler(
+            generation_config.sampler(suppress_tokens=suppress_tokens), self.denoiser, task_prompts
+        )
+        task_prompts = [with_whole_blocks(one, self.denoiser) for one in task_prompts]
         documents = [task_prompt.sequence for task_prompt in task_prompts]
         branches = list(
             zip(*(task_prompt.unconditional for task_prompt in task_prompts), strict=True)
@@ -147,12 +153,13 @@ class Engine:
             return seen.to(sampling_device(self.device))
 
         return GenerationRun(
-            sampler=generation_config.sampler(suppress_tokens=suppress_tokens),
+            sampler=sampler,
             denoiser=self._sampled,
             batch=laid_out(documents),
             unconditional=tuple(laid_out(branch) for branch in branches),
             generator=self.generators(generator, len(task_prompts)),
             output_segments=tuple(task_prompt.output_segments for task_prompt in task_prompts),
+            lengths=lengths,
             grid=grid,
             packed=self.packed,
             runner=self.runner,

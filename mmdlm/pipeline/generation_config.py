@@ -67,7 +67,8 @@ class GenerationConfig:
         suppress_tokens: Ids that are never generated.
         deprioritized_ids: Ids that the order does not see, see `Sampler`.
         min_new_tokens: A text does not end before so many tokens.
-        block_length: Finish this many tokens before the next are begun; None: all at once.
+        block_length: Finish this many tokens before the next are begun; None: all at once, or the
+            blocks that the model was trained with, which a smaller number cuts further.
         remask: Share of committed tokens that a step may take back; 0 is off.
         order: Which tokens are committed first: a name, or an `Order` of one's own.
         order_temperature: Noise in an order by what the model is sure of, which makes images more
@@ -90,8 +91,8 @@ class GenerationConfig:
         cache: What a step keeps of the steps before, faster and a little less exact: "prompt" only
             that (exact for a model with prefix_attention), "prefix" what lies before the block,
             "dual" all but the block, "delayed" tokens a step after they were committed, "stable"
-            what the model is sure of (images); None: nothing, the exact result; or a `Cache` of
-            one's own.
+            what the model is sure of (images), "blocks" the finished blocks of a model of block
+            diffusion (exact); None: nothing, the exact result; or a `Cache` of one's own.
         cache_refresh: Compute everything again every so many steps; None: as the cache has it.
         reproduce: A published sampler to reproduce, see `mmdlm.pipeline.presets`: how many tokens
             its steps commit, and how it takes temperature, top-k and top-p; None: ours.
@@ -245,6 +246,7 @@ class GenerationConfig:
             deprioritized_ids=self.deprioritized_ids,
             score_after_temperature=preset.score_after_temperature,
             top_p_first=preset.top_p_first,
+            first_alone=preset.first_alone,
             full_vocabulary=self.published_defects and preset.full_vocabulary,
             allow_mask_token=self.published_defects and preset.allow_mask_token,
         )

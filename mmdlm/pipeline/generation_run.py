@@ -45,6 +45,7 @@ class GenerationRun:
         unconditional: The other branches of guidance.
         generator: Random numbers of all rows, or one generator for each.
         output_segments: Numbers of the segments of each row that hold its result.
+        lengths: Ids of each row's result; what a last block has beyond them is left out.
         grid: (rows, columns) of the result, if it is an image.
         packed: The denoiser's layers, packed from run to run.
         runner: Carries it out; None: it runs here and now, by itself.
@@ -56,6 +57,7 @@ class GenerationRun:
     unconditional: tuple[Batch, ...]
     generator: Generators
     output_segments: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
     grid: tuple[int, int] | None = None
     packed: PackedLayers | None = None
     runner: Runner | None = None
@@ -100,9 +102,9 @@ class GenerationRun:
     def results(self, values: Tensor) -> list[Tensor]:
         """Select from ids (or marks) [B, L] those of each row's result: B tensors [R]."""
         return [
-            row[torch.isin(segment, torch.tensor(output_segments, device=segment.device))]
-            for row, segment, output_segments in zip(
-                values, self.batch.segment, self.output_segments, strict=True
+            row[torch.isin(segment, torch.tensor(output_segments, device=segment.device))][:length]
+            for row, segment, output_segments, length in zip(
+                values, self.batch.segment, self.output_segments, self.lengths, strict=True
             )
         ]
 

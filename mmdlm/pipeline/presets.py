@@ -16,7 +16,7 @@ from mmdlm.core.sampling.unmasking import (
     UnmaskingRule,
 )
 
-PresetName = Literal["llada", "mmada", "lumina", "dream", "dimple", "lavida"]
+PresetName = Literal["llada", "mmada", "lumina", "dream", "dimple", "lavida", "sdar", "fast_dllm"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Preset:
         unmasking: How many tokens a step commits, unless the config has a schedule.
         score_after_temperature: The order looks at the probabilities that tokens are drawn from.
         top_p_first: Top-p is taken of all ids and top-k of what is left.
+        first_alone: The first token of a block is one by itself, see `Sampler`.
         full_vocabulary: With `published_defects`: a text position may become any id.
         allow_mask_token: With `published_defects`: the mask token may be drawn.
         compounding: With `published_defects`: the noise of the order is multiplied from step to
@@ -38,6 +39,7 @@ class Preset:
     unmasking: UnmaskingRule
     score_after_temperature: bool = False
     top_p_first: bool = False
+    first_alone: bool = False
     full_vocabulary: bool = False
     allow_mask_token: bool = False
     compounding: bool = False
@@ -60,4 +62,10 @@ PRESETS: Mapping[PresetName, Preset] = {
     "dimple": Preset(CatchUpTransfer(), top_p_first=True, **_ANY_ID),
     # arXiv:2505.16839, section 3.4
     "lavida": Preset(PlannedTransfer(Shifted(1 / 3))),
+    # arXiv:2510.06303
+    "sdar": Preset(UniformTransfer(), score_after_temperature=True, **_ANY_ID),
+    # arXiv:2509.26328
+    "fast_dllm": Preset(
+        UniformTransfer(), score_after_temperature=True, first_alone=True, **_ANY_ID
+    ),
 }

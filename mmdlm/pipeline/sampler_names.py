@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from mmdlm.core.diffusion.schedule import Cosine, Shifted
-from mmdlm.core.sampling.cache import Cache, Delayed, Dual, Prefix, Prompt, Stable
+from mmdlm.core.sampling.cache import Cache, Delayed, Dual, FinishedBlocks, Prefix, Prompt, Stable
 from mmdlm.core.sampling.order import (
     Confidence,
     Entropy,
@@ -26,7 +26,7 @@ from mmdlm.core.sampling.unmasking import (
 
 OrderName = Literal["confidence", "probability", "margin", "entropy", "random", "left_to_right"]
 DecayName = Literal["linear", "compounding", "none"]
-CacheName = Literal["prompt", "prefix", "dual", "delayed", "stable"]
+CacheName = Literal["prompt", "prefix", "dual", "delayed", "stable", "blocks"]
 ScheduleName = Literal["linear", "cosine", "shifted", "ancestral"]
 RANKED = ("confidence", "probability", "margin", "entropy")  # orders that may have noise
 CACHES: Mapping[str, type[Cache]] = {
@@ -35,6 +35,7 @@ CACHES: Mapping[str, type[Cache]] = {
     "dual": Dual,
     "delayed": Delayed,
     "stable": Stable,
+    "blocks": FinishedBlocks,
 }
 RULES: Mapping[str, Callable[[float], UnmaskingRule]] = {  # of the shift
     "linear": lambda _: UniformTransfer(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from mmdlm.templates.block_chat import FastDllm, Sdar
 from mmdlm.templates.dimple import Dimple
 from mmdlm.templates.dream import Dream
 from mmdlm.templates.lavida import LavidaDream, LavidaLlada
@@ -29,6 +30,8 @@ LAYOUTS: Mapping[str, PromptTemplate] = {
         LavidaDream(),
         Dimple(),
         Lumina(),
+        Sdar(),
+        FastDllm(),
     )
 }
 

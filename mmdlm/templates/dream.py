@@ -79,7 +79,7 @@ class Dream(PromptTemplate):
         """
         special = self.ids(codec, "im_start", "im_end")
         numbered = list(enumerate(turns))
-        if turns[0].role != "system":
+        if self.system and turns[0].role != "system":
             numbered.insert(0, (-1, Turn("system", (self.system,))))
         pieces: list[tuple[Piece, bool]] = []
         for number, turn in numbered:

@@ -26,7 +26,7 @@ LAYOUT = {"hidden_act": "silu", "use_sliding_window": False}
 class FastDllm(Family):
     """Fast-dLLM v2 1.5B and 7B."""
 
-    name: ClassVar[str] = "fast-dllm"
+    name: ClassVar[str] = "fast_dllm"
     model_types: ClassVar[tuple[str, ...]] = ("Fast_dLLM_Qwen",)
     weights: ClassVar[WeightMap] = LLAMA_NAMES
 
