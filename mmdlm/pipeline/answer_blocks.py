@@ -78,8 +78,8 @@ def _numbers(sequence: Sequence, denoiser: BlockDenoiser) -> torch.Tensor:
 
 
 def _longer(sequence: Sequence, missing: int) -> Sequence:
-    """Return a document whose last segment, which is all target, has more targets."""
+    """Return a document whose last segment has more targets at its end."""
     *first, last = sequence.segments
     ids = torch.cat([last.ids, last.ids[-1:].expand(missing)])
-    target = torch.ones(len(ids), dtype=torch.bool)
+    target = torch.cat([last.target, torch.ones(missing, dtype=torch.bool)])
     return replace(sequence, segments=(*first, replace(last, ids=ids, target=target)))

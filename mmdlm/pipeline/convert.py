@@ -44,6 +44,8 @@ COMPUTED = (
     "qk_norm",
     "tie_word_embeddings",
     "shift",
+    "block_length",
+    "prompt_blocks",
 )
 
 

@@ -18,8 +18,10 @@ from mmdlm.templates.text_codec import TextCodec
 from tests.templates.test_conversations import Seen, said
 from tests.templates.tiny import Script, byte_tokenizer, ids_of, targets_of, words_of
 
-ENDS = {"lumina": "</answer>", "dimple": "<|endoftext|>", "dream": "<|im_end|>"}
+ENDS = {"lumina": "</answer>", "dimple": "<|endoftext|>"}
+ENDS |= dict.fromkeys(("dream", "sdar", "fast_dllm"), "<|im_end|>")
 CHATTING = ["llada", "llada_v", "lavida_llada", "mmada", "dream", "lavida_dream", "dimple"]
+CHATTING += ["sdar", "fast_dllm"]
 TALK = (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
 
 
@@ -71,7 +73,8 @@ def test_every_answer_or_some(family: str) -> None:
     turns = (*said(*TALK[:3]), Turn("assistant", ("four",)))
     whole = prompt_template.training_sequence(words, turns, answers=[1, 3])
     last = prompt_template.training_sequence(words, turns, answers=[3])
-    end = "<|im_end|>" if family in ("dream", "lavida_dream", "dimple") else "<|eot_id|>"
+    chatml = ("dream", "lavida_dream", "dimple", "sdar", "fast_dllm")
+    end = "<|im_end|>" if family in chatml else "<|eot_id|>"
     if family == "dimple":
         assert learned(words, whole) == "two|four<|endoftext|>"
     else:

@@ -29,6 +29,8 @@ SPECIALS = {
     "llada_v": ("<|startoftext|>", *LLAMA_HEADERS),
     "lavida_llada": ("<|startoftext|>", *LLAMA_HEADERS, "<|reserved_token_1|>", "[S]"),
     "lavida_dream": ("<|im_start|>", "<|im_end|>"),
+    "sdar": ("<|im_start|>", "<|im_end|>"),
+    "fast_dllm": ("<|im_start|>", "<|im_end|>"),
     "dimple": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     "lumina": ("<boi>", "<eoi>", "<uncondition>", "<|reserved_token_0|>", "<answer>", "</answer>"),
 }
