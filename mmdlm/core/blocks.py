@@ -1,4 +1,13 @@
-"""Number the blocks of a batch: block diffusion denoises them one after the other."""
+"""Number the blocks of a batch: block diffusion denoises them one after the other.
+
+A training row of block diffusion holds two copies of itself, whose tokens have the same positions:
+
+    noisy copy x_t    sees its own block of x_t, and the blocks of x_0 before it
+    clean copy x_0    sees its own block of x_0, and the blocks of x_0 before it
+
+so that one pass gives -log p(block b | clean blocks before b, what x_t shows of b) for all b.
+Source: arXiv:2503.09573 (BD3-LM), section 3.1 and appendix B.6.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdlm.core.denoiser import BlockDenoiser, Denoiser
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Modality
 
@@ -65,6 +75,78 @@ def block_runs(batch: Batch) -> Tensor:
     if batch.block is not None:
         changes |= batch.block[:, 1:] != batch.block[:, :-1]
     return F.pad(changes, (1, 0)).long().cumsum(1)
+
+
+def own_blocks(denoiser: Denoiser, batch: Batch) -> Batch:
+    """Return the batch in the blocks of a denoiser that has some, unless it is cut already."""
+    return denoiser.in_blocks(batch) if isinstance(denoiser, BlockDenoiser) else batch
+
+
+def hidden_beside_clean(
+    denoiser: Denoiser, x_t: Tensor, batch: Batch, *, query_mask: Tensor | None = None
+) -> Tensor:
+    """Return `Denoiser.hidden` of noisy ids, in which earlier blocks are seen clean.
+
+    Without blocks it is `Denoiser.hidden`. Of the clean copy the last layer computes nothing.
+
+    Args:
+        denoiser: A model of block diffusion, or any other.
+        x_t: [B, L] int64, noisy ids; of context the clean copy holds the same.
+        batch: Their layout and the clean ids of targets.
+        query_mask: [B, L] bool, the only positions whose states will be read; None: all.
+
+    Returns:
+        [B, L, D], the states of the noisy copy.
+
+    Raises:
+        ValueError: For blocks with a bounded lookahead, which has no meaning beside a second copy.
+    """
+    batch = own_blocks(denoiser, batch)
+    if batch.block is None:
+        return denoiser.hidden(x_t, batch, query_mask=query_mask)
+    clean = torch.where(batch.target, batch.ids, x_t)
+    read = torch.ones_like(batch.target) if query_mask is None else query_mask
+    hidden = denoiser.hidden(
+        torch.cat([x_t, clean], 1),
+        doubled(batch),
+        query_mask=torch.cat([read, torch.zeros_like(read)], 1),
+    )
+    return hidden[:, : x_t.shape[1]]
+
+
+def doubled(batch: Batch) -> Batch:
+    """Return rows [B, 2 L] of a noisy copy and a clean copy, which has no targets.
+
+    Args:
+        batch: [B, L] in blocks.
+
+    Returns:
+        The layout of both.
+
+    Raises:
+        ValueError: For a batch without blocks, with images not looked at, or with a lookahead.
+    """
+    if batch.block is None:
+        raise ValueError("a batch without blocks has no clean copy; call in_blocks first")
+    if batch.views is not None:
+        raise ValueError("the batch has images not looked at yet; call see(batch) first")
+    if batch.lookahead is not None:
+        raise ValueError(
+            "blocks do not go with a bounded lookahead (attention annealing); leave one of them out"
+        )
+    twice: dict[str, Any] = {
+        field.name: torch.cat([value, value], 1)
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor) and field.name != "features"
+    }
+    twice["target"] = torch.cat([batch.target, torch.zeros_like(batch.target)], 1)
+    is_noisy = torch.ones_like(batch.target)
+    twice["noisy"] = torch.cat([is_noisy, ~is_noisy], 1)
+    features = batch.features
+    if features is not None:
+        slots = batch.host_masks.of_modality(Modality.FEATURE).sum(1).tolist()
+        features = torch.cat([one for own in features.split(slots) for one in (own, own)])
+    return replace(batch, **twice, features=features)
 
 
 def first_columns(batch: Batch, stop: int) -> Batch:

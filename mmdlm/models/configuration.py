@@ -110,8 +110,7 @@ class MmdlmConfig(PreTrainedConfig):
                 f"rope_sections {list(self.rope_sections)} make {sum(self.rope_sections)} pairs of "
                 f"channels, but head_dim {self.head_dim} has {self.head_dim // 2}"
             )
-        if self.block_length is not None:
-            check_blocks(self.block_length, self.prompt_blocks)
+        self._check_blocks()
         check_rope_scaling(self.rope_scaling)
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
@@ -124,6 +123,17 @@ class MmdlmConfig(PreTrainedConfig):
         if self.published is not None and not isinstance(self.published, dict):
             raise ValueError(f"published must be an object {{...}} or null, not {self.published!r}")
         super().__post_init__(**kwargs)
+
+    def _check_blocks(self) -> None:
+        """Raise ValueError for blocks that cannot be."""
+        if self.block_length is None:
+            return
+        check_blocks(self.block_length, self.prompt_blocks)
+        if self.prefix_attention:
+            raise ValueError(
+                f"block_length {self.block_length} and prefix_attention exclude each other; "
+                "prompt_blocks 'prefix' lets a prompt see only itself"
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -186,7 +186,7 @@ def test_quotas_are_of_whole_blocks() -> None:
 def test_what_does_not_fit_is_said() -> None:
     uncut = replace(answers(3), block=None)
     with pytest.raises(ValueError, match="is not cut into blocks"):
-        Sampler(16, cache=FinishedBlocks())(network(), uncut, generator=rng())
+        Sampler(16, cache=FinishedBlocks())(network(block_length=None), uncut, generator=rng())
     with pytest.raises(ValueError, match="refresh 4 would only cost"):
         FinishedBlocks(4)
     with pytest.raises(ValueError, match="3 steps are too few for 5 blocks; raise steps"):

@@ -127,6 +127,7 @@ def test_decodings_of_published_systems(tmp_path: Path) -> None:
 MASKGIT = ScheduledTransfer(Cosine(), least=1, strict=True)
 RULES = {"llada": UniformTransfer(), "mmada": MASKGIT, "lumina": MASKGIT, "dream": Ancestral()}
 RULES |= {"dimple": CatchUpTransfer(), "lavida": PlannedTransfer(Shifted(1 / 3))}
+RULES |= {"sdar": UniformTransfer(), "fast_dllm": UniformTransfer()}
 
 
 @pytest.mark.parametrize("name", get_args(PresetName))
@@ -135,13 +136,14 @@ def test_a_preset_sets_what_only_a_published_sampler_does(name: PresetName) -> N
     assert ours.unmasking == RULES[name]
     assert (ours.full_vocabulary, ours.allow_mask_token) == (False, False)
     assert ours.order == Confidence(1.0, "linear")
-    assert ours.score_after_temperature == (name == "dream")
+    assert ours.score_after_temperature == (name in ("dream", "sdar", "fast_dllm"))
+    assert ours.first_alone == (name == "fast_dllm")
     assert ours.top_p_first == (name in ("dream", "dimple"))
     theirs = GenerationConfig(
         5, reproduce=name, published_defects=True, order_temperature=1.0, schedule="cosine"
     ).sampler()
     assert theirs.unmasking == ScheduledTransfer(Cosine())  # what is given wins
-    any_id = name in ("llada", "mmada", "dream", "dimple")
+    any_id = name in ("llada", "mmada", "dream", "dimple", "sdar", "fast_dllm")
     assert (theirs.full_vocabulary, theirs.allow_mask_token) == (any_id, any_id)
     assert theirs.order == Confidence(1.0, "compounding" if name == "mmada" else "linear")
 
@@ -193,7 +195,7 @@ def test_what_the_file_does_not_say_stays(tmp_path: Path) -> None:
         (
             {"caption": {"reproduce": "dreem"}},
             "caption.reproduce 'dreem' is not one of 'llada', 'mmada', 'lumina', 'dream', "
-            "'dimple', 'lavida'; did you mean dream?",
+            "'dimple', 'lavida', 'sdar', 'fast_dllm'; did you mean dream?",
         ),
         (
             {"caption": {"num_inference_step": 3}},

@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
 
-from mmdlm.core.blocks import in_blocks
+from mmdlm.core.blocks import doubled, hidden_beside_clean, in_blocks
+from mmdlm.core.diffusion.forward import Absorbing, Corruption
 from mmdlm.core.diffusion.schedule import Cosine, Linear
+from mmdlm.core.losses.objective import ModalityLoss, Objective
 from mmdlm.core.sampling.block_rules import BlockTransfer
 from mmdlm.core.sampling.cache import FinishedBlocks
 from mmdlm.core.sampling.guidance import ClassifierFreeGuidance
@@ -44,6 +46,7 @@ from mmdlm.core.sequence import (
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
+from mmdlm.models.attention import AttentionPattern
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
 from mmdlm.vision.image_files import open_image
@@ -295,6 +298,81 @@ def check_both(model: MmdlmForMaskedDiffusion, sampler: Sampler, batch: Batch) -
     return kept
 
 
+def check_training(
+    model: MmdlmForMaskedDiffusion,
+    batch: Batch,
+    corruption: Corruption,
+    *,
+    mask: Tensor,
+    logits: Tensor,
+    losses: Objective,
+) -> float:
+    """What each token sees, the raw logits of the noisy copy, and the loss, which is returned.
+
+    `mask` is that of the doubled row of one document, noisy copy first.
+    """
+    assert batch.block is not None
+    layout = doubled(batch)
+    assert layout.block is not None
+    pattern = AttentionPattern.of(
+        layout.document, flex=False, block=layout.block, noisy=layout.noisy
+    )
+    assert pattern.dense is not None
+    if len(set(batch.document[0].tolist())) == 1:
+        assert torch.equal(pattern.dense[0, 0], mask.bool())
+    with torch.no_grad():
+        shift, model.config.shift = model.config.shift, False
+        hidden = hidden_beside_clean(model, corruption.x_t, batch)
+        model.config.shift = shift
+        found = model.logits_at(hidden, torch.ones_like(batch.target))
+        torch.testing.assert_close(found.view(logits.shape), logits, atol=1e-4, rtol=0)
+        terms = losses.terms(model, batch, replace(corruption, block=batch.block))
+    return float(terms.sums["text"] / terms.counts["text"])
+
+
+def check_sdar_training(
+    model: MmdlmForMaskedDiffusion, expected: dict[str, Tensor], name: str, settings: dict[str, Any]
+) -> None:
+    """One or several documents in a row, padding being one; all labels are counted."""
+    ids, position = expected[f"{name}_input_ids"], expected[f"{name}_position_ids"].clone()
+    padding = settings["padding"]
+    position[:, ids.shape[1] - padding :] = torch.arange(padding)
+    masked, target = expected[f"{name}_masked"].bool(), expected[f"{name}_labels"] != -100
+    document = (position == 0).long().cumsum(1) - 1
+    batch = Batch(
+        ids=ids,
+        modality=torch.full_like(ids, int(Modality.TEXT)),
+        target=target,
+        document=document,
+        segment=document,
+        position=position,
+    )
+    batch = in_blocks(batch, settings["block_size"])
+    noisy = expected[f"{name}_noisy_rows"].bool()  # where the masked tokens stand
+    logits = torch.zeros(*ids.shape, model.vocabulary.size)
+    starts = (position == 0)[0].nonzero()[:, 0].tolist()
+    columns: list[int] = []  # of the noisy copy: per document x_t, then x_0
+    for start, stop in zip(starts, [*starts[1:], ids.shape[1]], strict=True):
+        columns += range(2 * start, 2 * start + stop - start)
+    logits[0] = expected[f"{name}_logits"][0, columns]
+    assert torch.equal(noisy[0, columns], masked[0])
+    p_mask = torch.ones(ids.shape)
+    p_mask[masked] = expected[f"{name}_p_mask"]
+    corruption = Corruption(
+        x_t=expected[f"{name}_doubled_ids"][:, columns],
+        is_noised=masked,
+        loss_mask=masked,
+        t=p_mask,
+        p_mask=p_mask,
+        slope=torch.ones_like(p_mask),
+        weight=1 / p_mask,
+    )
+    objective = Objective(Absorbing(Linear()), full_vocabulary=True)
+    mask = expected[f"{name}_mask"]
+    loss = check_training(model, batch, corruption, mask=mask, logits=logits, losses=objective)
+    assert loss == pytest.approx(float(expected[f"{name}_loss"]), abs=1e-4)
+
+
 def check_sdar(folder: Path) -> None:
     """Logits by block length, and its orders: static, dynamic and one after the other."""
     model, expected, settings = published(folder)
@@ -322,6 +400,8 @@ def check_sdar(folder: Path) -> None:
         )
         batch = in_blocks(answers(model, prompt, ids.shape[1] - prompt.shape[1]), block)
         assert torch.equal(check_both(model, sampler, batch), ids), name
+    for name in ("train", "train_packed"):
+        check_sdar_training(model, expected, name, settings[name])
 
 
 def check_fast_dllm(folder: Path) -> None:
@@ -358,6 +438,43 @@ def check_fast_dllm(folder: Path) -> None:
         assert torch.equal(written[:, : ids.shape[1]], ids), name
         if "stop_token" not in wanted:
             assert written.shape == ids.shape, name
+    check_fast_dllm_training(model, expected, settings["train"]["bd_size"])
+
+
+def check_fast_dllm_training(
+    model: MmdlmForMaskedDiffusion, expected: dict[str, Tensor], block: int
+) -> None:
+    """Both complementary copies: each label counts once, and each state predicts the next token."""
+    ids, labels = expected["train_input_ids"], expected["train_labels"]
+    x_t = expected["train_doubled_ids"][:, : ids.shape[1]]  # two copies of each row
+    masked = expected["train_doubled_labels"] != -100
+    masked[:, 0] = False  # nothing comes before it
+    twice = ids.repeat(2, 1)
+    document = torch.zeros_like(twice)
+    batch = Batch(
+        ids=twice,
+        modality=torch.full_like(twice, int(Modality.TEXT)),
+        target=(labels != -100).repeat(2, 1),
+        document=document,
+        segment=document,
+        position=torch.arange(ids.shape[1]).expand_as(twice),
+    )
+    ones = torch.ones(twice.shape)
+    corruption = Corruption(x_t, masked, masked, ones, ones, ones, ones)
+    objective = Objective(
+        Absorbing(Linear()),
+        text=ModalityLoss(loss_normalization="masked_token"),
+        full_vocabulary=True,
+    )
+    loss = check_training(
+        model,
+        in_blocks(batch, block),
+        corruption,
+        mask=expected["train_mask"],
+        logits=expected["train_logits"],
+        losses=objective,
+    )
+    assert loss == pytest.approx(float(expected["train_loss"]), abs=1e-4)
 
 
 # What to check per family: the `_class_name` or `model_type` of a config.

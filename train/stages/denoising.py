@@ -20,6 +20,7 @@ from data_pipelines.sources.image_text import expect_codes
 from data_pipelines.sources.preferences import Preference
 from data_pipelines.sources.source import NoLonger, Source
 from data_pipelines.sources.vision_samples import attach_vision
+from mmdlm.core.blocks import own_blocks
 from mmdlm.core.diffusion.forward import Corruption
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Batch
@@ -130,6 +131,7 @@ class DenoisingStage(Stage):
 
     def draw(self, batch: Batch, *, generator: torch.Generator) -> Noise:
         """Draw times and noise, then what annealing and dropout need."""
+        batch = own_blocks(self.denoiser, batch)
         corruption = self.objective.corrupt(batch, self.denoiser.vocabulary, generator=generator)
         lookahead = None
         if self.annealing is not None:
@@ -177,6 +179,7 @@ def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
         The tokens of all copies; operations only of a model of ours.
     """
     copies = len(read) // len(batch)
+    batch = own_blocks(denoiser, batch)
     tokens = copies * int((~batch.is_padding).sum())
     targets = int(batch.target.sum())  # copies are complementary: each covers its own
     if not isinstance(denoiser, MmdlmForMaskedDiffusion):
@@ -190,8 +193,9 @@ def load_of(denoiser: PretrainedDenoiser, batch: Batch, read: Tensor) -> Load:
         for kind in GENERATED
         for start, stop in [denoiser.vocabulary.range(kind)]
     )
-    flops = Costs(denoiser.config).training(
-        tokens=tokens,
+    beside_clean = 1 if batch.block is None else 2  # copies of a row; together they see about as
+    flops = Costs(denoiser.config).training(  # many pairs as one that sees all of itself
+        tokens=beside_clean * tokens,
         pairs=copies * int(documents.square().sum()),
         head=head,
         learning=_share_that_learns(denoiser.model.layers),

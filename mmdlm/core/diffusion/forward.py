@@ -27,6 +27,7 @@ class Corruption:
         p_mask: Share of noised targets at that time: the probability, or the exact share.
         slope: p_mask'(t), the rate at which tokens are noised at that time.
         weight: slope / p_mask, the factor of a covered token's cross-entropy in the bound.
+        block: int64, number of the block of each token (`Batch.block`); None: not drawn with it.
     """
 
     x_t: Tensor
@@ -36,6 +37,7 @@ class Corruption:
     p_mask: Tensor
     slope: Tensor
     weight: Tensor
+    block: Tensor | None = None
 
 
 class ForwardProcess(ABC):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdlm.core.blocks import hidden_beside_clean
 from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.losses.fused_cross_entropy import linear_log_prob
 from mmdlm.core.sequence import Batch
@@ -80,7 +81,7 @@ def token_scores(
     Returns:
         Log-probabilities [B, L], 0 elsewhere, and entropies [B, L] without gradient, or None.
     """
-    hidden = denoiser.hidden(x_t, batch, query_mask=where)
+    hidden = hidden_beside_clean(denoiser, x_t, batch, query_mask=where)
     head, something = denoiser.head_weight(), bool(where.any())
     result = torch.zeros(x_t.shape, device=x_t.device)
     spread = torch.zeros(x_t.shape, device=x_t.device) if entropy else None

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmdlm.core.blocks import (
+    PromptBlocks,
+    check_blocks,
+    hidden_beside_clean,
+    in_blocks,
+    own_blocks,
+)
 from mmdlm.core.denoiser import Denoiser, SharingDenoiser
 from mmdlm.core.diffusion.forward import Corruption, ForwardProcess
 from mmdlm.core.losses.fused_cross_entropy import linear_cross_entropy
@@ -79,6 +87,11 @@ class Objective:
         complementary: Every document twice, the second copy with the complementary mask, so that
             each target is covered once; twice the rows.
         full_vocabulary: Logits over all ids, not over the range of the position's modality.
+        block_lengths: Block diffusion with blocks of one of these lengths, drawn for each batch:
+            every token sees the clean blocks before its own. Empty: with those of the model, if it
+            has some.
+        prompt_blocks: What stands before the first target, for `block_lengths`; see
+            `mmdlm.core.blocks.block_numbers`.
     """
 
     process: ForwardProcess
@@ -87,8 +100,12 @@ class Objective:
     times: Timesteps = StratifiedTimesteps()
     complementary: bool = False
     full_vocabulary: bool = False
+    block_lengths: tuple[int, ...] = ()
+    prompt_blocks: PromptBlocks = "blocks"
 
     def __post_init__(self) -> None:
+        for length in self.block_lengths:
+            check_blocks(length, self.prompt_blocks)
         for _, modality, loss in self._parts():
             process = self.process.of(modality)
             loss.loss.check(
@@ -100,6 +117,7 @@ class Objective:
         self, denoiser: Denoiser, batch: Batch, *, generator: torch.Generator
     ) -> LossTerms:
         """Draw times and noise, then compute the loss of each modality."""
+        batch = own_blocks(denoiser, batch)
         corruption = self.corrupt(batch, denoiser.vocabulary, generator=generator)
         return self.terms(denoiser, batch, corruption)
 
@@ -108,14 +126,30 @@ class Objective:
         self, batch: Batch, vocabulary: Vocabulary, *, generator: torch.Generator
     ) -> Corruption:
         """Draw times and noise, [B, L], or [2 B, L] with complementary masks."""
+        batch = self._in_blocks(batch, generator=generator)
         t = self.times(batch, generator=generator)
         first = self.process.corrupt(batch, t, vocabulary, generator=generator)
+        first = replace(first, block=batch.block)
         if not self.complementary:
             return first
         second = self.process.complement(batch, first, vocabulary, generator=generator)
-        return Corruption(
-            *(torch.cat([getattr(c, f.name) for c in (first, second)]) for f in fields(Corruption))
-        )
+        second = replace(second, block=batch.block)
+        joint: dict[str, Any] = {
+            f.name: torch.cat([getattr(c, f.name) for c in (first, second)])
+            for f in fields(Corruption)
+            if getattr(first, f.name) is not None
+        }
+        return Corruption(**joint)
+
+    def _in_blocks(self, batch: Batch, *, generator: torch.Generator) -> Batch:
+        """Return the batch in blocks of a length that is drawn, if there are several to draw."""
+        if not self.block_lengths:
+            return batch
+        lengths, number = self.block_lengths, 0
+        if len(lengths) > 1:
+            device = generator.device
+            number = int(torch.randint(len(lengths), (), generator=generator, device=device))
+        return in_blocks(batch, lengths[number], prompt=self.prompt_blocks)
 
     def counts(self, batch: Batch, corruption: Corruption) -> dict[str, Tensor]:
         """Return the denominators, int64 scalars, known before any forward pass."""
@@ -132,11 +166,15 @@ class Objective:
             corruption.x_t,
             corruption.loss_mask,
         )
+        if corruption.block is not None:
+            batch = batch.with_blocks(corruption.block[: len(batch)])
+        batch = own_blocks(denoiser, batch)
         copies = _copies(batch, corruption)
-        if copies is not batch and isinstance(denoiser, SharingDenoiser):
+        several = copies is not batch and batch.block is None
+        if several and isinstance(denoiser, SharingDenoiser):
             hidden = denoiser.hidden_of_copies(x_t, batch, query_mask=query_mask)
         else:
-            hidden = denoiser.hidden(x_t, copies, query_mask=query_mask)  # [B, L, D]
+            hidden = hidden_beside_clean(denoiser, x_t, copies, query_mask=query_mask)  # [B, L, D]
         batch = copies
         something = bool(corruption.loss_mask.any())
         sums = {}

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmdlm.core.denoiser import BlockDenoiser, Denoiser
+from mmdlm.core.blocks import own_blocks
+from mmdlm.core.denoiser import Denoiser
 from mmdlm.core.diffusion.noise import MaskNoise, Noise
 from mmdlm.core.kernels.linear import PackedLayers
 from mmdlm.core.sampling.cache import Cache, CacheState
@@ -217,12 +218,11 @@ class Sampler:
     ) -> Denoising:
         """Return the rows before their first step, as pure noise; arguments as in `trajectory`."""
         vocabulary, target = denoiser.vocabulary, batch.target
-        if isinstance(denoiser, BlockDenoiser):
-            batch = denoiser.in_blocks(batch)
-            if isinstance(unconditional, Batch):
-                unconditional = (unconditional,)
-            if unconditional is not None:
-                unconditional = tuple(map(denoiser.in_blocks, unconditional))
+        batch = own_blocks(denoiser, batch)
+        if isinstance(unconditional, Batch):
+            unconditional = (unconditional,)
+        if unconditional is not None:
+            unconditional = tuple(own_blocks(denoiser, one) for one in unconditional)
         if packed is None:
             packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
         else:
