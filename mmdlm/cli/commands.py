@@ -307,11 +307,13 @@ def convert(options: argparse.Namespace) -> None:
             mask_token=options.mask_token or MASK_TOKEN,
             shift=not options.no_shift,
             image_codes=options.image_codes,
+            block_length=options.block_length,
         )
     else:
         given = {
             "--mask-token": options.mask_token is not None,
             "--no-shift": options.no_shift,
+            "--block-length": options.block_length is not None,
             "--image-codes": options.image_codes > 0,
         }
         if strays := [name for name, is_given in given.items() if is_given]:

@@ -32,6 +32,7 @@ class ModelRow:
 
 
 _TALKS = ("infill", "answer", "chat", "complete")
+_WRITES = ("answer", "chat", "complete")
 _SEES = ("caption", *_TALKS)
 
 MODELS = (
@@ -61,6 +62,24 @@ MODELS = (
         "15 GB; 5.5 GB",
         "Apache-2.0",
         _TALKS,
+    ),
+    ModelRow(
+        "sdar",
+        "SDAR (dense)",
+        "a folder of its checkpoint",
+        "4.4 B",
+        "9 GB; 3.5 GB",
+        "see its card",
+        _WRITES,
+    ),
+    ModelRow(
+        "fast_dllm",
+        "Fast-dLLM v2",
+        "a folder of its checkpoint",
+        "7.6 B",
+        "15 GB; 5.5 GB",
+        "see its card",
+        _WRITES,
     ),
     ModelRow(
         "llada_v",

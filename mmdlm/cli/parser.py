@@ -200,7 +200,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "convert",
         usage="mmdlm convert [-h] [--to FAMILY] IN OUT\n"
-        "       mmdlm convert --from NAME [--mask-token TOKEN] [--no-shift] [--image-codes N] OUT",
+        "       mmdlm convert --from NAME [--mask-token TOKEN] [--no-shift] "
+        "[--block-length N]\n"
+        "                     [--image-codes N] OUT",
         help=summary,
         description=f"{summary.capitalize()}, bit for bit. With --from, an autoregressive model or "
         "an encoder becomes a denoiser to train on.",
@@ -233,6 +235,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-shift",
         action="store_true",
         help="with --from: do not keep the autoregressive shift by one token, as Dream does",
+    )
+    command.add_argument(
+        "--block-length",
+        type=count,
+        metavar="N",
+        help="with --from an autoregressive model: block diffusion in blocks of N tokens, which "
+        "see no later ones",
     )
     command.add_argument(
         "--image-codes",

@@ -10,6 +10,7 @@ import torch
 
 from mmdlm.core.denoiser import BlockDenoiser, Denoiser
 from mmdlm.core.sampling.block_rules import BlockTransfer
+from mmdlm.core.sampling.cache import FinishedBlocks
 from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Parallel, UniformTransfer, UnmaskingRule
 from mmdlm.core.sequence import Sequence, collate
@@ -21,7 +22,7 @@ def block_sampler(sampler: Sampler, denoiser: Denoiser, task_prompts: Many[TaskP
     """Return the sampler whose steps are those of each block, if the model has blocks.
 
     Each block gets its share of the steps that the longest result was to have. `UniformTransfer`
-    becomes `BlockTransfer`.
+    becomes `BlockTransfer`. Unless the sampler has a cache, finished blocks are kept: it is exact.
 
     Raises ValueError for a `block_length` that does not divide that of the model.
     """
@@ -39,6 +40,7 @@ def block_sampler(sampler: Sampler, denoiser: Denoiser, task_prompts: Many[TaskP
         sampler,
         steps=steps,
         steps_per_block=True,
+        cache=sampler.cache or FinishedBlocks(),
         unmasking=_of_whole_blocks(sampler.unmasking, piece),
     )
 

@@ -18,6 +18,7 @@ from mmdlm.models.checkpoints.to_diffusion import convert_to_diffusion
 from mmdlm.models.configuration import MmdlmConfig
 from mmdlm.models.encoder import MmdlmEncoder
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
+from mmdlm.pipeline import convert as formats
 from tests.models.foreign import LLAMA3, autoregressive, encoder
 
 MODELS: list[tuple[str, dict[str, Any]]] = [
@@ -87,6 +88,28 @@ def test_looking_left_alone_it_is_the_autoregressive_model(
     torch.testing.assert_close(shifted[first], hidden[first])
     inside = ~first & ~batch.is_padding
     torch.testing.assert_close(shifted[inside], hidden.roll(1, dims=1)[inside])
+
+
+@torch.no_grad()
+def test_in_blocks_of_one_token_it_is_the_autoregressive_model(tmp_path: Path) -> None:
+    """A model of block diffusion that SDAR's format can say."""
+    original = autoregressive("qwen3", tmp_path / "theirs", tie_word_embeddings=False)
+    ours = convert(tmp_path / "theirs", tmp_path / "ours", shift=False, block_length=1)
+    ids = torch.arange(4, 24)[None]
+    torch.testing.assert_close(ours(ids).logits, original(ids).logits, atol=2e-5, rtol=1e-5)
+    list(formats.convert(tmp_path / "ours", tmp_path / "sdar", to="sdar"))
+    config = json.loads((tmp_path / "sdar" / "config.json").read_text())
+    assert (config["model_type"], config["block_size"]) == ("sdar", 1)
+    again = AutoModel.from_pretrained(tmp_path / "sdar")
+    assert torch.equal(again(ids).logits, ours(ids).logits)
+
+
+def test_an_encoder_has_no_blocks(tmp_path: Path) -> None:
+    encoder("bert", tmp_path / "theirs")
+    with pytest.raises(
+        ValueError, match="block_length=4 is for autoregressive models, not .*'bert'"
+    ):
+        convert(tmp_path / "theirs", tmp_path / "ours", block_length=4)
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from mmdlm.core.denoiser import Denoiser
+from mmdlm.core.blocks import own_blocks
+from mmdlm.core.denoiser import BlockDenoiser, Denoiser
 from mmdlm.core.kv_cache import KVCache
 from mmdlm.core.sequence import Batch
 from mmdlm.core.vocabulary import Vocabulary
@@ -32,6 +33,15 @@ class DistinctRows:
     def vocabulary(self) -> Vocabulary:
         """That of the denoiser."""
         return self.denoiser.vocabulary
+
+    @property
+    def block_length(self) -> int | None:
+        """That of the denoiser, if it may have blocks."""
+        return self.denoiser.block_length if isinstance(self.denoiser, BlockDenoiser) else None
+
+    def in_blocks(self, batch: Batch) -> Batch:
+        """Return the batch in the blocks of the denoiser."""
+        return own_blocks(self.denoiser, batch)
 
     def hidden(
         self,

@@ -49,6 +49,7 @@ def convert_to_diffusion(
     mask_token: str = MASK_TOKEN,
     shift: bool = True,
     image_codes: int = 0,
+    block_length: int | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[int, int]]:
     """Write an autoregressive model or an encoder as a denoiser -> (shards written, shards).
@@ -65,6 +66,9 @@ def convert_to_diffusion(
             taken over.
         shift: Each state goes on predicting the next token, as Dream's do; False is refused for
             encoders, whose states predict their own.
+        block_length: Block diffusion in blocks of so many tokens, each of which sees itself and
+            those before it (arXiv:2510.06303, SDAR, without shift; arXiv:2509.26328, Fast-dLLM v2,
+            with shift); refused for encoders. None: every token sees all.
         image_codes: Ids of an image tokenizer, appended with a begin and an end marker.
         seed: Of the noise in rows that are appended for images.
 
@@ -84,7 +88,7 @@ def convert_to_diffusion(
     tokenizer = load_source_tokenizer(checkpoint.folder)
     rows = int(required(checkpoint.config, "vocab_size"))
     vocabulary = give_mask(tokenizer, rows, mask_token=mask_token, image_codes=image_codes)
-    config, model = _denoiser(checkpoint, vocabulary, shift=shift)
+    config, model = _denoiser(checkpoint, vocabulary, shift=shift, block_length=block_length)
     plan = _plan(checkpoint, model)
 
     growth = Growth(vocabulary.mask_id + 1, torch.Generator().manual_seed(seed))
@@ -102,7 +106,7 @@ def convert_to_diffusion(
 
 
 def _denoiser(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, *, shift: bool
+    checkpoint: Checkpoint, vocabulary: Vocabulary, *, shift: bool, block_length: int | None
 ) -> tuple[PreTrainedConfig, PreTrainedModel]:
     """Our config, and the model that it describes, without weights."""
     source = checkpoint.config
@@ -111,8 +115,15 @@ def _denoiser(
     with torch.device("meta"):
         if kind in AUTOREGRESSIVE:
             shape = shape_of_autoregressive(source)
-            config = MmdlmConfig(vocabulary=vocabulary.to_dict(), shift=shift, **shape)
+            config = MmdlmConfig(
+                vocabulary=vocabulary.to_dict(), shift=shift, block_length=block_length, **shape
+            )
             return _stored(config, source), MmdlmForMaskedDiffusion(config)
+        if block_length is not None:
+            raise ValueError(
+                f"block_length={block_length} is for autoregressive models, not for one of type "
+                f"{kind!r}, whose tokens see both sides; leave it out"
+            )
         if not shift:
             raise ValueError(
                 f"shift=False has no meaning for a model of type {kind!r}, whose states predict "

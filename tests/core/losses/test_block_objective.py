@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdlm.core.blocks import PromptBlocks, block_runs, doubled, hidden_beside_clean, in_blocks
 from mmdlm.core.diffusion.forward import Absorbing, Corruption
 from mmdlm.core.diffusion.schedule import Linear
+from mmdlm.core.likelihood.distinct_rows import DistinctRows
 from mmdlm.core.likelihood.elbo import Elbo
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.losses.timesteps import IndependentTimesteps, StratifiedTimesteps, Timesteps
@@ -178,8 +179,16 @@ def test_a_model_of_block_diffusion_learns_and_is_scored_so() -> None:
     )
     hidden = hidden_beside_clean(model, corruption.x_t, batch, query_mask=here)
     assert not torch.allclose(hidden[here], model.hidden(corruption.x_t, batch)[here])
-    one = Elbo()(model, batch, generator=rng())
-    assert one.shape == batch.ids.shape
+    bound = Elbo()(model, batch, generator=rng())
+    torch.testing.assert_close(Elbo()(DistinctRows(model), batch, generator=rng()), bound)
+    assert not torch.allclose(Elbo()(without_blocks(model), batch, generator=rng()), bound)
+
+
+def without_blocks(model: Any) -> Any:
+    """The same weights without blocks."""
+    free = network()
+    free.load_state_dict(model.state_dict())
+    return free
 
 
 def test_what_cannot_be_is_said() -> None:
