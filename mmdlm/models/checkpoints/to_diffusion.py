@@ -66,10 +66,10 @@ def convert_to_diffusion(
             taken over.
         shift: Each state goes on predicting the next token, as Dream's do; False is refused for
             encoders, whose states predict their own.
+        image_codes: Ids of an image tokenizer, appended with a begin and an end marker.
         block_length: Block diffusion in blocks of so many tokens, each of which sees itself and
             those before it (arXiv:2510.06303, SDAR, without shift; arXiv:2509.26328, Fast-dLLM v2,
             with shift); refused for encoders. None: every token sees all.
-        image_codes: Ids of an image tokenizer, appended with a begin and an end marker.
         seed: Of the noise in rows that are appended for images.
 
     Yields:
