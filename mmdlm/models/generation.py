@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from mmdlm.core.denoiser import BlockDenoiser
+from mmdlm.core.sampling.cache import FinishedBlocks
 from mmdlm.core.sampling.generators import Generators
 from mmdlm.core.sampling.output import SampleStep
 from mmdlm.core.sampling.sampler import Sampler
@@ -214,6 +216,8 @@ class MaskedDiffusionGeneration:
         )
         written = _Written(self.vocabulary, count, stops, tokenizer, streamer)
         sampler = chosen.sampler(count, self.vocabulary)
+        if isinstance(self, BlockDenoiser) and self.block_length is not None:
+            sampler = replace(sampler, cache=FinishedBlocks())
         written.begin(input_ids)
         steps = sampler.trajectory(
             self,  # type: ignore[arg-type]

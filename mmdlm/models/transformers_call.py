@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mmdlm.core.blocks import in_blocks
+from mmdlm.core.blocks import hidden_beside_clean, in_blocks
 from mmdlm.core.sequence import (
     Batch,
     Segment,
@@ -196,7 +196,7 @@ class TransformersCall(MaskedDiffusionGeneration, MmdlmPreTrainedModel):
         if targets is not None:
             loss = targets.loss(
                 self,
-                self._aligned(hidden, targets.batch.position),
+                self._scored_states(targets, hidden),
                 full_vocabulary=self.config.full_vocabulary,
                 count=num_items_in_batch,
             )
@@ -209,6 +209,19 @@ class TransformersCall(MaskedDiffusionGeneration, MmdlmPreTrainedModel):
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def _scored_states(self, targets: NoisyTargets, hidden: Tensor) -> Tensor:
+        """Return the states [B, L, D] that the loss reads, each at the token that it predicts.
+
+        A model of blocks sees the blocks before its own clean: `hidden`, of noisy ids only, has the
+        logits, and the loss has a pass of its own over both copies.
+        """
+        if self.block_length is None:
+            return self._aligned(hidden, targets.batch.position)
+        corruption = targets.corruption
+        return hidden_beside_clean(
+            self, corruption.x_t, targets.batch, query_mask=corruption.loss_mask
+        )
 
     def _past(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         """Return the cache to be added to; None: keys and values are not kept."""

@@ -62,6 +62,20 @@ def by_the_sampler(model: Any, prompt: list[int], count: int, **options: Any) ->
     return prompt + new
 
 
+def test_a_model_of_blocks_writes_them_one_after_the_other() -> None:
+    """Also behind left padding; what is kept changes nothing."""
+    model = tiny_model(block_length=4)
+    short, long = PROMPT[0, :2].tolist(), PROMPT[0].tolist()
+    expected = [by_the_sampler(model, one, 9) for one in (short, long)]
+    pad = [VOCABULARY.pad_id] * (len(long) - len(short))
+    found = model.generate(
+        torch.tensor([pad + short, long]),
+        attention_mask=torch.tensor([[0] * len(pad) + [1] * len(short), [1] * len(long)]),
+        max_new_tokens=9,
+    )
+    assert found.tolist() == [pad + expected[0], expected[1]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_generate_is_our_sampler(seed: int) -> None:
     model = tiny_model(seed=seed)

@@ -138,7 +138,11 @@ def test_a_cache_holds_tokens_that_do_not_see_what_follows() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"shift": True}, {"prefix_attention": True}, {"full_vocabulary": True}]
+    "options",
+    [
+        *({}, {"shift": True}, {"prefix_attention": True}, {"full_vocabulary": True}),
+        *({"block_length": 4}, {"block_length": 3, "prompt_blocks": "causal", "shift": True}),
+    ],
 )
 def test_labels_give_the_loss_of_our_own_objective(options: dict[str, Any]) -> None:
     model = tiny_model(**options)

@@ -45,7 +45,7 @@ from mmdlm.core.sequence import (
     pack,
     text_segment,
 )
-from mmdlm.core.vocabulary import Modality
+from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.models.attention import AttentionPattern
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
@@ -477,6 +477,64 @@ def check_fast_dllm_training(
     assert loss == pytest.approx(float(expected["train_loss"]), abs=1e-4)
 
 
+class Said:
+    """A denoiser whose logits [B, L, V] are known; only its vocabulary and its head are asked."""
+
+    def __init__(self, logits: Tensor, mask_id: int) -> None:
+        size = logits.shape[-1]
+        self.logits = logits
+        self.vocabulary = Vocabulary(
+            size=size, text=(0, size - 1), image=(size, size), mask_id=mask_id, eos_id=0, pad_id=0
+        )
+
+    def hidden(self, x_t: Tensor, batch: Batch, **_: Any) -> Tensor:
+        return self.logits
+
+    def head_weight(self) -> None:
+        return None
+
+    def logits_at(self, hidden: Tensor, positions: Tensor, *, ids: tuple[int, int]) -> Tensor:
+        return hidden[positions][:, slice(*ids)]
+
+
+def check_bd3lm(folder: Path) -> None:
+    """Its mask, and its loss from its own logits: clipped, resampled, of one token, of a row."""
+    settings = json.loads((folder / "expected.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    expected = load_file(folder / "expected.safetensors")
+    ids, mask_id = expected["x0"], settings["mask_index"]
+    zero = torch.zeros_like(ids)
+    batch = Batch(
+        ids=ids,
+        modality=torch.full_like(ids, int(Modality.TEXT)),
+        target=torch.ones_like(ids).bool(),
+        document=zero,
+        segment=zero,
+        position=torch.arange(ids.shape[1]).expand_as(ids),
+    )
+    layout = doubled(in_blocks(batch, config["block"]))
+    pattern = AttentionPattern.of(
+        layout.document, flex=False, block=layout.block, noisy=layout.noisy
+    )
+    assert pattern.dense is not None
+    assert torch.equal(pattern.dense[0, 0], expected["mask_doubled"].bool())
+    for name, case in settings["cases"].items():
+        x_t, t = expected[f"{name}_xt"], expected[f"{name}_t"].expand(ids.shape)
+        cut = in_blocks(batch, case["block"])
+        assert cut.block is not None
+        assert all(len(set(t[0, cut.block[0] == b].tolist())) == 1 for b in cut.block[0].unique())
+        masked = x_t == mask_id
+        ones = torch.ones_like(t)
+        weight = ones if case["eps_min"] > 0.5 else 1 / t
+        scored = replace(batch, target=expected[f"{name}_token_mask"].bool())
+        masked = masked & scored.target
+        corruption = Corruption(x_t, masked, masked, t, t, ones, weight)
+        denoiser: Any = Said(expected[f"{name}_logits"], mask_id)
+        terms = Objective(Absorbing(Linear())).terms(denoiser, scored, corruption)
+        loss = float(terms.sums["text"] / terms.counts["text"])
+        assert loss == pytest.approx(float(expected[f"{name}_loss"]), rel=1e-5), name
+
+
 # What to check per family: the `_class_name` or `model_type` of a config.
 CHECKS: dict[str, Callable[[Path], None]] = {
     "MAGVITv2": check_magvit2,
@@ -485,6 +543,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "Dream": check_dream,
     "llava_llada": check_llada_v,
     "sdar": check_sdar,
+    "BD3LM-DIT": check_bd3lm,
     "Fast_dLLM_Qwen": check_fast_dllm,
 }
 
