@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -155,7 +156,7 @@ def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
             heads = [checked(head) for head in reader.fieldnames or ()]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        if twice := [one for one in heads if heads.count(one) > 1]:
+        if twice := [one for one, count in Counter(heads).items() if count > 1]:
             raise ValueError(f"{path} has the column {twice[0]!r} twice; rename one of them")
         for number, values in enumerate(reader, 1):
             yield _csv_row(values, f"{path}, row {number}")

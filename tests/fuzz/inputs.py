@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import shutil
 import struct
 import sys
@@ -29,7 +30,7 @@ from data_pipelines import text_tokenizer, tokenize_images, write_shards
 from mmdlm.cli import main as command
 from mmdlm.cli.recipe import run
 from mmdlm.pipeline.hub import BUNDLED
-from tests.data_pipelines.test_damage import row
+from tests.data_pipelines.test_damage import PIXEL, row
 from tests.fuzz.damage import damaged
 from tests.models.test_damaged import ODD, damaged_header, damaged_json
 from train import image_tokenizer, preference, pretrain, rl, sft
@@ -44,6 +45,9 @@ GOOD = {
     "chosen": "3",
     "rejected": "4",
     "text": "5",
+    "img": PIXEL,
+    "text_list": ["6"],
+    "image_info": [],
     "file_name": "0.png",
     "id": 0,
     "image_id": 0,
@@ -60,7 +64,10 @@ RECIPES: dict[str, Any] = {
 }
 JOBS: dict[str, Any] = {
     name: getattr(write_shards, name)
-    for name in ("folder", "coco", "text", "conversations", "preferences")
+    for name in (
+        *("folder", "coco", "text", "dataset"),
+        *("conversations", "preferences", "interleaved"),
+    )
 }
 
 
@@ -271,10 +278,16 @@ def _member(name: str, size: int) -> bytes:
 def rows(chance: Random, folder: Path) -> Work:
     """Files of rows that are packed."""
     name = chance.choice(
-        ["text", "conversations", "conversations", "preferences", "coco", "folder"]
+        ["text", "conversations", "preferences", "coco", "folder", "dataset", "interleaved", "mds"]
     )
+    if name == "mds":
+        return _mds(chance, folder)
     content = chance.choice((_some_rows, _some_rows, _some_rows, _hard_rows))(chance)
-    ending = chance.choice(["jsonl", "json", "csv"] if name != "text" else ["jsonl"])
+    ending = chance.choice(["jsonl", "json", "csv"])
+    if name not in ("coco", "folder") and chance.random() < 0.3:
+        packing, compress = chance.choice([("gz", gzip.compress), ("xz", lzma.compress)])
+        content, ending = compress(content), f"{ending}.{packing}"
+        content = damaged(content, chance) if chance.random() < 0.5 else content
     path, out = folder / f"a.{ending}", folder / "out"
     path.write_bytes(content)
     lenient = ("--max_broken", chance.choice(["0.01", "1", "1"]), "--out", out)
@@ -288,6 +301,16 @@ def rows(chance: Random, folder: Path) -> Work:
         path.rename(folder / "images" / chance.choice(["metadata.jsonl", "metadata.csv"]))
         return job(JOBS, "folder", "--images", folder / "images", *lenient)
     return job(JOBS, name, "--source", path, *lenient)
+
+
+def _mds(chance: Random, folder: Path) -> Work:
+    """Shards of MosaicML's streaming, of which a file is damaged."""
+    name = chance.choice(["plain", "zstd", "gz", "text"])
+    shutil.copytree(DATA / "forms/mds" / name, folder / "mds")
+    path = chance.choice(sorted((folder / "mds").iterdir()))
+    path.write_bytes(damaged(path.read_bytes(), chance))
+    given = ["--source", folder / "mds", "--out", folder / "out", "--max_broken", "1"]
+    return job(JOBS, "text" if name == "text" else "dataset", *given)
 
 
 def _some_rows(chance: Random) -> bytes:
