@@ -295,6 +295,7 @@ class Rollouts:
             batch=generation_run.batch.rows(rows),
             unconditional=tuple(branch.rows(rows) for branch in generation_run.unconditional),
             output_segments=tuple(generation_run.output_segments[int(i)] for i in index),
+            lengths=tuple(generation_run.lengths[int(i)] for i in index),
         )
 
     def _scored_views(
