@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,8 @@ def place(text: str) -> Path:
     """Read the path of a file or folder that is written."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path is empty; name a file or a folder")
+    if text.endswith(("/", os.sep)) and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}; create it")
     return Path(text)
 
 

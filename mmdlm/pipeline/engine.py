@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, Unpack, runtime_checkable
+from typing import Unpack
 
 import torch
 from PIL import Image
@@ -26,26 +26,15 @@ from mmdlm.pipeline.generation_run import GenerationRun, Runner
 from mmdlm.pipeline.inputs import generation_config_with
 from mmdlm.pipeline.offload import Offload
 from mmdlm.pipeline.options import SamplingOptions
+from mmdlm.pipeline.seeing import Seeing
 from mmdlm.pipeline.text_run import TextRun, with_masks
 from mmdlm.templates.native import Native
 from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, TaskPrompt
 from mmdlm.templates.text_codec import TextCodec
-from mmdlm.vision.encoders.adapter import VisionAdapter
 from mmdlm.vision.pixels import check_visible, to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer
 
 SEED = 0  # of every call that is given no generator, so that its output can be had again
-
-
-@runtime_checkable
-class Seeing(Protocol):
-    """A denoiser that looks at images."""
-
-    vision: VisionAdapter | None
-
-    def see(self, batch: Batch) -> Batch:
-        """Return the batch with the features of its images in place of their views."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,9 +263,14 @@ class Engine:
 
         return TextRun(run, first, show or shown, finish=finish, stop=stop)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest document that the model takes."""
+        return max(self.max_length, self.prompt_template.longest)
+
     def check_new_tokens(self, length: int) -> None:
         """Raise ValueError for more new tokens than the model takes in all."""
-        most = max(self.max_length, self.prompt_template.longest)
+        most = self.most_tokens
         if length > most:
             raise ValueError(
                 f"max_new_tokens is {length}, but the model takes {most} tokens at most; lower it"
@@ -295,7 +289,7 @@ class Engine:
         Raises:
             ValueError: If it is longer than the longest document of the model.
         """
-        tokens, most = len(task_prompt.sequence), max(self.max_length, self.prompt_template.longest)
+        tokens, most = len(task_prompt.sequence), self.most_tokens
         if tokens > most and length:
             raise ValueError(
                 f"the prompt takes {tokens - length} of the {most} tokens of this model "
@@ -332,7 +326,7 @@ class Engine:
         return generation_config_with(generation_config, **given)
 
     def new_tokens(self, max_new_tokens: int | None) -> int:
-        """Return the room for a text in tokens; None: the default.
+        """Return the room for a text in tokens; None: the default, or all that the model takes.
 
         Args:
             max_new_tokens: As the caller gave it.
@@ -343,7 +337,9 @@ class Engine:
         Raises:
             ValueError: If it is not a whole number of at least 1.
         """
-        length = self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if max_new_tokens is None:
+            return min(self.defaults.max_new_tokens, self.most_tokens)
+        length = max_new_tokens
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ValueError(
                 f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}"

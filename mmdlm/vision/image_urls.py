@@ -93,6 +93,8 @@ def fetch(url: str, *, max_bytes: int = MOST_BYTES) -> bytes:
         raise ValueError(f"{_shown(url)}: the server says {error.code} {error.reason}") from error
     except (URLError, OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, OSError) and reason.strerror:
+            reason = reason.strerror.lower()
         raise ValueError(f"{_shown(url)} cannot be fetched ({reason})") from error
     if len(data) > max_bytes:
         raise ValueError(f"{_shown(url)} has more than {max_bytes:,} bytes; download and shrink it")

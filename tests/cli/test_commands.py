@@ -516,6 +516,7 @@ INPAINT = ["inpaint", "image.png", "--prompt", "heart", "-o", "out.png"]
         (["draw", "heart", "-o", "out"], "'out.png'"),
         (["draw", "heart", "-o", "out.txt"], "'out.png'"),
         (["draw", "heart", "-o", "nowhere/out.png"], "nowhere"),
+        (["draw", "heart", "-o", "nowhere/"], "there is no folder 'nowhere/'; create it"),
         (["draw", "heart", "-o", "folder.png"], "is a folder"),
         (["draw", "@words.txt", "-o", "out.png"], "which cannot be read (no such file"),
         (["draw", "@text.png", "-o", "out.png", "--animate", "a.gif", "--steps"], "--steps"),

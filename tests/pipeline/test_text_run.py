@@ -209,3 +209,12 @@ def test_a_template_without_tools_says_so(model: Model) -> None:
         model.chat([{"role": "user", "content": "red?"}, {"role": "tool", "content": "x"}])
     with pytest.raises(ValueError, match="has no JSON schema"):
         model.chat([{"role": "user", "content": "red?"}], tools=[lambda city: city])
+
+
+def test_without_a_length_a_text_has_the_room_that_the_model_has() -> None:
+    """The bundled model takes 82 tokens, fewer than the usual room of an answer."""
+    emoji = load("emoji", device="cpu")
+    assert emoji.max_length < emoji.defaults.max_new_tokens
+    assert emoji.complete("woman", num_inference_steps=4)
+    with pytest.raises(ValueError, match="max_new_tokens is 128, but the model takes 82"):
+        emoji.complete("woman", max_new_tokens=128)
