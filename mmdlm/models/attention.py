@@ -251,7 +251,8 @@ class AttentionPattern:
             The pattern, on the device of `document`.
         """
         rows, length = document.shape
-        if local_window is not None and local_window >= length - 1:
+        exporting = torch.compiler.is_exporting()  # a graph for any length
+        if local_window is not None and not exporting and local_window >= length - 1:
             local_window = None
         partial = any(part is not None for part in (lookahead, local_window, prefix, block))
         if not flex and not partial and _is_undivided(document, undivided):

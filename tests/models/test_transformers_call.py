@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mmdlm.core.diffusion.schedule import Linear
 from mmdlm.core.losses.objective import Objective
 from mmdlm.core.sequence import Sequence, collate, image_segment, pack, text_segment
 from mmdlm.models import attention
+from mmdlm.models.encoder import MmdlmEncoder
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.models.noisy_targets import IGNORED, NoisyTargets
 from mmdlm.vision.encoders.adapter import VisionConfig
@@ -28,6 +31,8 @@ from mmdlm.vision.encoders.anyres import Anyres
 from mmdlm.vision.encoders.natural import Natural
 from mmdlm.vision.encoders.pixel_values import stacked, unstacked
 from mmdlm.vision.encoders.square import Square
+from tests.models.test_encoder import CONFIGS
+from tests.models.test_encoder import tiny as tiny_encoder
 from tests.models.tiny import TOLERANCE, VOCABULARY, document, random_ids, tiny_config, tiny_model
 
 SIGLIP = {
@@ -293,22 +298,40 @@ def test_flash_attention_gets_the_runs_of_documents(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
+def of_bert(kind: str) -> MmdlmEncoder:
+    (config,) = (one for one in CONFIGS if one.model_type == kind)
+    return tiny_encoder(config)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "make, kernel",
+    [(tiny_model, "sdpa"), (tiny_model, "eager"), (partial(of_bert, "modernbert"), "sdpa")],
+    ids=["ours", "eager", "modernbert"],
+)
 @torch.no_grad()
-def test_exported_with_dynamic_shapes() -> None:
-    model = tiny_model()
+def test_one_graph_for_any_length(make: Callable[[], Any], kernel: str) -> None:
+    model = make()
+    model.set_attn_implementation(kernel)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
     rows, length = torch.export.Dim("rows", min=2), torch.export.Dim("length", min=2)
-    shapes = {"input_ids": {0: rows, 1: length}, "attention_mask": {0: rows, 1: length}}
-    ids, mask = random_ids(2, 12), torch.ones(2, 12, dtype=torch.int64)
+    given = inputs(2, 12)
     exported = torch.export.export(
-        model, (), {"input_ids": ids, "attention_mask": mask}, dynamic_shapes=shapes
+        model, (), given, dynamic_shapes={name: {0: rows, 1: length} for name in given}
     ).module()
     for shape in ((2, 12), (3, 7)):
-        ids, mask = random_ids(*shape), torch.ones(shape, dtype=torch.int64)
-        mask[0, :2] = 0
-        expected = model(input_ids=ids, attention_mask=mask).logits
-        found = exported(input_ids=ids, attention_mask=mask).logits
-        torch.testing.assert_close(found, expected, **TOLERANCE)
+        given = inputs(*shape)
+        expected = model(**given).logits
+        torch.testing.assert_close(exported(**given).logits, expected, **TOLERANCE)
+        torch.testing.assert_close(compiled(**given).logits, expected, **TOLERANCE)
+
+
+def inputs(rows: int, length: int) -> dict[str, Tensor]:
+    """Ids that every model knows, and a mask with padding on the left."""
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    mask[0, :2] = 0
+    return {"input_ids": random_ids(rows, length).clamp(5, 20), "attention_mask": mask}
 
 
 # ---- Auto classes --------------------------------------------------------------------------------
