@@ -98,6 +98,11 @@ class MaskedDiffusionTrainer(Trainer):
                 f"MaskedDiffusionTrainer does not train a {type(bare).__name__}; make a "
                 "masked-diffusion model of an autoregressive model by: mmdlm convert --from"
             )
+        if args.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor {args.label_smoothing_factor}: Trainer would smooth "
+                "without the weights of masked diffusion; set it to 0"
+            )
         if peft_config is not None:
             from peft import get_peft_model
 

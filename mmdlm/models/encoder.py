@@ -160,7 +160,7 @@ class MmdlmEncoder(MaskedDiffusionGeneration, PreTrainedModel):
             ValueError: For inputs that do not fit each other or would have no effect.
         """
         check_options(kwargs)
-        given = given_inputs(input_ids, inputs_embeds, labels)
+        given = given_inputs(input_ids, inputs_embeds, labels, loss_weight)
         layout = TokenLayout.of(
             (given.shape[0], given.shape[1]),
             given.device,

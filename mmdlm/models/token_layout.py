@@ -96,9 +96,14 @@ class TokenLayout:
 
 
 def given_inputs(
-    input_ids: Tensor | None, inputs_embeds: Tensor | None, labels: Tensor | None
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    labels: Tensor | None,
+    loss_weight: Tensor | None,
 ) -> Tensor:
-    """Return ids or embeddings, whichever is given; ValueError for both, and for none."""
+    """Return ids or embeddings, whichever is given; ValueError for what does not go together."""
+    if loss_weight is not None and labels is None:
+        raise ValueError("loss_weight weighs targets, which labels name; give labels")
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("forward takes either input_ids or inputs_embeds; give one of them")
     if labels is not None and input_ids is None:

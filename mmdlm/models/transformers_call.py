@@ -151,7 +151,7 @@ class TransformersCall(MaskedDiffusionGeneration, MmdlmPreTrainedModel):
         """
         past_key_values = kwargs.pop("cache", past_key_values)
         check_options(kwargs)
-        given = given_inputs(input_ids, inputs_embeds, labels)
+        given = given_inputs(input_ids, inputs_embeds, labels, loss_weight)
         if labels is None:
             self._check_prompts()
         past = self._past(past_key_values, use_cache)

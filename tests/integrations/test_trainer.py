@@ -311,6 +311,11 @@ def test_transformers_own_trainer_and_collator(tiny_checkpoint: Path, tmp_path: 
     assert last < first
 
 
+def test_smoothed_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set it to 0"):
+        MaskedDiffusionTrainer(tiny_model(), arguments(tmp_path, label_smoothing_factor=0.1))
+
+
 def test_other_models_are_refused() -> None:
     with pytest.raises(ValueError, match="does not train a Linear"):
         MaskedDiffusionTrainer(torch.nn.Linear(1, 1))  # type: ignore[arg-type]

@@ -95,6 +95,7 @@ def test_positions_that_begin_again_begin_a_document() -> None:
         ({"input_ids": torch.zeros(1, 3).long(), "attention_mask": torch.ones(1, 4)}, "1 x 3"),
         ({"input_ids": torch.zeros(1, 3).long(), "labels": torch.zeros(1, 4).long()}, "labels"),
         ({"inputs_embeds": torch.zeros(1, 3, 32), "labels": torch.zeros(1, 3).long()}, "input_ids"),
+        ({"input_ids": torch.zeros(1, 3).long(), "loss_weight": torch.ones(1, 3)}, "give labels"),
         ({"input_ids": torch.zeros(1, 3).long(), "head_mask": torch.ones(2)}, "head_mask"),
         ({"input_ids": torch.zeros(1, 3).long(), "past_key_values": ((1,),)}, "DynamicCache"),
         ({"input_ids": torch.zeros(1, 3).long(), "pixel_values": torch.ones(1, 3, 8, 8)}, "vision"),
