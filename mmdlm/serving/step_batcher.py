@@ -166,6 +166,10 @@ class _Group:
             call.end(error)
 
 
+def _seats(call: _Call) -> list[tuple[_Call, int]]:
+    return [(call, number) for number in range(len(call.rows))]
+
+
 def _octave(rows: Denoising) -> int:
     return math.ceil(_LENGTHS_PER_OCTAVE * math.log2(max(rows.length, 1)))
 
@@ -292,20 +296,26 @@ class StepBatcher:
                     break
                 newcomers.append(self._waiting.popleft())
                 taken += len(newcomers[-1].rows)
-        for call in newcomers:
-            self._seat(call)
+        if newcomers and not self._groups:
+            newcomers[0].rows.run.packed.renew()  # weights may change while nobody is served
+        self._seat(newcomers)
         return bool(self._groups) or not self._is_closed
 
-    def _seat(self, call: _Call) -> None:
-        """Put the rows of a call into a group that they can be part of, or into a new one."""
-        seats = [(call, number) for number in range(len(call.rows))]
-        octave = _octave(call.rows)
-        for group in self._groups:
-            if group.octave == octave and group.rows.joins(call.rows):
-                group.rows = Denoising.joined([group.rows, call.rows])
-                group.seats += seats
-                return
-        self._groups.append(_Group(call.rows, seats))
+    def _seat(self, newcomers: Sequence[_Call]) -> None:
+        """Put the rows of each call into a group that they can be part of, or into a new one."""
+        joining: dict[_Group, list[_Call]] = {}
+        for call in newcomers:
+            octave = _octave(call.rows)
+            for group in self._groups:
+                if group.octave == octave and group.rows.joins(call.rows):
+                    joining.setdefault(group, []).append(call)
+                    break
+            else:
+                self._groups.append(_Group(call.rows, _seats(call)))
+        for group, calls in joining.items():
+            group.rows = Denoising.joined([group.rows, *(call.rows for call in calls)])
+            for call in calls:
+                group.seats += _seats(call)
 
     def _leave(self) -> None:
         """Take out the rows of calls that are given up or late."""

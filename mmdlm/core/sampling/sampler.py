@@ -196,6 +196,8 @@ class Sampler:
                 than blocks, if the cache does not fit the batch, or if `generator` is not one, or
                 not as many as there are rows.
         """
+        if packed is not None:
+            packed.renew()
         rows = self.begin(
             denoiser, batch, generator=generator, unconditional=unconditional, packed=packed
         )
@@ -216,7 +218,21 @@ class Sampler:
         unconditional: Batch | tuple[Batch, ...] | None = None,
         packed: PackedLayers | None = None,
     ) -> Denoising:
-        """Return the rows before their first step, as pure noise; arguments as in `trajectory`."""
+        """Return the rows before their first step, as pure noise.
+
+        Args:
+            denoiser: As in `trajectory`.
+            batch: As in `trajectory`.
+            generator: As in `trajectory`.
+            unconditional: As in `trajectory`.
+            packed: As in `trajectory`; if the weights may have changed, `renew` it before.
+
+        Returns:
+            The rows, for `mmdlm.core.sampling.denoising.forward`.
+
+        Raises:
+            ValueError: As `trajectory`.
+        """
         vocabulary, target = denoiser.vocabulary, batch.target
         batch = own_blocks(denoiser, batch)
         if isinstance(unconditional, Batch):
@@ -225,8 +241,6 @@ class Sampler:
             unconditional = tuple(own_blocks(denoiser, one) for one in unconditional)
         if packed is None:
             packed = PackedLayers(denoiser if self.steps >= _WORTH_PACKING else None)
-        else:
-            packed.renew()
         passes = ForwardPasses.of(
             denoiser,
             batch,
