@@ -340,3 +340,12 @@ def test_relative_imports_are_resolved() -> None:
     assert names == ["x.y.a", "x.b.c"]
     names = [one.name for one in imports("from . import a", "x.y", is_package=True)]
     assert names == ["x.y.a"]
+
+
+def test_files_are_short() -> None:
+    """A file of more lines holds two ideas."""
+    rooms = ("mmdlm", "train", "data_pipelines", "eval")
+    paths = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    lengths = {path: len(path.read_text().splitlines()) for path in paths}
+    assert {path: count for path, count in lengths.items() if count > 450} == {}
+    assert len(paths) > 250

@@ -26,8 +26,8 @@ from mmdlm.models.checkpoints.run_steps import parts_of
 from mmdlm.models.compilation import compile_layers
 from mmdlm.models.costs import Costs
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
-from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.task_defaults import GENERATION, Defaults
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.statistics import Statistics
 from train.loop import fit, launched

@@ -16,7 +16,7 @@ from mmdlm.models.checkpoints.run_steps import Base
 from mmdlm.models.lora import TASKS, TEMPLATE
 from mmdlm.models.quantization import is_quantized
 from mmdlm.models.special_tokens import with_special_tokens
-from mmdlm.pipeline.generation_config import GENERATION
+from mmdlm.pipeline.task_defaults import GENERATION
 from mmdlm.templates.prompt_template import Generation
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from train.checkpoints.checkpoint import replace_folder

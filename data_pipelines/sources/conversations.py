@@ -32,7 +32,8 @@ from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.core.vocabulary import Vocabulary
 from mmdlm.templates.conversation import ASSISTANT, IMAGE, SYSTEM, USER
 from mmdlm.templates.native import ABOUT_IMAGES
-from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, Turn, said
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.task_prompt import Codes, ImageInput, Turn, said
 from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.encoders.crops import CropViews
 

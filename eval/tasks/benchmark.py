@@ -21,8 +21,8 @@ from mmdlm.pipeline.model import Model
 from mmdlm.pipeline.sampler_names import CacheName
 from mmdlm.rl.reward import Breakdown, Rubric
 from mmdlm.templates.conversation import turns_of
-from mmdlm.templates.prompt_template import TaskPrompt
 from mmdlm.templates.segments import continued
+from mmdlm.templates.task_prompt import TaskPrompt
 
 Completer = Callable[[Sequence[Prompt]], Sequence[str]]
 

@@ -12,10 +12,11 @@ from mmdlm.core.sampling.order import Order
 from mmdlm.core.sampling.unmasking import UnmaskingRule
 from mmdlm.harnesses.published import Preset
 from mmdlm.pipeline.checks import check_choice, check_flag, check_number, check_whole_number
-from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.inputs import part_of
 from mmdlm.pipeline.model import Model
 from mmdlm.pipeline.sampler_names import CACHES, ORDERS, RULES
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.vision.known_names import suggestion
 
 EndOfText = Literal["deprioritize", "suppress"]

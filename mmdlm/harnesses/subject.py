@@ -16,8 +16,8 @@ from mmdlm.harnesses.published import preset_named
 from mmdlm.models.quantization import KINDS
 from mmdlm.pipeline.inputs import ImageLike, pillow_image
 from mmdlm.pipeline.model import Model
-from mmdlm.templates.prompt_template import ImageInput, TaskPrompt, Turn
 from mmdlm.templates.segments import continued
+from mmdlm.templates.task_prompt import ImageInput, TaskPrompt, Turn
 from mmdlm.vision.known_names import suggestion
 
 AUTO = 64  # rows of a batch, to begin with

@@ -15,7 +15,7 @@ from mmdlm.core.sampling.sampler import Sampler
 from mmdlm.core.sampling.unmasking import Parallel, UniformTransfer, UnmaskingRule
 from mmdlm.core.sequence import Sequence, collate
 from mmdlm.core.vocabulary import Modality
-from mmdlm.templates.prompt_template import TaskPrompt
+from mmdlm.templates.task_prompt import TaskPrompt
 
 
 def block_sampler(sampler: Sampler, denoiser: Denoiser, task_prompts: Many[TaskPrompt]) -> Sampler:

@@ -21,15 +21,17 @@ from mmdlm.core.sequence import Batch, Sequence, collate
 from mmdlm.models.checkpoints.checkpoint import Origin
 from mmdlm.pipeline.answer_blocks import block_sampler, with_whole_blocks
 from mmdlm.pipeline.devices import sampling_device
-from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.generation_run import GenerationRun, Runner
 from mmdlm.pipeline.inputs import generation_config_with
 from mmdlm.pipeline.offload import Offload
 from mmdlm.pipeline.options import SamplingOptions
 from mmdlm.pipeline.seeing import Seeing
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.pipeline.text_run import TextRun, with_masks
 from mmdlm.templates.native import Native
-from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, TaskPrompt
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.task_prompt import Codes, ImageInput, TaskPrompt
 from mmdlm.templates.text_codec import TextCodec
 from mmdlm.vision.pixels import check_visible, to_pixels
 from mmdlm.vision.tokenizers.base import ImageTokenizer

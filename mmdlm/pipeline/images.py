@@ -26,7 +26,7 @@ from mmdlm.pipeline.inputs import (
 )
 from mmdlm.pipeline.limits import MOST_IMAGES
 from mmdlm.pipeline.options import ImageOptions, StepOptions, check_options, sampling_options
-from mmdlm.templates.prompt_template import Codes, TaskPrompt
+from mmdlm.templates.task_prompt import Codes, TaskPrompt
 from mmdlm.vision.image_files import WHITE
 from mmdlm.vision.pixels import to_image, to_pixels
 from mmdlm.vision.tiles import tiled

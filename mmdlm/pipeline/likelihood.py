@@ -22,8 +22,8 @@ from mmdlm.pipeline.checks import check_whole_number
 from mmdlm.pipeline.engine import SEED, Engine
 from mmdlm.templates.conversation import ASSISTANT, Message, turns_of
 from mmdlm.templates.infill import shortened
-from mmdlm.templates.prompt_template import TaskPrompt
 from mmdlm.templates.segments import continued
+from mmdlm.templates.task_prompt import TaskPrompt
 
 DRAWS = 8  # independent ones, from whose spread the standard error comes
 Context = str | abc.Sequence[Message]

@@ -37,8 +37,8 @@ from mmdlm.models.quantization import check_widths, quantization_config
 from mmdlm.models.special_tokens import of_text_only
 from mmdlm.pipeline.devices import device_named
 from mmdlm.pipeline.engine import Engine
-from mmdlm.pipeline.generation_config import GENERATION, Defaults
 from mmdlm.pipeline.hub import Hub
+from mmdlm.pipeline.task_defaults import GENERATION, Defaults
 from mmdlm.templates.auto import prompt_template_for
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.checkpoint_files import reason_of
@@ -71,7 +71,7 @@ def load_engine(
 
     The folder holds config.json, model.safetensors (or its shards), tokenizer_config.json with
     tokenizer.json or vocab.json and merges.txt, image_tokenizer/ for a model of ours that knows
-    images, and optionally generation_config.json (see `mmdlm.pipeline.generation_config.Defaults`).
+    images, and optionally generation_config.json (see `mmdlm.pipeline.task_defaults.Defaults`).
     Code in it is never run.
 
     Args:

@@ -20,7 +20,6 @@ from mmdlm.models.compilation import Mode, compile_layers
 from mmdlm.models.lora import has_adapter
 from mmdlm.models.special_tokens import with_special_tokens
 from mmdlm.pipeline.devices import device_named
-from mmdlm.pipeline.generation_config import GENERATION
 from mmdlm.pipeline.hub import first_sentence
 from mmdlm.pipeline.image_pipeline import ImagePipeline
 from mmdlm.pipeline.likelihood import Scoring
@@ -30,6 +29,7 @@ from mmdlm.pipeline.offload import Offload
 from mmdlm.pipeline.options import LoadOptions, check_options
 from mmdlm.pipeline.presets import PresetName
 from mmdlm.pipeline.sampler_names import CacheName, OrderName, ScheduleName
+from mmdlm.pipeline.task_defaults import GENERATION
 from mmdlm.pipeline.text import TextTasks
 from mmdlm.pipeline.text_network import TextNetwork
 from mmdlm.templates.auto import prompt_template_for

@@ -21,7 +21,7 @@ from mmdlm.pipeline.inputs import (
     images_of,
     pillow_image,
 )
-from mmdlm.templates.prompt_template import Codes
+from mmdlm.templates.task_prompt import Codes
 from mmdlm.vision.frame import Frame
 
 

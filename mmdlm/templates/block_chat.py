@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from mmdlm.core.sequence import text_segment
 from mmdlm.templates.dream import Dream
-from mmdlm.templates.prompt_template import Generation, TaskPrompt
+from mmdlm.templates.prompt_template import Generation
 from mmdlm.templates.segments import answering
+from mmdlm.templates.task_prompt import TaskPrompt
 from mmdlm.templates.text_codec import TextCodec
 
 # As many steps as tokens; all tokens that the model is sure of at once.

@@ -15,8 +15,9 @@ from transformers.utils.chat_template_utils import (
     TypeHintParsingException,
 )
 
-from mmdlm.templates.prompt_template import ImageInput, Tool, Turn
+from mmdlm.templates.prompt_template import Tool
 from mmdlm.templates.segments import Piece
+from mmdlm.templates.task_prompt import ImageInput, Turn
 from mmdlm.templates.text_codec import TextCodec
 
 # For a tokenizer without a template: `role, end of text, content, end of text`, turn after turn.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from mmdlm.templates.prompt_template import ImageInput, Turn
+from mmdlm.templates.task_prompt import ImageInput, Turn
 
 IMAGE = "<image>"  # where an image stands in a message
 SYSTEM, USER, ASSISTANT, TOOL = ROLES = ("system", "user", "assistant", "tool")

@@ -7,16 +7,9 @@ from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.dream import Dream
-from mmdlm.templates.prompt_template import (
-    Generation,
-    ImageInput,
-    Sight,
-    Specials,
-    TaskPrompt,
-    Turn,
-    without_prompt,
-)
+from mmdlm.templates.prompt_template import Generation, Sight, Specials
 from mmdlm.templates.segments import Piece, segments_of
+from mmdlm.templates.task_prompt import ImageInput, TaskPrompt, Turn, without_prompt
 from mmdlm.templates.text_codec import TextCodec
 
 CAPTION = "Describe this image."

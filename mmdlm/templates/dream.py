@@ -9,15 +9,9 @@ from collections.abc import Collection
 from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
-from mmdlm.templates.prompt_template import (
-    Generation,
-    ImageInput,
-    PromptTemplate,
-    Specials,
-    TaskPrompt,
-    Turn,
-)
+from mmdlm.templates.prompt_template import Generation, PromptTemplate, Specials
 from mmdlm.templates.segments import Piece, answering, learned_segments, segments_of
+from mmdlm.templates.task_prompt import ImageInput, TaskPrompt, Turn
 from mmdlm.templates.text_codec import TextCodec
 
 # Dream's own way to sample: the share of a linear schedule, least entropy first, after temperature

@@ -6,15 +6,9 @@ from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, text_segment
 from mmdlm.templates.llada import Llada
-from mmdlm.templates.prompt_template import (
-    Generation,
-    ImageInput,
-    Sight,
-    TaskPrompt,
-    Turn,
-    without_prompt,
-)
+from mmdlm.templates.prompt_template import Generation, Sight
 from mmdlm.templates.segments import segments_of
+from mmdlm.templates.task_prompt import ImageInput, TaskPrompt, Turn, without_prompt
 from mmdlm.templates.text_codec import TextCodec
 
 SYSTEM = (

@@ -8,13 +8,10 @@ from typing import ClassVar
 
 from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
-from mmdlm.templates.prompt_template import (
+from mmdlm.templates.prompt_template import Generation, PromptTemplate, Sight, Specials
+from mmdlm.templates.task_prompt import (
     Codes,
-    Generation,
     ImageInput,
-    PromptTemplate,
-    Sight,
-    Specials,
     TaskPrompt,
     Turn,
     answer_segment,

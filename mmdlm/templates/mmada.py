@@ -12,23 +12,21 @@ from torch import Tensor
 from mmdlm.core.sequence import Segment, Sequence, text_segment
 from mmdlm.templates.infill import shortened
 from mmdlm.templates.llada import Llada
-from mmdlm.templates.prompt_template import (
-    Codes,
-    Generation,
-    ImageInput,
-    Sight,
-    Specials,
-    TaskPrompt,
-    Turn,
-    answer_segment,
-    without_prompt,
-)
+from mmdlm.templates.prompt_template import Generation, Sight, Specials
 from mmdlm.templates.segments import (
     Piece,
     answering,
     image_segments,
     learned_segments,
     segments_of,
+)
+from mmdlm.templates.task_prompt import (
+    Codes,
+    ImageInput,
+    TaskPrompt,
+    Turn,
+    answer_segment,
+    without_prompt,
 )
 from mmdlm.templates.text_codec import TextCodec
 

@@ -13,18 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from mmdlm.core.sequence import Segment, Sequence, control_segment, text_segment
 from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.chat_template import PLAIN, ChatTemplate, end_of_turn
-from mmdlm.templates.prompt_template import (
-    Codes,
-    Generation,
-    ImageInput,
-    PromptTemplate,
-    Sight,
-    TaskPrompt,
-    Tool,
-    Turn,
-    answer_segment,
-)
+from mmdlm.templates.prompt_template import Generation, PromptTemplate, Sight, Tool
 from mmdlm.templates.segments import answering, learned_segments, segments_of
+from mmdlm.templates.task_prompt import Codes, ImageInput, TaskPrompt, Turn, answer_segment
 from mmdlm.templates.text_codec import TextCodec
 
 # A text grows from its beginning. Most texts do not fill their canvas, so that its end is likely at

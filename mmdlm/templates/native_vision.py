@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from mmdlm.core.sequence import Sequence, image_segment, text_segment
 from mmdlm.templates.native import DESCRIBE, Native
-from mmdlm.templates.prompt_template import (
+from mmdlm.templates.prompt_template import Sight
+from mmdlm.templates.task_prompt import (
     Codes,
     ImageInput,
-    Sight,
     TaskPrompt,
     Turn,
     answer_segment,

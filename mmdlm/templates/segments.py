@@ -13,7 +13,7 @@ from mmdlm.core.sequence import (
     text_segment,
 )
 from mmdlm.core.vocabulary import Modality
-from mmdlm.templates.prompt_template import (
+from mmdlm.templates.task_prompt import (
     Codes,
     ImageInput,
     TaskPrompt,

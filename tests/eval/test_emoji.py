@@ -30,8 +30,8 @@ from eval.emoji.gallery import Gallery, kind
 from eval.emoji.measures import Split, document, likelihood, measure
 from mmdlm import load
 from mmdlm.cli import recipe as command_line
-from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.task_defaults import Defaults
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "data" / "emoji_images.tar"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.templates.auto import LAYOUTS
 from tests.templates.tiny import transformer, words_of
 

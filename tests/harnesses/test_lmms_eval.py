@@ -20,7 +20,7 @@ from mmdlm.core.likelihood.token_scores import token_log_prob
 from mmdlm.core.sequence import collate
 from mmdlm.pipeline.model import Model
 from mmdlm.templates.chat_template import PLAIN
-from mmdlm.templates.prompt_template import Turn
+from mmdlm.templates.task_prompt import Turn
 
 pytest.importorskip("lmms_eval")
 

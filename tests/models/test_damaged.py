@@ -23,7 +23,7 @@ from mmdlm.models.configuration import read_config
 from mmdlm.models.encoder_config import MmdlmEncoderConfig
 from mmdlm.models.modeling import MmdlmForMaskedDiffusion
 from mmdlm.pipeline.convert import convert
-from mmdlm.pipeline.generation_config import Defaults
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.vision.encoders.open_clip_tower import _open_clip_model
 from mmdlm.vision.tokenizers.magvit2 import Magvit2Tokenizer
 from tests.models.test_families import CONFIGS

@@ -14,8 +14,8 @@ from mmdlm.core.sampling.block_rules import BlockTransfer
 from mmdlm.core.sampling.cache import FinishedBlocks
 from mmdlm.core.sampling.unmasking import Threshold
 from mmdlm.pipeline.convert import convert
-from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.templates.auto import LAYOUTS
 from tests.templates.tiny import transformer, words_of
 

@@ -26,8 +26,9 @@ from mmdlm.core.sampling.unmasking import (
     Threshold,
     UniformTransfer,
 )
-from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.presets import PresetName
+from mmdlm.pipeline.task_defaults import Defaults
 
 
 def written(folder: Path, content: object) -> Path:

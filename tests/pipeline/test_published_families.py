@@ -16,8 +16,9 @@ from mmdlm import load
 from mmdlm.core.sequence import Batch, collate, pack, text_segment
 from mmdlm.core.sequence import Sequence as Document
 from mmdlm.pipeline.convert import convert
-from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.pipeline.generation_config import GenerationConfig
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import LladaV

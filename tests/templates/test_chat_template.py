@@ -11,7 +11,7 @@ from mmdlm.core.vocabulary import Modality, Vocabulary
 from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.chat_template import PLAIN
 from mmdlm.templates.native import ABOUT_IMAGES, DESCRIBE
-from mmdlm.templates.prompt_template import Codes, Turn
+from mmdlm.templates.task_prompt import Codes, Turn
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.test_conversations import Seen
 from tests.templates.tiny import CHATML, byte_tokenizer, ids_of, modality_of, targets_of

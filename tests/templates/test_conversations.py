@@ -11,7 +11,8 @@ import torch
 
 from mmdlm.core.sequence import Views
 from mmdlm.core.vocabulary import Modality
-from mmdlm.pipeline.generation_config import Defaults, GenerationConfig
+from mmdlm.pipeline.generation_config import GenerationConfig
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.conversation import check_messages, turns_of
 from mmdlm.templates.dream import Dream
@@ -19,7 +20,8 @@ from mmdlm.templates.lavida import LavidaDream, LavidaLlada
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.llada_v import LladaV
 from mmdlm.templates.native import Native
-from mmdlm.templates.prompt_template import PromptTemplate, Turn
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.task_prompt import Turn
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import (
     Script,

@@ -12,7 +12,7 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.chat_template import PLAIN
 from mmdlm.templates.mmada import Mmada
 from mmdlm.templates.native import Native
-from mmdlm.templates.prompt_template import Codes, Turn
+from mmdlm.templates.task_prompt import Codes, Turn
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.test_chat_template import words_with
 from tests.templates.tiny import ids_of, targets_of

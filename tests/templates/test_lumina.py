@@ -8,7 +8,7 @@ import torch
 from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.lumina import EDITS, Lumina, best_crop, crops
-from mmdlm.templates.prompt_template import Codes, Turn
+from mmdlm.templates.task_prompt import Codes, Turn
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import Script, ids_of, targets_of, words_of
 

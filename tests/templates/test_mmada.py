@@ -9,7 +9,7 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.pipeline.generation_run import with_generated
 from mmdlm.templates.conversation import turns_of
 from mmdlm.templates.mmada import THINK, THINK_TO_DRAW, Mmada
-from mmdlm.templates.prompt_template import Codes
+from mmdlm.templates.task_prompt import Codes
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.tiny import Script, ids_of, modality_of, targets_of, words_of
 

@@ -13,7 +13,8 @@ from mmdlm.core.vocabulary import Modality
 from mmdlm.templates.auto import LAYOUTS
 from mmdlm.templates.llada import Llada
 from mmdlm.templates.mmada import TEXT_LENGTH, Mmada
-from mmdlm.templates.prompt_template import Codes, ImageInput, PromptTemplate, Turn
+from mmdlm.templates.prompt_template import PromptTemplate
+from mmdlm.templates.task_prompt import Codes, ImageInput, Turn
 from mmdlm.templates.text_codec import TextCodec
 from tests.templates.test_conversations import Seen, said
 from tests.templates.tiny import Script, byte_tokenizer, ids_of, targets_of, words_of

@@ -27,7 +27,7 @@ from mmdlm.pipeline.inputs import pillow_image
 from mmdlm.templates.auto import LAYOUTS, prompt_template_for
 from mmdlm.templates.chat_template import PLAIN
 from mmdlm.templates.native import ABOUT_IMAGES, DESCRIBE
-from mmdlm.templates.prompt_template import Turn
+from mmdlm.templates.task_prompt import Turn
 from mmdlm.vision.tokenizers.auto import load_image_tokenizer
 from tests.models import foreign
 from tests.templates.tiny import ids_of, transformer, words_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmdlm.pipeline.generation_config import Defaults
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.vision.known_names import nearest, suggestion
 
 KNOWN = ["training.max_steps", "training.seed", "data.batch_size", "out"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.sources.conversations import Conversation
 from data_pipelines.sources.source import Source
 from mmdlm.models.checkpoints.run_steps import parts_of
-from mmdlm.pipeline.generation_config import GENERATION, Defaults
+from mmdlm.pipeline.task_defaults import GENERATION, Defaults
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.checkpoint_files import read_json
 

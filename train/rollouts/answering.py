@@ -19,7 +19,7 @@ from mmdlm.pipeline.inputs import generation_config_with, pillow_image, with_pla
 from mmdlm.pipeline.model import Model
 from mmdlm.rl.rollout import Rollout
 from mmdlm.templates.conversation import turns_of
-from mmdlm.templates.prompt_template import Codes, TaskPrompt
+from mmdlm.templates.task_prompt import Codes, TaskPrompt
 
 
 class Answering(ABC):

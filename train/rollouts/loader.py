@@ -30,7 +30,7 @@ from mmdlm.pipeline.model import Model
 from mmdlm.rl.policy_loss import PolicyLoss
 from mmdlm.rl.reward import Breakdown
 from mmdlm.rl.rollout import Rollout
-from mmdlm.templates.prompt_template import TaskPrompt
+from mmdlm.templates.task_prompt import TaskPrompt
 from train.optimizer_step import step_generator
 from train.rollouts.answering import Answering
 from train.rollouts.completions import CompletionsTable

@@ -16,8 +16,8 @@ from data_pipelines.shards.shards import BrokenShard, expand_urls, read_shard
 from data_pipelines.sources.source import BROKEN_CONTENT, Source, field_text
 from data_pipelines.sources.vision_samples import IMAGE_FIELD, SeenCaption, numbered
 from mmdlm.models.auto import PretrainedDenoiser
-from mmdlm.pipeline.generation_config import Defaults
 from mmdlm.pipeline.model import Model
+from mmdlm.pipeline.task_defaults import Defaults
 from mmdlm.templates.prompt_template import PromptTemplate
 from mmdlm.vision.image_files import open_image
 from mmdlm.vision.tokenizers.base import ImageTokenizer
