@@ -49,6 +49,10 @@ ONLY_IN = {
     "webdataset": ("data_pipelines",),
     "lm_eval": ("mmdlm.harnesses", "eval"),
     "lmms_eval": ("mmdlm.harnesses",),
+    # of the extra `serve`; the command imports the room when it is asked to serve
+    **dict.fromkeys(
+        ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"), ("mmdlm.serving",)
+    ),
 }
 LAZY_ONLY_IN = {
     "open_clip": ("mmdlm.vision", "mmdlm.rl.rewards"),

@@ -44,7 +44,7 @@ def test_every_command_and_recipe_has_a_section(commands: dict[str, str]) -> Non
 def test_recipes_list_fields_of_groups_and_classes_of_parts(commands: dict[str, str]) -> None:
     page = commands["reference/recipes.md"]
     assert "### `Objective`" in page
-    assert "| `complementary` | `bool` | `False` | every document twice" in page
+    assert "| `complementary` | `bool` | `False` | Every document twice" in page
     assert "train.optimizer.Muon" in page
     assert "| `--data` | [`Data`](#data) |  | What to train on. |" in page
 

@@ -92,6 +92,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"architectures": ["LLaDAForMultiModalGeneration"], "codebook_size": 16}
     | {"mask_token_id": 40, "eos_token_id": 39, "pad_token_id": 39},
     "dream": LLAMA | {"model_type": "Dream", "mask_token_id": 62, "pad_token_id": 61},
+    "sdar": LLAMA
+    | {"model_type": "sdar", "head_dim": 8, "block_size": 4}
+    | {"mask_token_id": 62, "eos_token_id": 61, "pad_token_id": 61},
+    "fast_dllm": LLAMA
+    | {"model_type": "Fast_dLLM_Qwen", "bd_size": 4}
+    | {"mask_token_id": 62, "eos_token_id": 61, "pad_token_id": 61},
     "llada_v": LLAMA | SEEING | {"model_type": "llava_llada"},
     "lavida_llada": OLMO | SEEING | PINPOINTS | {"model_type": "llava_llada"},
     "lavida_dream": LLAMA | SEEING | PINPOINTS | {"model_type": "llava_dream", "mask_token_id": 62},
