@@ -316,6 +316,7 @@ def _write_rows(
         **settings,
         "images": folder and str(folder),
         "image": mark,
+        "allow_outside": images.allow_outside,
         "split": split,
         "subset": subset,
         "samples_per_shard": samples_per_shard,

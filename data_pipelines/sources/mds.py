@@ -15,11 +15,15 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.sources.compressed import OPENERS, damage_named, open_binary
+from data_pipelines.sources.local_files import path_inside
 from data_pipelines.sources.row_files import BrokenRow, Row
 from data_pipelines.sources.text_files import decoded, parsed, read_text
 
 INDEX = "index.json"
 SIZES = {"uint": (8, 16, 32, 64), "int": (8, 16, 32, 64), "float": (16, 32, 64)}
+# of a pixel, by mode of Pillow
+BITS = {"1": 1, "L": 8, "P": 8, "LA": 16, "I;16": 16, "RGB": 24, "YCbCr": 24, "LAB": 24, "HSV": 24}
+BITS |= {"RGBA": 32, "RGBa": 32, "RGBX": 32, "CMYK": 32, "I": 32, "F": 32, "PA": 16, "La": 16}
 SCALARS = frozenset(f"{kind}{bits}" for kind, sizes in SIZES.items() for bits in sizes)
 
 
@@ -57,10 +61,14 @@ def mds_files(folder: Path, shards: list[dict[str, Any]]) -> list[Path]:
             for one in (shard.get("raw_data"), shard.get("zip_data"))
             if isinstance(one, dict) and isinstance(one.get("basename"), str)
         ]
-        paths = [folder / Path(name).name for name in names]  # beside the index, wherever it says
+        # Where the index of several folders says, or else beside the index.
+        paths = [path_inside(folder, name, allow_outside=False) for name in names]
+        paths += [folder / Path(name).name for name in names]
         path = next((one for one in paths if one.is_file()), None)
         if path is None:
             raise ValueError(f"{folder / INDEX} names {' or '.join(names)}, which is not there")
+        if path in found:
+            raise ValueError(f"{folder / INDEX} names {path} twice; fetch it again")
         found.append(path)
     return found
 
@@ -119,6 +127,8 @@ def _values(columns: list[tuple[str, str, int | None]], data: bytes) -> dict[str
             raise ValueError(f"column {name!r} ends behind its sample")
         values[name] = _decoded(encoding, data[place : place + size])
         place += size
+    if place != len(data):
+        raise ValueError(f"{len(data) - place} bytes are left behind its columns")
     return values
 
 
@@ -128,6 +138,8 @@ def _decoded(encoding: str, data: bytes) -> Any:
     if encoding.startswith("list[") and (decode := DECODERS.get(encoding[5:-1])):
         count = int.from_bytes(data[:4], "little")
         ends = 4 + 4 * count + np.cumsum(np.frombuffer(data[4 : 4 + 4 * count], "<u4")).astype(int)
+        if len(ends) != count or (ends[-1] if count else 4) != len(data):
+            raise ValueError("a list does not fit its column")
         starts = [4 + 4 * count, *ends.tolist()]
         return [decode(data[a:b]) for a, b in zip(starts, ends.tolist(), strict=False)]
     decode = DECODERS.get(encoding)
@@ -137,7 +149,12 @@ def _decoded(encoding: str, data: bytes) -> Any:
 def _pil(data: bytes) -> Image.Image:
     """Decode an image of raw pixels behind its width, height, and mode with the size of that."""
     width, height, size = np.frombuffer(data[:12], "<u4").astype(int).tolist()
-    return Image.frombytes(data[12 : 12 + size].decode(), (width, height), data[12 + size :])
+    mode, pixels = data[12 : 12 + size].decode(), data[12 + size :]
+    if mode not in BITS:
+        raise ValueError(f"an image of mode {mode[:20]!r}")
+    if not (width and height) or len(pixels) != (width * BITS[mode] + 7) // 8 * height:
+        raise ValueError(f"{len(pixels)} bytes are no {mode} image of {width}x{height} pixels")
+    return Image.frombytes(mode, (width, height), pixels)
 
 
 DECODERS: Mapping[str, Callable[[bytes], Any]] = MappingProxyType(

@@ -216,8 +216,11 @@ def _fetched(value: Any, hub: str) -> Any:
     if not isinstance(value, Mapping) or set(value) != {"bytes", "path"} or value["bytes"]:
         return value
     path = value["path"]
-    inside = isinstance(path, str) and path.rpartition("::")[2].startswith(f"hf://datasets/{hub}@")
-    if not inside:
+    if not isinstance(path, str):
+        return value
+    *archives, last = path.split("::")  # a chain of fsspec: what lies in what, the outermost last
+    inside = last.startswith(f"hf://datasets/{hub}@")
+    if not inside or not all(one.startswith(("zip://", "tar://")) for one in archives):
         return value
     with fsspec.open(path, "rb") as file:
         return {"bytes": file.read(), "path": path}

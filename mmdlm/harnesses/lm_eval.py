@@ -304,13 +304,20 @@ class MmdlmLM(LM):
                 yield "", text
             return
         step = most - 1  # and one token of context
-        for start in range(0, len(begins), step):
+        start = 0
+        while start < len(begins):
             stop = min(start + step, len(begins))
+            # A character of several tokens stays whole: each of them begins where it does.
+            while start < stop < len(begins) and begins[stop] == begins[stop - 1]:
+                stop -= 1
+            if stop == start:
+                raise ValueError(f"one character of the text takes more than {step} tokens")
             end = len(text) if stop == len(begins) else begins[stop]
             # blanks at its end would be scored again, with the window
             context = text[begins[max(0, stop - most)] : begins[start]].rstrip()
             piece = text[begins[start] if start else 0 : end]
             yield self.subject.shortened(context, stop - start), piece
+            start = stop
 
     def _forget(self, requests: list[Instance]) -> None:
         """Drop the scores of an evaluation before this one."""

@@ -142,7 +142,7 @@ class _Routes:
         """Answer a conversation by a text or an image."""
         request = await self._read(http, ChatRequest)
         if "image" in (request.modalities or ()):
-            drawing = tasks.chat_drawing(request)
+            drawing = tasks.chat_drawing(request, self.settings)
             if request.stream:
                 raise ApiError(
                     400,
@@ -183,7 +183,7 @@ class _Routes:
         request = await self._read(http, CompletionRequest)
 
         def call(work: Work) -> tasks.TextCall:
-            return tasks.completion_call(request, work.model)
+            return tasks.completion_call(request, work.model, self.settings)
 
         if request.stream:
             return await self._stream_text(http, request, call, "text_completion", _text_part)

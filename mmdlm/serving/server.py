@@ -56,6 +56,8 @@ def run(model: Model, settings: ServerSettings, listening: socket.socket) -> Non
         access_log=False,
         lifespan="on",
         server_header=False,
+        # Bodies are read before a request is counted: so many are held at most.
+        limit_concurrency=32 + 2 * (settings.max_batch_size + settings.max_queue),
         timeout_graceful_shutdown=math.ceil(settings.drain),
     )
     host, port = listening.getsockname()[:2]

@@ -85,7 +85,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be taken."""
-        return self._active < self.capacity
+        return self._active < self.capacity and self.batcher.is_alive
 
     def close(self) -> None:
         """Finish the requests that there are, and end all threads."""
@@ -143,6 +143,8 @@ class Service:
 
         def work_off(work: Work) -> None:
             try:
+                if (reason := work.watch.ticket.reason()) is not None:
+                    raise reason  # given up before its turn came
                 for item in task(work):
                     loop.call_soon_threadsafe(items.put_nowait, item)
             finally:
@@ -161,6 +163,9 @@ class Service:
             finally:
                 gone.cancel()
                 work.watch.ticket.give_up()
+                if not future.cancel():  # it still counts until it has noticed
+                    with suppress(Exception):
+                        await asyncio.wrap_future(future)
 
     @contextmanager
     def _admitted(self) -> Iterator[Work]:

@@ -244,6 +244,11 @@ class StepBatcher:
         """Rows that are being denoised."""
         return sum(len(group.seats) for group in self._groups)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether calls are carried out."""
+        return self._worker.is_alive()
+
     def close(self) -> None:
         """Take no more calls, finish those that there are, and end the worker."""
         with self._changed:
@@ -297,7 +302,12 @@ class StepBatcher:
                 newcomers.append(self._waiting.popleft())
                 taken += len(newcomers[-1].rows)
         if newcomers and not self._groups:
-            newcomers[0].rows.run.packed.renew()  # weights may change while nobody is served
+            try:
+                newcomers[0].rows.run.packed.renew()  # weights may change while nobody is served
+            except Exception as error:
+                for call in newcomers:
+                    call.end(error)
+                newcomers = []
         self._seat(newcomers)
         return bool(self._groups) or not self._is_closed
 
@@ -313,7 +323,13 @@ class StepBatcher:
             else:
                 self._groups.append(_Group(call.rows, _seats(call)))
         for group, calls in joining.items():
-            group.rows = Denoising.joined([group.rows, *(call.rows for call in calls)])
+            try:
+                joined = Denoising.joined([group.rows, *(call.rows for call in calls)])
+            except Exception as error:  # such as out of memory: the group goes on without them
+                for call in calls:
+                    call.end(error)
+                continue
+            group.rows = joined
             for call in calls:
                 group.seats += _seats(call)
 
@@ -323,7 +339,11 @@ class StepBatcher:
             for call in group.calls:
                 if (reason := call.reason()) is not None:
                     call.end(reason)
-            _keep(group, [not call.has_ended for call, _ in group.seats])
+            try:
+                _keep(group, [not call.has_ended for call, _ in group.seats])
+            except Exception as error:
+                group.fail(error)
+                group.seats = []
         self._groups = [group for group in self._groups if group.seats]
 
     def _step(self, groups: Sequence[_Group]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image, ImageChops
@@ -33,6 +33,7 @@ from mmdlm.vision.image_files import BLACK, WHITE, image_facts, open_image
 from mmdlm.vision.image_urls import data_of
 
 TextTask = Literal["chat", "caption", "complete", "infill"]
+Given = TypeVar("Given")  # an image, as a request holds it
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def chat_call(request: ChatRequest, model: Model, settings: ServerSettings) -> T
             code="invalid_value",
             param="response_format",
         )
-    images = [one for message in request.messages for one in _images(message, settings.max_pixels)]
+    images = _images(request.messages, settings.max_pixels)
     n, seed = request.n or 1, seed_of(request)
     has_words = any(_words(message) for message in request.messages)
     if len(images) == 1 and not has_words:
@@ -187,11 +188,30 @@ def _words(message: ChatMessage) -> str:
     return "\n".join(texts).strip()
 
 
-def _images(message: ChatMessage, max_pixels: int) -> list[Image.Image]:
-    if isinstance(message.content, str):
-        return []
-    urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
-    return [open_url(url, max_pixels) for url in urls]
+def _images(messages: Sequence[ChatMessage], max_pixels: int) -> list[Image.Image]:
+    """Open the images of a conversation; they share the limit."""
+    contents = [one.content for one in messages if not isinstance(one.content, str)]
+    parts = [part for content in contents for part in content]
+    urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    return _opened(urls, open_url, max_pixels)
+
+
+def _opened(
+    given: Sequence[Given], opener: Callable[[Given, int], Image.Image], max_pixels: int
+) -> list[Image.Image]:
+    images, left = [], max_pixels
+    for number, one in enumerate(given):
+        if left < 1:
+            raise ApiError(
+                400,
+                f"the first {number} images of the request have {max_pixels} pixels together, and "
+                "this server takes no more; send fewer or smaller ones",
+                code="invalid_value",
+                param="image",
+            )
+        images.append(opener(one, left))
+        left -= images[-1].width * images[-1].height
+    return images
 
 
 def open_url(url: str, max_pixels: int) -> Image.Image:
@@ -207,7 +227,7 @@ def open_url(url: str, max_pixels: int) -> Image.Image:
     return open_image(data_of(url), max_pixels=max_pixels)
 
 
-def completion_call(request: CompletionRequest, model: Model) -> TextCall:
+def completion_call(request: CompletionRequest, model: Model, settings: ServerSettings) -> TextCall:
     """Return the call that goes on with a text, or fills what is between it and its suffix."""
     prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[0]
     n, seed, suffix = request.n or 1, seed_of(request), request.suffix or ""
@@ -221,6 +241,8 @@ def completion_call(request: CompletionRequest, model: Model) -> TextCall:
                     param=name,
                 )
         options = {"num_inference_steps": request.num_inference_steps}
+        holes = sum(int(found.group(1) or 1) for found in HOLE.finditer(prompt))
+        _check_most("number of masks in the prompt", holes, settings.max_new_tokens)
         if not suffix:
             return TextCall("infill", prompt, options, n, seed)
         if HOLE.search(prompt + suffix):
@@ -281,23 +303,23 @@ class Drawing:
         return work.model.draw_trajectory(self.prompt, **self._all)
 
 
-def chat_drawing(request: ChatRequest) -> Drawing:
+def chat_drawing(request: ChatRequest, settings: ServerSettings) -> Drawing:
     """Return the drawing that a conversation asks for: of what the user said last."""
     given = request.image_generation or ImageGeneration()
     said = [_words(one) for one in request.messages if one.role == "user"]
-    return Drawing.of(
-        ImageRequest(
-            prompt=said[-1] if said else "",
-            n=request.n,
-            seed=request.seed,
-            size=given.size,
-            negative_prompt=given.negative_prompt,
-            num_inference_steps=given.num_inference_steps or request.num_inference_steps,
-            guidance_scale=request.guidance_scale
-            if given.guidance_scale is None
-            else given.guidance_scale,
-        )
+    asked = ImageRequest(
+        prompt=said[-1] if said else "",
+        n=request.n,
+        seed=request.seed,
+        size=given.size,
+        negative_prompt=given.negative_prompt,
+        num_inference_steps=given.num_inference_steps or request.num_inference_steps,
+        guidance_scale=request.guidance_scale
+        if given.guidance_scale is None
+        else given.guidance_scale,
     )
+    check_limits(asked, settings)
+    return Drawing.of(asked)
 
 
 def edited(
@@ -335,7 +357,11 @@ def edited(
             param="size",
         )
     seed, model = seed_of(request), work.model
-    opened = [open_image(one, max_pixels=settings.max_pixels, whole=True) for one in images]
+    opened = _opened(
+        images,
+        lambda one, most: open_image(one, max_pixels=most, whole=True),
+        settings.max_pixels,
+    )
     if mask is not None and len(opened) != 1:
         raise ApiError(
             400,

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 from data_pipelines import write_shards as jobs
 from data_pipelines.shards.shards import INDEX, Sample, expand_urls, read_json, read_shard
+from data_pipelines.sources import mds, rows
 from data_pipelines.sources.interleaved import Interleaved
 from data_pipelines.sources.row_files import rows_in
 from data_pipelines.sources.rows import rows_of
@@ -238,6 +240,48 @@ class TestTexts:
         damage(tmp_path / "shard.00000.mds", tmp_path / "index.json")
         with pytest.raises(ValueError, match=says):
             list(rows_of(str(tmp_path)))
+
+    @pytest.mark.parametrize(
+        "encoding, data",
+        [
+            ("list[str]", np.array([7, 5, 5], "<u4").tobytes() + b"helloworld12"),
+            ("list[str]", np.array([2, 5, 5], "<u4").tobytes() + b"helloworld12"),
+            ("pil", np.array([20_000, 20_000, 3], "<u4").tobytes() + b"RGB"),
+            ("pil", np.array([1, 1, 4], "<u4").tobytes() + b"what"),
+        ],
+    )
+    def test_values_of_mds_that_do_not_fit(self, encoding, data):
+        with pytest.raises(ValueError, match=r"does not fit|no RGB image|mode 'what'"):
+            mds._decoded(encoding, data)
+
+    def test_two_shards_of_one_name(self, tmp_path):
+        for folder in ("0", "1"):
+            (tmp_path / folder).mkdir()
+            for path in (FORMS / "mds/text").iterdir():
+                (tmp_path / folder / path.name).write_bytes(path.read_bytes())
+        index = json.loads((tmp_path / "0/index.json").read_text())
+        (shard,) = index["shards"]
+        parts = ("raw_data", "zip_data")
+        index["shards"] = [
+            {
+                **shard,
+                **{
+                    part: {**shard[part], "basename": f"{folder}/{shard[part]['basename']}"}
+                    for part in parts
+                    if shard.get(part)
+                },
+            }
+            for folder in ("0", "1")
+        ]
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        assert len(list(rows_of(str(tmp_path)))) == 2 * shard["samples"]
+
+    @pytest.mark.parametrize("path", ["/etc/hostname::", "file:///etc/hostname::", ""])
+    def test_rows_of_the_hub_name_only_their_own_files(self, path):
+        value = {"bytes": None, "path": f"{path}hf://datasets/other/set@main/x"}
+        assert rows._fetched(value, "other/sets") is value
+        value = {"bytes": None, "path": "/etc/hostname::hf://datasets/o/set@main/x"}
+        assert rows._fetched(value, "o/set") is value
 
 
 class TestConversations:

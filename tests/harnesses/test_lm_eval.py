@@ -220,6 +220,16 @@ def test_errors_of_a_task_are_in_the_results(llada: Model) -> None:
     assert errors["choices"] == 1
 
 
+def test_characters_of_several_tokens_stay_whole_in_windows(llada: Model) -> None:
+    small = replace(llada, max_length=9)
+    harness = MmdlmLM(small, samples=2, batch_size=8)
+    text = "\U0001f600\U0001f389\U0001f431" * 6
+    windows = list(harness._windows(text))
+    assert "".join(piece for _, piece in windows) == text
+    assert max(len(small.codec.encode(piece)) for _, piece in windows) <= small.longest_text
+    assert len(harness.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,)]))) == 1
+
+
 def test_a_long_text_is_scored_window_by_window(llada: Model) -> None:
     small = replace(llada, max_length=9)  # texts of at most 8 bytes
     harness = MmdlmLM(small, samples=2, batch_size=8)

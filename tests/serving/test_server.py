@@ -298,6 +298,7 @@ def bomb() -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+LARGE = data_url(Image.new("1", (1000, 500)))
 CHAT, TEXT, DRAW = "/chat/completions", "/completions", "/images/generations"
 HELLO = [{"role": "user", "content": "hello"}]
 REFUSED: list[tuple[str, Any, int, str]] = [
@@ -309,6 +310,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     (CHAT, {"messages": shown("/etc/passwd")}, 400, "is no data URL"),
     (CHAT, {"messages": shown("data:image/png;base64,AAAA")}, 400, "none of PNG, JPEG"),
     (CHAT, {"messages": shown(bomb())}, 400, "30000 x 30000 pixels are more than 1,000,000"),
+    (CHAT, {"messages": shown(*[LARGE] * 3)}, 400, "the first 2 images .* 1000000 pixels together"),
     (CHAT, {"messages": HELLO, "response_format": {"type": "xml"}}, 400, "response_format 'xml'"),
     (CHAT, {"messages": HELLO, "tools": []}, 400, "tools: this server does not know"),
     (CHAT, {"messages": HELLO, "modalities": ["image"], "stream": True}, 400, "not streamed"),
@@ -316,6 +318,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     (TEXT, {"prompt": "a", "n": 2, "stream": True}, 400, "a stream holds one text"),
     (TEXT, {"prompt": "a", "max_tokens": 10**9}, 400, "max_tokens is 1000000000"),
     (TEXT, {"prompt": "a", "max_tokens": 4000}, 400, "max_new_tokens is 4000"),
+    (TEXT, {"prompt": "a [MASK:5000]"}, 400, "number of masks in the prompt is 5000"),
     (TEXT, {"prompt": "a " * 5000}, 400, "tokens"),
     (TEXT, {"prompt": "a", "temperature": -1}, 400, "temperature: .*greater than or equal to 0"),
     (TEXT, {"prompt": "a", "temperature": "hot"}, 400, "temperature: .*valid number"),
@@ -329,6 +332,16 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     (DRAW, {"prompt": " "}, 400, "prompt ' ' is empty"),
     (DRAW, {"prompt": "cat", "response_format": "url"}, 400, "response_format: "),
     (DRAW, {"prompt": "cat", "num_inference_steps": 9**9}, 400, "num_inference_steps is"),
+    (
+        CHAT,
+        {
+            "messages": HELLO,
+            "modalities": ["image"],
+            "image_generation": {"num_inference_steps": 10**6},
+        },
+        400,
+        "num_inference_steps is 1000000",
+    ),
     ("/audio", {}, 404, "there is no /v1/audio here"),
 ]
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 import mmdlm
+from mmdlm.core.kernels.linear import PackedLayers
+from mmdlm.core.sampling.denoising import Denoising
 from mmdlm.core.sampling.order import Candidates, Order
 from mmdlm.pipeline.model import Model
 from mmdlm.serving.step_batcher import (
@@ -225,6 +227,41 @@ def test_numbers_that_are_not_finite_end_only_their_call(
     with pytest.raises(ValueError, match="not finite"):
         served(model, batcher).infill(TEXT)
     monkeypatch.undo()
+    assert served(model, batcher).infill(TEXT) == model.infill(TEXT)
+
+
+@pytest.mark.parametrize("what", ["joined", "renew"])
+def test_no_room_for_newcomers_is_an_error_of_theirs(
+    what: str, model: Model, batcher: StepBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails before a step leaves the worker alive, and nobody waits for ever."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def act() -> None:
+        entered.set()
+        gate.wait(20)
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    with ThreadPoolExecutor(2) as pool:
+        if what == "joined":
+            first = pool.submit(served(with_order(model, act), batcher).infill, TEXT)
+            assert entered.wait(20)
+            monkeypatch.setattr(Denoising, "joined", fail)
+            monkeypatch.setattr(Denoising, "joins", lambda *_: True)
+        else:
+            monkeypatch.setattr(PackedLayers, "renew", fail)
+        late = pool.submit(served(model, batcher).infill, TEXT)
+        while what == "joined" and not batcher.waiting:
+            time.sleep(0.01)
+        gate.set()
+        with pytest.raises(MemoryError, match="no room"):
+            late.result(20)
+        monkeypatch.undo()
+        if what == "joined":
+            assert first.result(20) == model.infill(TEXT)
+    assert batcher.is_alive
     assert served(model, batcher).infill(TEXT) == model.infill(TEXT)
 
 
