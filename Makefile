@@ -17,7 +17,7 @@ CONSTRAINTS := $(if $(LOCKED),--constraint $(LOCK))
 help:
 	@echo "make demo         draw, caption and inpaint with the bundled model: demo/index.html"
 	@echo "make test         run the tests"
-	@echo "make test-fast    run nine tenths of them in a minute and a half, on two cores"
+	@echo "make test-fast    run all but those marked slow, on two cores"
 	@echo "make coverage     run the tests and show which branches of mmdlm they do not reach"
 	@echo "make check        ruff, pydoclint and mypy"
 	@echo "make docs         build the documentation into build/site, strictly"

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from data_pipelines.jobs.shard_job import own_device
 from data_pipelines.shards.sample_stats import BrokenSample, SampleStats, one_line
 from data_pipelines.shards.shards import expand_urls, read_shard
 from data_pipelines.sources.source import BROKEN_CONTENT, field_image, field_value
@@ -73,7 +74,7 @@ def main(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is too small; give 1 or more")
     urls = expand_urls(shards, allow_pipe=allow_pipe)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or own_device())
     model = load_image_tokenizer(tokenizer).to(place)
     stats = SampleStats(max_broken)
 

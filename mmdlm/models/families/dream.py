@@ -11,10 +11,8 @@ from mmdlm.models.families.base import (
     Json,
     refuse_to_write,
     refuse_unless,
-    required,
-    special_id,
 )
-from mmdlm.models.families.llama import llama_config, llama_shape
+from mmdlm.models.families.llama import llama_config, llama_shape, text_vocabulary
 from mmdlm.models.families.weight_map import LLAMA_NAMES, WeightMap
 
 MASK_ID, EOS_ID = 151666, 151643
@@ -39,16 +37,7 @@ class Dream(Family):
 
     def vocabulary(self, config: Json, *, tokenizer_size: int | None = None) -> Vocabulary:
         """All ids are text."""
-        size = int(required(config, "vocab_size"))
-        eos = special_id(config, "eos_token_id", default=EOS_ID, size=size, last=2)
-        return Vocabulary(
-            size=size,
-            text=(0, size),
-            image=(size, size),
-            mask_id=special_id(config, "mask_token_id", default=MASK_ID, size=size, last=1),
-            eos_id=eos,
-            pad_id=special_id(config, "pad_token_id", default=eos, size=size, last=2),
-        )
+        return text_vocabulary(config, mask_id=MASK_ID, eos_id=EOS_ID)
 
     def published_config(self, ours: Mapping[str, Any]) -> Json:
         refuse_to_write(

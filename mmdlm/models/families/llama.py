@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmdlm.models.families.base import Json, number, required
+from mmdlm.core.vocabulary import Vocabulary
+from mmdlm.models.families.base import Json, number, required, special_id
 from mmdlm.models.rope import rope_of
 
 SAME_NAME = (
@@ -47,3 +48,30 @@ def llama_config(ours: Mapping[str, Any]) -> Json:
         "vocab_size": ours["vocabulary"]["size"],
         "hidden_act": "silu",
     }
+
+
+def text_vocabulary(
+    config: Json, *, mask_id: int, eos_id: int, pad_id: int | None = None
+) -> Vocabulary:
+    """Return the vocabulary of a model whose ids are all text.
+
+    Args:
+        config: As published.
+        mask_id: Where the config has none.
+        eos_id: Where the config has none.
+        pad_id: Where the config has none; None: the end of text.
+
+    Returns:
+        Its vocabulary.
+    """
+    size = int(required(config, "vocab_size"))
+    eos = special_id(config, "eos_token_id", default=eos_id, size=size, last=2)
+    pad = eos if pad_id is None else pad_id
+    return Vocabulary(
+        size=size,
+        text=(0, size),
+        image=(size, size),
+        mask_id=special_id(config, "mask_token_id", default=mask_id, size=size, last=1),
+        eos_id=eos,
+        pad_id=special_id(config, "pad_token_id", default=pad, size=size, last=2),
+    )
